@@ -1,7 +1,7 @@
 //! Directories of a running server.
 //!
-//! A server has two: the runtime directory, with its socket, is lost at a reboot; the state
-//! directory is not. A lock in each keeps out other servers.
+//! A server has two directories: the runtime directory, with its socket, is lost at a reboot; the
+//! state directory survives it. A lock in each directory keeps out other servers.
 //!
 //! Imports no other module.
 
@@ -31,14 +31,14 @@ pub enum DirectoryKind {
     Runtime,
     /// For data that must survive a reboot.
     State,
-    /// For both: the directory that `state-dir` names.
+    /// For both purposes: the directory that `state-dir` names.
     Both,
 }
 
 impl DirectoryKind {
     /// Returns the mode of a new directory.
     ///
-    /// Every user may reach the socket, but only our own user the state.
+    /// Every user may reach the socket, but only the server's own user the state.
     fn mode(self) -> u32 {
         match self {
             Self::Runtime | Self::Both => 0o755,
@@ -59,13 +59,13 @@ impl fmt::Display for DirectoryKind {
 /// The condition under which an existing directory is trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrustRule {
-    /// Always: the user named the directory.
+    /// Always trusted: the user named the directory.
     Named,
-    /// If our user or root owns it; for a default directory.
+    /// Trusted if the server's user or root owns it; for a default directory.
     Owned,
-    /// If our user or root owns it and it is no symbolic link.
+    /// Trusted if the server's user or root owns it and it is not a symbolic link.
     ///
-    /// For a default directory in a place where every user can create files.
+    /// For a default directory whose parent lets every user create files.
     OwnedAndNoLink,
 }
 
@@ -143,7 +143,7 @@ impl OwnDirectory {
     /// Creates the directory if it is missing, and locks it.
     ///
     /// # Errors
-    /// When the directory cannot be created, is not trusted, or is used by another server.
+    /// If the directory cannot be created, is not trusted, or is used by another server.
     pub fn take(candidate: &Candidate, kind: DirectoryKind) -> Result<Self, DirectoryError> {
         let io = |error| DirectoryError::Io { kind, candidate: candidate.clone(), error };
         create(&candidate.path, kind.mode()).map_err(io)?;
@@ -166,7 +166,7 @@ impl OwnDirectory {
                 }
                 Err((_, errno)) => return Err(io(errno.into())),
             };
-            // A server that ended after we opened the file, but before we locked it, removed it.
+            // A server that ended after the open but before the lock has removed the file.
             if fs::symlink_metadata(&path).is_ok_and(|found| is_same_file(&found, &opened)) {
                 return Ok(Self { path: candidate.path.clone(), lock });
             }
@@ -178,7 +178,7 @@ impl OwnDirectory {
         &self.path
     }
 
-    /// Returns whether another path leads to this directory.
+    /// Returns whether a path leads to this directory.
     pub fn is_at(&self, path: &Path) -> bool {
         let found = (fs::metadata(&self.path), fs::metadata(path));
         matches!(found, (Ok(own), Ok(other)) if is_same_file(&own, &other))
@@ -187,7 +187,7 @@ impl OwnDirectory {
 
 impl Drop for OwnDirectory {
     fn drop(&mut self) {
-        // A failure is harmless: the next server locks the file that is left.
+        // A failure is harmless: the next server locks the remaining file.
         let _ = fs::remove_file(self.path.join(LOCK_FILE));
         tracing::trace!(lock = ?*self.lock, path = %self.path.display(), "directory unlocked");
     }
@@ -251,14 +251,14 @@ mod tests {
         {
             let path = folder.path().join(name).join("svcdns");
             OwnDirectory::take(&candidate(&path, TrustRule::Owned), kind).unwrap();
-            // The umask may take away more.
+            // The umask may clear more bits.
             assert_eq!(mode(&path) & !others, 0, "{name}");
             assert_eq!(mode(path.parent().unwrap()) & 0o055, mode(folder.path()) | 0o055, "{name}");
         }
     }
 
     #[test]
-    fn a_linked_default_is_trusted_only_in_our_own_directory() {
+    fn a_symlinked_default_directory_is_trusted_only_in_an_own_directory() {
         let folder = tempfile::tempdir().unwrap();
         let link = folder.path().join("link");
         symlink(folder.path(), &link).unwrap();
@@ -270,7 +270,7 @@ mod tests {
     #[test]
     fn a_directory_of_another_user_is_refused_unless_named() {
         if !Uid::effective().is_root() {
-            // A writable directory of another user is needed; /tmp belongs to root.
+            // The test needs a directory that is writable but owned by another user: root's /tmp.
             assert!(candidate(Path::new("/tmp"), TrustRule::Owned).is_trusted());
             return;
         }
@@ -300,7 +300,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (file, dangling) = (folder.path().join("file"), folder.path().join("dangling"));
         fs::write(&file, "mine").unwrap();
-        // As after an administrator has emptied /var/lib/private of systemd.
+        // This is the state after an administrator has emptied systemd's /var/lib/private.
         symlink("private/svcdns", &dangling).unwrap();
         for path in [file.clone(), file.join("below"), dangling] {
             let error = take(&path, TrustRule::Owned).unwrap_err().to_string();

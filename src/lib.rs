@@ -1,7 +1,7 @@
 //! svcdns: serves a service registry as DNS on the local machine.
 //!
-//! Registry changes and DNS queries meet in one lookup table. Each module has one job;
-//! `docs/design.md` describes the architecture. `tests/house.rs` enforces it: no module imports one
+//! The lookup table connects registry changes to DNS queries. Each module has one job;
+//! `docs/design.md` describes the architecture. `tests/house.rs` checks it: no module imports one
 //! of a higher layer, and there are no import cycles.
 
 pub mod admin;

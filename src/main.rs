@@ -1,4 +1,4 @@
-//! The `svcdns` program; the library has all of its code.
+//! The `svcdns` program; all of its code is in the library.
 
 use std::process::ExitCode;
 

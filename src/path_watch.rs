@@ -33,7 +33,7 @@ impl ChangeSignal {
     fn on_event(&self, event: notify::Result<Event>) {
         let matters = match event {
             Ok(event) if event.need_rescan() => true,
-            // Reading a file causes such events, too, also our own reading.
+            // Reading a file also causes such events, even the server's own reading.
             Ok(Event { kind: EventKind::Access(access), .. })
                 if access != AccessKind::Close(AccessMode::Write) =>
             {
@@ -55,17 +55,17 @@ impl ChangeSignal {
     }
 }
 
-/// Watched files and directories with their device and inode.
+/// Watched files and directories, with their device and inode.
 type WatchedInodes = BTreeMap<PathBuf, (u64, u64)>;
 
-/// Watches on files and their directories, across symbolic links.
+/// Watches of files and their directories, across symbolic links.
 #[derive(Debug)]
 pub struct PathWatches {
     paths: Vec<PathBuf>,
     changes: ChangeSignal,
-    /// The watcher with the inodes it watches; a recreated file needs a new watch.
+    /// The watcher and the inodes that it watches; a recreated file needs a new watch.
     current: Option<(RecommendedWatcher, WatchedInodes)>,
-    /// Whether a failure to watch was logged.
+    /// Whether a failure to set up watches was logged.
     warned: bool,
 }
 
@@ -104,7 +104,7 @@ impl PathWatches {
                     tracing::warn!(
                         %error,
                         "changes to resolv.conf are noticed late, by polling: the system has no \
-                         inotify watch to spare (see fs.inotify.max_user_watches and \
+                         free inotify watch (see fs.inotify.max_user_watches and \
                          max_user_instances)"
                     );
                 }
@@ -123,7 +123,7 @@ fn watch<'a>(
     let mut watcher = notify::recommended_watcher(move |event| changes.on_event(event))?;
     for path in inodes {
         match watcher.watch(path, RecursiveMode::NonRecursive) {
-            // The file was removed since its inode was read; the next reading notices that.
+            // The file was removed after its inode was read; the next reading notices that.
             Err(notify::Error { kind: notify::ErrorKind::PathNotFound, .. }) => {}
             other => other?,
         }
@@ -139,7 +139,7 @@ fn resolve_links(path: PathBuf) -> Vec<PathBuf> {
         && let Ok(target) = fs::read_link(last)
     {
         let folder = last.parent().unwrap_or(last);
-        // In the form that events have: the directory without `..` and links, if it exists.
+        // The path has the form used in events: the directory without `..` and links, if it exists.
         let next = folder.join(target);
         let whole = next
             .parent()

@@ -1,8 +1,8 @@
 //! Parser of resolv.conf, as resolv.conf(5) and the C libraries define it.
 //!
 //! Forwarding reads its upstreams with it, and the installer changes single lines. As in the C
-//! library, malformed lines have no effect; [`ResolvConf::faults`] reports them. All bytes are
-//! kept.
+//! library, malformed lines have no effect; [`ResolvConf::faults`] reports them. The parser keeps
+//! all bytes.
 //!
 //! Imports no other module.
 
@@ -16,7 +16,7 @@ pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Forwarding uses its name servers while [`RESOLV_CONF`] itself names only svcdns.
 pub const RESOLV_CONF_BACKUP: &str = "/var/lib/svcdns-install/resolv.conf.before";
 
-/// The former place of that copy, used by installations of older versions.
+/// The path of the same copy in installations of older versions.
 pub const FORMER_RESOLV_CONF_BACKUP: &str = "/var/lib/svcdns/resolv.conf.before";
 
 /// The mark of a line of [`RESOLV_CONF`] that a line of svcdns replaces.
@@ -37,7 +37,7 @@ pub struct ResolvConf<'a> {
     pub lines: Vec<Line<'a>>,
 }
 
-/// One line.
+/// A line of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line<'a> {
     /// The bytes of the line, including its line end if there is one.
@@ -51,11 +51,11 @@ pub struct Line<'a> {
 pub enum Directive<'a> {
     /// An empty line or a comment.
     Blank,
-    /// `nameserver`: an address, perhaps with an interface (RFC 4007 section 11).
+    /// `nameserver`: an address, possibly with an interface (RFC 4007 section 11).
     NameServer(NameServer<'a>),
     /// `search` or `domain`: the search list. The last such line counts.
     Search(Vec<&'a str>),
-    /// `options`.
+    /// `options`: options of the resolver.
     Options(Vec<&'a str>),
     /// `sortlist`, or a keyword of another system.
     Other(&'a str),
@@ -75,8 +75,8 @@ pub struct NameServer<'a> {
 impl NameServer<'_> {
     /// Returns the socket address, with port 53.
     ///
-    /// `index` returns the index of the interface with a name. Returns `None` if the interface does
-    /// not exist.
+    /// `index` returns the index of the interface with a name. The result is `None` if the
+    /// interface does not exist.
     pub fn socket_address(&self, index: impl Fn(&str) -> Option<u32>) -> Option<SocketAddr> {
         match (self.address, self.scope) {
             (IpAddr::V6(address), Some(scope)) => {
@@ -109,7 +109,7 @@ pub enum Fault {
 }
 
 impl<'a> ResolvConf<'a> {
-    /// Parses the bytes of the file; never fails, since malformed lines are lines, too.
+    /// Parses the bytes of the file. Never fails: malformed lines are kept, too.
     #[must_use]
     pub fn parse(bytes: &'a [u8]) -> Self {
         let lines = bytes
@@ -156,7 +156,7 @@ impl<'a> ResolvConf<'a> {
             .copied()
     }
 
-    /// Returns number (from 1) and fault of each malformed line.
+    /// Returns the line number (from 1) and the fault of each malformed line.
     pub fn faults(&self) -> impl Iterator<Item = (usize, Fault)> {
         self.lines.iter().enumerate().filter_map(|(at, line)| match line.directive {
             Directive::Fault(fault) => Some((at + 1, fault)),
@@ -165,12 +165,12 @@ impl<'a> ResolvConf<'a> {
     }
 }
 
-/// Parses a line; without a line end it may be incomplete.
+/// Parses a line; without a line end, it may be incomplete.
 fn parse_line(line: &[u8]) -> Directive<'_> {
     let complete = line.ends_with(b"\n");
     let Ok(line) = std::str::from_utf8(line) else { return Directive::Fault(Fault::NotText) };
-    // For glibc a comment starts in the first column; after white space, its mark is not a keyword
-    // either.
+    // For glibc a comment starts in the first column. A comment mark after white space is no
+    // keyword, so that line has no effect either.
     let line = line.trim_end_matches(['\n', '\r']);
     if line.starts_with(['#', ';']) {
         return Directive::Blank;
@@ -294,7 +294,7 @@ mod tests {
                 "{text}"
             );
         }
-        // A complete address needs no line end.
+        // An address is complete without a line end.
         assert_eq!(addresses("nameserver 192.0.2.1"), ["192.0.2.1"]);
         assert_eq!(addresses(""), [""; 0]);
         let effective = |text: &str| ResolvConf::parse(text.as_bytes()).effective_servers();

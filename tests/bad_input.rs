@@ -316,7 +316,7 @@ fn code_or_silence(server: SocketAddr, message: &[u8], within: Duration) -> &'st
 }
 
 #[test]
-fn malformed_packets_get_their_code_or_silence() {
+fn malformed_packets_get_an_error_code_or_no_response() {
     let (_etcd, mut server) = serve_good();
     let plain = query(7, "good.svc", dns::A);
     let with = |change: &dyn Fn(&mut Vec<u8>)| {
@@ -586,7 +586,7 @@ fn connections_above_the_limit_do_not_block_new_clients() {
 }
 
 #[test]
-fn a_registry_that_is_down_at_the_start_gives_servfail_until_it_is_up() {
+fn a_registry_unreachable_at_startup_causes_servfail_until_it_is_read() {
     let mut etcd = Etcd::builder().stopped();
     let server = Svcdns::serve(&["--registry", &etcd.url()]);
     for query in [&["good.svc"][..], &["good.svc", "SRV"], &["anything.at.all.svc", "AAAA"]] {
@@ -612,7 +612,7 @@ fn run(arguments: &[&str]) -> (i32, String) {
 }
 
 #[test]
-fn a_server_that_cannot_start_says_why() {
+fn a_server_that_cannot_start_reports_the_reason() {
     let state = tempfile::tempdir().unwrap();
     let state = state.path().to_str().unwrap();
     let (code, output) =

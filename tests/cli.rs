@@ -473,7 +473,7 @@ fn a_registration_lasts_as_long_as_its_command() {
 }
 
 #[test]
-fn register_keeps_ignoring_signals_ignored_at_its_start() {
+fn register_keeps_ignoring_signals_ignored_at_startup() {
     let files = Files::new(&[]);
     let program = svcdns::command();
     // As with `nohup`, and `&` in a script.
@@ -902,7 +902,7 @@ fn curl(arguments: &[&str]) -> (String, String) {
 }
 
 #[test]
-fn http_accepts_only_reads_by_loopback_hosts() {
+fn http_accepts_only_get_and_head_for_loopback_hosts() {
     let files = Files::new(&[(HELLO, "{}"), ("default/default/x/latest/10.0.0.1:0", "{}")]);
     let server = serve(&files, &["--admin-listen", "127.0.0.1:0"]);
     let status: Value = serde_json::from_str(&stdout(&server.run(&["status", "--json"]))).unwrap();

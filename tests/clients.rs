@@ -127,8 +127,8 @@ fn sorted(line: &str) -> String {
 }
 
 #[test]
-fn curl_finds_both() {
-    on_a_machine("curl_finds_both", || {
+fn curl_resolves_served_and_forwarded_names() {
+    on_a_machine("curl_resolves_served_and_forwarded_names", || {
         for name in &NAMES[..3] {
             assert_eq!(
                 output(Command::new("curl").args([
@@ -156,8 +156,8 @@ fn curl_finds_both() {
 }
 
 #[test]
-fn getent_finds_both() {
-    on_a_machine("getent_finds_both", || {
+fn getent_resolves_served_and_forwarded_names() {
+    on_a_machine("getent_resolves_served_and_forwarded_names", || {
         for (name, found) in [(NAMES[0], FOUND[0]), (NAMES[1], FOUND[2]), (NAMES[2], FOUND[4])] {
             let text = output(Command::new("getent").args(["ahosts", name]));
             let addresses: Vec<&str> =
@@ -176,22 +176,22 @@ fn getent_finds_both() {
 }
 
 #[test]
-fn python_finds_both() {
-    on_a_machine("python_finds_both", || {
+fn python_resolves_served_and_forwarded_names() {
+    on_a_machine("python_resolves_served_and_forwarded_names", || {
         expect_right(Command::new("python3").arg(format!("{FOLDER}/lookup.py")));
     });
 }
 
 #[test]
-fn node_finds_both() {
-    on_a_machine("node_finds_both", || {
+fn node_resolves_served_and_forwarded_names() {
+    on_a_machine("node_resolves_served_and_forwarded_names", || {
         expect_right(Command::new("node").arg(format!("{FOLDER}/lookup.js")));
     });
 }
 
 #[test]
-fn java_finds_both() {
-    const TEST: &str = "java_finds_both";
+fn java_resolves_served_and_forwarded_names() {
+    const TEST: &str = "java_resolves_served_and_forwarded_names";
     if !on_path("java") || !on_path("javac") {
         return skip(TEST, "no java on PATH that runs a source file (a JDK)");
     }
@@ -205,8 +205,8 @@ fn java_finds_both() {
 
 /// Go has a resolver of its own, and can use the C library's.
 #[test]
-fn go_finds_both_by_both_resolvers() {
-    const TEST: &str = "go_finds_both_by_both_resolvers";
+fn go_resolves_served_and_forwarded_names_with_both_resolvers() {
+    const TEST: &str = "go_resolves_served_and_forwarded_names_with_both_resolvers";
     if !on_path("go") {
         return skip(TEST, "no go on PATH, to build a program with");
     }
@@ -233,8 +233,8 @@ fn go_finds_both_by_both_resolvers() {
 
 /// musl queries A and AAAA at once, and supports neither EDNS nor nsswitch.conf.
 #[test]
-fn a_program_on_musl_finds_both() {
-    on_a_machine("a_program_on_musl_finds_both", || {
+fn musl_resolves_served_and_forwarded_names() {
+    on_a_machine("musl_resolves_served_and_forwarded_names", || {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("lookup");
         output(

@@ -67,7 +67,7 @@ fn target_of(code: &str) -> Option<&str> {
 }
 
 #[test]
-fn the_page_lists_every_make_target_and_no_page_an_unknown_one() {
+fn the_page_lists_every_make_target_and_pages_use_only_these() {
     let listed = make_targets();
     assert!(listed.len() > 10, "{listed:?}");
     let rows = PAGE.lines().filter_map(|line| line.strip_prefix("| `make ")?.split('`').next());

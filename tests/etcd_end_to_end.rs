@@ -66,7 +66,7 @@ fn registrations_are_served_until_they_are_removed() {
 }
 
 #[test]
-fn both_heads_are_followed_and_latest_canary_is_not_latest() {
+fn both_heads_are_followed_and_only_version_latest_is_the_default() {
     let etcd = Etcd::start();
     etcd.put(&key("hello.svc", "10.0.0.1:80"), HTTP);
     etcd.put("/services/default/default/hello.svc/latest/10.0.0.2:80", HTTP);
@@ -326,7 +326,7 @@ fn explicit_deletes_of_all_keys_apply_at_once() {
 }
 
 #[test]
-fn a_dead_member_causes_no_loss() {
+fn no_query_is_lost_while_a_member_is_dead() {
     let mut etcd = Etcd::builder().members(3).start();
     etcd.put(&key("hello.svc", "10.0.0.1:80"), HTTP);
     let server = serve(&etcd, &[]);

@@ -56,7 +56,7 @@ async fn logins_are_renewed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn missing_permissions_are_not_taken_for_an_empty_store() {
+async fn a_store_without_permission_does_not_count_as_empty() {
     let mut etcd = Etcd::start();
     etcd.put(&key("hello", 1), "{}");
     etcd.add_reader("reader", "reader-secret", "/service/");

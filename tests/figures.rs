@@ -117,7 +117,7 @@ fn a_ratio_of_imprecise_readings_is_not_decidable() {
 }
 
 #[test]
-fn a_reading_without_bounds_says_so() {
+fn a_reading_without_bounds_is_marked_unbounded() {
     let few = Reading::median(&[Reading::exact(0.5), Reading::exact(0.6), Reading::exact(0.7)]);
     assert_eq!(
         Aim::AtMost(1.0).line("p50", few),
@@ -144,7 +144,7 @@ fn a_ratio_never_compares_different_rounds() {
 }
 
 #[test]
-fn medians_beside_a_ratio_are_of_its_rounds() {
+fn medians_next_to_a_ratio_are_of_the_same_rounds() {
     let ours = exact(&[(0, 900.0), (1, 900.0), (2, 100.0), (3, 110.0), (4, 120.0)]);
     let theirs = exact(&[(2, 200.0), (3, 220.0), (4, 240.0), (5, 1.0)]);
     let ratio = Ratio::of(&ours, &theirs, 6).unwrap();

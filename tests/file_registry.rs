@@ -439,7 +439,7 @@ async fn registrations_survive_an_unusable_path() {
 }
 
 #[tokio::test]
-async fn the_default_directory_must_be_our_own() {
+async fn the_default_directory_must_have_a_trusted_owner() {
     let parent = TempDir::new().unwrap();
     let path = parent.path().join("gsvc");
     let real = parent.path().join("real");
@@ -456,7 +456,7 @@ async fn the_default_directory_must_be_our_own() {
 
     if !Uid::effective().is_root() {
         return support::skip(
-            "the_default_directory_must_be_our_own",
+            "the_default_directory_must_have_a_trusted_owner",
             "only root can change the owner of a directory",
         );
     }

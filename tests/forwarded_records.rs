@@ -223,7 +223,7 @@ fn aliases_to_special_names_are_followed() {
 
 /// AA belongs to the first owner (RFC 1035 section 4.1.1), AD to all data (RFC 4035 section 3.2.3).
 #[test]
-fn flags_of_followed_aliases_are_those_of_all_parts() {
+fn flags_of_joined_responses_combine_those_of_all_parts() {
     let (rest, corp, fixture) = over_two(&[]);
     let alias = |name: &str, target: &str, authentic_data| Message {
         authoritative: true,
@@ -353,7 +353,7 @@ fn silent_upstreams_behind_aliases_cause_servfail_in_time() {
 
 /// An alias must not lead programs to addresses that its own name could not have.
 #[test]
-fn the_rebinding_guard_sees_through_aliases() {
+fn the_rebinding_guard_checks_addresses_behind_aliases() {
     let flags = ["--rebinding-guard", "true", "--rebinding-allow", "allowed.test"];
     let (rest, corp, fixture) = over_two(&flags);
     for (name, target) in [
@@ -384,7 +384,7 @@ fn the_rebinding_guard_sees_through_aliases() {
 
 /// A registered host name may be an alias that leads to another upstream, never to a served zone.
 #[test]
-fn addresses_of_registered_hosts_are_followed_across_borders() {
+fn registered_hosts_may_be_aliases_into_other_domains() {
     let (rest, corp) = (Upstream::start(), Upstream::start());
     rest.put([Record::cname("backend.example.test", 1, "host.corp.test")]);
     corp.put([Record::a("host.corp.test", 1, "192.0.2.9")]);

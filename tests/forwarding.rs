@@ -544,7 +544,7 @@ fn upstreams_without_edns_are_queried_without_it() {
 }
 
 #[test]
-fn equal_queries_are_sent_once() {
+fn identical_queries_are_sent_once() {
     let upstream = upstream();
     upstream.behave(Behaviour::default().delayed(seconds(1)));
     let server = Server::over(&[&upstream]);

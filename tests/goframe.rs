@@ -110,8 +110,8 @@ fn ports(server: &Svcdns, name: &str, wanted: usize) -> Vec<String> {
 }
 
 #[test]
-fn servers_in_etcd_are_found_and_vanish_as_they_end() {
-    let test = "servers_in_etcd_are_found_and_vanish_as_they_end";
+fn goframe_servers_in_etcd_resolve_until_they_exit() {
+    let test = "goframe_servers_in_etcd_resolve_until_they_exit";
     let Some(goframe) = GoFrame::new(test) else { return };
     netns::inside(test, "127.0.0.53", || {
         let etcd = Etcd::start();
@@ -178,8 +178,8 @@ fn servers_in_etcd_are_found_and_vanish_as_they_end() {
 }
 
 #[test]
-fn servers_in_the_file_registry_are_found_and_vanish_as_they_end() {
-    let test = "servers_in_the_file_registry_are_found_and_vanish_as_they_end";
+fn goframe_servers_in_the_file_registry_resolve_until_they_exit() {
+    let test = "goframe_servers_in_the_file_registry_resolve_until_they_exit";
     let Some(goframe) = GoFrame::new(test) else { return };
     netns::inside(test, "127.0.0.53", || {
         let folder = goframe.temp.path().join("gsvc");

@@ -219,8 +219,8 @@ fn is_installed(test: &str, program: &str) -> bool {
 }
 
 #[test]
-fn dnsmasq_resolves_with_the_lines_of_its_page() {
-    if !is_installed("dnsmasq_resolves_with_the_lines_of_its_page", "dnsmasq") {
+fn dnsmasq_resolves_with_the_documented_lines() {
+    if !is_installed("dnsmasq_resolves_with_the_documented_lines", "dnsmasq") {
         return;
     }
     let backends = Backends::start();
@@ -232,8 +232,8 @@ fn dnsmasq_resolves_with_the_lines_of_its_page() {
 
 /// `stop-dns-rebind` and `dnssec` work with the page's additional lines.
 #[test]
-fn strict_dnsmasq_resolves_with_the_lines_of_its_page() {
-    if !is_installed("strict_dnsmasq_resolves_with_the_lines_of_its_page", "dnsmasq") {
+fn strict_dnsmasq_resolves_with_the_documented_lines() {
+    if !is_installed("strict_dnsmasq_resolves_with_the_documented_lines", "dnsmasq") {
         return;
     }
     let backends = Backends::start();
@@ -259,8 +259,8 @@ fn strict_dnsmasq_resolves_with_the_lines_of_its_page() {
 }
 
 #[test]
-fn unbound_resolves_with_the_lines_of_its_page() {
-    if !is_installed("unbound_resolves_with_the_lines_of_its_page", "unbound") {
+fn unbound_resolves_with_the_documented_lines() {
+    if !is_installed("unbound_resolves_with_the_documented_lines", "unbound") {
         return;
     }
     let backends = Backends::start();
@@ -310,15 +310,15 @@ fn expect_no_circle(page: &str, start: impl FnOnce(SocketAddr, &Upstream, &str) 
 }
 
 #[test]
-fn dnsmasq_and_svcdns_do_not_ask_each_other_in_circles() {
-    if is_installed("dnsmasq_and_svcdns_do_not_ask_each_other_in_circles", "dnsmasq") {
+fn dnsmasq_and_svcdns_do_not_forward_in_a_loop() {
+    if is_installed("dnsmasq_and_svcdns_do_not_forward_in_a_loop", "dnsmasq") {
         expect_no_circle("dnsmasq.md", Program::dnsmasq_at);
     }
 }
 
 #[test]
-fn unbound_and_svcdns_do_not_ask_each_other_in_circles() {
-    if is_installed("unbound_and_svcdns_do_not_ask_each_other_in_circles", "unbound") {
+fn unbound_and_svcdns_do_not_forward_in_a_loop() {
+    if is_installed("unbound_and_svcdns_do_not_forward_in_a_loop", "unbound") {
         expect_no_circle("unbound.md", Program::unbound_at);
     }
 }

@@ -140,7 +140,7 @@ fn tokens_below(upstream: &Upstream, domain: &str) -> usize {
 
 /// On loopback every client has the upstream's address.
 #[test]
-fn equal_queries_from_an_upstreams_address_are_no_loop() {
+fn identical_queries_from_an_upstreams_address_are_not_a_loop() {
     let files = hello();
     let upstream = Upstream::start();
     let slow = Behaviour::default().delayed(Duration::from_millis(600));
@@ -286,7 +286,7 @@ fn queries_without_rd_are_never_forwarded() {
 
 /// A registered address may come and go, so nobody must remember its absence for long.
 #[test]
-fn absent_reverse_names_are_forgotten_soon() {
+fn negative_reverse_answers_have_the_negative_ttl() {
     let files = hello();
     let company = Upstream::start();
     company
@@ -316,7 +316,7 @@ fn absent_reverse_names_are_forgotten_soon() {
 }
 
 #[test]
-fn names_above_registered_addresses_exist_whatever_the_upstream_says() {
+fn names_above_registered_addresses_exist_even_if_an_upstream_denies_them() {
     let files = hello();
     let company = Upstream::start();
     company.put([Record::soa("10.in-addr.arpa", 3600, 3600)]);
@@ -335,7 +335,7 @@ fn names_above_registered_addresses_exist_whatever_the_upstream_says() {
 }
 
 #[test]
-fn absence_is_uncertain_before_the_registry_was_read() {
+fn missing_reverse_names_are_servfail_before_the_registry_is_read() {
     let upstream = Upstream::start();
     upstream.put([
         Record::soa("10.in-addr.arpa", 3600, 3600),
@@ -372,8 +372,8 @@ fn private_reverse_names_do_not_exist_with_forwarding_off() {
 }
 
 #[test]
-fn addresses_of_single_labels_stay_in_the_network() {
-    netns::inside("addresses_of_single_labels_stay_in_the_network", "127.0.0.1", || {
+fn single_label_address_queries_stay_in_the_network() {
+    netns::inside("single_label_address_queries_stay_in_the_network", "127.0.0.1", || {
         let files = hello();
         netns::add_address("9.9.9.9/32");
         let public = Upstream::start_at((Ipv4Addr::new(9, 9, 9, 9), 0).into());
@@ -411,8 +411,8 @@ fn addresses_of_single_labels_stay_in_the_network() {
 
 /// NXDOMAIN makes a program try the next domain of its search list.
 #[test]
-fn search_lists_work_with_names_of_one_label() {
-    netns::inside("search_lists_work_with_names_of_one_label", "127.0.0.1", || {
+fn search_lists_work_with_single_label_names() {
+    netns::inside("search_lists_work_with_single_label_names", "127.0.0.1", || {
         let files = hello();
         netns::add_address("9.9.9.9/32");
         let public = Upstream::start_at((Ipv4Addr::new(9, 9, 9, 9), 0).into());

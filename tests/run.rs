@@ -560,8 +560,8 @@ fn serve_wrong_addresses(socket: &Path) {
 }
 
 #[test]
-fn nss_resolve_does_not_answer_instead() {
-    const TEST: &str = "nss_resolve_does_not_answer_instead";
+fn run_bypasses_nss_resolve() {
+    const TEST: &str = "run_bypasses_nss_resolve";
     let Some(tree) = machine::unpacked(TEST, &["libnss-resolve"]) else { return };
     netns::inside(TEST, NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);
@@ -602,8 +602,8 @@ fn nss_resolve_does_not_answer_instead() {
 }
 
 #[test]
-fn nscd_does_not_answer_instead() {
-    const TEST: &str = "nscd_does_not_answer_instead";
+fn run_bypasses_nscd() {
+    const TEST: &str = "run_bypasses_nscd";
     let Some(tree) = machine::unpacked(TEST, &["nscd"]) else { return };
     netns::inside(TEST, NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);

@@ -278,7 +278,7 @@ async fn tls_pipelines_queries_and_sends_responses_when_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn failed_tls_handshakes_do_no_harm() {
+async fn failed_tls_handshakes_do_not_affect_other_connections() {
     let server =
         start_with(Limits { handshake_timeout: Duration::from_millis(300), ..Limits::default() });
     let mut bystander = server.tls().await;
@@ -580,7 +580,7 @@ async fn quic_protocol_violations_close_the_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn quic_waits_all_time_out() {
+async fn every_quic_wait_has_a_timeout() {
     let limits = Limits {
         message_timeout: Duration::from_millis(200),
         response_timeout: Duration::from_millis(200),

@@ -289,7 +289,7 @@ async fn idle_connections_are_closed_and_busy_ones_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_never_read_are_dropped_at_little_cost() {
+async fn clients_that_never_read_are_disconnected_after_few_queries() {
     // Only the limit on queued bytes applies here.
     let server =
         start_with(Limits { write_timeout: millis(300), in_flight: 10_000, ..long_timeouts() });

@@ -304,7 +304,7 @@ fn the_first_ptr_record_names_the_instance() {
 }
 
 #[test]
-fn deployment_and_namespace_of_short_names_are_settings() {
+fn short_names_use_the_configured_deployment_and_namespace() {
     let files = Files::new(&[
         ("default/default/demo/latest/10.0.0.60:8000", GRPC),
         ("eu/shop/demo/latest/10.0.0.60:8000", GRPC),

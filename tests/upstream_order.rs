@@ -85,7 +85,7 @@ fn strict_lists_prefer_the_first_upstream() {
 }
 
 #[test]
-fn written_lists_are_asked_by_speed_and_those_of_domains_in_order() {
+fn configured_lists_are_fastest_and_lists_of_domains_strict() {
     let files = Files::new(&[]);
     let (first, second) = internal_and_public();
     first.behave(Behaviour::default().delayed(Duration::from_millis(100)));
@@ -149,7 +149,7 @@ fn resolv_conf_decides_the_order() {
 }
 
 #[test]
-fn dead_upstreams_cost_no_client_more_than_1_s() {
+fn dead_upstreams_delay_no_client_by_more_than_1_s() {
     let files = Files::new(&[]);
     let upstreams = [Upstream::start(), Upstream::start()];
     for upstream in &upstreams {
@@ -221,7 +221,7 @@ fn unreachable_upstreams_are_used_again_within_1_s_of_their_return() {
 }
 
 #[test]
-fn upstreams_that_cannot_do_edns_answer_in_time() {
+fn upstreams_without_edns_support_answer_in_time() {
     thread::scope(|scope| {
         for edns in [Edns::Silent, Edns::Misplaced, Edns::Trailing, Edns::Code(2), Edns::Code(5)] {
             scope.spawn(move || {

@@ -1,4 +1,4 @@
-//! The stream of changes: which instances of which services were added and removed.
+//! The stream of changes: instances of services that were added and removed.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,21 +14,21 @@ use super::streams::StreamCount;
 use super::views::{EndpointView, EventView};
 use crate::catalog::{Service, ServiceChange};
 
-/// Changes that a reader may lag behind before it misses some.
+/// Maximum changes that a client may lag behind before it misses some.
 const MAX_LAG: usize = 4_096;
 
-/// Lines that may wait in the response body of one reader.
+/// Maximum lines that wait in the response body of one client.
 const MAX_QUEUED_LINES: usize = 16;
 
-/// Longest wait for a reader that does not read; after it the stream ends.
+/// Maximum wait for a client that does not read; then the stream ends.
 const READER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Interval of empty lines while nothing changes.
 ///
-/// The lines show each side that the other is still there.
+/// The lines show each side that the other side is still connected.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Sends changes to all readers of `/v1/watch`.
+/// Sends changes to all clients of `/v1/watch`.
 #[derive(Debug)]
 pub struct ChangeFeed {
     sender: broadcast::Sender<Arc<str>>,
@@ -41,20 +41,20 @@ impl Default for ChangeFeed {
 }
 
 impl ChangeFeed {
-    /// Sends the changes to services; costs nothing without readers.
+    /// Sends the changes to services; costs nothing without clients.
     pub fn send(&self, changed: &[ServiceChange]) {
         if self.sender.receiver_count() == 0 {
             return;
         }
         for event in changed.iter().filter_map(event) {
             if let Ok(line) = serde_json::to_string(&event) {
-                // Fails only if the last reader has left meanwhile.
+                // Fails only if the last client has just disconnected.
                 let _ = self.sender.send(line.into());
             }
         }
     }
 
-    /// Returns a response body with a line for each change from now on.
+    /// Returns a response body with a line for each future change.
     ///
     /// The stream ends when `stop` is cancelled or the client disconnects or stalls.
     pub(super) fn body(

@@ -11,14 +11,14 @@ use crate::upstream::{Counters, Forwarder, ListReport, UpstreamReport};
 pub struct ForwardingView {
     /// The upstreams, in the order of their sources.
     pub upstreams: Vec<UpstreamView>,
-    /// The lists of upstreams, that of all other names first; empty from an older server.
+    /// The lists of upstreams, first the general one; empty from an older server.
     #[serde(default)]
     pub lists: Vec<UpstreamListView>,
     /// The cache.
     pub cache: CacheView,
-    /// Clients that wait for a response now, and refreshes in flight.
+    /// Clients that currently wait for a response, and refreshes in flight.
     pub waiting: u64,
-    /// Queries, refreshes included, that no upstream answered.
+    /// Queries, including refreshes, that no upstream answered.
     pub failures: u64,
     /// Queries rejected because too many clients were waiting.
     pub overloaded: u64,
@@ -44,25 +44,25 @@ pub struct UpstreamListView {
 pub struct UpstreamView {
     /// The upstream as the configuration writes it.
     pub upstream: String,
-    /// Smoothed round trip in microseconds; `None` before the first response.
+    /// Smoothed round-trip time in microseconds; `None` before the first response.
     pub round_trip: Option<u64>,
     /// Whether a query has gone unanswered for 1 s.
     ///
-    /// A dead upstream only gets probes until it answers again.
+    /// A dead upstream gets only probes until it answers again.
     pub dead: bool,
-    /// Whether the upstream sends queries back to svcdns and is not used.
+    /// Whether the upstream sends queries back to svcdns and is therefore not used.
     pub looping: bool,
-    /// Queries sent, retransmissions included.
+    /// Queries sent, including retransmissions.
     pub asked: u64,
-    /// Responses received, late ones included.
+    /// Responses received, including late ones.
     pub answered: u64,
-    /// Queries without a response so far, those in flight included.
+    /// Queries without a response so far, including those in flight.
     pub unanswered: u64,
     /// Attempts that failed other than by a timeout.
     ///
     /// The upstream could not be reached, or its response was invalid.
     pub failed: u64,
-    /// Error of the last of these attempts.
+    /// Error of the last failed attempt.
     pub last_error: Option<String>,
 }
 
@@ -70,18 +70,18 @@ pub struct UpstreamView {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct CacheView {
-    /// Entries, expired ones included.
+    /// Number of entries, including expired ones.
     pub entries: usize,
     /// Memory that the entries use, in bytes.
     #[serde(rename = "octets")]
     pub bytes: u64,
-    /// Limit for that memory, in bytes; 0 if there is no cache.
+    /// Limit on the memory of the entries, in bytes; 0 if there is no cache.
     pub capacity: u64,
     /// Queries answered from the cache.
     pub hits: u64,
     /// Queries that had to be forwarded.
     pub misses: u64,
-    /// Queries that waited for an equal one in flight.
+    /// Queries that waited for an identical query in flight.
     pub merged: u64,
     /// Queries answered with a stale entry because no upstream answered in time.
     pub stale: u64,
@@ -90,7 +90,7 @@ pub struct CacheView {
 }
 
 impl ForwardingView {
-    /// Takes the current state of a forwarder.
+    /// Captures the current state of a forwarder.
     pub(super) fn new(forwarder: &Forwarder) -> Self {
         let report = forwarder.report();
         let Counters { hits, misses, merged, stale, prefetches, failures, overloaded, passed } =
@@ -117,7 +117,7 @@ impl ForwardingView {
 }
 
 impl UpstreamListView {
-    /// Makes the view of a list.
+    /// Creates the view of a list.
     fn new(report: ListReport) -> Self {
         let ListReport { domain, upstreams, order } = report;
         Self { domain: domain.to_string(), upstreams, order: order.to_string() }
@@ -168,7 +168,7 @@ pub(super) fn add_metrics(page: &mut Page, view: &ForwardingView) {
     );
     page.counter(
         "svcdns_cache_merged",
-        "Queries that waited for an equal one in flight",
+        "Queries that waited for an identical query in flight",
         cache.merged,
     );
     page.counter("svcdns_cache_stale", "Queries answered with a stale cache entry", cache.stale);
@@ -177,7 +177,7 @@ pub(super) fn add_metrics(page: &mut Page, view: &ForwardingView) {
         "Cache entries refreshed before they expired",
         cache.prefetches,
     );
-    page.gauge("svcdns_cache_entries", "Cache entries, expired ones included", cache.entries);
+    page.gauge("svcdns_cache_entries", "Cache entries, including expired ones", cache.entries);
     page.gauges(
         "svcdns_cache_octets",
         "Bytes used by the cache entries",
@@ -195,7 +195,7 @@ pub(super) fn add_metrics(page: &mut Page, view: &ForwardingView) {
     );
     page.counter(
         "svcdns_forwarding_failures",
-        "Queries, refreshes included, that no upstream answered",
+        "Queries, including refreshes, that no upstream answered",
         *failures,
     );
     page.counter(
@@ -205,7 +205,7 @@ pub(super) fn add_metrics(page: &mut Page, view: &ForwardingView) {
     );
     page.counter(
         "svcdns_forwarding_passed",
-        "Messages with an opcode other than QUERY that were forwarded",
+        "Messages with opcodes other than QUERY that were forwarded",
         *passed,
     );
     let label =
@@ -215,12 +215,12 @@ pub(super) fn add_metrics(page: &mut Page, view: &ForwardingView) {
     };
     page.counters(
         "svcdns_upstream_asked",
-        "Queries sent to the upstream, retransmissions included",
+        "Queries sent to the upstream, including retransmissions",
         counts(|upstream| upstream.asked),
     );
     page.counters(
         "svcdns_upstream_answered",
-        "Responses of the upstream, late ones included",
+        "Responses of the upstream, including late ones",
         counts(|upstream| upstream.answered),
     );
     page.counters(
@@ -234,7 +234,7 @@ pub(super) fn add_metrics(page: &mut Page, view: &ForwardingView) {
     let unanswered = values(|upstream| Some(upstream.unanswered as f64));
     page.gauges(
         "svcdns_upstream_unanswered",
-        "Queries without a response of the upstream so far, those in flight included",
+        "Queries without a response of the upstream so far, including those in flight",
         unanswered,
     );
     let usable = values(|upstream| Some(f64::from(u8::from(!upstream.dead && !upstream.looping))));
@@ -246,7 +246,7 @@ pub(super) fn add_metrics(page: &mut Page, view: &ForwardingView) {
     let round_trips = values(|upstream| upstream.round_trip.map(|micros| micros as f64 / 1e6));
     page.gauges(
         "svcdns_upstream_round_trip_seconds",
-        "Smoothed round trip of the upstream",
+        "Smoothed round-trip time of the upstream",
         round_trips,
     );
 }

@@ -23,16 +23,16 @@ use tokio_util::task::TaskTracker;
 use super::streams::StreamCount;
 use super::{AdminContext, routes};
 
-/// Limit for the open connections of a listener.
+/// Limit on the open connections of a listener.
 const MAX_CONNECTIONS: usize = 128;
 
-/// Longest wait for the head of a request; also limits idle connections.
+/// Maximum wait for the head of a request; also limits idle connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Longest life of a connection without a change stream.
+/// Maximum lifetime of a connection without a change stream.
 const CONNECTION_LIFETIME: Duration = Duration::from_secs(60);
 
-/// Longest wait for responses in progress once the server stops.
+/// Maximum wait for responses in progress once the server stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Pause after a failed accept, which usually means that file descriptors ran out.
@@ -45,11 +45,11 @@ pub enum AdminListener {
     Socket(UnixListener),
     /// A loopback port.
     ///
-    /// Any web page can make a browser send requests to it, so the `Host` header is checked.
+    /// Any web page can make a browser send requests to the port, so the `Host` header is checked.
     Port(TcpListener),
 }
 
-/// A connection of either listener.
+/// The byte stream of a connection, over TCP or a Unix socket.
 trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for S {}
 
@@ -61,7 +61,7 @@ impl AdminListener {
         })
     }
 
-    /// Returns the address of a port.
+    /// Returns the address of a port; `None` for a socket.
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
             Self::Socket(_) => None,
@@ -102,11 +102,11 @@ pub async fn serve(listener: AdminListener, context: Arc<AdminContext>, stop: Ca
         }
     }
     tracker.close();
-    // The end of the runtime closes the remaining connections.
+    // Connections that remain are closed when the runtime ends.
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, tracker.wait()).await;
 }
 
-/// Serves a connection until its end, [`CONNECTION_LIFETIME`] or `stop`.
+/// Serves a connection for at most [`CONNECTION_LIFETIME`], or until `stop`.
 async fn serve_connection(stream: Box<dyn ByteStream>, router: Router, stop: CancellationToken) {
     let streams = StreamCount::default();
     let service = TowerToHyperService::new(router.layer(axum::Extension(streams.clone())));
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_hosts_of_this_machine_are_loopback() {
+    fn only_localhost_and_loopback_addresses_count_as_loopback_hosts() {
         for host in [
             "localhost",
             "LocalHost:5380",

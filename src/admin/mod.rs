@@ -1,7 +1,7 @@
 //! The HTTP interface: health, metrics, and the state of the server as JSON.
 //!
-//! Served on the socket in the runtime directory, which the commands use, and on a loopback port.
-//! The interface is read-only and off the query path.
+//! The interface is served on the socket in the runtime directory, which the commands use, and on a
+//! loopback port. It is read-only and not on the query path.
 
 mod changes;
 mod forwarding;
@@ -37,13 +37,13 @@ use crate::registry::RegistryState;
 use crate::server::Counters;
 use crate::upstream::Forwarder;
 
-/// Limit for the open change streams of all connections.
+/// Limit on the open change streams of all connections.
 const MAX_STREAMS: usize = 32;
 
 /// Everything that the HTTP interface shows.
 #[derive(Debug)]
 pub struct AdminContext {
-    /// The server's addresses, directories and start.
+    /// The server's addresses, directories and start time.
     pub info: ServerInfo,
     /// The published services, and counters of responses.
     pub answerer: Arc<Answerer>,
@@ -64,29 +64,29 @@ pub struct AdminContext {
     stream_permits: Arc<Semaphore>,
 }
 
-/// Addresses, directories and start of a server.
+/// Addresses, directories and start time of a server.
 #[derive(Clone, Debug)]
 pub struct ServerInfo {
-    /// Addresses of its UDP and TCP listeners.
+    /// Addresses of the UDP and TCP listeners.
     pub listen: Vec<SocketAddr>,
-    /// Addresses of its TLS listeners.
+    /// Addresses of the TLS listeners.
     pub tls: Vec<SocketAddr>,
-    /// Addresses of its QUIC listeners.
+    /// Addresses of the QUIC listeners.
     pub quic: Vec<SocketAddr>,
-    /// Address of the HTTP interface's port, if it has one.
+    /// Address of the HTTP interface's TCP listener, if it has one.
     pub admin: Option<SocketAddr>,
-    /// Its runtime directory.
+    /// The runtime directory.
     pub runtime_dir: PathBuf,
-    /// Its state directory, if it has one.
+    /// The state directory, if there is one.
     pub state_dir: Option<PathBuf>,
     /// Start time.
     pub started: SystemTime,
-    /// The same as an instant, for the uptime.
+    /// Start time as an instant, for the uptime.
     pub started_at: Instant,
 }
 
 impl AdminContext {
-    /// Makes the context of a server.
+    /// Creates the context of a server.
     pub fn new(
         info: ServerInfo,
         answerer: Arc<Answerer>,

@@ -6,7 +6,7 @@ use crate::metrics::{Counter, MetricLabels, Page};
 use crate::server::StreamCounters;
 use crate::wire::rcode_name;
 
-/// Makes the page of all metrics.
+/// Returns the page of all metrics.
 pub(super) fn metrics(context: &AdminContext) -> Page {
     let status = ServerStatus::new(context);
     let mut page = Page::default();
@@ -16,10 +16,14 @@ pub(super) fn metrics(context: &AdminContext) -> Page {
         forwarding::add_metrics(&mut page, view);
     }
     page.gauge("svcdns_services", "Published services", status.services);
-    page.gauge("svcdns_instances", "Registered instances, dropped ones included", status.instances);
+    page.gauge(
+        "svcdns_instances",
+        "Registered instances, including dropped ones",
+        status.instances,
+    );
     page.gauge(
         "svcdns_held_keys",
-        "Keys whose removal is held: removed by the registry, but still served",
+        "Held keys: removed by the registry, but still served",
         status.holding,
     );
     page.gauge(
@@ -88,7 +92,7 @@ fn add_server_metrics(page: &mut Page, context: &AdminContext) {
     );
     page.counters(
         "svcdns_answers_sent",
-        "Responses sent, REFUSED included",
+        "Responses sent, including REFUSED",
         transports(&server.udp_responses, |stream| stream.responses.get()),
     );
     let refused = transports(&server.udp_refused, |stream| stream.refused.get());
@@ -173,7 +177,7 @@ fn add_registry_metrics(page: &mut Page, status: &ServerStatus) {
     );
     page.gauges(
         "svcdns_registry_revision",
-        "Store revision that svcdns has read up to",
+        "Store revision up to which svcdns has read",
         values(|registry| Some(registry.revision as f64)),
     );
     let ages = values(|registry| registry.last_event_age.map(|age| age as f64));
@@ -198,7 +202,7 @@ fn add_registry_metrics(page: &mut Page, status: &ServerStatus) {
     let differences = counts(|registry| registry.differences);
     page.counters(
         "svcdns_registry_list_differences",
-        "Differences that a routine list found and no event had announced",
+        "Differences that a routine list found but no event had reported",
         differences,
     );
 }

@@ -25,14 +25,14 @@ struct RouteState {
     stop: CancellationToken,
 }
 
-/// The text at `/`.
+/// The text of the path `/`.
 const INDEX: &str = "svcdns\n\n\
     /healthz       200 while the process answers\n\
     /readyz        200 once NXDOMAIN can be trusted, 503 before; problems of the registries\n\
     /metrics       metrics in the OpenMetrics text format\n\
     /v1/status     the server, its registries and its upstreams\n\
     /v1/services   services and instances; ?base=NAME for one\n\
-    /v1/rejected   what cannot be served, and why\n\
+    /v1/rejected   keys and endpoints that cannot be served, with the reason\n\
     /v1/conflicts  names that several services claim\n\
     /v1/explain    ?name=NAME&type=TYPE: how a query is answered\n\
     /v1/watch      changes as they happen, one JSON object per line\n";
@@ -52,7 +52,7 @@ pub(super) fn router(context: Arc<AdminContext>, stop: CancellationToken) -> Rou
         .with_state(RouteState { context, stop })
 }
 
-/// Responds with JSON, made in a blocking thread: it may be large.
+/// Responds with JSON; a blocking thread serializes it because it may be large.
 async fn json<T: Serialize + Send + 'static>(
     make: impl FnOnce() -> T + Send + 'static,
 ) -> Response {

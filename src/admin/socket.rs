@@ -1,4 +1,4 @@
-//! The socket in the runtime directory, by which commands find the running server.
+//! The socket in the runtime directory, through which commands find the running server.
 
 use std::fs;
 use std::io;
@@ -12,14 +12,16 @@ use crate::directory::OwnDirectory;
 /// File name of the socket.
 const SOCKET_NAME: &str = "svcdns.sock";
 
-/// Longest path of a socket, in bytes (`sun_path` of unix(7) without its NUL).
+/// Maximum length of a socket's path, in bytes.
+///
+/// The limit is that of `sun_path` in unix(7), without the final NUL.
 const MAX_PATH_BYTES: usize = 107;
 
-/// The file of a socket; removed when dropped.
+/// The file of a socket; dropping the value removes the file.
 #[derive(Debug)]
 pub struct SocketFile(PathBuf);
 
-/// Error when the socket is opened.
+/// Error of opening the socket.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// The path exceeds the system's limit.
@@ -49,20 +51,20 @@ pub fn socket_path(runtime_dir: &Path) -> Result<PathBuf, SocketError> {
     if path.as_os_str().len() > MAX_PATH_BYTES { Err(SocketError::TooLong(path)) } else { Ok(path) }
 }
 
-/// Opens the socket, and replaces one that a dead server left behind.
+/// Opens the socket; replaces a socket that a dead server left behind.
 ///
 /// Every user may connect to it.
 ///
 /// # Errors
-/// If it cannot be opened.
+/// If the socket cannot be opened.
 pub fn listen(directory: &OwnDirectory) -> Result<(UnixListener, SocketFile), SocketError> {
     let path = socket_path(directory.path())?;
     let io = |error| SocketError::Io { path: path.clone(), error };
     match fs::symlink_metadata(&path) {
-        // We hold the lock of the directory, so the server that made the socket is dead.
+        // This process holds the directory's lock, so the server that made the socket is dead.
         Ok(found) if found.file_type().is_socket() => fs::remove_file(&path).map_err(io)?,
         Ok(_) => {
-            let reason = "there is a file that is no socket";
+            let reason = "this path has a file that is not a socket";
             return Err(io(io::Error::new(io::ErrorKind::AlreadyExists, reason)));
         }
         Err(_) => {}
@@ -105,7 +107,7 @@ mod tests {
         assert!(!socket.exists());
 
         fs::write(&socket, "mine").unwrap();
-        assert!(listen(&directory).unwrap_err().to_string().contains("no socket"));
+        assert!(listen(&directory).unwrap_err().to_string().contains("not a socket"));
         assert_eq!(fs::read_to_string(&socket).unwrap(), "mine");
     }
 

@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 #[derive(Clone, Debug, Default)]
 pub(super) struct StreamCount(Arc<AtomicUsize>);
 
-/// One open change stream; counted until dropped.
+/// Guard of one open change stream, which counts until the guard is dropped.
 #[derive(Debug)]
 pub(super) struct StreamGuard(Arc<AtomicUsize>);
 
 impl StreamCount {
-    /// Counts a stream until the guard is dropped.
+    /// Counts a stream until the returned guard is dropped.
     pub(super) fn begin(&self) -> StreamGuard {
         self.0.fetch_add(1, Ordering::Relaxed);
         StreamGuard(Arc::clone(&self.0))

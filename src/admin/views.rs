@@ -23,7 +23,7 @@ use crate::service::Rejected;
 pub struct ServerStatus {
     /// The version of svcdns.
     pub version: String,
-    /// The process id.
+    /// The process ID.
     pub pid: u32,
     /// Start of the server, in seconds since 1970-01-01 UTC.
     pub started: u64,
@@ -35,24 +35,24 @@ pub struct ServerStatus {
     pub tls: Vec<SocketAddr>,
     /// Addresses of the QUIC listeners.
     pub quic: Vec<SocketAddr>,
-    /// Address of the HTTP interface's port, if it has one.
+    /// Address of the HTTP interface's TCP listener, if it has one.
     pub admin: Option<SocketAddr>,
-    /// The runtime directory; empty from a server of a version that had none.
+    /// The runtime directory; empty from an older server without this field.
     #[serde(default)]
     pub runtime_dir: String,
     /// The state directory, if the server has one.
     pub state_dir: Option<String>,
     /// The served zones in the order of the configuration, each with a final dot.
     pub zones: Vec<String>,
-    /// The deployment of names without one.
+    /// The deployment of names that do not contain one.
     pub deployment: String,
-    /// The namespace of names without one.
+    /// The namespace of names that do not contain one.
     pub namespace: String,
-    /// Whether the absence of a name can be trusted.
+    /// Whether every registry has been read, so that the absence of a name is certain.
     pub synced: bool,
     /// Whether data may be stale because a registry is unreachable.
     pub stale: bool,
-    /// Held keys: removed by the registry, but still served.
+    /// Number of held keys: removed by the registry, but still served.
     pub holding: usize,
     /// The registries, in the order of the configuration.
     pub registries: Vec<RegistryView>,
@@ -63,9 +63,9 @@ pub struct ServerStatus {
     pub resolv_conf: Option<ResolvConfView>,
     /// Published services.
     pub services: usize,
-    /// Registered instances, dropped ones included.
+    /// Number of registered instances, including dropped ones.
     pub instances: usize,
-    /// Keys and endpoints that cannot be served.
+    /// Number of keys and endpoints that cannot be served.
     pub rejected: u64,
     /// Generation of the published snapshot.
     pub generation: u64,
@@ -80,25 +80,25 @@ pub struct RegistryView {
     pub name: String,
     /// The URL as the configuration writes it, without secrets.
     pub url: String,
-    /// Whether the registry can be reached now.
+    /// Whether the registry is reachable now.
     pub connected: bool,
-    /// Whether the registry has been read completely.
+    /// Whether the registry has been read completely at least once.
     pub synced: bool,
-    /// Store revision that svcdns has read up to.
+    /// Store revision up to which svcdns has read.
     pub revision: u64,
-    /// Time since the last event or other activity, in seconds.
+    /// Time since the last event or other message, in seconds.
     pub last_event_age: Option<u64>,
     /// The current error.
     pub error: Option<String>,
-    /// Complete lists read.
+    /// Number of complete lists read.
     pub lists: u64,
-    /// Connections lost.
+    /// Number of connections lost.
     pub disconnects: u64,
-    /// Keys that are served, held ones included.
+    /// Number of keys that are served, including held ones.
     pub keys: usize,
-    /// Endpoints of these keys.
+    /// Number of endpoints of the served keys.
     pub instances: usize,
-    /// Differences to the events that routine lists have found.
+    /// Changes that routine lists found although no event had reported them.
     pub differences: u64,
 }
 
@@ -110,9 +110,9 @@ pub struct ServiceView {
     pub base: String,
     /// The name in the first served zone.
     pub name: String,
-    /// The instances, dropped ones included.
+    /// The instances, including dropped ones.
     pub instances: Vec<InstanceView>,
-    /// The keys.
+    /// The registry keys of the service.
     pub keys: Vec<KeyView>,
 }
 
@@ -141,15 +141,15 @@ pub struct InstanceView {
     pub endpoint: EndpointView,
     /// The metadata.
     pub metadata: BTreeMap<String, String>,
-    /// The key that contains the instance.
+    /// The key that registers the instance.
     pub key: String,
-    /// Position of the registry in the configuration, from 0.
+    /// Index of the registry in the configuration, from 0.
     pub registry: usize,
     /// Name of the registry.
     pub registry_name: String,
-    /// Whether the removal is held: removed by the registry, but still served.
+    /// Whether the instance is held: removed by the registry, but still served.
     pub held: bool,
-    /// Reason for dropping the instance, if it is dropped.
+    /// Reason for dropping the instance; `None` if it is served.
     pub left_out: Option<String>,
 }
 
@@ -159,13 +159,13 @@ pub struct InstanceView {
 pub struct KeyView {
     /// The key in the store.
     pub key: String,
-    /// Position of the registry in the configuration, from 0.
+    /// Index of the registry in the configuration, from 0.
     pub registry: usize,
     /// Name of the registry.
     pub registry_name: String,
     /// Revision of the last change.
     pub revision: u64,
-    /// Whether the removal is held: removed by the registry, but still served.
+    /// Whether the key is held: removed by the registry, but still served.
     pub held: bool,
     /// Endpoints that cannot be served, each with the reason.
     pub rejected: Vec<(String, String)>,
@@ -175,15 +175,15 @@ pub struct KeyView {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RejectionsView {
-    /// The number of them, by reason.
+    /// The number of rejected keys and endpoints, by reason.
     pub counts: Vec<RejectionCount>,
-    /// The number of those not listed.
+    /// The number of rejected keys and endpoints that are not listed.
     pub unlisted: u64,
-    /// The first ones of each registry.
+    /// The first rejections of each registry.
     pub listed: Vec<RejectionView>,
 }
 
-/// The number of keys and endpoints that cannot be served for one reason.
+/// The number of rejected keys and endpoints for one reason.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RejectionCount {
@@ -191,7 +191,7 @@ pub struct RejectionCount {
     pub reason: String,
     /// Text of the reason, for people.
     pub message: String,
-    /// The number.
+    /// The number of keys and endpoints rejected for this reason.
     pub count: u64,
 }
 
@@ -199,7 +199,7 @@ pub struct RejectionCount {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RejectionView {
-    /// Position of the registry in the configuration, from 0.
+    /// Index of the registry in the configuration, from 0.
     pub registry: usize,
     /// Name of the registry.
     pub registry_name: String,
@@ -207,7 +207,7 @@ pub struct RejectionView {
     pub key: String,
     /// Whether only an endpoint is rejected and the key itself is served.
     pub endpoint_only: bool,
-    /// The part that cannot be served.
+    /// The text that cannot be served.
     pub found: String,
     /// Code of the reason, for scripts.
     pub reason: String,
@@ -215,7 +215,7 @@ pub struct RejectionView {
     pub message: String,
 }
 
-/// A name that two services, or parts of services, claim.
+/// A name that two services, or versions or instances of services, claim.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ConflictView {
@@ -227,9 +227,9 @@ pub struct ConflictView {
     pub deployment: String,
     /// The namespace of the loser.
     pub namespace: String,
-    /// The service, or the part of one, that the name denotes.
+    /// The service, version or instance that the name denotes.
     pub winner: String,
-    /// The service that lost the name.
+    /// The service, version or instance that lost the name.
     pub loser: String,
 }
 
@@ -240,22 +240,22 @@ pub struct EventView {
     /// The registered name without a zone.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub service: Option<String>,
-    /// Instances that are served from now on.
+    /// Instances that are served after the change, but were not before it.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub added: Vec<EndpointView>,
-    /// Instances that are no longer served.
+    /// Instances that were served before the change, but are not after it.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub removed: Vec<EndpointView>,
-    /// Whether the service is no longer registered.
+    /// Whether the change removed the service.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub gone: bool,
-    /// The number of changes that the reader missed because it was too slow.
+    /// The number of changes that the client missed because it was too slow.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub missed: Option<u64>,
 }
 
 impl ServerStatus {
-    /// Takes the current state of the server.
+    /// Captures the current state of the server.
     pub(super) fn new(context: &AdminContext) -> Self {
         let AdminContext { info, answerer, registries, .. } = context;
         let (snapshot, registry_status, settings) =
@@ -309,7 +309,7 @@ impl ServerStatus {
 }
 
 impl ServiceView {
-    /// Makes the view of a service; `zone` has a final dot.
+    /// Creates the view of a service; `zone` has a final dot.
     pub(super) fn new(service: &Service, zone: &str, registries: &[Arc<RegistryState>]) -> Self {
         let keys = service.keys().iter().map(|key| KeyView {
             key: service.text(key),
@@ -368,7 +368,7 @@ impl InstanceView {
 }
 
 impl ConflictView {
-    /// Finds all current conflicts.
+    /// Returns all current conflicts.
     pub fn all(answerer: &Answerer) -> Vec<Self> {
         let (snapshot, settings) = (answerer.snapshot(), answerer.settings());
         let find = |base: &str| snapshot.service(base).cloned();
@@ -395,7 +395,7 @@ impl ConflictView {
 }
 
 impl RejectionsView {
-    /// Makes the view of all rejections.
+    /// Creates the view of all rejections.
     pub(super) fn new(rejections: &Rejections, registries: &[Arc<RegistryState>]) -> Self {
         Self {
             counts: rejections
@@ -431,7 +431,7 @@ mod tests {
 
     #[test]
     fn the_status_of_an_older_server_can_be_decoded() {
-        // `install` reads the status of an older server before it replaces the server.
+        // `install` may query an older server before it replaces that server.
         let status: ServerStatus =
             serde_json::from_str(include_str!("../../tests/former/status.json")).unwrap();
         assert_eq!((status.runtime_dir.as_str(), status.registries.len()), ("", 1));

@@ -1,18 +1,18 @@
-//! A persistent index from addresses to the services there, in order of addresses.
+//! A persistent index from registered addresses to services, ordered by address.
 //!
-//! The order lets a reader find whether a network has any registered address, which decides
+//! Because of the order, one search tells whether a network has a registered address, and so
 //! whether the reverse name of that network exists (RFC 8020).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-/// Most entries of a chunk: a change copies the chunks it affects.
+/// Maximum entries of a chunk. A change copies every chunk that it affects.
 const MAX_CHUNK_ENTRIES: usize = 1024;
-/// A chunk with fewer entries joins its successor if both fit one chunk.
+/// A chunk with fewer entries is merged with its neighbour if both fit one chunk.
 const MIN_CHUNK_ENTRIES: usize = MAX_CHUNK_ENTRIES / 4;
 
-/// Pairs of an address and the hash of the base of a service there. Cheap to clone.
+/// Pairs of an address and the hash of a base registered at it. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct AddressIndex {
     v4: SortedChunks<(u32, u64)>,
@@ -20,7 +20,7 @@ pub(super) struct AddressIndex {
 }
 
 impl AddressIndex {
-    /// Returns the hashes of the bases of the services at an address.
+    /// Returns the hashes of the bases of the services registered at an address.
     pub(super) fn bases_at(&self, address: IpAddr) -> impl Iterator<Item = u64> {
         let (v4, v6) = match address {
             IpAddr::V4(address) => (Some(address.to_bits()), None),
@@ -37,7 +37,9 @@ impl AddressIndex {
         v4.chain(v6)
     }
 
-    /// Returns whether any address of a range is registered; both ends are of one family.
+    /// Returns whether any address in a range is registered.
+    ///
+    /// Both ends of the range are of the same family.
     pub(super) fn has_any(&self, addresses: &RangeInclusive<IpAddr>) -> bool {
         match (*addresses.start(), *addresses.end()) {
             (IpAddr::V4(first), IpAddr::V4(last)) => self
@@ -54,7 +56,7 @@ impl AddressIndex {
         }
     }
 
-    /// Adds (`true`) and removes (`false`) pairs.
+    /// Adds (`true`) or removes (`false`) pairs of an address and a hash.
     pub(super) fn update(&mut self, changes: impl Iterator<Item = (IpAddr, u64, bool)>) {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for (address, base, add) in changes {
@@ -84,7 +86,7 @@ impl<T> Default for SortedChunks<T> {
 }
 
 impl<T: Copy + Ord> SortedChunks<T> {
-    /// Iterates over the entries that are not below `bound`.
+    /// Iterates over the entries from `bound` onwards, in ascending order.
     fn from(&self, bound: T) -> impl Iterator<Item = T> {
         let chunk =
             self.chunks.partition_point(|chunk| chunk.last().is_none_or(|last| *last < bound));
@@ -93,7 +95,7 @@ impl<T: Copy + Ord> SortedChunks<T> {
         chunks.iter().flat_map(|chunk| chunk.iter()).skip(first).copied()
     }
 
-    /// Adds (`true`) and removes (`false`) entries.
+    /// Applies changes: `true` adds the entry, `false` removes it.
     fn update(&mut self, mut changes: Vec<(T, bool)>) {
         if changes.is_empty() {
             return;
@@ -128,7 +130,7 @@ fn merged<T: Copy + Ord>(entries: &[T], changes: &[(T, bool)]) -> Vec<T> {
             next.push(lower);
         }
         let _replaced = old.next_if_eq(entry);
-        // Two bases may have one hash.
+        // Two bases may have the same hash.
         if *add && next.last() != Some(entry) {
             next.push(*entry);
         }
@@ -137,13 +139,13 @@ fn merged<T: Copy + Ord>(entries: &[T], changes: &[(T, bool)]) -> Vec<T> {
     next
 }
 
-/// Chunks in ascending order, as they are put together.
+/// Builder of a list of chunks; they are added in ascending order.
 struct ChunkList<T> {
     chunks: Vec<Arc<[T]>>,
 }
 
 impl<T: Copy> ChunkList<T> {
-    /// Appends a chunk, or joins it with a small last one.
+    /// Appends a chunk, or merges it with the last one if either is small.
     fn push(&mut self, chunk: Arc<[T]>) {
         if let Some(last) = self.chunks.last_mut()
             && last.len().min(chunk.len()) < MIN_CHUNK_ENTRIES
@@ -213,7 +215,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
         #[test]
-        fn sorted_chunks_hold_what_a_set_holds(steps in prop::collection::vec(
+        fn sorted_chunks_equal_a_btree_set(steps in prop::collection::vec(
             (any::<bool>(), 0_u32..6_000, 0_u32..4_000, 1_usize..7), 1..24,
         )) {
             let (mut expected, mut chunks) = (BTreeSet::new(), SortedChunks::default());

@@ -1,4 +1,4 @@
-//! The entry point of queries.
+//! Entry point for queries.
 
 use std::sync::Arc;
 
@@ -28,15 +28,15 @@ pub struct Answerer {
     pub(super) first_serial: u32,
 }
 
-/// Too many queries wait for an upstream.
+/// EDE of a SERVFAIL response: too many queries wait for an upstream.
 const OVERLOADED: ExtendedError =
-    ExtendedError { code: ExtendedError::OTHER, text: "too many questions wait for an upstream" };
-/// The name could only be forwarded.
+    ExtendedError { code: ExtendedError::OTHER, text: "too many queries wait for an upstream" };
+/// EDE of a REFUSED response: the query would need forwarding but has RD=0.
 const NO_RECURSION: ExtendedError = ExtendedError {
     code: ExtendedError::NOT_AUTHORITATIVE,
     text: "not a zone served here, and recursion was not desired",
 };
-/// The client's address is not allowed to query.
+/// EDE of a REFUSED response: the client's address has no access.
 const ACCESS_DENIED: ExtendedError = ExtendedError { code: ExtendedError::PROHIBITED, text: "" };
 
 impl Answerer {
@@ -49,9 +49,10 @@ impl Answerer {
 
     /// Writes the response to a message into `out`, without TCP's length prefix.
     ///
-    /// `parsed` is the message as [`Query::parse`] reads it. `ahead` is the result of
-    /// [`Self::look_ahead`], with the index of this message in its batch; the response is from the
-    /// generation that `ahead` holds. `draw` is a random number that selects the first instance.
+    /// `parsed` is the result of [`Query::parse`] for the message. `ahead` is the result of
+    /// [`Self::look_ahead`] for its batch, with the index of the message there; the response is
+    /// from the generation that `ahead` holds. `draw` is a random number that selects the first
+    /// instance.
     ///
     /// Never blocks and does no I/O. Does not allocate if a precompiled node has the answer and
     /// `out` has enough capacity.
@@ -66,7 +67,7 @@ impl Answerer {
         self.answer(parsed, (&ahead.snapshot, ahead.key(number)), self.writer(transport, draw), out)
     }
 
-    /// Writes the response that the full path gives, without counting it.
+    /// Writes the response that the full path gives to a message, without counting it.
     ///
     /// For tests: [`Self::respond`] must write the same bytes.
     pub fn respond_in_full(
@@ -81,9 +82,10 @@ impl Answerer {
         self.answer(parsed, (&self.snapshot.load(), None), writer, out)
     }
 
-    /// Writes the response to a query for a name outside the zones, without asking anybody.
+    /// Writes the response to a query outside the zones, without forwarding it.
     ///
-    /// For a query that [`Self::respond`] leaves to upstreams and that none of them may get.
+    /// Meant for queries for which [`Self::respond`] returns `Forward`, but which must not be sent
+    /// to any upstream.
     pub fn respond_outside(&self, query: &Query<'_>, transport: Transport, out: &mut Vec<u8>) {
         out.clear();
         let (writer, snapshot) = (self.writer(transport, 0), self.snapshot.load());
@@ -95,7 +97,7 @@ impl Answerer {
         }
     }
 
-    /// Responds on the fast path if it has a key and an answer, else on the full path.
+    /// Responds on the fast path if possible, else on the full path.
     pub(super) fn answer(
         &self,
         parsed: &Parsed<'_>,
@@ -132,7 +134,7 @@ impl Answerer {
         self.write_code(rcode::SERVFAIL, OVERLOADED, request, out)
     }
 
-    /// Writes a response with only a code and an EDE, in UDP's size.
+    /// Writes a response without records: only a code and an EDE.
     fn write_code(
         &self,
         code: u16,
@@ -172,7 +174,7 @@ impl Answerer {
         self.stats.load_full()
     }
 
-    /// Returns the settings.
+    /// Returns the settings of the authoritative side.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -182,7 +184,7 @@ impl Answerer {
         &self.counters
     }
 
-    /// Returns a writer that counts its responses.
+    /// Returns a writer that counts the responses it writes.
     pub(super) fn writer(&self, transport: Transport, draw: u64) -> ResponseWriter<'_> {
         ResponseWriter { settings: &self.settings, transport, draw, counters: &self.counters }
     }

@@ -1,4 +1,4 @@
-//! Weighted choice of the order of records and, if not all fit, of the records.
+//! Weighted random order of records, and weighted samples if not all records fit.
 
 use super::weights::Weights;
 
@@ -42,7 +42,8 @@ impl Order {
 
     /// Returns a weighted sample of at most `limit` records, without replacement.
     ///
-    /// With equal weights it returns an order of all records: each prefix is as fair.
+    /// With equal weights it returns an order of all records, because any prefix of that order is a
+    /// fair sample.
     pub(super) fn of_some(limit: usize, count: usize, weights: Weights<'_>, draw: u64) -> Self {
         if weights.are_equal() {
             return Self::of_all(count, weights, draw);
@@ -74,7 +75,7 @@ fn scale(draw: u64, count: usize) -> usize {
     usize::try_from((u128::from(draw) * count as u128) >> 64).unwrap_or(0)
 }
 
-/// Draws one record after the other from those not drawn yet.
+/// Draws a weighted sample one record at a time, without replacement.
 ///
 /// A ticket is a point in the sum of the remaining weights. Stepping over the weights of drawn
 /// records turns it into a point in the running sums, which are never rewritten.
@@ -85,7 +86,7 @@ fn sample_small(
     random: &mut fastrand::Rng,
 ) -> [u16; MAX_SMALL_SAMPLE] {
     let mut order = [0; MAX_SMALL_SAMPLE];
-    // For each drawn record the running sum before it and its weight, in ascending order.
+    // For each drawn record: the running sum before the record, and its weight; ascending.
     let mut drawn = [(0u32, 0u32); MAX_SMALL_SAMPLE];
     let mut weight_left = weights.sum(count - 1);
     let weighted = partition_point(count, |index| weights.sum(index) < weight_left)
@@ -106,7 +107,7 @@ fn sample_small(
             weight_left -= weight;
             index
         } else {
-            // Records of weight 0, in their order.
+            // Records of weight 0 follow in their stored order.
             position
         };
         order[position] = u16::try_from(index).unwrap_or(0);
@@ -114,7 +115,9 @@ fn sample_small(
     order
 }
 
-/// Samples by the largest u^(1/w) (Efraimidis and Spirakis, 2006).
+/// Draws the records with the largest u^(1/w), for uniformly random u and weight w.
+///
+/// The method is from Efraimidis and Spirakis (2006).
 fn sample_large(
     limit: usize,
     count: usize,
@@ -136,7 +139,9 @@ fn sample_large(
     keyed.into_iter().map(|(_, index)| index).collect()
 }
 
-/// Returns the first index for which `holds` is false; it holds for a prefix.
+/// Returns the first index for which `holds` is false.
+///
+/// `holds` is true for all lower indexes and false for all others.
 fn partition_point(count: usize, holds: impl Fn(usize) -> bool) -> usize {
     let (mut low, mut high) = (0, count);
     while low < high {

@@ -12,8 +12,8 @@ use crate::service::{Addresses, Host};
 
 /// Puts the A, AAAA and SRV sets of the selected instances into an empty builder.
 ///
-/// All instances belong to one deployment and namespace, in which the service has this `owner`.
-/// Without an owner, or where an instance's name would be too long, there are no SRV entries.
+/// All instances belong to one deployment and namespace, in which the service has this `owner`. An
+/// instance gets no SRV entry if there is no owner or if its name would be too long.
 pub(super) fn node(
     settings: &Settings,
     hosts: &HostAddresses,
@@ -61,7 +61,7 @@ fn addresses_of<'h>(name: &str, hosts: &'h HostAddresses) -> &'h [IpAddr] {
     }
 }
 
-/// Puts an address and returns the SRV target for it.
+/// Adds an address to the node and returns the SRV target for it.
 ///
 /// Returns `None` if the instance's name would exceed the limits of DNS.
 fn put_address(
@@ -73,7 +73,7 @@ fn put_address(
 ) -> Option<TargetIndex> {
     let target = builder.put_address(address, weight);
     let rest = owner?.len() + zone.len();
-    // Most names are so short that the label need not be measured.
+    // The common case: even the longest instance label fits, so the label need not be measured.
     let fits = rest + 1 + MAX_INSTANCE_LABEL_BYTES <= MAX_NAME_BYTES
         || rest + 1 + instance_label(address).len() <= MAX_NAME_BYTES;
     fits.then_some(target)

@@ -70,25 +70,25 @@ pub struct Explanation {
     pub truncated: bool,
     /// Number of records left out of the answer section.
     pub left_out: usize,
-    /// What the TXT records lack of the instances' metadata.
+    /// Parts of the instances' metadata that the TXT records omit.
     #[serde(default)]
     pub txt_omissions: Vec<String>,
     /// Value of the `answers` setting.
     pub setting: String,
-    /// The response over TCP, if its size leaves something out.
+    /// Records that a response over TCP omits for lack of space, if any.
     #[serde(default)]
     pub over_tcp: Option<TcpOmission>,
 }
 
-/// What the size of a response over TCP leaves out, without TC.
+/// Records that a response over TCP omits for lack of space, without setting TC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct TcpOmission {
     /// Size of the response, in bytes.
     pub bytes: usize,
-    /// Number of records left out of the answer section.
+    /// Number of records omitted from the answer section.
     pub records: usize,
-    /// Number of SRV targets in the answer section whose addresses are left out.
+    /// Number of SRV targets in the answer section whose addresses are omitted.
     pub addresses: usize,
 }
 
@@ -98,7 +98,7 @@ pub struct TriedInterpretation {
     /// Meaning of the name in this interpretation.
     #[serde(rename = "reading")]
     pub interpretation: String,
-    /// Whether it matched, or why it did not.
+    /// Whether the interpretation matched, or the reason why it did not.
     pub outcome: String,
 }
 
@@ -106,21 +106,21 @@ pub struct TriedInterpretation {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ConsideredInstance {
-    /// Its host and port.
+    /// Host and port.
     pub endpoint: String,
-    /// Its deployment, namespace and version.
+    /// Deployment, namespace and version.
     pub group: String,
-    /// Its weight.
+    /// SRV weight.
     pub weight: u16,
-    /// Index of its registry in the configuration, from 0.
+    /// Index of the registry in the configuration, from 0.
     pub registry: usize,
-    /// Its registry's name; empty until [`Explanation::name_registries`].
+    /// Name of the registry; empty until [`Explanation::name_registries`] is called.
     pub registry_name: String,
-    /// The key that registers it.
+    /// Registry key of the instance.
     pub key: String,
-    /// Revision of the key's last change.
+    /// Revision of the last change to the key.
     pub revision: u64,
-    /// Whether its removal is held back, although its registry no longer has it.
+    /// Whether removal grace keeps the instance although its registry has removed it.
     pub held: bool,
     /// Reason for dropping the instance from the answer, if it was dropped.
     pub dropped: Option<String>,
@@ -193,7 +193,7 @@ impl Answerer {
         explanation
     }
 
-    /// Returns what the size of the response over TCP leaves out, if anything.
+    /// Returns the records that the response over TCP omits for lack of space, if any.
     fn explain_over_tcp(
         &self,
         query: &[u8],
@@ -204,7 +204,7 @@ impl Answerer {
         self.answer(&Query::parse(query), found, writer, &mut response);
         let message = Message::from_vec(&response).ok()?;
         let left_out = usize::try_from(writer.counters.left_out()).unwrap_or(usize::MAX);
-        // What the `answers` setting leaves out is no matter of size.
+        // Records that the `answers` setting omits are not missing for lack of space.
         let by_setting = match self.settings.answers {
             Answers::Count(limit) => {
                 let all = message.answers.len().saturating_add(left_out);
@@ -237,12 +237,12 @@ struct LookupFailure {
     ///
     /// `None` if the name has no valid form or its service exists.
     unknown_service: Option<String>,
-    /// The base of a service that exists, but not as the name says.
+    /// The base of an existing service that does not match the rest of the name.
     unmatched_service: Option<String>,
 }
 
 impl LookupFailure {
-    /// Records a step's evidence for the failure.
+    /// Updates the reason from a step of the resolution.
     fn add_step(&mut self, step: &TraceStep<'_>) {
         match step {
             TraceStep::Parsed(Some(parsed)) => self.unknown_service = Some(text(&parsed.rest)),
@@ -274,7 +274,7 @@ impl Explanation {
         }
     }
 
-    /// Adds a step of the name's resolution.
+    /// Adds a step of the resolution to the explanation.
     fn add_step(&mut self, step: &TraceStep<'_>, snapshot: &Snapshot) {
         match step {
             TraceStep::Parsed(None) => self.parsed.push("no valid form of a name".to_owned()),
@@ -303,7 +303,7 @@ impl Explanation {
         }
     }
 
-    /// Adds the instances of a service that exists, but not as the name says.
+    /// Adds the instances of a service that does not match the rest of the name.
     fn add_unmatched(&mut self, interpretation: &Interpretation<'_>, snapshot: &Snapshot) {
         let mut base = String::new();
         let service = full::join_labels(interpretation.base, &mut base)
@@ -409,7 +409,7 @@ fn describe(interpretation: &Interpretation<'_>) -> String {
     }
 }
 
-/// Formats labels as a dotted text, with escapes for unprintable bytes.
+/// Formats labels as dotted text, with escapes for unprintable bytes.
 fn text(labels: &[&[u8]]) -> String {
     labels.iter().map(|label| label.escape_ascii().to_string()).collect::<Vec<_>>().join(".")
 }

@@ -1,7 +1,8 @@
 //! The fast path: answers from precompiled nodes, without allocation or grammar.
 //!
-//! The fast path leaves every doubtful case to the full path, whose responses it must equal byte
-//! for byte; `tests/properties.rs` and the fuzz targets compare the two.
+//! If the answer is not certain, the fast path leaves the query to the full path. Its own responses
+//! must equal those of the full path byte for byte; `tests/properties.rs` and the fuzz targets
+//! compare the two.
 
 use super::lookahead::OwnerKey;
 use super::message::ResponseContent;
@@ -15,13 +16,13 @@ use crate::wire::rtype;
 
 /// Result of the fast path for a name.
 enum FastAnswer<'a> {
-    /// This non-empty RRset, held by these registries.
+    /// A non-empty RRset, and the registries that hold its instances.
     Records(RRset<'a>, RegistrySet),
     /// The name exists but has no records of the type.
     NoData,
     /// The name does not exist.
     NxDomain,
-    /// Only the full path can tell.
+    /// The query needs the full path.
     Unknown,
 }
 
@@ -81,7 +82,7 @@ impl<'a> QueryContext<'a> {
         let settings = self.settings();
         let srv = || RRset::srv(node, settings.ttl, owner, settings.zones.first().name().as_wire());
         let set = match self.query.qtype {
-            // The reason for the missing addresses is only known to the model.
+            // Only the service model knows why the addresses are missing.
             rtype::A | rtype::AAAA if node.has_only_host_names() => return FastAnswer::Unknown,
             rtype::A => RRset::a(node, settings.ttl),
             rtype::AAAA => RRset::aaaa(node, settings.ttl),
@@ -100,10 +101,10 @@ impl<'a> QueryContext<'a> {
         if set.count > 0 { FastAnswer::Records(set, node.registries()) } else { FastAnswer::NoData }
     }
 
-    /// Returns whether nothing exists at or below the last label.
+    /// Returns whether no published name is at or below the last label of `owner`.
     ///
     /// Every published name, deployment and namespace leaves a node or a marker at its last label
-    /// (RFC 8020). Names with selectors or protocols are left to the full path.
+    /// (RFC 8020). Names with selectors or protocols need the full path.
     fn is_absent(&self, name: &[u8], owner: &[u8]) -> bool {
         let mut last = owner;
         let mut rest = owner;

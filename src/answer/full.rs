@@ -1,7 +1,7 @@
 //! The full path: resolves names on the service model.
 //!
-//! Covers every form of the naming grammar. Precompiled nodes are built from the result of this
-//! code, so both paths agree by construction.
+//! This path covers every form of the naming grammar. Precompiled nodes are built from its results,
+//! so both paths agree by construction.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ pub(super) struct Selection<'s> {
     pub(super) service: &'s Arc<Service>,
     /// Served instances, sorted by endpoint, without duplicate endpoints.
     pub(super) instances: Vec<Instance<'s>>,
-    /// All registries that hold an instance, also those of duplicate endpoints.
+    /// Registries that hold any selected instance, including duplicates of endpoints.
     pub(super) registries: RegistrySet,
     /// Form of the name.
     pub(super) form: NameForm,
@@ -44,18 +44,18 @@ pub(super) struct Selection<'s> {
 /// Form of a name that selects instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NameForm {
-    /// A service, one of its versions, or the instances that selectors leave.
+    /// A service, one of its versions, or the instances that match the selectors.
     Service,
     /// The instance at an address.
     Instance(IpAddr),
-    /// A protocol or port of a service (RFC 2782), which has no addresses.
+    /// A protocol or port of a service (RFC 2782); such a name has no address records.
     Rfc2782,
 }
 
 /// A step in the resolution of a name, for explanations.
 #[derive(Debug)]
 pub(super) enum TraceStep<'a> {
-    /// The name was parsed, or has no valid form.
+    /// The name was parsed, or has no valid form (`None`).
     Parsed(Option<&'a ParsedName<'a>>),
     /// An interpretation was tried.
     Interpretation(&'a Interpretation<'a>, MatchResult),
@@ -66,9 +66,9 @@ pub(super) enum TraceStep<'a> {
 /// Result of trying an interpretation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MatchResult {
-    /// No service has this base.
+    /// No service has the base of this interpretation.
     NoService,
-    /// The service exists, but not in this scope or without this version or instance.
+    /// The base exists, but not in this scope or with this version or instance.
     NoMatch,
     /// The name has this meaning.
     Match,
@@ -137,7 +137,7 @@ pub(super) fn resolve_hinted<'s>(
     }
 }
 
-/// Resolves `_<base>._tcp` and the names above it.
+/// Resolves `_<base>._tcp` and the names that end in it.
 fn tcp_of_base<'a, 's>(
     snapshot: &'s Snapshot,
     settings: &'a Settings,
@@ -179,7 +179,7 @@ fn tcp_of_base<'a, 's>(
 
 /// Joins labels with dots.
 ///
-/// Returns `false` if a label is not UTF-8 or contains a dot, because no such text exists.
+/// Returns `false` if a label is not UTF-8 or contains a dot, because no text represents it.
 pub(super) fn join_labels(labels: &[&[u8]], text: &mut String) -> bool {
     text.clear();
     for (at, label) in labels.iter().enumerate() {
@@ -195,7 +195,7 @@ pub(super) fn join_labels(labels: &[&[u8]], text: &mut String) -> bool {
     true
 }
 
-/// Returns whether the labels in front of the base are the end of an existing version.
+/// Returns whether the labels in front of the base end an existing version.
 ///
 /// For example, `0.hello.svc` exists if `v1.2.0.hello.svc` does. A version may also look like an
 /// instance label: `10-0-0-2.hello.svc` exists if `10-0-0-9.10-0-0-2.hello.svc` does. The version
@@ -233,14 +233,14 @@ struct InstanceFilter<'a> {
     address: Option<IpAddr>,
     /// The parsed name, with its RFC 2782 label and selectors.
     parsed: &'a ParsedName<'a>,
-    /// Some selector has a value that nothing can match.
+    /// Whether a selector has a value that no instance can match.
     unsatisfiable: bool,
 }
 
 /// Selected versions of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum VersionFilter {
-    /// `latest`, or all versions if none is `latest` and the fallback is on.
+    /// `latest`; with the fallback on and no such version, all versions.
     Default,
     Any,
     Exactly(String),
@@ -296,7 +296,7 @@ impl<'a> InstanceFilter<'a> {
         }
     }
 
-    /// Returns the same filter for every scope that the interpretation leaves open.
+    /// Returns a copy that admits every scope that the interpretation allows.
     fn in_any_scope(&self, interpretation: &Interpretation<'a>) -> Self {
         let (namespace, deployment) = match interpretation.scope {
             ServiceScope::Configured => (None, None),
@@ -323,7 +323,7 @@ impl<'a> InstanceFilter<'a> {
         equal(self.deployment, &group.deployment) && equal(self.namespace, &group.namespace)
     }
 
-    /// Returns whether the service exists in scope, with the version or instance named.
+    /// Returns whether a service exists in scope, with the named version or instance.
     fn admits_service(&self, service: &Service) -> bool {
         if let Some(address) = self.address {
             return service.served().any(|instance| {

@@ -13,9 +13,9 @@ use super::table::{Snapshot, to_lower_case};
 use crate::name::Zones;
 use crate::wire::question_name;
 
-/// Most queries in one lookahead.
+/// Maximum queries in one lookahead.
 const MAX_KEYS: usize = 32;
-/// Bytes of an entry to prefetch, enough for the usual answer.
+/// Bytes of an entry to prefetch, enough for a typical answer.
 const PREFETCH_BYTES: usize = 56;
 
 /// A batch of queries: their owner keys, and the generation that answers them.
@@ -78,7 +78,7 @@ impl OwnerKey {
 
 /// Reads the memory that the probe for each key will read.
 ///
-/// No iteration depends on the one before, so the processor overlaps their memory accesses.
+/// No iteration depends on an earlier one, so the processor overlaps their memory accesses.
 fn prefetch(snapshot: &Snapshot, keys: &[Option<OwnerKey>]) {
     let hashes = || keys.iter().flatten().map(|key| key.hash);
     let mut slots: [&[u8]; MAX_KEYS] = [&[]; MAX_KEYS];

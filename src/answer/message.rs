@@ -21,17 +21,17 @@ pub(super) struct ResponseContent<'a> {
 }
 
 impl<'a> ResponseContent<'a> {
-    /// Makes content without records, from outside the zones.
+    /// Returns a non-authoritative response without records.
     pub(super) fn code(rcode: u16, error: Option<ExtendedError>) -> Self {
         Self { rcode, authoritative: false, answers: &RRset::EMPTY, soa: &[], error }
     }
 
-    /// Makes the content of an authoritative answer.
+    /// Returns the content of an authoritative answer.
     pub(super) fn answer(answers: &'a RRset<'a>, error: Option<ExtendedError>) -> Self {
         Self { rcode: rcode::NOERROR, authoritative: true, answers, soa: &[], error }
     }
 
-    /// Makes an authoritative NODATA or NXDOMAIN response (RFC 2308 section 2).
+    /// Returns an authoritative NODATA or NXDOMAIN response (RFC 2308 section 2).
     pub(super) fn negative(rcode: u16, soa: &'a [u8], error: Option<ExtendedError>) -> Self {
         Self { rcode, authoritative: true, answers: &RRset::EMPTY, soa, error }
     }
@@ -70,8 +70,9 @@ impl ResponseWriter<'_> {
     /// Writes the response to `query` into the empty `out`.
     ///
     /// The answer section takes as many records as fit, in an order drawn by weight. If records are
-    /// missing, a UDP response has TC set but keeps OPT and these records: a stub resolver without
-    /// TCP can use them. Glue fills the remaining room and never causes TC (RFC 2181 section 9).
+    /// missing, a UDP response has TC set but keeps OPT and the records that fit: a stub resolver
+    /// without TCP can use them. Glue fills the remaining room and never causes TC (RFC 2181
+    /// section 9).
     fn compose(
         &self,
         response: &ResponseContent<'_>,
@@ -115,7 +116,7 @@ impl ResponseWriter<'_> {
             | flag(*authoritative, flags::AA)
             | flag(truncated, flags::TC)
             | rcode & 0xF;
-        // A message has at most 65,535 bytes, hence fewer records.
+        // A message has at most 65,535 bytes, so it has fewer records.
         let counts = [
             usize::from(!query.question.is_empty()),
             put,

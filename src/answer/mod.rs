@@ -4,9 +4,9 @@
 //! answers from the latest generation without a lock. Both do no I/O and take the time from their
 //! callers.
 //!
-//! Queries over all transports take the same function, [`Answerer::respond`].
-//! The fast path answers the common names from precompiled nodes; the full path covers the rest of
-//! the naming grammar on the service model.
+//! [`Answerer::respond`] serves the queries of all transports. Its fast path answers the common
+//! names from precompiled nodes; its full path covers the rest of the naming grammar on the service
+//! model.
 
 mod address_index;
 mod answerer;

@@ -23,7 +23,7 @@ pub(super) struct Node<'a> {
     flags: u8,
     registries: RegistrySet,
     counts: [u16; 3],
-    /// Everything after the counts.
+    /// Bytes after the counts: the sets and the host names.
     sets: &'a [u8],
 }
 
@@ -51,11 +51,11 @@ pub(super) struct PackedSets<'a> {
 
 /// First of three bits, in the order A, AAAA, SRV: the set is present.
 const FLAG_PRESENT: u8 = 1;
-/// First of three bits, in the same order: the set's weights differ.
+/// First of three bits, in the same order: the weights of the set differ.
 const FLAG_WEIGHTED: u8 = 8;
-/// Some targets are host names.
+/// Bit of nodes with host names among their targets.
 const FLAG_HOST_NAMES: u8 = 64;
-/// Marker: the full path looks up the name and the names below it.
+/// Bit of markers: the full path looks up the name and the names below it.
 const FLAG_MARKER: u8 = 128;
 
 /// Size of the set of registries, in bytes.
@@ -72,7 +72,7 @@ pub(super) const SRV_ENTRY_BYTES: usize = 6;
 const NAME_OFFSET_BYTES: usize = 4;
 
 impl<'a> Node<'a> {
-    /// Reads the header of bytes that [`NodeBuilder::build`] wrote.
+    /// Reads the header of a node; `bytes` are from [`NodeBuilder::build`].
     pub(super) fn read(bytes: &'a [u8]) -> Self {
         let (&flags, rest) = bytes.split_first().unwrap_or((&0, &[]));
         // A marker consists of the flags only.
@@ -88,7 +88,7 @@ impl<'a> Node<'a> {
         Self { flags, registries, counts, sets }
     }
 
-    /// Returns the IPv4 set without reading past it.
+    /// Returns the IPv4 set without reading the sets after it.
     pub(super) fn v4(&self) -> PackedSet<'a> {
         self.take_set(0, &mut { self.sets })
     }
@@ -129,9 +129,9 @@ impl<'a> Node<'a> {
         self.flags & FLAG_HOST_NAMES != 0 && self.counts[0] == 0 && self.counts[1] == 0
     }
 
-    /// Returns the stored bytes of `address` if an instance is registered under it.
+    /// Returns the stored bytes of `address` if an instance is registered at it.
     pub(super) fn instance_address(&self, address: IpAddr) -> Option<&'a [u8]> {
-        // With host names, an address may come from resolving one; then no instance has its name.
+        // With host names, an address may come from resolving one; that address names no instance.
         if self.flags & FLAG_HOST_NAMES != 0 {
             return None;
         }
@@ -150,14 +150,14 @@ impl<'a> PackedSet<'a> {
     }
 }
 
-/// Splits up to `bytes` bytes off `rest`.
+/// Splits up to `bytes` bytes off the front of `rest`.
 fn take_bytes<'a>(rest: &mut &'a [u8], bytes: usize) -> &'a [u8] {
     let (first, left) = rest.split_at(bytes.min(rest.len()));
     *rest = left;
     first
 }
 
-/// Returns the host name at `index` of the targets that are host names.
+/// Returns the host name at an index that counts only host names.
 pub(super) fn host_name(names: &[u8], index: usize) -> Option<&[u8]> {
     let start = u32_at(names, NAME_OFFSET_BYTES * index)? as usize;
     names.get(start..name_end(names, start, false)?)
@@ -186,8 +186,8 @@ pub(super) enum TargetIndex {
 
 /// Maximum entries per set, and maximum host names per node.
 ///
-/// [`NodeBuilder::build`] drops the rest. The catalog limits the instances of a service to the same
-/// number, so only the addresses of host names can exceed it.
+/// [`NodeBuilder::build`] drops further entries. The catalog limits the instances of a service to
+/// the same number, so only the addresses of host names can exceed it.
 const MAX_SET_ENTRIES: usize = MAX_INSTANCES_PER_SERVICE;
 
 impl NodeBuilder {
@@ -330,7 +330,7 @@ fn put_set<T>(
     if set.windows(2).any(|pair| weight(&pair[0]) != weight(&pair[1])) {
         out[start] |= FLAG_WEIGHTED << set_index;
         let mut order: Vec<usize> = (0..set.len()).collect();
-        // A stable sort: apart from weight 0, entries keep their order.
+        // The sort is stable, so all other entries keep their order.
         order.sort_by_key(|index| weight(&set[*index]) == 0);
         let mut sum = 0u32;
         for index in &order {

@@ -65,7 +65,7 @@ pub(super) fn put_instance_owner(address: IpAddr, service: &[u8], out: &mut Vec<
     out.extend_from_slice(service);
 }
 
-/// Returns whether a text can be one label: a dot in it would read as a separator.
+/// Returns whether a text can be one label, for example because it has no dot.
 pub(super) fn is_label(text: &str) -> bool {
     (1..=63).contains(&text.len()) && !text.contains('.')
 }

@@ -20,7 +20,7 @@ use super::table::Snapshot;
 use crate::catalog::{self, Catalog, Group, Service, ServiceChange, SettleOutcome};
 use crate::service::{HostChange, RegistryId, Update};
 
-/// Most services compiled per step.
+/// Maximum services compiled per step.
 ///
 /// A step blocks its thread for some tenths of a second. Its buffers take some hundred bytes per
 /// service.
@@ -92,7 +92,7 @@ impl Publisher {
 
     /// Applies updates to the catalog and begins a publication of the result.
     ///
-    /// The new generation has its services, but its nodes are still to be compiled.
+    /// The new generation has its services; [`Publication::compile_next`] compiles their nodes.
     pub fn begin(
         &mut self,
         updates: impl IntoIterator<Item = Update>,
@@ -106,7 +106,7 @@ impl Publisher {
         let before = self.answerer.snapshot.load();
         let is_new = !outcome.changed.is_empty() || before.registry_status != registry_status;
         let next = is_new.then(|| {
-            let mut next = before.with_condition(registry_status);
+            let mut next = before.with_registry_status(registry_status);
             if !outcome.changed.is_empty() {
                 next.advance();
                 next.hosts = self.catalog.hosts().clone();
@@ -117,10 +117,10 @@ impl Publisher {
         Publication { publisher: self, outcome, next, compiled: 0 }
     }
 
-    /// Publishes a generation.
+    /// Makes a generation the one that readers load.
     ///
-    /// The publisher keeps older generations until no reader holds them, so that readers never
-    /// spend time on freeing one.
+    /// The publisher keeps older generations until no reader holds them, so that no reader spends
+    /// time on freeing one.
     fn store(&mut self, next: Snapshot) {
         let before = self.answerer.snapshot.swap(Arc::new(next));
         self.retired.push(before);
@@ -157,20 +157,20 @@ pub struct Publication<'p> {
     outcome: SettleOutcome,
     /// The new generation, with all its services; `None` if nothing changed.
     next: Option<Snapshot>,
-    /// Number of changed services whose other parts are complete.
+    /// Number of changed services that are completely compiled.
     compiled: usize,
 }
 
 impl Publication<'_> {
     /// Compiles the nodes of the next 100,000 changed services at most.
     ///
-    /// Returns `false` once all are compiled and only [`Self::publish`] is left.
+    /// Returns `false` once all nodes are compiled and only [`Self::publish`] is left to call.
     pub fn compile_next(&mut self) -> bool {
         let Self { publisher, outcome, next, compiled } = self;
         let rest = outcome.changed.get(*compiled..).unwrap_or_default();
         let changed = &rest[..rest.len().min(publisher.services_per_step)];
         let Some(next) = next.as_mut().filter(|_| !changed.is_empty()) else { return false };
-        // Several steps may compile the same owner; the last one sees all that affects it.
+        // Several steps may compile the same owner; the last step sees everything that affects it.
         let toggled = next.update_ancestors(ancestor_changes(changed));
         next.update_addresses(changed.iter().flat_map(address_changes));
         publisher.compile(next, changed, &toggled);
@@ -199,7 +199,7 @@ impl Publication<'_> {
 /// Appends the node of `owner`, or nothing if the name does not exist.
 ///
 /// The node is a marker if the full path must answer. The result depends on the whole model,
-/// because another service than the changed one may own the name. `hint` is the changed service if
+/// because a service other than the changed one may own the name. `hint` is the changed service if
 /// it still exists.
 fn compile_node(
     snapshot: &Snapshot,
@@ -235,7 +235,7 @@ fn compile_node(
     }
 }
 
-/// Splits bytes at these ends.
+/// Splits bytes at the given ends.
 fn split_at_ends(bytes: &[u8], ends: impl Iterator<Item = usize>) -> impl Iterator<Item = &[u8]> {
     let mut start = 0;
     ends.map(move |end| &bytes[std::mem::replace(&mut start, end)..end])
@@ -252,9 +252,10 @@ struct AffectedOwners<'c> {
 impl<'c> AffectedOwners<'c> {
     /// Collects the owners whose nodes these changes affect.
     ///
-    /// The owners are the shortest names of the changed services in each scope before and after the
-    /// change; their bases, which exist even for services of other scopes; names of other services
-    /// that they take over or give back; and the names above them that came or went.
+    /// The owners are: the shortest names of the changed services in each scope, before and after
+    /// the change; their bases, which exist even for services of other scopes; names that the
+    /// services take over from other services or give back; and the names above them that came into
+    /// being or vanished.
     fn of(
         settings: &Settings,
         next: &Snapshot,
@@ -326,7 +327,7 @@ fn served_addresses(service: Option<&Service>) -> Vec<IpAddr> {
     addresses
 }
 
-/// Returns the addresses in only one of two sorted lists; `true` if in `after`.
+/// Returns the addresses in only one of two sorted lists; `true` if it is `after`.
 fn difference(before: &[IpAddr], after: &[IpAddr]) -> Vec<(IpAddr, bool)> {
     let gone = before
         .iter()
@@ -350,7 +351,7 @@ fn ancestor_changes(changed: &[ServiceChange]) -> Vec<(Box<str>, i32)> {
     let mut full = String::new();
     for change in changed {
         let (base, ServiceChange { before, after }) = (change.base(), change);
-        // The usual change concerns instances only and leaves the names alone.
+        // A typical change concerns instances only and leaves the names alone.
         if let (Some(before), Some(after)) = (before, after)
             && scopes(before).eq(scopes(after))
         {
@@ -397,7 +398,7 @@ fn ancestor_changes(changed: &[ServiceChange]) -> Vec<(Box<str>, i32)> {
         .collect()
 }
 
-/// Returns deployment and namespace of a service's names, sorted.
+/// Returns the deployments and namespaces of a service's names, sorted.
 fn scopes(service: &Service) -> impl Iterator<Item = (&str, &str)> {
     service.visible_groups().map(|group| group.scope())
 }

@@ -13,10 +13,10 @@ use crate::wire::{OWNER_POINTER, rtype};
 
 /// Maximum data of a TXT record, in bytes.
 ///
-/// One such record fits a UDP response to clients with EDNS, unless names are very long.
+/// A record of this size fits a UDP response to clients with EDNS, unless names are very long.
 const MAX_TXT_DATA_BYTES: usize = 1024;
 
-/// Maximum PTR records for one address: BIND's default limit for an RRset.
+/// Maximum PTR records for one address (BIND's default limit for an RRset).
 const MAX_PTR_RECORDS: usize = 100;
 
 /// Appends an A or AAAA record for the name in the question section.
@@ -29,15 +29,16 @@ pub(super) fn put_address(out: &mut Vec<u8>, ttl: u32, address: IpAddr) {
 
 /// Appends a record for the name in the question section.
 pub(super) fn put_record(out: &mut Vec<u8>, rtype: u16, ttl: u32, data: &[u8]) {
-    // Far below 64 KiB: the data is a name, an address or a few strings.
+    // The data is a name, an address or a few strings, so it is far below 64 KiB.
     out.extend_from_slice(&record_head(OWNER_POINTER, rtype, ttl, data.len()));
     out.extend_from_slice(data);
 }
 
-/// Composes the TXT RRset of instances: a record for each different metadata.
+/// Composes the TXT RRset of instances: a record for each distinct metadata.
 ///
-/// A record has one `key=value` string per entry (RFC 6763 section 6.3), each cut at 255 bytes, and
-/// at most [`MAX_TXT_DATA_BYTES`]. No metadata gives one empty string (RFC 6763 section 6.1).
+/// A record has one `key=value` string per entry (RFC 6763 section 6.3). Strings are cut at 255
+/// bytes and records at [`MAX_TXT_DATA_BYTES`]. Empty metadata gives one empty string (RFC 6763
+/// section 6.1).
 pub(super) fn txt(settings: &Settings, instances: &[Instance<'_>]) -> ComposedRecords {
     let mut texts: Vec<Vec<u8>> =
         distinct_metadata(instances).into_iter().map(|metadata| text(metadata, |_| {})).collect();
@@ -50,7 +51,7 @@ pub(super) fn txt(settings: &Settings, instances: &[Instance<'_>]) -> ComposedRe
     set
 }
 
-/// Describes what the TXT RRset of instances lacks of their metadata.
+/// Describes the metadata of instances that their TXT RRset omits.
 pub(super) fn txt_omissions(instances: &[Instance<'_>]) -> Vec<String> {
     let mut omissions = Vec::new();
     for metadata in distinct_metadata(instances) {
@@ -61,7 +62,9 @@ pub(super) fn txt_omissions(instances: &[Instance<'_>]) -> Vec<String> {
     omissions
 }
 
-/// Returns the metadata of instances; those with equal metadata usually share it.
+/// Returns the distinct metadata of instances.
+///
+/// Instances with equal metadata usually share it.
 fn distinct_metadata<'a>(instances: &[Instance<'a>]) -> Vec<&'a Arc<Metadata>> {
     let mut metadata: Vec<_> = instances.iter().map(|instance| &instance.key.metadata).collect();
     metadata.sort_by_key(|metadata| Arc::as_ptr(metadata));
@@ -69,12 +72,12 @@ fn distinct_metadata<'a>(instances: &[Instance<'a>]) -> Vec<&'a Arc<Metadata>> {
     metadata
 }
 
-/// What a TXT record lacks of its metadata.
+/// A part of the metadata that a TXT record omits.
 #[derive(Clone, Copy, Debug)]
 enum TxtOmission<'a> {
-    /// The end of the string of this key, which has so many bytes.
+    /// The end of a string that is cut: `bytes` is its full length.
     End { key: &'a str, bytes: usize },
-    /// So many entries, this one and those after it in order.
+    /// `count` entries, in order, of which `first` is the first.
     Entries { count: usize, first: &'a str },
 }
 
@@ -85,18 +88,21 @@ impl fmt::Display for TxtOmission<'_> {
                 write!(f, "TXT: the string of {key:?} is cut at 255 of {bytes} bytes")
             }
             Self::Entries { count: 1, first } => {
-                write!(f, "TXT: {first:?} is left out, as a record has {MAX_TXT_DATA_BYTES} bytes")
+                write!(
+                    f,
+                    "TXT: {first:?} is left out: records have at most {MAX_TXT_DATA_BYTES} bytes"
+                )
             }
             Self::Entries { count, first } => write!(
                 f,
-                "TXT: {count} entries from {first:?} on are left out, as a record has \
+                "TXT: {count} entries from {first:?} on are left out: records have at most \
                  {MAX_TXT_DATA_BYTES} bytes"
             ),
         }
     }
 }
 
-/// Composes the data of a TXT record, and reports what it lacks.
+/// Composes the data of a TXT record and reports the omitted parts of the metadata.
 fn text<'a>(metadata: &'a Metadata, mut report: impl FnMut(TxtOmission<'a>)) -> Vec<u8> {
     let mut data = Vec::new();
     for (index, (key, value)) in metadata.iter().enumerate() {
@@ -130,7 +136,7 @@ pub(super) fn ptr<'s>(
     services: impl Iterator<Item = &'s Arc<Service>>,
 ) -> ComposedRecords {
     let mut owners = Vec::new();
-    // More services cannot add names to the answer.
+    // The answer is full after this many services.
     for service in services.take(MAX_PTR_RECORDS) {
         for instance in service.served().filter(|instance| instance.is_at(address)) {
             owners.extend(service_owner(settings, service.base(), instance.key.group()));

@@ -14,7 +14,7 @@ use crate::name::{Name, ReverseNetwork, Zone, reverse_address};
 use crate::service::{Addresses, RegistrySet};
 use crate::wire::{ExtendedError, OWNER_POINTER, Query, question_pointer, rcode, rtype};
 
-/// Next step of the caller with a query.
+/// Next action of the caller with a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AnswerOutcome {
     /// Send the response that was written.
@@ -25,7 +25,7 @@ pub enum AnswerOutcome {
     Forward,
 }
 
-/// A query and everything its response depends on.
+/// A query and everything that its response depends on.
 pub(super) struct QueryContext<'a> {
     pub(super) writer: ResponseWriter<'a>,
     /// SOA serial of generation 0.
@@ -34,38 +34,38 @@ pub(super) struct QueryContext<'a> {
     pub(super) query: &'a Query<'a>,
 }
 
-/// For names outside the zones, with forwarding off.
+/// EDE for names outside the zones, with forwarding off.
 const NOT_AUTHORITATIVE: ExtendedError = ExtendedError {
     code: ExtendedError::NOT_AUTHORITATIVE,
     text: "not a zone served here, and forwarding is off",
 };
-/// For classes other than IN.
+/// EDE for classes other than IN.
 const UNSUPPORTED_CLASS: ExtendedError =
     ExtendedError { code: ExtendedError::NOT_SUPPORTED, text: "class IN only" };
-/// For zone transfers.
+/// EDE for zone transfers.
 const UNSUPPORTED_TRANSFER: ExtendedError =
     ExtendedError { code: ExtendedError::NOT_SUPPORTED, text: "no zone transfer" };
-/// For names not found while a registry has not been read yet.
+/// EDE for names not found while a registry has not been read yet.
 pub(super) const NOT_READY: ExtendedError =
     ExtendedError { code: ExtendedError::NOT_READY, text: "a registry has not been read yet" };
-/// For data of a disconnected registry.
-const STALE_REGISTRY_TEXT: &str = "registry away, last known data";
-/// For data whose removal the catalog holds back.
+/// EDE text for data of a disconnected registry.
+const STALE_REGISTRY_TEXT: &str = "registry unreachable, last known data";
+/// EDE text for data whose removal the catalog holds back.
 const STALE_HELD_TEXT: &str = "removals held back, see removal-grace";
-/// For a service of host names only, with forwarding off.
+/// EDE for a service of host names only, with forwarding off.
 const HOSTS_NOT_RESOLVED: ExtendedError = ExtendedError {
     code: ExtendedError::OTHER,
     text: "registered by host name only, and forwarding is off",
 };
-/// For a service of host names only whose first lookup is in progress.
+/// EDE for a service of host names only, while their first lookup is in progress.
 const HOSTS_PENDING: ExtendedError = ExtendedError {
     code: ExtendedError::NETWORK_ERROR,
     text: "registered by host name only, which is being looked up",
 };
-/// For a service of host names only that have no address.
+/// EDE for a service of host names only, if none of them has an address.
 const HOSTS_WITHOUT_ADDRESS: ExtendedError = ExtendedError {
     code: ExtendedError::OTHER,
-    text: "registered by host name only, and no address of it can be found",
+    text: "registered by host name only, and that name has no known address",
 };
 
 /// SOA record whose names end in pointers to the zone's name.
@@ -83,7 +83,7 @@ impl<'a> QueryContext<'a> {
         self.writer.settings
     }
 
-    /// Responds from the service model.
+    /// Writes the response to the query from the service model.
     pub(super) fn respond(&self, out: &mut Vec<u8>) -> AnswerOutcome {
         let (query, settings) = (self.query, self.settings());
         let Ok((name, _)) = Name::from_wire(query.name()) else {
@@ -106,9 +106,9 @@ impl<'a> QueryContext<'a> {
         AnswerOutcome::Answered
     }
 
-    /// Answers for a name outside the zones without asking anybody.
+    /// Answers a query for a name outside the zones without forwarding it.
     ///
-    /// A name outside the reverse tree is refused with this error.
+    /// Refuses a name outside the reverse tree with this error.
     pub(super) fn answer_outside(&self, name: &Name, error: ExtendedError, out: &mut Vec<u8>) {
         match ReverseNetwork::of(name) {
             Some(network) => self.answer_unregistered(name, network, error, out),
@@ -139,7 +139,7 @@ impl<'a> QueryContext<'a> {
         let stale = self.stale_negative_error();
         let labels: Vec<&[u8]> = zone.relative_labels(name).collect();
         match full::resolve(self.snapshot, settings, &labels, |_| {}) {
-            // A registry not read yet may have the name, and resolvers would cache an NXDOMAIN.
+            // A registry not yet read may have the name, and resolvers would cache NXDOMAIN.
             full::NameLookup::NxDomain | full::NameLookup::NoData
                 if !self.snapshot.registry_status.synced =>
             {
@@ -228,9 +228,9 @@ impl<'a> QueryContext<'a> {
         }
     }
 
-    /// Returns the EDE of an answer from these registries.
+    /// Returns the EDE of an answer, if any of these registries may be out of date.
     ///
-    /// There is one if any of them may be out of date (RFC 8914 section 4.4).
+    /// See RFC 8914 section 4.4.
     pub(super) fn stale_answer_error(&self, registries: RegistrySet) -> Option<ExtendedError> {
         stale_error(
             self.snapshot.registry_status.staleness_of(registries),
@@ -238,9 +238,9 @@ impl<'a> QueryContext<'a> {
         )
     }
 
-    /// Returns the EDE of a NODATA response.
+    /// Returns the EDE of a NODATA response, if any registry may be out of date.
     ///
-    /// There is one if any registry may be out of date, since any could have the missing record.
+    /// Any registry could have the missing record.
     pub(super) fn stale_negative_error(&self) -> Option<ExtendedError> {
         stale_error(self.snapshot.registry_status.staleness(), ExtendedError::STALE_ANSWER)
     }
@@ -250,7 +250,7 @@ impl<'a> QueryContext<'a> {
         stale_error(self.snapshot.registry_status.staleness(), ExtendedError::STALE_NXDOMAIN)
     }
 
-    /// Writes records held by these registries, or NODATA.
+    /// Writes records held by these registries, or NODATA if there is none.
     pub(super) fn write_records(
         &self,
         records: &ComposedRecords,
@@ -270,7 +270,7 @@ impl<'a> QueryContext<'a> {
         );
     }
 
-    /// Writes records that svcdns itself provides, hence never stale, or NODATA.
+    /// Writes records that svcdns itself provides, or NODATA. They are never stale.
     fn write_own_records(&self, records: &ComposedRecords, zone: &Zone, out: &mut Vec<u8>) {
         if records.is_empty() {
             return self.write_nodata(zone, None, out);
@@ -296,7 +296,7 @@ impl<'a> QueryContext<'a> {
         self.write(&ResponseContent::negative(rcode::NOERROR, &soa, error), out);
     }
 
-    /// Returns the SOA record of the zone that the query's name is in.
+    /// Returns the SOA record of the zone that contains the query's name.
     ///
     /// The zone's name is a pointer into the question section (RFC 1035 section 4.1.4).
     fn soa_in_question(&self, zone: &Zone) -> [u8; SOA_TEMPLATE.len()] {
@@ -304,7 +304,7 @@ impl<'a> QueryContext<'a> {
         self.soa(question_pointer(offset))
     }
 
-    /// Returns the SOA record of the zone whose name `apex` points at.
+    /// Returns the SOA record of a zone; `apex` is a pointer to the zone's name.
     ///
     /// TTL and MINIMUM are the TTL of negative answers (RFC 2308 section 5).
     pub(super) fn soa(&self, apex: [u8; 2]) -> [u8; SOA_TEMPLATE.len()] {
@@ -373,7 +373,7 @@ impl<'a> QueryContext<'a> {
     }
 }
 
-/// Returns the EDE for stale data, if there is any.
+/// Returns the EDE for stale data, or `None` for fresh data.
 fn stale_error(staleness: Option<Staleness>, code: u16) -> Option<ExtendedError> {
     let text = match staleness? {
         Staleness::Disconnected => STALE_REGISTRY_TEXT,

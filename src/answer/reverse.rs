@@ -4,8 +4,8 @@
 //! names above them, RFC 8020; locally served zones of loopback and private addresses, RFC 6303
 //! and RFC 7793.
 //!
-//! An address may be registered at any moment, so no client is to remember its absence for longer
-//! than `negative-ttl`, not even if an upstream says so.
+//! An address may be registered at any time. Clients must therefore not cache its absence for
+//! longer than `negative-ttl`, even if an upstream's TTL is longer.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::LazyLock;
@@ -41,7 +41,7 @@ const LOCAL_SOA_RNAME: &[u8] = b"\x06nobody\x07invalid\0";
 impl QueryContext<'_> {
     /// Answers for the reverse name of an address.
     ///
-    /// Returns `false` if no instance has the address. The reverse name is answered as a zone apex
+    /// Returns `false` if no instance has the address. If one has, the reverse name is a zone apex
     /// of its own.
     pub(super) fn answer_reverse(&self, address: IpAddr, out: &mut Vec<u8>) -> bool {
         let settings = self.settings();
@@ -62,7 +62,7 @@ impl QueryContext<'_> {
         };
         match self.query.qtype {
             rtype::PTR | rtype::ANY => {
-                // In a fixed order: programs take the first name, which should be the instance's.
+                // The order is fixed: programs take the first name, which should be the instance's.
                 let first = Self { writer: ResponseWriter { draw: 0, ..self.writer }, ..*self };
                 first.write(
                     &ResponseContent::answer(
@@ -82,10 +82,10 @@ impl QueryContext<'_> {
         true
     }
 
-    /// Answers for a reverse name without records of its own, without asking anybody.
+    /// Answers for a reverse name without registered address, without forwarding.
     ///
-    /// A name that is neither locally served nor above a registered address is refused with this
-    /// error.
+    /// Refuses a name with this error if it is neither locally served nor above a registered
+    /// address.
     pub(super) fn answer_unregistered(
         &self,
         name: &Name,
@@ -114,7 +114,7 @@ impl QueryContext<'_> {
         } else if is_loopback {
             self.write(&ResponseContent::negative(rcode::NXDOMAIN, &soa, None), out);
         } else if !self.snapshot.registry_status.synced {
-            // A registry not read yet may have the address, and resolvers would cache an NXDOMAIN.
+            // A registry not yet read may have the address, and resolvers would cache NXDOMAIN.
             self.write(&ResponseContent::code(rcode::SERVFAIL, Some(NOT_READY)), out);
         } else if zone.is_some() {
             self.write_negative(rcode::NXDOMAIN, &soa, out);
@@ -123,7 +123,7 @@ impl QueryContext<'_> {
         }
     }
 
-    /// Writes a negative response, which is stale if any registry is.
+    /// Writes a negative response, marked as stale if any registry may be out of date.
     fn write_negative(&self, code: u16, soa: &[u8], out: &mut Vec<u8>) {
         let stale = if code == rcode::NXDOMAIN {
             self.stale_nxdomain_error()
@@ -133,7 +133,7 @@ impl QueryContext<'_> {
         self.write(&ResponseContent::negative(code, soa, stale), out);
     }
 
-    /// Returns the records that a locally served zone has for the query, if any.
+    /// Returns the records of a locally served zone that answer the query, if any.
     fn local_records(&self, name: &Name, zone: LocalZone) -> Option<ComposedRecords> {
         let mut set = ComposedRecords::default();
         match self.query.qtype {
@@ -171,7 +171,7 @@ impl QueryContext<'_> {
         soa
     }
 
-    /// Returns an SOA record whose zone is the name in the question section.
+    /// Returns an SOA record whose owner is the name in the question section.
     ///
     /// The name server is that of the first served zone.
     fn soa_at_question(&self) -> Vec<u8> {
@@ -196,10 +196,10 @@ struct LocalZone {
 impl Answerer {
     /// Corrects an upstream's negative response to a query for a reverse name in place.
     ///
-    /// A name above a registered address exists (RFC 8020): NXDOMAIN becomes NODATA. TTLs are at
-    /// most `negative-ttl` in private address space, near a registered address (the same /24, for
-    /// IPv6 the same /64), and until all registries were read. All other responses stay as they
-    /// are.
+    /// A name above a registered address exists (RFC 8020), so NXDOMAIN becomes NODATA. TTLs are
+    /// limited to `negative-ttl` in private address space, near a registered address (in the same
+    /// /24, or /64 for IPv6), and until all registries have been read. Other responses are not
+    /// changed.
     pub fn correct_forwarded(&self, query: &Query<'_>, response: &mut [u8]) {
         if may_be_reverse(query.name())
             && let Ok((name, _)) = Name::from_wire(query.name())
@@ -209,7 +209,7 @@ impl Answerer {
         }
     }
 
-    /// Corrects a response for the reverse name of this network.
+    /// Corrects the response to a query for the reverse name of this network.
     fn correct_reverse(
         &self,
         name: &Name,
@@ -238,7 +238,7 @@ impl Answerer {
     }
 }
 
-/// Returns whether no answer has the type of the query (RFC 2308 section 2).
+/// Returns whether no answer record has the query's type (RFC 2308 section 2).
 fn is_negative(qtype: u16, response: &[u8]) -> bool {
     let code = u16_at(response, 2).unwrap_or_default() & 0xF;
     let Some(end) = question_end(response) else { return false };
@@ -260,7 +260,7 @@ fn turn_into_nodata(response: &mut [u8]) {
         && !has_answers
         && let Some(bytes) = response.get_mut(2..4)
     {
-        // No upstream has vouched for this.
+        // AD would claim that an upstream has validated this response.
         let changed = field & !(0xF | flags::AD) | rcode::NOERROR;
         bytes.copy_from_slice(&changed.to_be_bytes());
     }

@@ -1,4 +1,4 @@
-//! RRsets and how their records are written into a message.
+//! RRsets, and the code that writes their records into a message.
 //!
 //! The owner of each record is a pointer to the name in the question section (`C0 0C`). SRV targets
 //! are never compressed, as RFC 2782 requires.
@@ -44,11 +44,11 @@ struct SrvSet<'a> {
     entries: &'a [u8],
     /// IPv4 addresses: the targets with the lowest indexes.
     v4: &'a [u8],
-    /// IPv6 addresses: the targets after those.
+    /// IPv6 addresses: the targets after the IPv4 addresses.
     v6: &'a [u8],
     /// Offsets of host names, then the names: the remaining targets.
     names: &'a [u8],
-    /// Owner of the service; with `zone` it completes an instance's name.
+    /// Owner of the service; `zone` completes the names of its instances.
     owner: &'a [u8],
     zone: &'a [u8],
 }
@@ -81,18 +81,18 @@ pub(super) struct ComposedRecords {
 const RECORD_HEAD_BYTES: usize = 12;
 /// Offset of the target in an SRV record: after priority, weight and port.
 const SRV_TARGET_OFFSET: usize = RECORD_HEAD_BYTES + 6;
-/// Largest message with SRV records if all names were written out, bytes, OPT aside.
+/// Maximum size of a message with SRV records if no name were compressed, in bytes.
 ///
-/// c-ares 1.34 writes each response out again, and cannot beyond 64 KiB. The rest is headroom for
-/// those that add something. No UDP response comes near this limit.
+/// OPT does not count. c-ares 1.34 writes each response again without compression and fails beyond
+/// 64 KiB. The rest is headroom for clients that add to it. No UDP response comes near this limit.
 const MAX_WRITTEN_OUT_BYTES: usize = 60 * 1024;
-/// Up to this many targets are deduplicated by a scan, more by a bit set.
+/// Maximum targets that are deduplicated by a scan; more need a bit set.
 const MAX_SCANNED_TARGETS: usize = 32;
 /// Number of possible target indexes: they have 16 bits.
 const TARGET_INDEXES: usize = 1 << 16;
 
 impl<'a> RRset<'a> {
-    /// The empty RRset.
+    /// The RRset without records.
     pub(super) const EMPTY: Self =
         Self::addresses(PackedSet { weights: Weights::EQUAL, bytes: &[] }, IPV4_BYTES, 0);
 
@@ -116,14 +116,14 @@ impl<'a> RRset<'a> {
         Self { count, weights, ttl, data: RRsetData::Srv(srv) }
     }
 
-    /// Returns the A and AAAA RRsets of one instance, or `None` if the node lacks it.
+    /// Returns the A and AAAA RRsets of one instance, if the node has it.
     pub(super) fn instance(node: &Node<'a>, address: IpAddr, ttl: u32) -> Option<[Self; 2]> {
         let bytes = node.instance_address(address)?;
         let one = Self::addresses(PackedSet { weights: Weights::EQUAL, bytes }, bytes.len(), ttl);
         Some(if address.is_ipv4() { [one, Self::EMPTY] } else { [Self::EMPTY, one] })
     }
 
-    /// Wraps records of any type.
+    /// Returns an RRset of composed records, of any type.
     pub(super) fn composed(records: &'a ComposedRecords) -> Self {
         Self {
             count: records.ends.len(),
@@ -158,7 +158,7 @@ impl<'a> RRset<'a> {
         Order::of_some(wanted.min(space / RECORD_HEAD_BYTES + 1), self.count, self.weights, draw)
     }
 
-    /// Returns whether all records, glue excluded, certainly fit after the `used` bytes.
+    /// Returns whether all records, without glue, certainly fit after `used` bytes.
     fn fits(&self, room: Room, used: usize) -> bool {
         let bytes = match self.data {
             RRsetData::Addresses { width, .. } => (RECORD_HEAD_BYTES + width) * self.count,
@@ -226,13 +226,13 @@ impl<'a> RRset<'a> {
 }
 
 impl Room {
-    /// Returns the bytes that pointers as owners of this many records save.
+    /// Returns the bytes saved by pointers as the owners of this many records.
     fn saved_by(self, records: usize) -> usize {
         self.name_bytes.saturating_sub(OWNER_POINTER.len()) * records
     }
 }
 
-/// Appends A or AAAA records; like [`RRset::put`], but with a constant record size.
+/// Appends A or AAAA records like [`RRset::put`], but with a constant record size.
 fn put_addresses<const N: usize>(
     bytes: &[u8],
     rtype: u16,
@@ -348,7 +348,7 @@ impl<'a> SrvSet<'a> {
         }
     }
 
-    /// Appends glue, see [`RRset::put_glue`].
+    /// Appends glue for the first `put` records; see [`RRset::put_glue`].
     fn put_glue(
         &self,
         order: &Order,
@@ -366,7 +366,7 @@ impl<'a> SrvSet<'a> {
         self.put_glue_once(is_duplicate, order, put, start, room, out)
     }
 
-    /// Deduplicates with a bit set, for records too many to scan.
+    /// Appends glue with a bit set against duplicates, for too many records to scan.
     ///
     /// A separate function, so that the usual answer does not reserve the 8 KiB of stack.
     #[inline(never)]
@@ -435,12 +435,12 @@ impl ComposedRecords {
         self.ends.push(self.bytes.len());
     }
 
-    /// Sets the address of the name server that the only record names.
+    /// Sets the address of the name server that the only record, an NS record, names.
     pub(super) fn put_glue_address(&mut self, address: IpAddr) {
         self.glue = Some(address);
     }
 
-    /// Returns whether there is no record.
+    /// Returns whether there are no records.
     pub(super) fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
@@ -461,7 +461,7 @@ impl ComposedRecords {
 
 /// Appends an address record if it fits into `room`, else returns `false`.
 ///
-/// Its owner is the name at `name` in the message, its TTL that of the record at `start`.
+/// The owner is the name at `name` in the message; the TTL is that of the record at `start`.
 fn put_address(
     name: Range<usize>,
     address: IpAddr,
@@ -494,7 +494,7 @@ fn put_address(
     fits
 }
 
-/// Returns a record's bytes before its data, with a pointer as its owner.
+/// Returns the bytes of a record up to its data; its owner is a pointer.
 pub(super) fn record_head(
     owner: [u8; 2],
     rtype: u16,

@@ -10,11 +10,11 @@ use crate::name::Zones;
 pub struct Settings {
     /// Served zones. SRV targets, glue and PTR names use the first one.
     pub zones: Zones,
-    /// Deployment of names that spell out none, in lower case.
+    /// Deployment of names that do not contain one, in lower case.
     pub deployment: Box<str>,
-    /// Namespace of names that spell out none, in lower case.
+    /// Namespace of names that do not contain one, in lower case.
     pub namespace: Box<str>,
-    /// Whether a service without version `latest` is answered with all its versions.
+    /// Whether a service without version `latest` is answered with all of its versions.
     pub version_fallback: bool,
     /// Treatment of answers that do not fit the response.
     pub answers: Answers,
@@ -49,11 +49,11 @@ impl Settings {
 /// Treatment of answers that do not fit the response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Answers {
-    /// Send as many as fit and set TC, so that the client can retry over TCP.
+    /// Send all records that fit and set TC, so that the client can retry over TCP.
     #[default]
     All,
-    /// Send as many as fit, without TC.
+    /// Send all records that fit, without TC.
     Fit,
-    /// Send at most this many, over any transport.
+    /// Send at most this many records, over any transport.
     Count(NonZeroU16),
 }

@@ -5,8 +5,8 @@
 //! lower case), the length of the node, and the node.
 //!
 //! The slots form a hash table with linear probing, in ascending order of tags. An owner is in its
-//! tag's home slot or a few slots later, and a larger tag ends the probe for an absent one. A
-//! lookup therefore touches the memory of one slot and one node, however many names there are.
+//! tag's home slot or a few slots later; the probe for an absent owner ends at a larger tag. A
+//! lookup therefore reads one slot and one node, regardless of the number of names.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::wire::{put_u32, u32_at};
 
 /// Size of a slot, in bytes.
 const SLOT_BYTES: usize = 8;
-/// Longest node whose length takes one byte; longer ones take five.
+/// Maximum length of a node with a one-byte length field; longer ones have five.
 const MAX_SHORT_LENGTH: usize = 0x7F;
 /// Initial capacity for a new entry, in bytes.
 const TYPICAL_ENTRY_BYTES: usize = 64;
@@ -34,7 +34,9 @@ pub(super) struct Shard {
 type NodeChange<'a> = (u64, (&'a [u8], Option<&'a [u8]>));
 
 impl Shard {
-    /// Returns the owner in lower case and its node; `owner` may be in any case.
+    /// Returns the stored owner, in lower case, and its node.
+    ///
+    /// The argument `owner` may be in any case.
     pub(super) fn find(&self, hash: u64, owner: &[u8]) -> Option<(&[u8], &[u8])> {
         let tag = tag(hash);
         // The last slot is empty, so a probe always ends.
@@ -56,7 +58,7 @@ impl Shard {
 
     /// Returns a copy of the shard with these changes applied.
     ///
-    /// If an owner occurs twice, either of its changes is applied.
+    /// If an owner occurs twice, only one of its changes is applied, in no defined order.
     pub(super) fn with(&self, changes: &mut [NodeChange<'_>]) -> Self {
         fn of<'a>((hash, (owner, _)): &NodeChange<'a>) -> (u32, &'a [u8]) {
             (tag(*hash), owner)

@@ -1,6 +1,7 @@
 //! A persistent map of many small immutable shards.
 //!
-//! A publication copies the shards it changes and shares all others with the generation before.
+//! A publication copies the shards that it changes and shares all others with the previous
+//! generation.
 
 use std::array::from_fn;
 use std::sync::Arc;
@@ -36,20 +37,20 @@ impl<T: Clone> Sharded<T> {
         &self.root[first][second][third]
     }
 
-    /// Returns all shards.
+    /// Returns all shards, in the order of their numbers.
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
         self.root.iter().flat_map(|rows| rows.iter()).flat_map(|row| row.iter())
     }
 
     /// Applies changes, each with its hash; every affected shard is replaced once.
     ///
-    /// `merge` makes a shard from the old one and its changes, which come in no particular order.
+    /// `merge` makes a shard from the old one and its changes, given in no particular order.
     pub(super) fn update<C>(
         &mut self,
         mut changes: Vec<(u64, C)>,
         mut merge: impl FnMut(&T, &mut [(u64, C)]) -> T,
     ) {
-        // In place, because there may be a million changes.
+        // The sort is in place, because there may be a million changes.
         changes.sort_unstable_by_key(|(hash, _)| shard_number(*hash));
         for chunk in changes.chunk_by_mut(|a, b| shard_number(a.0) == shard_number(b.0)) {
             let hash = chunk[0].0;

@@ -4,13 +4,13 @@ use super::owner::{owner_labels, service_owner};
 use super::settings::Settings;
 use super::table::Snapshot;
 
-/// Most services compared for one suggestion; the rest are ignored.
+/// Maximum services compared for one suggestion; the rest are ignored.
 const MAX_COMPARED_SERVICES: usize = 50_000;
 
-/// Returns the published name closest to `wanted`, if any is close enough.
+/// Returns the published name most similar to `wanted`, if any is close enough.
 ///
 /// Both are texts in front of the zone, in lower case. The work is linear in the number of
-/// services: for explanations only, never for answers.
+/// services, so only explanations may call this function.
 pub(super) fn closest_name(
     snapshot: &Snapshot,
     settings: &Settings,
@@ -28,7 +28,7 @@ pub(super) fn closest_name(
             }
             let distance = strsim::osa_distance(wanted, &name);
             let candidate = (distance, name);
-            // The name breaks ties, because services come in no particular order.
+            // Ties go to the lesser name, because services come in no particular order.
             if distance <= max_distance && closest.as_ref().is_none_or(|best| candidate < *best) {
                 closest = Some(candidate);
             }

@@ -1,7 +1,8 @@
 //! The lookup table: persistent shards under one root, shared with readers.
 //!
-//! A publication copies the shards it changes and the tree nodes above them; it shares the rest
-//! with the generation before. A reader loads one pointer and so sees exactly one generation.
+//! A publication copies the shards that it changes and the tree nodes above them; it shares the
+//! rest with the previous generation. A reader loads one pointer and so sees exactly one
+//! generation.
 
 use std::hash::BuildHasher;
 use std::net::IpAddr;
@@ -16,9 +17,9 @@ use super::sharded::Sharded;
 use crate::catalog::{HostAddresses, RegistryStatus, Service, ServiceChange};
 use crate::name::instance_address;
 
-/// Hash of a base, and its service; in ascending order of hashes.
+/// Services with the hash of their base, in ascending order of hashes.
 type ServiceShard = Arc<[(u64, Arc<Service>)]>;
-/// Name, and the number of published names directly below it; sorted.
+/// Names with the number of published names directly below each; sorted.
 type AncestorShard = Arc<[(Box<str>, u32)]>;
 
 /// One generation of the lookup table.
@@ -31,7 +32,7 @@ pub struct Snapshot {
     len: usize,
     /// Upper bound of the number of labels in a base.
     pub(super) longest_base: usize,
-    /// Whether any base ever began with a label that looks like an instance label.
+    /// Whether any base has ever begun with a label that looks like an instance label.
     ///
     /// Such a name has more than one interpretation, so the fast path leaves it to the full path.
     pub(super) has_instance_like_base: bool,
@@ -43,7 +44,7 @@ pub struct Snapshot {
     ancestors: Sharded<AncestorShard>,
     /// The hashes of the bases of the services at each address.
     addresses: AddressIndex,
-    /// Addresses of the host names that endpoints are registered under.
+    /// Known addresses of the host names that endpoints are registered under.
     pub(super) hosts: HostAddresses,
 }
 
@@ -54,7 +55,7 @@ impl Snapshot {
     }
 
     /// Returns a copy with another registry status.
-    pub(super) fn with_condition(&self, registry_status: RegistryStatus) -> Self {
+    pub(super) fn with_registry_status(&self, registry_status: RegistryStatus) -> Self {
         Self { registry_status, ..self.clone() }
     }
 
@@ -165,10 +166,10 @@ impl Snapshot {
         });
     }
 
-    /// Sets the nodes of these owners, or removes them (`None`).
+    /// Sets the node of each owner, or removes it (`None`).
     ///
-    /// Owners are wire labels in front of the zone, in lower case. If an owner occurs twice, either
-    /// of its nodes is used.
+    /// Owners are wire labels in front of the zone, in lower case. If an owner occurs twice, only
+    /// one of its nodes is used, in no defined order.
     pub(super) fn update_nodes<'o>(
         &mut self,
         changes: impl Iterator<Item = (&'o [u8], Option<&'o [u8]>)>,
@@ -177,7 +178,7 @@ impl Snapshot {
         self.nodes.update(keyed, Shard::with);
     }
 
-    /// Adds to the counts of names directly below; returns the names that came or went.
+    /// Changes counts of names directly below; returns names that came or went.
     pub(super) fn update_ancestors(&mut self, changes: Vec<(Box<str>, i32)>) -> Vec<Box<str>> {
         let mut toggled = Vec::new();
         let keyed =
@@ -202,7 +203,7 @@ impl Snapshot {
         toggled
     }
 
-    /// Adds (`true`) and removes (`false`) addresses of bases.
+    /// Adds (`true`) or removes (`false`) addresses of bases.
     pub(super) fn update_addresses<'b>(
         &mut self,
         changes: impl Iterator<Item = (IpAddr, &'b str, bool)>,
@@ -216,7 +217,7 @@ impl Snapshot {
 /// Copies a wire-form name to the zeroed `buffer`, in lower case.
 pub(super) fn to_lower_case<'r>(name: &[u8], buffer: &'r mut [u8; 256]) -> Option<&'r [u8]> {
     buffer.get_mut(..name.len())?.copy_from_slice(name);
-    // Whole words at a time. Length bytes are at most 63, below 'A', so only letters change.
+    // The loop handles whole words. Length bytes are at most 63, below 'A', so only letters change.
     for word in &mut buffer.as_chunks_mut::<16>().0[..name.len().div_ceil(16)] {
         word.make_ascii_lowercase();
     }

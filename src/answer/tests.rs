@@ -1,4 +1,4 @@
-//! Responses as an independent decoder (hickory) reads them.
+//! Tests of responses, decoded by an independent library (hickory).
 
 mod messages;
 mod naming;
@@ -79,7 +79,7 @@ impl Harness {
         let now = Instant::now();
         let catalog = catalog::Settings::new(settings.zones.clone(), 1);
         let (mut publisher, answerer) = Publisher::new(catalog, settings, now);
-        // The few services of a test still take several steps.
+        // A small step size, so that the few services of a test take several steps.
         publisher.services_per_step = 2;
         Self { publisher, answerer, now }
     }
@@ -110,7 +110,7 @@ impl Harness {
         self.publisher.apply([update(changes)], self.now)
     }
 
-    /// Applies resolved addresses of host names.
+    /// Applies the resolved addresses of host names.
     fn resolve(&mut self, found: Vec<(Box<str>, Addresses)>) -> Published {
         self.publisher.apply([Update::Hosts(found)], self.now)
     }
@@ -388,8 +388,8 @@ fn a_disconnected_registry_makes_only_its_own_data_stale() {
         [2, 3, 4].map(|n| error(&harness, &format!("{n}.0.0.10.in-addr.arpa"), rtype::PTR)),
         [Some(3); 3]
     );
-    // The disconnected registry might have a missing record, but not one that svcdns provides
-    // itself.
+    // The disconnected registry might have a missing record, unless svcdns itself provides the
+    // record.
     assert_eq!(
         (error(&harness, "here.svc", rtype::AAAA), error(&harness, "nobody.svc", rtype::A)),
         (Some(3), Some(19))
@@ -406,7 +406,7 @@ fn a_disconnected_registry_makes_only_its_own_data_stale() {
 }
 
 #[test]
-fn answers_of_a_disconnected_registry_are_stale_not_empty() {
+fn a_disconnected_registry_keeps_its_answers_as_stale() {
     let mut harness = Harness::of(&[HELLO]);
     harness.apply([Change::Connected(false)]);
     let (known, unknown) =

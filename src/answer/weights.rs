@@ -12,10 +12,10 @@ pub(super) const WEIGHT_SUM_BYTES: usize = 4;
 pub(super) struct Weights<'a>(&'a [u8]);
 
 impl<'a> Weights<'a> {
-    /// Weights of a set whose records all weigh the same.
+    /// Equal weights of all records.
     pub(super) const EQUAL: Self = Self(&[]);
 
-    /// Takes big-endian sums; no sums mean that all weights are equal.
+    /// Wraps big-endian running sums; no sums mean that all weights are equal.
     pub(super) fn new(sums: &'a [u8]) -> Self {
         Self(sums)
     }

@@ -23,11 +23,11 @@ pub struct Conflict {
     pub namespace: Box<str>,
     /// The claim that is served.
     ///
-    /// A spelling (`hello.svc`) or a interpretation (`service hello.prod`).
+    /// A spelling (`hello.svc`) or an interpretation (`service hello.prod`).
     pub winner: String,
     /// The claim that is not served under this name.
     ///
-    /// A spelling (`hello`) or a interpretation (`service hello in namespace prod`).
+    /// A spelling (`hello`) or an interpretation (`service hello in namespace prod`).
     pub loser: String,
 }
 
@@ -75,9 +75,10 @@ struct ConflictSearch<'s, F> {
     found: Vec<Conflict>,
 }
 
-/// The intended interpretation of a published name, in labels.
+/// The intended interpretation of a published name, as numbers of labels.
 ///
-/// Instance and version precede the base; the rest is a namespace, then a deployment.
+/// The labels of the instance and the version precede the base; a namespace, then a deployment
+/// follow it.
 #[derive(Clone, Copy)]
 struct Claim {
     instance: bool,
@@ -142,7 +143,7 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
         forms
     }
 
-    /// Reports every spelling of one deployment and namespace but the winning one.
+    /// Reports every spelling in one deployment and namespace except the winning one.
     fn shadowed(&mut self, base: &str, scope: &[Arc<RegistryKey>]) {
         let mut spellings = scope.chunk_by(|a, b| a.rank() == b.rank()).map(|keys| &keys[0]);
         let Some(winner) = spellings.next() else { return };
@@ -234,7 +235,7 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
     }
 }
 
-/// Returns a registered name as spelled: its base with the suffix of its rank.
+/// Returns a registered name as spelled: its base and the zone suffix of its rank.
 fn spelling(base: &str, rank: u8, zones: &Zones) -> String {
     match zones.iter().nth(usize::from(rank)) {
         Some(zone) => format!("{base}.{}", zone.relative_text()),
@@ -242,7 +243,7 @@ fn spelling(base: &str, rank: u8, zones: &Zones) -> String {
     }
 }
 
-/// Describes a interpretation in words.
+/// Describes an interpretation in words.
 fn describe(interpretation: &Interpretation<'_>) -> String {
     let mut words = String::new();
     if let Some(instance) = interpretation.instance {
@@ -270,7 +271,7 @@ fn joined(labels: &[&[u8]]) -> String {
     String::from_utf8_lossy(&labels.join(&b'.')).into_owned()
 }
 
-/// Returns whether a text can be a label without being taken for a selector.
+/// Returns whether a text is a valid label that does not look like a selector.
 fn is_label(text: &str) -> bool {
     !text.is_empty() && text.len() <= 63 && !text.contains('.') && !text.starts_with('_')
 }

@@ -22,21 +22,21 @@ pub(super) const BURST_WINDOW: Duration = Duration::from_secs(5);
 /// Removals of fewer instances are never a mass removal.
 const MIN_MASS_INSTANCES: usize = 10;
 
-/// Share of a registry's instances that makes a mass removal, in percent.
+/// Minimum share of a registry's instances for a mass removal, in percent.
 const MASS_PERCENT: usize = 30;
 
-/// Deletes in one burst that count as a mass removal, whatever their share.
+/// Deletes in one burst that count as a mass removal, regardless of their share.
 ///
 /// etcd revokes about 1,000 leases a second, so the leases of a large registry take longer than the
 /// window to expire.
 const MASS_EXPIRY_INSTANCES: usize = 2_000;
 
-/// Longest hold of a key whose lease is being checked.
+/// Maximum hold of a key whose lease is being checked.
 ///
 /// A reachable registry replies within milliseconds.
 pub(super) const LEASE_CHECK_HOLD: Duration = Duration::from_secs(2);
 
-/// Most leases in one lease check.
+/// Maximum leases in one lease check.
 const MAX_CHECKED_LEASES: usize = 32;
 
 /// The removals that a complete list implies.
@@ -44,13 +44,13 @@ const MAX_CHECKED_LEASES: usize = 32;
 pub(super) struct Sweep {
     /// Keys that the list does not name.
     pub(super) keys: usize,
-    /// Instances of these keys.
+    /// Instances of the keys that the list does not name.
     pub(super) instances: usize,
     /// The registry's instances when the list began.
     pub(super) before: usize,
-    /// Keys that the list leaves.
+    /// Keys of the registry that the list names.
     pub(super) keys_left: usize,
-    /// Instances that the list leaves.
+    /// Instances of the keys that the list names.
     pub(super) instances_left: usize,
 }
 
@@ -77,7 +77,7 @@ fn is_large(gone: usize, before: usize) -> bool {
     gone >= MIN_MASS_INSTANCES && gone * 100 >= before * MASS_PERCENT
 }
 
-/// A key that was deleted while it had a lease, and may still come back.
+/// A key that was deleted while it had a lease, and that may still be restored.
 #[derive(Debug)]
 pub(super) struct Tombstone {
     /// Time of the delete.
@@ -94,7 +94,7 @@ pub(super) struct Tombstone {
     pub(super) before: usize,
 }
 
-/// Tells the mass expiry of leases from deregistrations, for one registry.
+/// Distinguishes expired leases from deregistrations, for one registry.
 ///
 /// A burst begins with the first leased delete and ends after 5 s without one. Within a burst:
 ///
@@ -128,7 +128,7 @@ pub(super) struct ExpiryDetector {
 /// Progress of the lease check in the current burst.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum CheckState {
-    /// No check is needed.
+    /// No check is necessary.
     #[default]
     Idle,
     /// A check must be sent.
@@ -169,7 +169,7 @@ impl ExpiryDetector {
         old
     }
 
-    /// Returns whether leased deletes are held directly now.
+    /// Returns whether deletes of leased keys are held at once, without a lease check.
     pub(super) fn is_expiry(&self) -> bool {
         self.check == CheckState::Expired
     }

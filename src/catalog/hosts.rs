@@ -7,10 +7,10 @@ use super::ServiceChange;
 use super::model::{Instance, Service};
 use crate::service::{Addresses, Host, HostChange};
 
-/// Most host names whose addresses are looked up.
+/// Maximum host names whose addresses are looked up.
 ///
-/// Keeps a flood of registrations from becoming a flood of queries. Further host names have no
-/// addresses.
+/// The limit keeps a flood of registrations from becoming a flood of queries. Further host names
+/// have no addresses.
 const MAX_HOST_NAMES: usize = 10_000;
 
 /// The known addresses of host names. Cheap to clone.
@@ -18,7 +18,7 @@ const MAX_HOST_NAMES: usize = 10_000;
 pub struct HostAddresses(Arc<HashMap<Box<str>, Addresses>>);
 
 impl HostAddresses {
-    /// Returns the addresses of a host name, `None` if no endpoint has it.
+    /// Returns the addresses of a host name, or `None` if no endpoint has it.
     pub fn get(&self, host: &str) -> Option<&Addresses> {
         self.0.get(host)
     }
@@ -32,7 +32,7 @@ pub(super) struct HostIndex {
 }
 
 impl HostIndex {
-    /// Indexes the hosts of changed services; returns which to look up or drop.
+    /// Indexes the hosts of changed services; returns host names to look up or drop.
     pub(super) fn update(&mut self, changed: &[ServiceChange]) -> Vec<HostChange> {
         let mut changes = Vec::new();
         for changed in changed {

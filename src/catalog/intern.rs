@@ -1,4 +1,4 @@
-//! Interning: one shared copy of equal values.
+//! Interning: equal values share one copy.
 
 use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
@@ -8,17 +8,17 @@ use hashbrown::HashTable;
 
 /// A set of shared values.
 ///
-/// Values that have no other holder are dropped by [`Self::remove_unused`], which also runs
-/// whenever the set has doubled.
+/// [`Self::remove_unused`] drops the values that have no other holder. It also runs whenever the
+/// set has doubled.
 #[derive(Debug)]
 pub(super) struct Interner<T> {
     hasher: RandomState,
     table: HashTable<Arc<T>>,
-    /// Number of values at which the set cleans up before it grows.
+    /// Number of values at which [`Self::intern`] first removes unused values.
     cleanup_at: usize,
 }
 
-/// Smallest number of values worth a clean-up.
+/// Minimum number of values for a clean-up.
 const MIN_CLEANUP_SIZE: usize = 64;
 
 impl<T: Hash + Eq> Interner<T> {
@@ -27,7 +27,7 @@ impl<T: Hash + Eq> Interner<T> {
         Self { hasher, table: HashTable::new(), cleanup_at: MIN_CLEANUP_SIZE }
     }
 
-    /// Returns the shared value equal to this one, adding it if new. Amortised O(1).
+    /// Returns the shared copy of `value`, which is added if new. Amortised O(1).
     pub(super) fn intern(&mut self, value: Arc<T>) -> Arc<T> {
         let hash = self.hasher.hash_one(&value);
         if let Some(known) = self.table.find(hash, |known| *known == value) {
@@ -46,7 +46,7 @@ impl<T: Hash + Eq> Interner<T> {
         self.table.retain(|value| Arc::strong_count(value) > 1);
     }
 
-    /// Returns the number of values, unused ones included.
+    /// Returns the number of values, including unused ones.
     pub(super) fn len(&self) -> usize {
         self.table.len()
     }

@@ -31,7 +31,7 @@ impl Group {
         Self { deployment, namespace, version }
     }
 
-    /// Returns whether this is the group of a service identity, without allocating.
+    /// Returns whether a service identity belongs to this group, without allocating.
     pub(super) fn matches_id(&self, id: &ServiceId) -> bool {
         let same = |own: &str, other: &str| own.eq_ignore_ascii_case(other);
         same(&self.version, &id.version)
@@ -62,7 +62,7 @@ pub(super) struct SharedKeyFields {
 
 /// The parts of a key's text around its base name and its endpoints.
 ///
-/// Base and endpoints are stored anyway, so the layout spares each key its own text.
+/// Base and endpoints are stored separately, so a layout saves storing the text of each key.
 ///
 /// | text | before | between | after |
 /// |---|---|---|---|
@@ -72,13 +72,13 @@ pub(super) struct SharedKeyFields {
 pub(super) struct KeyLayout {
     /// Text before whichever of base and endpoints comes first.
     before: Box<str>,
-    /// Text between the two.
+    /// Text between the base and the endpoints.
     between: Box<str>,
-    /// Text after the second.
+    /// Text after whichever of base and endpoints comes last.
     after: Box<str>,
     /// Whether the endpoints come before the base.
     endpoints_first: bool,
-    /// The character between a host and its port, and for any `:` within the host.
+    /// The character between host and port, and for each `:` of an IPv6 address.
     port_separator: char,
 }
 
@@ -89,7 +89,7 @@ impl KeyLayout {
     /// Splits a key's text around its base and its endpoints.
     ///
     /// Returns `None` if the text does not contain both in canonical spelling: it has capitals,
-    /// another spelling of an endpoint, or an endpoint that was rejected.
+    /// another spelling of an endpoint, or a rejected endpoint.
     pub(super) fn split(text: &str, base: &str, endpoints: &[Endpoint]) -> Option<Self> {
         PORT_SEPARATORS.into_iter().find_map(|port_separator| {
             let mut written = String::new();
@@ -147,7 +147,7 @@ fn word_positions<'t>(text: &'t str, word: &'t str) -> impl Iterator<Item = usiz
     })
 }
 
-/// A writer that fails unless exactly this text is written to it.
+/// A writer that fails unless exactly the remaining text is written to it.
 struct RemainingText<'a>(&'a str);
 
 impl Write for RemainingText<'_> {
@@ -157,7 +157,7 @@ impl Write for RemainingText<'_> {
     }
 }
 
-/// Writes endpoints as in a key's text, with this separator for each `:`.
+/// Writes endpoints as in a key's text; `separator` replaces each `:`.
 fn write_endpoints(
     out: &mut impl Write,
     endpoints: &[Endpoint],
@@ -180,7 +180,7 @@ fn write_endpoints(
 
 /// Writes an IPv4 endpoint as its `Display` does, but five times as fast.
 ///
-/// Every key of a list is compared by its text, so this is hot.
+/// A list compares every key by its text, so this function is hot.
 fn write_ipv4_endpoint(
     out: &mut impl Write,
     address: Ipv4Addr,
@@ -198,19 +198,19 @@ fn write_ipv4_endpoint(
 
 /// A parsed key of a registry, shared by the mirror and the services.
 ///
-/// The memory layout favours many keys: common fields are interned, and the text is put together
-/// on demand ([`super::Service::text`]).
+/// The memory layout favours many keys: common fields are interned, and the text is assembled on
+/// demand ([`super::Service::text`]).
 #[derive(Clone, Debug, PartialEq)]
 pub struct RegistryKey {
-    /// The revision of the key's last change; 0 if the registry counts none.
+    /// The revision of the last change; 0 if the registry has no revisions.
     pub revision: u64,
-    /// The key's lease, 0 for none.
+    /// The ID of the key's lease, 0 for none.
     pub lease: i64,
     /// The usable endpoints, at most 65,535.
     pub endpoints: OneOrMany<Endpoint>,
     /// The registrant's metadata, shared by all keys with equal metadata.
     pub metadata: Arc<Metadata>,
-    /// The fields that other keys have too.
+    /// The fields that many keys have in common.
     pub(super) shared: Arc<SharedKeyFields>,
     /// The fields that few keys have.
     pub(super) uncommon: Option<Box<UncommonFields>>,
@@ -282,7 +282,7 @@ impl RegistryKey {
         }
     }
 
-    /// Returns the text if it is stored with the key.
+    /// Returns the key's text if it is stored with the key rather than as a layout.
     fn own_text(&self) -> Option<&str> {
         self.uncommon.as_ref()?.text.as_deref()
     }

@@ -1,8 +1,8 @@
 //! The mirror: one entry for each key of each registry, and the service of each base name.
 //!
-//! The memory layout favours many keys: an entry takes 24 bytes plus nine in the index, as does a
-//! base name. The content of a key is stored only in its [`RegistryKey`], which services share; a
-//! base name only in its [`Service`].
+//! The memory layout favours many keys: an entry takes 24 bytes plus nine in the index, and so does
+//! a base name. The content of a key is stored only in its [`RegistryKey`], which services share. A
+//! base name is stored only in its [`Service`].
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::key::RegistryKey;
 use super::model::{Docker0, Service};
 use crate::service::RegistryId;
 
-/// Marks the end of a chain; [`super::MAX_KEYS`] keeps every index far below.
+/// End of a chain; [`super::MAX_KEYS`] keeps every valid index far below it.
 const NO_INDEX: u32 = u32::MAX;
 
 /// The keys of all registries and the services built from them.
@@ -43,7 +43,7 @@ struct KeyEntry {
     base: u32,
     /// The next entry in the chain of the same base.
     next: u32,
-    /// Number of the list that named the key last, or that began last before its put.
+    /// Number of the last list that named the key or began before its put.
     generation: u32,
     state: EntryState,
 }
@@ -104,17 +104,17 @@ impl ServiceChange {
 /// Counts of one registry, and the bases that wait for the end of its list.
 #[derive(Debug, Default)]
 pub(super) struct RegistryTally {
-    /// Entries of the registry, tombstoned ones included.
+    /// Entries of the registry, including tombstoned ones.
     pub(super) keys: usize,
-    /// Keys that the registry has.
+    /// Keys present in the registry.
     pub(super) present: usize,
-    /// Endpoints of the keys that the registry has.
+    /// Endpoints of the keys present in the registry.
     pub(super) instances: usize,
-    /// Keys that are held.
+    /// Held keys.
     pub(super) held: usize,
-    /// Endpoints of the keys that are held.
+    /// Endpoints of the held keys.
     pub(super) held_instances: usize,
-    /// Bases changed by the list in progress, or by an abandoned one.
+    /// Bases changed by the list in progress, or by an abandoned list.
     waiting: Vec<u32>,
 }
 
@@ -227,7 +227,7 @@ impl Mirror {
         self.bases.iter().filter_map(BaseEntry::service)
     }
 
-    /// Returns the present entries that the list of this number did not name.
+    /// Returns a registry's present entries that the list of this number did not name.
     ///
     /// O(all entries).
     pub(super) fn not_in_list(&self, registry: RegistryId, generation: u32) -> Vec<u32> {
@@ -249,7 +249,7 @@ impl Mirror {
         (self.entries.len(), self.bases.len())
     }
 
-    /// Adds a key that has no entry yet; `base` is its base, if that exists.
+    /// Adds a key that has no entry yet; `base` is its base, if that has an entry.
     pub(super) fn insert(
         &mut self,
         hash: u64,
@@ -294,7 +294,7 @@ impl Mirror {
         self.count(slot, true);
     }
 
-    /// Marks a base for the next [`Self::rebuild`], or for after a registry's list.
+    /// Marks a base for the next [`Self::rebuild`], or the one after a registry's list.
     pub(super) fn mark_changed(&mut self, base: u32, waiting_for: Option<RegistryId>) {
         let entry = &mut self.bases[base as usize];
         match waiting_for {
@@ -331,10 +331,10 @@ impl Mirror {
         }
     }
 
-    /// Rebuilds the service of every marked base; returns those that changed.
+    /// Rebuilds the service of every marked base; returns the services that changed.
     pub(super) fn rebuild(&mut self, docker0: Docker0) -> Vec<ServiceChange> {
         let queued = std::mem::take(&mut self.queued);
-        // Reserved at once instead of growing by doubling: there may be a million.
+        // Reserve once instead of doubling: there may be a million services.
         let mut changed = Vec::with_capacity(queued.len());
         changed.extend(queued.into_iter().filter_map(|base| self.rebuild_one(base, docker0)));
         changed
@@ -347,7 +347,7 @@ impl Mirror {
         let is_free = keys.is_empty() && entry.head == NO_INDEX && entry.pending_lists == 0;
         let made = entry.service.with(keys, docker0);
         let (before, after) = match Arc::get_mut(&mut entry.service) {
-            // No reader has the previous, empty service: overwrite it in place.
+            // No reader has the previous, empty service, so it may be overwritten in place.
             Some(empty) if empty.keys().is_empty() => {
                 *empty = made;
                 (None, entry.service().cloned())
@@ -413,7 +413,7 @@ impl Mirror {
         self.free_bases.push(base);
     }
 
-    /// Adds an entry to the counts, or subtracts it.
+    /// Adds an entry to the counts of its registry, or subtracts it.
     fn count(&mut self, slot: u32, add: bool) {
         let entry = &self.entries[slot as usize];
         let Some(key) = &entry.key else { return };
@@ -450,7 +450,7 @@ impl BaseEntry {
     }
 }
 
-/// Returns the part of a hash that an index stores, to grow without rehashing.
+/// Returns the part of a hash that an index stores to grow without rehashing.
 fn short_hash(hash: u64) -> u32 {
     (hash >> 32) as u32
 }
@@ -467,7 +467,7 @@ fn allocate<T>(elements: &mut Vec<T>, free: &mut Vec<u32>, element: T) -> u32 {
         return index;
     }
     elements.push(element);
-    // So many elements would not fit in memory.
+    // More elements would not fit in memory.
     u32::try_from(elements.len() - 1).unwrap_or(NO_INDEX)
 }
 

@@ -46,18 +46,18 @@ use mirror::{EntryState, Mirror};
 use rejections::Ledger;
 use tracker::RegistryTracker;
 
-/// Largest [`Settings::max_instances_per_service`].
+/// Upper bound of [`Settings::max_instances_per_service`].
 ///
 /// SRV records refer to the IPv4, IPv6 and host name targets of their owner by one 16-bit index,
 /// and there may be as many targets of each kind as instances.
 pub const MAX_INSTANCES_PER_SERVICE: usize = (u16::MAX / 3) as usize;
 
-/// Largest [`Settings::max_keys`].
+/// Upper bound of [`Settings::max_keys`].
 ///
 /// 32-bit indices must cover the keys of [`MAX_REGISTRIES`] registries.
 pub const MAX_KEYS: usize = (u32::MAX as usize) / MAX_REGISTRIES;
 
-/// Longest wait for the first list of every registry, once one is complete.
+/// Maximum wait for the first list of every registry, once one list is complete.
 const MAX_SYNC_WAIT: Duration = Duration::from_secs(10);
 
 /// Configuration of the catalog.
@@ -76,7 +76,7 @@ pub struct Settings {
     ///
     /// A key without a usable endpoint counts as one. At most [`MAX_INSTANCES_PER_SERVICE`].
     pub max_instances_per_service: usize,
-    /// Limit on the keys of one registry without rejected ones; at most [`MAX_KEYS`].
+    /// Limit on the accepted keys of one registry; at most [`MAX_KEYS`].
     pub max_keys: usize,
 }
 
@@ -107,7 +107,7 @@ pub struct Catalog {
     /// The shared fields of the last key put; the next key usually has the same.
     last_shared: Option<Arc<SharedKeyFields>>,
     metadata: Interner<Metadata>,
-    /// Keys removed or replaced since the last clean-up of the interned values.
+    /// Keys removed or replaced since the last clean-up of interned values.
     removed_keys: usize,
     /// Clean-ups still to run, one per [`Self::settle`].
     cleanups_due: u8,
@@ -204,7 +204,7 @@ impl Catalog {
 
     /// Advances the time, rebuilds the affected services and returns the changes.
     ///
-    /// Call this when no update is waiting, and at [`SettleOutcome::wake`].
+    /// The caller settles when no update is waiting, and at [`SettleOutcome::wake`].
     ///
     /// The changes of a list become visible after its [`Change::ListEnd`]. A service that is
     /// rebuilt earlier for another reason (an event of another registry, the end of a hold) also
@@ -251,7 +251,7 @@ impl Catalog {
         &self.hosts.addresses
     }
 
-    /// Returns how far the data of the registries can be trusted at this time.
+    /// Returns the freshness of the registries' data at this time.
     pub fn registry_status(&self, now: Instant) -> RegistryStatus {
         let waited = self
             .started
@@ -276,7 +276,7 @@ impl Catalog {
         self.ledger.view()
     }
 
-    /// Returns counts for metrics.
+    /// Returns the counts for metrics.
     pub fn stats(&self) -> Stats {
         let of = |registry| {
             let tally = self.mirror.tally(registry);
@@ -298,7 +298,7 @@ impl Catalog {
         self.trackers[registry.index()].grace
     }
 
-    /// Returns whether an event is older than the key's known revision in this epoch.
+    /// Returns whether an event is older than the key's last revision in this epoch.
     fn is_outdated(
         &self,
         registry: RegistryId,
@@ -318,7 +318,7 @@ impl Catalog {
         revision != 0 && revision < known.max(tracker.removals.revision(hash))
     }
 
-    /// Changes the state and, if given, the key of an entry, and its rejections.
+    /// Changes the state of an entry, its key if given, and its rejections.
     fn update_entry(&mut self, slot: u32, key: Option<Arc<RegistryKey>>, state: EntryState) {
         let Self { mirror, ledger, removed_keys, .. } = self;
         if let Some(key) = mirror.key(slot).filter(|_| mirror.state(slot).is_live()) {
@@ -337,9 +337,9 @@ impl Catalog {
         self.mirror.mark_changed(self.mirror.base(slot), in_list.then_some(registry));
     }
 
-    /// Drops interned values that no key uses any more, from time to time.
+    /// Drops interned values that no key uses any more, after enough removals.
     ///
-    /// Runs in two consecutive calls: during the first, readers may hold the previous services.
+    /// The work takes two calls: during the first, readers may hold the previous services.
     fn remove_unused(&mut self) {
         if self.removed_keys > (self.shared_fields.len().max(self.metadata.len()) / 2).max(1024) {
             self.removed_keys = 0;

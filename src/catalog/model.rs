@@ -21,12 +21,12 @@ pub struct Service {
     keys: ServiceKeys,
 }
 
-/// The keys of a service, in the smallest form that holds them.
+/// The keys of a service, in the most compact form that can hold them.
 #[derive(Clone, Debug)]
 enum ServiceKeys {
-    /// No keys.
+    /// A service without keys.
     Empty,
-    /// One key with one endpoint, which no rule can exclude.
+    /// One key with one endpoint, which no rule excludes.
     Single(Arc<RegistryKey>),
     /// Any other number of keys or endpoints.
     Sorted(Box<SortedKeys>),
@@ -44,14 +44,14 @@ struct SortedKeys {
 /// The instances of a [`ServiceKeys::Single`].
 const SINGLE_INSTANCE: &[InstanceRef] = &[InstanceRef { key: 0, endpoint: 0, excluded: None }];
 
-/// An instance in terms of its service's keys.
+/// An instance as indexes into its service's keys and endpoints.
 #[derive(Clone, Copy, Debug)]
 struct InstanceRef {
     /// Index of the key in the service.
     key: u32,
     /// Index of the endpoint in the key.
     endpoint: u16,
-    /// Reason for not serving the instance.
+    /// Reason for not serving the instance; `None` if it is served.
     excluded: Option<ExclusionReason>,
 }
 
@@ -69,7 +69,7 @@ pub struct Instance<'a> {
 }
 
 impl Instance<'_> {
-    /// Returns whether answers contain this endpoint, even if from a duplicate.
+    /// Returns whether the endpoint is in answers, even if from a duplicate.
     pub fn is_behind_answers(&self) -> bool {
         matches!(self.excluded, None | Some(ExclusionReason::Duplicate))
     }
@@ -92,18 +92,18 @@ pub enum ExclusionReason {
     /// Another spelling of the name wins in this deployment and namespace.
     #[error("shadowed: another spelling of the name wins in this deployment and namespace")]
     Shadowed,
-    /// Docker's bridge address, which is a different machine for every client.
+    /// The address of Docker's bridge, which is a different machine for every client.
     #[error(
         "172.17.0.1 is every Docker host's own bridge, \
  and the same port is registered at another address"
     )]
     Docker0,
-    /// Another key of the group has the same endpoint (two prefixes, two registries).
+    /// Another key of the group has the same endpoint, for example in another registry.
     #[error("the same endpoint is registered by another key")]
     Duplicate,
 }
 
-/// Treatment of endpoints at 172.17.0.1 (GoFrame registers it on Docker hosts).
+/// Treatment of endpoints at 172.17.0.1, which GoFrame registers on Docker hosts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Docker0 {
     /// Exclude them if the service has the same port at another address.
@@ -127,7 +127,7 @@ impl Service {
         Self { base: base.into(), keys: ServiceKeys::new(keys, docker0) }
     }
 
-    /// Builds a service of the same base name from other keys.
+    /// Builds a service with the same base name from other keys.
     pub(super) fn with(&self, keys: Vec<Arc<RegistryKey>>, docker0: Docker0) -> Self {
         Self { base: self.base.clone(), keys: ServiceKeys::new(keys, docker0) }
     }
@@ -142,10 +142,10 @@ impl Service {
         self.base.as_bytes() == base.as_bytes()
     }
 
-    /// Returns the keys, the winning spelling of each deployment and namespace first.
+    /// Returns the keys, with the winning spelling first in each scope.
     ///
-    /// The order is by deployment, namespace, rank, version, key text with the endpoints left
-    /// out, endpoints, and registry.
+    /// The keys are sorted by deployment, namespace, rank, version, key text without the endpoints,
+    /// endpoints, and registry.
     pub fn keys(&self) -> &[Arc<RegistryKey>] {
         match &self.keys {
             ServiceKeys::Empty => &[],
@@ -168,7 +168,7 @@ impl Service {
         key.text(&self.base)
     }
 
-    /// Returns all instances, excluded ones too.
+    /// Returns all instances, including excluded ones.
     ///
     /// Sorted by deployment, namespace, version and endpoint.
     pub fn instances(&self) -> impl ExactSizeIterator<Item = Instance<'_>> {
@@ -189,7 +189,7 @@ impl Service {
         self.instances().filter(|instance| instance.excluded.is_none())
     }
 
-    /// Returns the groups that have a key of a winning spelling, each once, sorted.
+    /// Returns the groups with a key of a winning spelling, sorted and unique.
     ///
     /// Takes O(log keys) for each group.
     pub fn visible_groups(&self) -> impl Iterator<Item = &Arc<Group>> {
@@ -240,7 +240,7 @@ impl ServiceKeys {
     }
 }
 
-/// Adds the instances of one scope, whose first key has this index.
+/// Adds the instances of one scope; `first` is the index of its first key.
 fn add_scope(
     refs: &mut Vec<InstanceRef>,
     keys: &[Arc<RegistryKey>],
@@ -279,7 +279,7 @@ fn add_scope(
         let key = &keys[instance.key as usize - first];
         (&*key.group().version, &key.endpoints[usize::from(instance.endpoint)])
     };
-    // Among equal endpoints, one that its registry still has is served before a held one.
+    // Among equal endpoints, one that its registry still has is preferred to a held one.
     let held = |instance: &InstanceRef| keys[instance.key as usize - first].held();
     refs[added..].sort_by(|a, b| {
         of(a)

@@ -1,14 +1,14 @@
-//! Slices that need no allocation for a single element.
+//! Slices that store a single element without an allocation.
 
 use std::ops::Deref;
 use std::slice;
 
-/// An owned slice with a single element inline, as most keys have one endpoint.
+/// An owned slice that stores a single element inline; most keys have one endpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub enum OneOrMany<T> {
     /// One element, stored inline.
     One([T; 1]),
-    /// No element, or several.
+    /// No element, or several elements.
     Many(Box<[T]>),
 }
 

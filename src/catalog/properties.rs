@@ -22,7 +22,7 @@ const ENDPOINTS: [&str; 5] = [
 const KEYS: usize = NAMES.len() * ENDPOINTS.len();
 const REGISTRIES: u8 = 3;
 
-/// Returns the text of the key of this number, in one of several groups.
+/// Returns the text of the key with this number, in one of several groups.
 fn text(key: usize) -> String {
     let (name, endpoints) = (NAMES[key % NAMES.len()], ENDPOINTS[key / NAMES.len()]);
     format!("/service/d/n{}/{name}/{}/{endpoints}", key % 3 / 2, ["v1", "V2"][key % 2])
@@ -40,9 +40,9 @@ enum ModelStep {
     },
     /// Deletes keys from a store, explicitly or with their leases.
     Delete { registry: u8, keys: Vec<usize>, lease: bool },
-    /// Repeats an event of this epoch.
+    /// Sends an earlier event of this epoch again.
     Replay { registry: u8, which: Index },
-    /// Rolls a store back and removes keys from it, without any event.
+    /// Restores an older state of a store and removes keys, without any event.
     RollBack { registry: u8, keys: Vec<usize> },
     /// Lists a store.
     ///
@@ -94,7 +94,7 @@ struct Store {
     revision: u64,
     /// Events since the last list.
     events: Vec<Change>,
-    /// Whether events are sent; not after a list broke off.
+    /// Whether the store sends events; it does not after an incomplete list.
     watching: bool,
     /// The keys as reported to the catalog.
     reported: BTreeMap<usize, Put>,
@@ -174,7 +174,9 @@ impl CatalogModel {
         }
     }
 
-    /// Puts a key: plain (0), with metadata (1), a rejected endpoint (2), or junk (3).
+    /// Puts a key with one of four contents.
+    ///
+    /// The content is plain (0), with metadata (1), with a rejected endpoint (2) or junk (3).
     fn put(&mut self, registry: u8, key: usize, content: u8) {
         let text = text(key);
         let store = &mut self.stores[usize::from(registry)];
@@ -271,7 +273,7 @@ impl CatalogModel {
         }
         self.described = descriptions;
         assert!(outcome.wake.is_none_or(|wake| wake > self.now), "a wake-up in the past");
-        // The puts of a list that broke off become visible only after the next list.
+        // The puts of an incomplete list become visible only after the next list.
         if self.stores.iter().all(|store| store.watching) {
             self.compare();
         }
@@ -283,7 +285,7 @@ impl CatalogModel {
             assert_eq!(self.described, describe(&services));
             assert_eq!(self.catalog.rejections().counts, rejections);
         }
-        // With a grace, every reported key is present. Any other is held, up to the grace.
+        // With a grace, every reported key is present. Other keys are held, up to the grace.
         let all =
             |services: &mut dyn Iterator<Item = &Arc<Service>>| -> BTreeMap<(usize, String), bool> {
                 let keys = services
@@ -304,7 +306,7 @@ impl CatalogModel {
         }
     }
 
-    /// Builds services and counts of rejections at once from the reported keys.
+    /// Builds the services and the rejection counts at once from the reported keys.
     fn rebuilt(&self) -> (Vec<Arc<Service>>, BTreeMap<Reason, u64>) {
         let mut bases: BTreeMap<String, Vec<Arc<RegistryKey>>> = BTreeMap::new();
         let mut rejections: BTreeMap<Reason, u64> = BTreeMap::new();
@@ -328,7 +330,7 @@ impl CatalogModel {
     }
 }
 
-/// Builds a key without the code under test, for names that occur here.
+/// Builds a key without the code under test, for the names that this test uses.
 fn expected_key(registry: u8, put: &Put) -> Result<(String, RegistryKey), Reason> {
     let registration = put.content.clone().map_err(|rejected| rejected.reason)?;
     let name = registration.id.name.to_lowercase();
@@ -425,7 +427,7 @@ proptest! {
         prop_assert_eq!(&model.described, &describe(&services));
         prop_assert_eq!(&model.catalog.rejections().counts, &rejections);
         prop_assert_eq!(model.catalog.registry_status(model.now).held_keys, 0);
-        // No tombstone is_present for good.
+        // No tombstone outlives the burst window.
         model.now += grace::BURST_WINDOW;
         model.settle();
         let SettleOutcome { changed, lease_checks, wake, .. } = model.catalog.settle(model.now);

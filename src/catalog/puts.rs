@@ -1,4 +1,4 @@
-//! Puts: turn a registration into a key, check the limits and store the key.
+//! Puts: parse a registration into a key, check the limits and store the key.
 
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ impl Catalog {
         self.ledger.add_key(registry, hash, &text, rejected, generation, in_list);
     }
 
-    /// Builds the key of a registration; returns it with its base name.
+    /// Builds the key of a registration; returns the key and its base name.
     fn build_key(
         &mut self,
         registry: RegistryId,
@@ -161,7 +161,7 @@ impl Catalog {
     }
 }
 
-/// Returns why a host name cannot be the host of an endpoint, if so.
+/// Returns the reason why a host name cannot be an endpoint's host, or `None`.
 fn reject_host(host: &str, zones: &Zones) -> Option<Reason> {
     match Name::from_text(host) {
         Ok(name) => zones.find(&name).map(|_| Reason::HOST_IN_ZONE),

@@ -9,12 +9,12 @@ use serde::Serialize;
 use super::key::RegistryKey;
 use crate::service::{MAX_REGISTRIES, Reason, RegistryId, Rejected};
 
-/// Most rejections that are listed for one registry.
+/// Maximum listed rejections of one registry.
 pub const MAX_LISTED_REJECTIONS: usize = 1_000;
 
-/// Longest listed excerpt of a rejected key, in characters.
+/// Maximum length of the excerpt of a rejected key, in characters.
 ///
-/// No longer key can be served.
+/// Every key that can be served is shorter.
 const MAX_EXCERPT_CHARS: usize = 4_096;
 
 /// The rejected keys, and the rejected endpoints of served keys.
@@ -71,9 +71,9 @@ struct RegistryRejections {
     listed_rejections: usize,
     /// Counts of listed keys and of all endpoints.
     counts: BTreeMap<Reason, u64>,
-    /// Counts of keys beyond the list.
+    /// Counts of keys that are not listed.
     unlisted: BTreeMap<Reason, u64>,
-    /// Counts of keys beyond the list that the list in progress has named so far.
+    /// Counts of keys that are not listed, as far as the list in progress has come.
     unlisted_in_list: BTreeMap<Reason, u64>,
 }
 
@@ -168,7 +168,7 @@ impl Ledger {
         }
     }
 
-    /// Prepares for the puts of a list.
+    /// Resets the counts of the list in progress, when a list begins.
     pub(super) fn begin_list(&mut self, registry: RegistryId) {
         self.registries[registry.index()].unlisted_in_list.clear();
     }
@@ -250,7 +250,7 @@ impl RegistryRejections {
         }
     }
 
-    /// Subtracts a rejected key that was removed from `listed`.
+    /// Subtracts a rejected key that was removed from `listed` from the counts.
     fn uncount(&mut self, listed: &ListedKey) {
         self.listed_rejections -= listed.rejected.len();
         for rejected in &listed.rejected {
@@ -268,7 +268,7 @@ fn decrease(counts: &mut BTreeMap<Reason, u64>, reason: Reason) {
     }
 }
 
-/// Returns the start of a key with control characters escaped.
+/// Returns the start of a key, with control characters escaped.
 fn excerpt(key: &str) -> Arc<str> {
     let mut excerpt = String::with_capacity(key.len().min(MAX_EXCERPT_CHARS));
     for (count, c) in key.chars().enumerate() {

@@ -1,4 +1,4 @@
-//! Removals: deletes, expired leases, keys that a list no longer names, and holds.
+//! Removals: deletes, expired leases, holds, and keys missing from a list.
 
 use std::sync::Arc;
 use std::time::Instant;

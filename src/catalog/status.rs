@@ -15,7 +15,7 @@ pub struct RegistryStatus {
     pub disconnected: RegistrySet,
     /// The registries with held keys: removed by the registry, but still served.
     pub with_held_keys: RegistrySet,
-    /// The number of held keys.
+    /// Number of held keys.
     pub held_keys: usize,
 }
 
@@ -24,12 +24,12 @@ pub struct RegistryStatus {
 pub enum Staleness {
     /// The registry is unreachable, and its last known data is served.
     Disconnected,
-    /// The registry has removed keys that are still served.
+    /// The registry has removed keys that are held, and so still served.
     Held,
 }
 
 impl RegistryStatus {
-    /// Returns why data from these registries may be stale, if so.
+    /// Returns why data from these registries may be stale, or `None` if it is fresh.
     pub fn staleness_of(&self, registries: RegistrySet) -> Option<Staleness> {
         if self.disconnected.intersects(registries) {
             Some(Staleness::Disconnected)
@@ -38,7 +38,7 @@ impl RegistryStatus {
         }
     }
 
-    /// Returns why the absence of data may be stale, if so.
+    /// Returns why the absence of data may be stale, or `None` if it is certain.
     ///
     /// Any stale registry could have the missing data.
     pub fn staleness(&self) -> Option<Staleness> {
@@ -51,7 +51,7 @@ impl RegistryStatus {
     }
 }
 
-/// Counts for metrics.
+/// Counts of the catalog's keys and instances, for metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Stats {
@@ -63,13 +63,13 @@ pub struct Stats {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RegistryStats {
-    /// Keys that can be served, held ones included.
+    /// Keys that can be served, including held ones.
     pub keys: usize,
-    /// Endpoints of these keys.
+    /// Endpoints of the keys that can be served.
     pub instances: usize,
     /// Held keys: removed by the registry, but still served.
     pub held: usize,
-    /// Differences to the events that routine lists have found since the start.
+    /// Changes since startup that routine lists found but no event had reported.
     ///
     /// Some versions of etcd lose events.
     pub differences: u64,

@@ -1,4 +1,4 @@
-//! One test for each rule of the catalog, and the fixture they share.
+//! Tests of the catalog's rules, and the fixture that they share.
 
 use std::collections::BTreeMap;
 
@@ -40,7 +40,7 @@ pub(super) fn registration(text: &str) -> Registration {
     }
 }
 
-/// Builds the catalog's key from a key text, for the zones of [`zones`].
+/// Builds the catalog's key from a key text, with the zones of [`zones`].
 pub(super) fn key(text: &str) -> RegistryKey {
     let Registration { id, endpoints, rejected, metadata } = registration(text);
     let base = base_of(&id.name, &zones()).unwrap();
@@ -95,7 +95,7 @@ fn invalid_put(text: &str) -> Put {
     Put { key: text.into(), revision: 0, lease: 0, content: Err(Rejected::new(text, JUNK)) }
 }
 
-/// Returns the id of the registry at an index.
+/// Returns the ID of the registry at an index.
 pub(super) fn id(index: u8) -> RegistryId {
     RegistryId::new(index.into()).unwrap()
 }
@@ -129,7 +129,7 @@ impl TestCatalog {
         self.apply(0, Change::Delete { key: text.into(), revision, removal });
     }
 
-    /// Sends a complete list of keys whose leases count up from 1.
+    /// Sends a complete list of keys; their leases are numbered from 1.
     fn list(&mut self, kind: ListKind, keys: &[String]) -> Settled {
         self.apply(0, Change::ListBegin(kind));
         for (text, lease) in keys.iter().zip(1..) {
@@ -262,7 +262,7 @@ fn outdated_events_of_an_epoch_are_ignored() {
     test.delete(HELLO, 11, Removal::Explicit);
     test.settle();
     assert_eq!(revision(&test), 12, "an outdated delete replayed after the next put");
-    // The revisions of a restored store are all lower.
+    // All revisions of the restored store are lower.
     test.apply(0, Change::ListBegin(ListKind::Restored));
     test.put(HELLO, 3, 1);
     test.apply(0, Change::ListEnd { revision: 4 });
@@ -347,7 +347,7 @@ fn removals_by_a_restored_store_are_held() {
 }
 
 #[test]
-fn a_list_inherits_the_strictness_of_an_abandoned_one() {
+fn a_list_after_an_abandoned_one_has_the_stricter_kind_of_both() {
     let mut test = TestCatalog::new();
     test.list(ListKind::Routine, &hello_keys(0..100));
     test.apply(0, Change::ListBegin(ListKind::Restored));
@@ -398,7 +398,7 @@ fn a_put_ends_the_hold_of_its_key() {
     test.put(HELLO, 1, 7);
     test.settle();
     assert_eq!((test.served("hello"), test.held_keys()), (20, 19));
-    // After an explicit delete, the old hold neither restores the key nor ends a later put.
+    // An explicit delete also ends the hold: the key does not come back, and a later put stays.
     test.delete(HELLO, 2, Removal::Explicit);
     test.put(HELLO, 3, 8);
     test.advance(12 * SECOND);
@@ -551,7 +551,7 @@ fn a_lease_check_ignores_keys_changed_since() {
 }
 
 #[test]
-fn living_leases_mean_deregistration() {
+fn keys_with_living_leases_count_as_deregistered() {
     let (mut test, _) = burst(100, 40);
     test.apply(0, Change::LeasesGone(vec![]));
     test.settle();
@@ -650,7 +650,7 @@ fn each_registry_has_its_own_removal_grace() {
     test.settle();
     let served = |test: &TestCatalog| [test.served("a"), test.served("b")];
     assert_eq!(served(&test), [40, 40]);
-    // Leases expire in both registries; only the one with a grace checks and holds.
+    // Leases expire in both registries; only the registry with a grace checks and holds.
     for registry in [0, 1] {
         for (key, lease) in keys(registry.into()).zip(1..=20) {
             test.apply(
@@ -722,7 +722,7 @@ fn registries_are_independent() {
     assert_eq!(test.served("hello"), 2, "equal endpoints are served once");
     test.list(ListKind::Routine, &[]);
     assert_eq!(test.served("hello"), 1);
-    // A registry that is not configured.
+    // An unknown registry's changes are ignored.
     test.apply(9, Change::Put(put(HELLO, 0, 0)));
     assert_eq!(test.settle().changed, []);
 }
@@ -879,7 +879,7 @@ fn instances_beyond_the_limit_are_rejected_until_there_is_room() {
     test.put("/service/d/n/hello/latest/10.9.0.9:80", 0, 0);
     test.settle();
     assert_eq!(test.catalog.service("hello").unwrap().instances().len(), 10, "room for one");
-    // Keys without an endpoint count too.
+    // Keys without an endpoint count as one instance.
     test.put("/service/d/n/hello/latest/", 0, 0);
     assert_eq!(test.rejection_counts(), BTreeMap::from([(Reason::TOO_MANY_INSTANCES, 2)]));
 }
@@ -998,7 +998,7 @@ fn shadowed_spellings_are_conflicts() {
 }
 
 #[test]
-fn names_with_a_better_reading_are_conflicts() {
+fn names_with_a_preferred_interpretation_are_conflicts() {
     let hidden = |name: &str, winner: &str, loser: &str| {
         (name.to_owned(), ConflictKind::Hidden, winner.to_owned(), loser.to_owned())
     };

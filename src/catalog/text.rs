@@ -1,10 +1,10 @@
-//! Strings that need no allocation when short.
+//! Strings that store short text without an allocation.
 
 use std::fmt;
 use std::ops::Deref;
 use std::str;
 
-/// Longest text that is stored inline, in bytes.
+/// Maximum length of a text that is stored inline, in bytes.
 const INLINE_BYTES: usize = 22;
 
 /// A string of 24 bytes, stored inline if it fits, as most names do.
@@ -30,7 +30,7 @@ impl From<&str> for InlineText {
 }
 
 impl InlineText {
-    /// Returns the bytes of the text, for comparisons without another check for UTF-8.
+    /// Returns the bytes of the text, so that comparisons need no UTF-8 validation.
     pub(super) fn as_bytes(&self) -> &[u8] {
         match self {
             Self::Inline(length, bytes) => &bytes[..usize::from(*length)],

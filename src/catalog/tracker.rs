@@ -11,7 +11,7 @@ use crate::service::ListKind;
 /// The catalog's state of one registry, except for its keys.
 #[derive(Debug, Default)]
 pub(super) struct RegistryTracker {
-    /// Holding time of a mass removal; zero applies every removal at once.
+    /// Time for which a mass removal is held; zero applies every removal at once.
     pub(super) grace: Duration,
     /// Whether the registry has ever completed a list.
     pub(super) synced: bool,
@@ -23,7 +23,7 @@ pub(super) struct RegistryTracker {
     ///
     /// Each list begins an epoch, and revisions are comparable only within one epoch.
     pub(super) generation: u32,
-    /// Differences to the events that routine lists have found since the start.
+    /// Changes since startup that routine lists found but no event had reported.
     pub(super) differences: u64,
     /// Revisions of the keys that events of this epoch removed.
     pub(super) removals: RecentRemovals,
@@ -53,7 +53,7 @@ impl RegistryTracker {
         self.synced && self.disconnected
     }
 
-    /// Returns whether a routine list is in progress, which should tell nothing new.
+    /// Returns whether a routine list is in progress, which should bring no changes.
     ///
     /// The first list of a registry does not count.
     pub(super) fn is_checking(&self) -> bool {
@@ -90,7 +90,7 @@ impl RegistryTracker {
     }
 }
 
-/// Least number of latest removals that [`RecentRemovals`] remembers.
+/// Minimum number of latest removals that [`RecentRemovals`] remembers.
 ///
 /// The set remembers at most twice as many.
 const MIN_RECENT_REMOVALS: usize = 32_768;

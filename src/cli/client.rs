@@ -22,20 +22,20 @@ use crate::directory::TrustRule;
 use crate::name::Name;
 use crate::wire::{rtype, type_name};
 
-/// Longest wait for the head of a response.
+/// Maximum wait for the head of a response.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Longest wait for the body of a response, unless it is a stream.
+/// Maximum wait for the body of a response, unless it is a stream.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The error if no server is running.
+/// Error: no server is running.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "no running svcdns was found ({searched}): start one with `svcdns serve`, or name its runtime \
      directory with --runtime-dir"
 )]
 pub(super) struct NotRunning {
-    /// The directories and sockets tried, each with the reason why it was not used.
+    /// The directories and sockets tried, with the reason why each was not used.
     pub(super) searched: String,
 }
 
@@ -54,8 +54,8 @@ impl AdminClient {
         let mut searched = Vec::new();
         for candidate in runtime_directories(location.named().as_deref()) {
             let socket = admin::socket_path(&candidate.path)?;
-            // Anyone can create a directory in the temp directory. Elsewhere the owner does not
-            // matter: a server that root started may run as any user.
+            // Anyone can create a directory in the temp directory. In other directories the owner
+            // does not matter: a server that root started may run as any user.
             if candidate.trust == TrustRule::OwnedAndNoLink && !candidate.is_trusted() {
                 let reason = if candidate.path.exists() {
                     "owned by another user"
@@ -82,7 +82,7 @@ impl AdminClient {
         Err(NotRunning { searched: searched.join(", ") }.into())
     }
 
-    /// Gets a path and returns the JSON text.
+    /// Requests a path and returns the JSON text.
     pub(super) async fn get_text(&self, path: &str) -> anyhow::Result<String> {
         let response = self.request(path).await?;
         let status = response.status();
@@ -93,7 +93,7 @@ impl AdminClient {
         if status == StatusCode::OK { Ok(text) } else { Err(anyhow!("{}", text.trim_end())) }
     }
 
-    /// Gets a path and decodes the JSON.
+    /// Requests a path and decodes the JSON.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         let text = self.get_text(path).await?;
         serde_json::from_str(&text).context(
@@ -101,7 +101,7 @@ impl AdminClient {
         )
     }
 
-    /// Asks how the server answers a query.
+    /// Requests an explanation of the answer to a query.
     ///
     /// `payload` is the client's UDP payload size in bytes, 0 without EDNS.
     pub(super) async fn explain(
@@ -120,7 +120,7 @@ impl AdminClient {
         self.explain(name, rtype::A, 0).await.ok()?.suggestion
     }
 
-    /// Gets a path whose response is an endless stream of lines.
+    /// Requests a path whose response is an endless stream of lines.
     pub(super) async fn stream(&self, path: &str) -> anyhow::Result<Lines> {
         let response = self.request(path).await?;
         if response.status() != StatusCode::OK {
@@ -177,7 +177,7 @@ impl Lines {
 
 /// Percent-encodes a value for the query of a URL (RFC 3986 section 2).
 ///
-/// Letters, digits and `-._~` remain.
+/// Letters, digits and `-._~` are not encoded.
 pub(super) fn percent_encode(text: &str) -> String {
     use std::fmt::Write;
     let mut encoded = String::with_capacity(text.len());

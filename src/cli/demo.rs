@@ -23,13 +23,13 @@ use crate::daemon::{Log, Server, ShutdownSignals, StartError};
 use crate::registry::Registrant;
 use crate::service::{Endpoint, Metadata, ServiceId};
 
-/// Preferred port of the demo's DNS server; if it is in use, any free one.
+/// Preferred port of the demo's DNS server; if it is in use, a free port is chosen.
 const DNS_PORT: u16 = 5300;
 
-/// Longest wait until the server knows the example service.
+/// Maximum wait until the server knows the example service.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Pause between two looks for the example service.
+/// Pause between two checks for the example service.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 pub(super) async fn run(
@@ -50,7 +50,7 @@ pub(super) async fn run(
 async fn demonstrate(folder: &Path, log: &Log, stop: CancellationToken) -> anyhow::Result<()> {
     let (state_dir, registry) = (folder.join("state"), folder.join("gsvc"));
     fs::create_dir(&registry)?;
-    // Environment and /etc configure the real server, not the demo.
+    // The environment and /etc configure the real server, not the demo.
     let flags = Flags::default()
         .with("listen", SocketAddr::from((Ipv4Addr::LOCALHOST, DNS_PORT)).to_string())
         .with("registry", format!("file://{}", registry.display()))
@@ -111,7 +111,7 @@ async fn demonstrate(folder: &Path, log: &Log, stop: CancellationToken) -> anyho
     if let Err(error) = registered.await? {
         complain(&error.to_string());
     }
-    // A client that keeps its connection open must not delay the end.
+    // A client that keeps its connection open must not delay the exit.
     service.abort();
     ended?;
     print("\nStopped; nothing is left behind.\n")?;
@@ -124,7 +124,7 @@ async fn hello(headers: HeaderMap) -> String {
 }
 
 fn instructions(server: &Server, http: SocketAddr) -> anyhow::Result<String> {
-    let address = server.addresses.first().context("the server listens nowhere")?;
+    let address = server.addresses.first().context("the server listens on no address")?;
     let (ip, port) = (address.ip(), address.port());
     let program = quoted(&std::env::current_exe()?.to_string_lossy());
     let this = format!("{program} --state-dir {}", quoted(&server.runtime_dir.to_string_lossy()));
@@ -158,7 +158,7 @@ fn instructions(server: &Server, http: SocketAddr) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// A new directory in the temp directory; removed when dropped.
+/// A new directory in the temp directory; dropping the value removes it.
 #[derive(Debug)]
 struct DemoFolder(PathBuf);
 

@@ -26,13 +26,13 @@ use crate::system::{
 };
 use crate::wire::rcode_name;
 
-/// A longer lookup gives a warning: a resolver on the path had a timeout.
+/// Duration from which on a lookup gives a warning: some resolver timed out.
 const SLOW_LOOKUP: Duration = Duration::from_secs(1);
 
 /// Address of systemd-resolved's stub.
 const RESOLVED_STUB: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53));
 
-/// Checks in the order in which a broken one is the likely cause.
+/// Names of the checks; of several broken ones, the first is the likely cause.
 ///
 /// A broken check makes later ones fail too.
 const LIKELY_CAUSES: [&str; 10] = [
@@ -80,12 +80,12 @@ pub(super) async fn run(
     Ok(code)
 }
 
-/// Makes all checks, in the order of the path from a program to the registry.
+/// Runs all checks, in the order of the path from a program to the registry.
 ///
 /// The last one is a lookup, which takes the whole path.
 async fn examine(location: &ServerLocation) -> anyhow::Result<Vec<Finding>> {
     let status = server_status(location).await;
-    // Without a server, the zone that one would serve. `svcdns check` reports configuration errors.
+    // Without a server, use the zone that a server would have. `check` reports invalid settings.
     let zone = if let Ok(status) = &status {
         status.zones.first().cloned()
     } else {
@@ -173,7 +173,7 @@ async fn query_name_servers(
     Ok(queries.join_all().await)
 }
 
-/// Queries TXT of `name`, the version of svcdns, and classifies the response.
+/// Queries `name` for TXT, the version of svcdns, and classifies the response.
 async fn reply(address: SocketAddr, name: &Name) -> ProbeResult {
     let Ok(response) = resolve::query(address, name, RecordType::TXT).await else {
         return ProbeResult::NoResponse;
@@ -356,7 +356,7 @@ async fn lookup(zone: &str, status: Option<&ServerStatus>) -> Finding {
     Finding::ok(CHECK, format!("Programs find {name} at {addresses}, in {seconds}."))
 }
 
-/// Formats the findings, and at the end the likely cause with the commands to type.
+/// Formats the findings, then the likely cause with the commands that fix it.
 fn text(findings: &[Finding], cause: Option<&Finding>) -> String {
     let mut text = String::new();
     let width = findings.iter().map(|finding| finding.check.len()).max().unwrap_or_default();

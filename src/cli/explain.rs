@@ -17,7 +17,7 @@ use crate::daemon::{PipelineHandles, RegistryPipeline};
 use crate::registry::name_at;
 use crate::wire::extended_error_text;
 
-/// Longest wait until every registry has been read.
+/// Maximum wait until every registry has been read.
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(super) async fn run(
@@ -46,7 +46,7 @@ pub(super) async fn run(
     })
 }
 
-/// Asks the running server.
+/// Requests the explanation from the running server.
 async fn explain_from_server(
     location: &ServerLocation,
     command: ExplainArgs,

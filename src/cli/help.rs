@@ -45,7 +45,7 @@ pub(super) fn command_line() -> Command {
 
 /// Formats the commands in their groups, each with its description.
 ///
-/// clap has groups for arguments only.
+/// clap supports groups only for arguments.
 fn groups(command: &Command) -> String {
     let styles = Styles::styled();
     let (header, literal) = (styles.get_header(), styles.get_literal());
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn the_documentation_describes_each_command_alike() {
+    fn the_documentation_has_the_description_of_each_command() {
         let page = include_str!("../../docs/commands.md");
         for command in Arguments::command().get_subcommands() {
             let (name, about) = (command.get_name(), command.get_about().unwrap().to_string());

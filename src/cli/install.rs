@@ -24,7 +24,7 @@ use crate::system::{
 };
 use crate::wire::rcode_name;
 
-/// Longest wait for the server to start, and for resolvers to notice the changes.
+/// Maximum wait for the server to start, and for resolvers to notice the changes.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Pause between two attempts.
@@ -91,9 +91,9 @@ pub(super) async fn run(
     install(&root, location, &command, &config).await
 }
 
-/// Returns flags and settings as text.
+/// Returns the flags and settings as text.
 ///
-/// A second installation with the same text has nothing to do.
+/// With the same text, a second installation does nothing.
 fn purpose(command: &InstallArgs, settings: &str) -> String {
     let InstallArgs { search, keep_nameservers, lift_immutable, keep, .. } = command;
     // Installations of older versions have no text for this flag.
@@ -237,7 +237,7 @@ async fn apply(
     journal.apply(root, server_steps..journal.steps.len())?;
     test_lookups(root, location, config).await?;
     if wish.search {
-        // Only the search list finds this name.
+        // This name can be found only through the search list.
         if let Err(error) = retry(|| system::look_up(root, "ns")).await {
             output::print(&format!("Note: names without the zone are not found yet: {error}\n"))?;
         }
@@ -275,7 +275,7 @@ async fn wait_for_server(config: &Config, wish: &InstallOptions) -> anyhow::Resu
 
 /// Checks that the server forwards: it becomes the only name server of the machine.
 ///
-/// Its upstreams may be unreachable now.
+/// The upstreams of the server may be unreachable now.
 async fn check_forwarding(location: &ServerLocation) -> anyhow::Result<()> {
     let status = running(location).await?.context("the server exited")?;
     if status.forwarding.is_none() {

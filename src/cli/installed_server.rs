@@ -17,7 +17,7 @@ use crate::{config, server};
 
 /// Loopback addresses to try, in order, if `listen` is not configured.
 ///
-/// Only if port 53 is needed.
+/// Used only if port 53 is needed.
 const DEFAULT_ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)];
 
 /// Directories hidden from the service: its unit hides homes and has its own /tmp.
@@ -28,19 +28,19 @@ const HIDDEN_FOLDERS: [&str; 5] = ["/home", "/root", "/run/user", "/tmp", "/var/
 pub(super) struct ArrangedServer {
     /// An address that this machine can query.
     pub(super) address: SocketAddr,
-    /// Steps that make it run; empty if it is running.
+    /// Steps that start the server; empty if it is running.
     pub(super) steps: Vec<InstallStep>,
-    /// Its settings, as a configuration file.
+    /// The server's settings, as a configuration file.
     ///
-    /// A second installation with the same settings has nothing to do.
+    /// With the same settings, a second installation does nothing.
     pub(super) settings: String,
     /// Notes for the user.
     pub(super) notes: Vec<String>,
-    /// The command to run first, if there is neither a server nor systemd.
+    /// The command to run first if there is neither a server nor systemd.
     pub(super) to_start: Option<String>,
 }
 
-/// Requirements of an installation for its server.
+/// Requirements for the server of an installation.
 pub(super) struct ServerRequirements<'a> {
     pub(super) root: &'a Root,
     pub(super) location: &'a ServerLocation,
@@ -66,7 +66,7 @@ impl ServerRequirements<'_> {
     /// Finds a running server with these settings, or plans a new one.
     ///
     /// # Errors
-    /// If a server with other settings is running that we do not manage, or none could run.
+    /// If a running server that svcdns does not manage has other settings, or none could run.
     pub(super) async fn arrange(&self) -> anyhow::Result<ArrangedServer> {
         let running = running(self.location).await?;
         let mut own_addresses: &[SocketAddr] = &[];
@@ -121,10 +121,10 @@ impl ServerRequirements<'_> {
         Ok(ArrangedServer { address, steps, settings: settings(&config), notes, to_start: None })
     }
 
-    /// Chooses the address to query, and perhaps one to listen on.
+    /// Chooses the address to query and, if `listen` is not configured, to listen on.
     ///
-    /// Chooses an address to listen on only if `listen` is not configured. Also returns notes for
-    /// the user. `own` are the addresses that our own server listens on.
+    /// Also returns notes for the user. `own` are the addresses on which svcdns's own server
+    /// listens.
     fn address(
         &self,
         own: &[SocketAddr],
@@ -232,7 +232,7 @@ pub(super) fn this_program() -> anyhow::Result<PathBuf> {
 /// Checks that the service could read the secrets and files of a configuration.
 ///
 /// # Errors
-/// If a secret is in our environment, or a file in a directory that the service cannot see.
+/// If a secret is in the environment, or a file in a directory that the service cannot see.
 fn check_service_can_read(config: &Config) -> anyhow::Result<()> {
     for ConfiguredSecret { key, file_key, place, .. } in &config.secrets {
         let SecretPlace::Variable(variable) = place else { continue };
@@ -268,7 +268,7 @@ fn check_service_can_read(config: &Config) -> anyhow::Result<()> {
 
 /// Returns the values of a configuration, without their sources.
 ///
-/// Without the directories: a service has its own.
+/// Directories are left out, because a service has its own.
 fn values(config: &Config) -> impl Iterator<Item = (&str, &str)> {
     let compared = config.effective().iter().filter(|effective| !effective.key.is_directory());
     compared.map(|effective| (&*effective.path, &*effective.value))
@@ -276,7 +276,7 @@ fn values(config: &Config) -> impl Iterator<Item = (&str, &str)> {
 
 /// Describes how a running server differs from the configuration.
 ///
-/// Settings that its status does not contain count as equal.
+/// Settings that the status does not contain count as equal.
 fn differences(config: &Config, status: &ServerStatus) -> Vec<String> {
     let mut found = Vec::new();
     let zones: Vec<&str> = config.zones.iter().map(crate::name::Zone::text).collect();
@@ -307,17 +307,17 @@ fn differences(config: &Config, status: &ServerStatus) -> Vec<String> {
 
 /// Returns an address that this machine can query, preferably a loopback one.
 ///
-/// Only those with port 53 if `port_53`.
+/// With `port_53`, only addresses with port 53 count.
 fn usable(listen: &[SocketAddr], port_53: bool) -> Option<SocketAddr> {
     let reached = listen.iter().copied().map(reachable);
     let fit: Vec<SocketAddr> = reached.filter(|address| !port_53 || address.port() == 53).collect();
     fit.iter().find(|address| address.ip().is_loopback()).or_else(|| fit.first()).copied()
 }
 
-/// Checks that the address is free.
+/// Checks that the port is free at the address.
 ///
 /// # Errors
-/// If not; the error names the process that has the port, if known.
+/// If the port is in use; the error names the process that uses it, if known.
 fn check_free(config: &Config, address: SocketAddr) -> anyhow::Result<()> {
     let settings = server::Settings { listen: vec![address], ..config.server() };
     Ok(server::bind(&settings).map(drop).map_err(ListenError::with_holder)?)
@@ -328,13 +328,13 @@ fn hidden_folder(path: &Path) -> Option<&'static str> {
     HIDDEN_FOLDERS.into_iter().find(|folder| path.starts_with(folder))
 }
 
-/// Returns where the value of a key comes from.
+/// Returns the origin of a key's value.
 fn origin(config: &Config, key: &str) -> Origin {
     let found = config.effective().iter().find(|effective| effective.path == key);
     found.map_or(Origin::Default, |effective| effective.origin.clone())
 }
 
-/// Formats the settings that are not defaults as a configuration file.
+/// Formats the settings that differ from their defaults as a configuration file.
 pub(super) fn settings(config: &Config) -> String {
     use std::fmt::Write;
     let mut text =
@@ -365,7 +365,7 @@ fn serve_command(file: Option<&Path>, flags: &Flags) -> String {
     system::shell_quoted(&line)
 }
 
-/// Returns the main process of our unit, if systemd runs it.
+/// Returns the main process of svcdns's unit, if systemd runs it.
 fn main_process() -> Option<u32> {
     let line =
         ["systemctl", "show", "--property=MainPID", "--value", SERVER_UNIT].map(str::to_owned);
@@ -437,7 +437,7 @@ mod tests {
         assert!(text.ends_with(written), "{text}");
         let (again, same) = reload(&text, &[]);
         assert_eq!((same, again.registries), (text, config.registries.clone()));
-        // A variable is written to the section of its kind; a list replaces the sections.
+        // A variable is added to the section of its kind; a list replaces the sections.
         let (added, text) = reload(written, &[("SVCDNS_ETCD_CA_FILE", "/etc/svcdns/ca.pem")]);
         assert!(
             text.contains(
@@ -500,7 +500,7 @@ mod tests {
             "the registry /tmp/gsvc is in /tmp, which the service cannot see: choose another \
              directory"
         );
-        // A variable that a registry's own file replaces does not matter.
+        // A variable has no effect if the registry's own file replaces it.
         let (own, _) = reload(
             &format!("{main}password-file = '/etc/svcdns/p'"),
             &[("SVCDNS_ETCD_PASSWORD", "p")],

@@ -118,7 +118,7 @@ fn conflicts(conflicts: &[ConflictView]) -> String {
     output::columns(["NAME", "KIND", "WINNER", "LOSER", "DEPLOYMENT/NAMESPACE"], rows)
 }
 
-/// Escapes control characters, which a terminal might act on.
+/// Escapes control characters, which a terminal might interpret.
 fn escape_controls(text: &str) -> String {
     text.chars()
         .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })

@@ -1,6 +1,6 @@
 //! The commands, one file each.
 //!
-//! Only this module prints.
+//! Only this module prints to standard output.
 
 mod arguments;
 mod check;
@@ -39,10 +39,10 @@ use crate::config::{Config, ConfigError, Flags};
 use arguments::{Arguments, CliCommand, KeepArgs};
 use client::NotRunning;
 
-/// Exit code if a name, or a record of the type, does not exist.
+/// Exit code if the name, or a record of the type, does not exist.
 const NOT_FOUND: u8 = 2;
 
-/// Exit code if the response is a failure.
+/// Exit code if the response code is an error other than NXDOMAIN.
 const FAILED_ANSWER: u8 = 3;
 
 /// Exit code if no server is running.
@@ -57,9 +57,9 @@ const COMMAND_NOT_FOUND: u8 = 127;
 /// Exit code of `register` and `run` if their command cannot be run, as in shells.
 const COMMAND_NOT_RUN: u8 = 126;
 
-/// Threads of a command's runtime.
+/// Number of threads of a command's runtime.
 ///
-/// Two are enough: the server answers UDP queries in threads of its own.
+/// Two are enough, because the server answers UDP queries in separate threads.
 const RUNTIME_THREADS: usize = 2;
 
 /// Time limit for tasks after their command has ended.
@@ -70,7 +70,7 @@ pub fn main() -> ExitCode {
     let arguments = match parse_arguments() {
         Ok(arguments) => arguments,
         Err(error) => {
-            // If standard error cannot be written, there is nobody to tell.
+            // If standard error cannot be written, the error cannot be reported.
             let _ = error.print();
             return match error.kind() {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
@@ -116,7 +116,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The directories of the server, as flags name them.
+/// The directories of the server, as given by flags.
 #[derive(Debug)]
 struct ServerLocation {
     runtime_dir: Option<PathBuf>,
@@ -124,9 +124,9 @@ struct ServerLocation {
 }
 
 impl ServerLocation {
-    /// Returns the runtime directory that a flag or variable names, if any.
+    /// Returns the runtime directory that a flag or variable sets, if any.
     ///
-    /// A state directory names the runtime directory too.
+    /// A state directory also sets the runtime directory.
     fn named(&self) -> Option<PathBuf> {
         let flags =
             [&self.runtime_dir, &self.state_dir].map(|path| path.clone().map(OsString::from));
@@ -135,7 +135,7 @@ impl ServerLocation {
         given.find(|path| !path.is_empty()).map(PathBuf::from)
     }
 
-    /// Loads the configuration with these flags and those of the directories.
+    /// Loads the configuration with these flags and the flags of the directories.
     fn configure(&self, file: Option<&Path>, flags: Flags) -> Result<Config, ConfigError> {
         let given = [("runtime-dir", &self.runtime_dir), ("state-dir", &self.state_dir)];
         let flags = given.into_iter().fold(flags, |flags, (key, path)| match path {
@@ -154,7 +154,7 @@ fn configure(file: Option<&Path>, flags: &Flags) -> Result<Config, ConfigError> 
     Config::load(file, environment, flags)
 }
 
-/// Replaces an unspecified address by the loopback address, which this machine can query.
+/// Replaces an unspecified address by loopback, which this machine can query.
 fn reachable(mut address: SocketAddr) -> SocketAddr {
     match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
@@ -164,7 +164,7 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Reports that a command cannot be run; returns the exit code.
+/// Reports that a command cannot be run, and returns the exit code.
 fn report_not_run(program: &str, error: &std::io::Error) -> ExitCode {
     output::complain(&format!("cannot run {program}: {error}"));
     let missing = error.kind() == std::io::ErrorKind::NotFound;

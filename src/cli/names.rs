@@ -7,7 +7,7 @@ use anyhow::{Context, anyhow};
 use crate::name::{Name, Zones, reverse_name};
 use crate::wire::{rtype, type_number};
 
-/// Completes a name as written on the command line.
+/// Completes a name given on the command line.
 ///
 /// An address becomes its reverse name. A name with a final dot, in a served zone or below `arpa`
 /// is complete. Any other name is in the first zone.
@@ -40,7 +40,7 @@ pub(super) fn is_reverse(name: &Name) -> bool {
     name.labels().next_back().is_some_and(|label| label == b"arpa")
 }
 
-/// Parses a record type; by default PTR for a reverse name and A for any other.
+/// Parses a record type; the default is PTR for a reverse name and A for any other.
 pub(super) fn rtype(text: Option<&str>, name: &Name) -> anyhow::Result<u16> {
     match text {
         Some(text) => type_number(text).with_context(|| {
@@ -51,9 +51,9 @@ pub(super) fn rtype(text: Option<&str>, name: &Name) -> anyhow::Result<u16> {
     }
 }
 
-/// Returns a hint if a completed name may be meant as a name outside the zones.
+/// Returns a hint if a completed name may have been meant as one outside the zones.
 ///
-/// For a completed name that does not exist.
+/// The completed name is one that does not exist.
 pub(super) fn hint(text: &str, completed: &str) -> Option<String> {
     let was_completed = completed.len() > text.len() + 1
         && completed.to_ascii_lowercase().starts_with(&text.to_ascii_lowercase());
@@ -61,7 +61,7 @@ pub(super) fn hint(text: &str, completed: &str) -> Option<String> {
         .then(|| format!("for the name outside the served zones, add a final dot: {text}."))
 }
 
-/// Formats that there is no such service: `no service helo; did you mean hello?`.
+/// Formats the error `no service helo; did you mean hello?`.
 pub(super) fn unknown_service(name: &str, suggestion: Option<&str>) -> String {
     match suggestion {
         Some(suggestion) => format!("no service {name}; did you mean {suggestion}?"),

@@ -29,7 +29,7 @@ pub(super) enum StdoutState {
 
 /// Writes a line to standard error, with the name of the program.
 pub(super) fn complain(text: &str) {
-    // If standard error cannot be written, there is nobody to tell.
+    // If standard error cannot be written, the error cannot be reported.
     let _ = writeln!(io::stderr().lock(), "svcdns: {text}");
 }
 
@@ -62,7 +62,7 @@ pub(super) fn counted(number: u64, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
 }
 
-/// Quotes a word for a shell, if needed.
+/// Quotes a word for a shell if necessary.
 pub(super) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:=@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {

@@ -17,7 +17,7 @@ const LOCK_RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Checks that the program runs as root.
 ///
 /// # Errors
-/// If not; the error names the command to type.
+/// If it does not; the error contains the command to run instead.
 pub(super) fn require_root(command: &str) -> anyhow::Result<()> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());

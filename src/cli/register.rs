@@ -22,7 +22,7 @@ use crate::name;
 use crate::registry::{NamedSource, RegisterEvent, Registrant, gsvc};
 use crate::service::{Metadata, Registration};
 
-/// Longest wait until the registration is removed.
+/// Maximum wait until the registration is removed.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(super) async fn run(command: RegisterArgs) -> anyhow::Result<ExitCode> {
@@ -74,7 +74,7 @@ pub(super) async fn run(command: RegisterArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Parses the arguments as a server parses the key and value that they make.
+/// Parses the arguments with the parser of servers for keys and values.
 ///
 /// # Errors
 /// If a server would reject any part of them.
@@ -175,9 +175,10 @@ async fn wait_for_end(
                 };
             }
             signal = signals.next() => {
-                // Remove the registration first: no client must be sent to an ending service.
+                // The registration is removed first, so that no client is sent to a service that
+                // exits.
                 stop.cancel();
-                // A terminal sends Ctrl-C to the command too; a second SIGINT may end it at once.
+                // A terminal also sends Ctrl-C to the command; a second SIGINT may end it at once.
                 if signal != SignalNumber::SIGINT || !std::io::stdin().is_terminal() {
                     forward(&child, signal);
                 }
@@ -202,7 +203,7 @@ fn forward(child: &Child, signal: SignalNumber) {
 
 /// Converts an exit status to an exit code as shells do.
 ///
-/// 128 plus the number of the signal that killed the command.
+/// The code is 128 plus the signal number if a signal killed the command.
 fn exit_code(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     u8::try_from(code).unwrap_or(1)
@@ -210,10 +211,9 @@ fn exit_code(status: ExitStatus) -> u8 {
 
 /// The signals that are forwarded to the command.
 ///
-/// `None` if a signal was ignored at startup.
-///
-/// `nohup` ignores SIGHUP, and `&` in a script SIGINT. Such a signal stays ignored, and the command
-/// inherits that, as if it had been started directly.
+/// `None` is a signal that was ignored at startup. `nohup` ignores SIGHUP, and `&` in a script
+/// ignores SIGINT. Such a signal stays ignored, also in the command, as if the command had been
+/// started directly.
 #[derive(Debug)]
 struct ForwardedSignals {
     terminate: Signal,
@@ -250,7 +250,7 @@ fn unless_ignored(kind: SignalKind) -> std::io::Result<Option<Signal>> {
     if ignored { Ok(None) } else { signal(kind).map(Some) }
 }
 
-/// Waits for a signal; forever if it is ignored.
+/// Waits for a signal; waits forever if the signal is ignored.
 async fn received(signal: &mut Option<Signal>) {
     match signal {
         Some(signal) => {

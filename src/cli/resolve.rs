@@ -1,6 +1,6 @@
 //! `svcdns resolve`: sends a query and prints the records.
 //!
-//! Other commands send their queries with [`query`] too.
+//! Other commands also send their queries with [`query`].
 
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -22,13 +22,13 @@ use crate::admin::ServerStatus;
 use crate::name::Name;
 use crate::wire::{OPTION_EXTENDED_ERROR, extended_error_text, rcode_name, rtype, type_name};
 
-/// Longest wait for a response, for each attempt.
+/// Maximum wait for a response, per attempt.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Attempts over UDP.
+/// Maximum attempts over UDP.
 const UDP_ATTEMPTS: u32 = 3;
 
-/// UDP payload size that we advertise, in bytes.
+/// UDP payload size that queries advertise, in bytes.
 const UDP_PAYLOAD_BYTES: u16 = 1232;
 
 pub(super) async fn run(
@@ -102,7 +102,7 @@ pub(super) fn own_address(status: &ServerStatus) -> anyhow::Result<SocketAddr> {
     Ok(reachable(*address))
 }
 
-/// Sends a query over UDP; again over TCP if the response is truncated.
+/// Sends a query over UDP, and again over TCP if the response is truncated.
 pub(super) async fn query(
     server: SocketAddr,
     name: &Name,

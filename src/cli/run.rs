@@ -1,4 +1,4 @@
-//! `svcdns run`: runs a command whose names svcdns resolves.
+//! `svcdns run`: runs a command with svcdns as its resolver.
 
 use std::ffi::{CString, OsString};
 use std::net::{IpAddr, SocketAddr};
@@ -16,13 +16,13 @@ use crate::admin::ServerStatus;
 use crate::name::{Name, Zones};
 use crate::system::{self, NamespaceError, PrivateResolvConf, Root, RuntimeState};
 
-/// Exit code if `run` fails before the command starts, as with env(1).
+/// Exit code if `run` fails before the command starts (as with env(1)).
 const NOT_STARTED: u8 = 125;
 
-/// Port of every name server in resolv.conf, which has no syntax for another.
+/// Port of every name server in resolv.conf, which cannot contain a port.
 const DNS_PORT: u16 = 53;
 
-/// Returns how to start a server that `run` can use.
+/// Returns advice on starting a server that `run` can use.
 fn advise_start() -> String {
     let address = system::free_loopback()
         .map_or_else(|| "127.0.0.1".to_owned(), |address| address.to_string());
@@ -34,7 +34,7 @@ fn advise_start() -> String {
 
 /// Replaces this process by the command; returns only if that fails.
 ///
-/// The command thus has its own exit code, signals, terminal and children.
+/// The command therefore keeps its own exit code, signals, terminal and children.
 pub(super) fn run(location: &ServerLocation, command: &RunArgs) -> ExitCode {
     match prepare(location, command) {
         Ok(mut prepared) => {
@@ -48,7 +48,7 @@ pub(super) fn run(location: &ServerLocation, command: &RunArgs) -> ExitCode {
     }
 }
 
-/// Enters the command's namespaces, and builds the command.
+/// Enters the command's namespaces and builds the command.
 fn prepare(location: &ServerLocation, command: &RunArgs) -> anyhow::Result<Command> {
     let (program, arguments) = command.command.split_first().context("no command")?;
     let mut prepared = Command::new(program);
@@ -82,7 +82,7 @@ struct RunServer {
     zones: Zones,
     /// Whether the server refuses names outside its zones.
     ///
-    /// Then the machine's own name servers follow it in resolv.conf.
+    /// If it does, the machine's own name servers follow it in resolv.conf.
     refuses_others: bool,
 }
 
@@ -102,8 +102,8 @@ async fn find_server(location: &ServerLocation, command: &RunArgs) -> anyhow::Re
     let response = resolve::query(server, &own, RecordType::A).await?;
     let refuses_others = match status {
         Some(status) => status.forwarding.is_none(),
-        // RA (RFC 1035 section 4.1.1) of a response from the server itself. For another name, the
-        // response, even a refusal with its EDE, may be an upstream's.
+        // RA (RFC 1035 section 4.1.1) must come from the server itself. A response for another
+        // name, even a refusal with an EDE, may come from an upstream.
         None => !response.metadata.recursion_available,
     };
     Ok(RunServer { address, zones, refuses_others })
@@ -127,7 +127,7 @@ fn port_53_address(status: &ServerStatus) -> anyhow::Result<IpAddr> {
     })
 }
 
-/// Adds the command to type if ordinary users may not make namespaces.
+/// Adds the command that lets ordinary users create namespaces, if they may not.
 fn add_advice(error: &NamespaceError, command: &[OsString]) -> anyhow::Error {
     let words: Vec<_> =
         command.iter().map(|word| output::quoted(&word.to_string_lossy())).collect();

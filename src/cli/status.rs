@@ -71,7 +71,7 @@ fn format_status(status: &ServerStatus) -> String {
     text
 }
 
-/// Describes how complete and recent the data of the server is.
+/// Describes the completeness and freshness of the server's data.
 fn readiness(status: &ServerStatus) -> &'static str {
     let all_synced = status.registries.iter().all(|registry| registry.synced);
     match (status.synced, status.stale) {
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn upstreams_and_cache_are_counted() {
+    fn the_status_has_counts_of_upstreams_and_cache() {
         let upstream = UpstreamView {
             upstream: "192.0.2.1".to_owned(),
             round_trip: Some(1_250),

@@ -100,7 +100,7 @@ pub(super) fn remove(root: &Root, journal: &Journal) -> anyhow::Result<()> {
 /// Undoes all steps of the journal, then removes what is left elsewhere.
 ///
 /// # Errors
-/// If a step cannot be undone. The others are, and the journal remains for another run.
+/// If a step cannot be undone; the other steps are undone, and the journal remains.
 pub(super) fn undo(root: &Root, journal: &Journal) -> anyhow::Result<()> {
     undo_steps(root, journal)?;
     // Such as our lines in a copy that replaced the file which the journal records.

@@ -1,4 +1,4 @@
-//! The directories of a server, and those in which commands look for its socket.
+//! The directories of a server, and the directories in which commands look for its socket.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -24,7 +24,7 @@ const RUNTIME_FLAG: &str = "--runtime-dir";
 
 /// Reads the runtime directory, if one is set.
 ///
-/// `state-dir` sets it too, unless `runtime-dir` is set in the same source or in one with
+/// `state-dir` sets it too, unless `runtime-dir` is set in the same source or in one with a higher
 /// precedence.
 pub(super) fn runtime(layers: &Layers) -> Option<PathBuf> {
     let configured = |key| path(layers, key).map(|path| (precedence(&layers.origin(key)), path));
@@ -34,7 +34,7 @@ pub(super) fn runtime(layers: &Layers) -> Option<PathBuf> {
     candidates.max_by_key(|(precedence, _)| *precedence).map(|(_, path)| path)
 }
 
-/// Returns the precedence of a source; the highest counts.
+/// Returns the precedence of a source; the highest one wins.
 fn precedence(origin: &Origin) -> u8 {
     match origin {
         Origin::Default => 0,
@@ -67,7 +67,7 @@ impl Config {
 
 /// Returns the directories in which a command looks for a running server.
 ///
-/// Only the given directory, otherwise the user's default directory and then root's.
+/// Returns only the given directory; without one, the user's default directory, then root's.
 pub fn runtime_directories(runtime_dir: Option<&Path>) -> Vec<Candidate> {
     if let Some(path) = runtime_dir {
         return vec![named(path, RUNTIME_FLAG)];
@@ -119,7 +119,7 @@ impl<F: Fn(&str) -> Option<OsString>> UserEnvironment<F> {
         Candidate { trust: TrustRule::OwnedAndNoLink, ..owned(path) }
     }
 
-    /// Returns the default state directory; `None` for a user without a home.
+    /// Returns the default state directory; `None` for a user without a home directory.
     fn state(&self) -> Option<Candidate> {
         if let Some(path) = self.systemd_directory("STATE_DIRECTORY") {
             return Some(owned(path));
@@ -133,14 +133,14 @@ impl<F: Fn(&str) -> Option<OsString>> UserEnvironment<F> {
         Some(owned(parent.join("svcdns")))
     }
 
-    /// Returns the path in a variable.
+    /// Returns the absolute path in an environment variable.
     ///
     /// Ignores a relative path, as the XDG Base Directory Specification requires.
     fn absolute(&self, variable: &str) -> Option<PathBuf> {
         (self.variable)(variable).map(PathBuf::from).filter(|path| path.is_absolute())
     }
 
-    /// Returns the first directory that systemd made for the unit (systemd.exec(5)).
+    /// Returns the first directory that systemd created for the unit (systemd.exec(5)).
     fn systemd_directory(&self, variable: &str) -> Option<PathBuf> {
         let all = (self.variable)(variable)?;
         let first = all.as_bytes().split(|byte| *byte == b':').next()?.to_owned();

@@ -6,7 +6,7 @@ use super::key::Key;
 use super::registry::{KINDS, URL, kind_of};
 use super::table::KEYS;
 
-/// Longest comment line of the template, in characters.
+/// Maximum length of a comment line in the template, in characters.
 const MAX_TEMPLATE_COLUMNS: usize = 100;
 
 /// Returns the table of all keys in Markdown.
@@ -37,7 +37,7 @@ pub fn registry_markdown() -> String {
             keys.push(key);
         }
     }
-    // Keys of all kinds last, except the URL, which has a section.
+    // The keys that all kinds have come last, except the URL, which has a section.
     keys.sort_by_key(|key| key.section.is_empty());
     for key in keys {
         let registries = kind_of(key).map_or("all", |kind| kind.name);

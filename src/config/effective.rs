@@ -18,12 +18,12 @@ pub struct EffectiveValue {
     pub value: String,
     /// Source of the value.
     pub origin: Origin,
-    /// Whether the value was set under `path`, not by default or by a more general key.
+    /// Whether the value was set under `path`, not by default or by a general key.
     pub written: bool,
 }
 
 impl EffectiveValue {
-    /// Returns the values of all keys, then those of each registry.
+    /// Returns the values of all keys, then the values of each registry's section.
     pub(super) fn all(layers: &Layers, registries: &[ConfiguredRegistry]) -> Vec<Self> {
         let general = KEYS.iter().map(|key| Self::new(layers, key, key.path()));
         let keys_of = |registry: &'_ ConfiguredRegistry| {

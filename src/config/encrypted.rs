@@ -14,7 +14,7 @@ use crate::server::{CertificateFiles, EncryptedSettings, SettingsError};
 /// RFC 7858 section 3.1, RFC 9250 section 4.1.1.
 const ENCRYPTED_DNS_PORT: u16 = 853;
 
-/// Returns where the address in an error was set.
+/// Returns the origin of the address that an error is about.
 pub(super) fn origin_of(layers: &Layers, error: &SettingsError) -> Origin {
     let (SettingsError::Exposed { address, .. }
     | SettingsError::NoCertificate { address }

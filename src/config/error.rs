@@ -1,4 +1,4 @@
-//! Errors of the configuration: place, description and remedy.
+//! Errors of the configuration, with their location, a description and a remedy.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,9 +8,9 @@ use crate::server::SettingsError;
 /// Source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Nowhere: it is the default.
+    /// The value is the default.
     Default,
-    /// In the configuration file.
+    /// The value is in the configuration file.
     File {
         /// The file.
         path: PathBuf,
@@ -19,9 +19,9 @@ pub enum Origin {
         /// Column in characters, from 1.
         column: usize,
     },
-    /// In this environment variable.
+    /// The value is in this environment variable.
     Variable(String),
-    /// In this flag, without its dashes.
+    /// The value is in this flag, given without its dashes.
     Flag(String),
 }
 
@@ -50,13 +50,13 @@ pub enum ConfigError {
         path: PathBuf,
         /// Error of the system.
         error: std::io::Error,
-        /// Whether it is the default file.
+        /// Whether the file is the default one, which no flag or variable named.
         implicit: bool,
     },
     /// Syntax error in the file (TOML).
     #[error("{origin}: {message}")]
     Syntax {
-        /// Place of the error.
+        /// Location of the error.
         origin: Origin,
         /// Description of the error.
         message: String,
@@ -64,7 +64,7 @@ pub enum ConfigError {
     /// Unknown key.
     #[error("{origin}: unknown key `{key}`{}", DidYouMean(suggestion.as_deref()))]
     UnknownKey {
-        /// Place of the key.
+        /// Location of the key.
         origin: Origin,
         /// The key with its section.
         key: String,
@@ -74,7 +74,7 @@ pub enum ConfigError {
     /// Unknown section.
     #[error("{origin}: unknown section [{section}]{}", DidYouMean(suggestion.as_deref()))]
     UnknownSection {
-        /// Place of the section.
+        /// Location of the section.
         origin: Origin,
         /// The section.
         section: String,
@@ -98,7 +98,7 @@ pub enum ConfigError {
     /// Invalid value.
     #[error("{origin}: {key}: {why}")]
     Invalid {
-        /// Place of the value.
+        /// Location of the value.
         origin: Origin,
         /// The key with its section.
         key: String,
@@ -108,7 +108,7 @@ pub enum ConfigError {
     /// Invalid combination of listener settings.
     #[error("{origin}: listen: {error}")]
     Listen {
-        /// Place of the address.
+        /// Location of the address.
         origin: Origin,
         /// Description of the error.
         error: SettingsError,

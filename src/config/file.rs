@@ -17,7 +17,7 @@ use crate::service::InvalidRegistryName;
 /// Prefix of the names of registry sections, without the dot.
 const REGISTRY: &str = "registry";
 
-/// Parses a file: its keys and its registry sections. `path` is for messages only.
+/// Parses a file: its keys and its registry sections. Only messages use `path`.
 pub(super) fn read(path: &Path, text: &str) -> Result<(Layer, Vec<RegistryEntry>), ConfigError> {
     ConfigFile { path, text }.read()
 }
@@ -65,7 +65,7 @@ impl ConfigFile<'_> {
         Origin::File { path: self.path.to_owned(), line, column }
     }
 
-    /// Makes the error for text that is not valid TOML.
+    /// Returns the error for text that is not valid TOML.
     fn syntax_error(&self, error: &toml::de::Error) -> ConfigError {
         let duplicate = error.span().and_then(|span| self.duplicate_registries(span));
         duplicate.unwrap_or_else(|| ConfigError::Syntax {
@@ -74,7 +74,7 @@ impl ConfigFile<'_> {
         })
     }
 
-    /// Explains a duplicate key of TOML if registries cause it. `at` is the second key.
+    /// Explains a duplicate TOML key if registries cause it; `at` is the second key.
     ///
     /// The causes are a list of registries in addition to sections, and two sections with one name.
     fn duplicate_registries(&self, at: Range<usize>) -> Option<ConfigError> {
@@ -112,10 +112,10 @@ impl ConfigFile<'_> {
         invalid(REGISTRY.to_owned(), why)
     }
 
-    /// Makes the error for an unknown section with this content.
+    /// Returns the error for an unknown section with this content.
     fn unknown_section(&self, name: &Spanned<DeString<'_>>, inner: &DeTable<'_>) -> ConfigError {
         let (section, origin) = (name.get_ref(), self.origin(name.span().start));
-        // Both `[registy.main]` and `[main]` may be meant as `[registry.main]`.
+        // Both `[registy.main]` and `[main]` may be misspellings of `[registry.main]`.
         let subsection =
             in_order(inner).find(|(_, value)| matches!(value.get_ref(), DeValue::Table(_)));
         if let (Some((subsection, _)), Some(_)) =
@@ -263,12 +263,12 @@ impl ConfigFile<'_> {
         }
         let Some(key) = KEYS.iter().find(|key| key.section == section && key.name == name) else {
             if let DeValue::Table(inner) = value.get_ref() {
-                // `[etcd.main]` may be meant as `[registry.main]`.
+                // `[etcd.main]` may be a mistake for `[registry.main]`.
                 let is_registry = inner.contains_key(URL.name);
                 let suggestion = is_registry.then(|| format!("[{REGISTRY}.{name}]"));
                 return Err(ConfigError::UnknownSection { origin, section: path, suggestion });
             }
-            // The key may be misspelt, or in the wrong section.
+            // The key may be misspelled, or in the wrong section.
             let suggestion = nearest(&path, KEYS.iter().map(|key| key.path()))
                 .or_else(|| KEYS.iter().find(|key| key.name == name).map(|key| key.path()))
                 .map(|path| format!("`{path}`"));
@@ -322,7 +322,7 @@ impl ConfigFile<'_> {
         }
     }
 
-    /// Makes the error for a value of the wrong type.
+    /// Returns the error for a value of the wrong type.
     fn wrong_type(&self, key: &Key, path: &str, value: &Spanned<DeValue<'_>>) -> ConfigError {
         let found = value.get_ref();
         let mut why = format!(
@@ -330,7 +330,7 @@ impl ConfigFile<'_> {
             key.form.description(),
             found.type_str()
         );
-        // `[[registry]]`, as other programs write a list of sections.
+        // Other programs write a list of sections in this form, `[[registry]]`.
         if key == keys::REGISTRY && found.is_table() {
             why = format!(
                 "a registry with keys of its own needs a section with a name, such as \
@@ -341,7 +341,7 @@ impl ConfigFile<'_> {
     }
 }
 
-/// Makes the error for a secret in the configuration file.
+/// Returns the error for a secret in the configuration file.
 ///
 /// `file` is the key of its file, `variable` its environment variable.
 fn secret_in_file(
@@ -359,7 +359,7 @@ fn secret_in_file(
     ConfigError::Invalid { origin, key, why }
 }
 
-/// Iterates in the order of the file, so that the first error is the one reported.
+/// Iterates in the order of the file, so that the first error is reported.
 fn in_order<'a, 'i>(
     table: &'a DeTable<'i>,
 ) -> impl Iterator<Item = (&'a Spanned<DeString<'i>>, &'a Spanned<DeValue<'i>>)> {

@@ -53,11 +53,11 @@ impl Flags {
     }
 }
 
-/// Flags for all keys except the directories, which every command has.
+/// Flags for all keys except the directories, whose flags every command has.
 #[derive(Clone, Debug, Default)]
 pub struct ServeFlags(pub Flags);
 
-/// Flags for the keys that writing to a registry needs.
+/// Flags for the keys that a command needs to write to a registry.
 #[derive(Clone, Debug, Default)]
 pub struct RegistryFlags(pub Flags);
 
@@ -72,7 +72,7 @@ fn is_registry_flag(key: &Key) -> bool {
     kind_of(key).is_some() || general.contains(&key)
 }
 
-/// Returns the meaning of a key for a command that writes to registries.
+/// Returns the help text of a key for a command that writes to registries.
 fn registry_meaning(key: &Key) -> &'static str {
     if key == keys::REGISTRY { "Register in these registries." } else { key.meaning }
 }

@@ -1,4 +1,4 @@
-//! Merges the sources: flags over the environment over the file over defaults.
+//! Merges the sources: flags override the environment, then the file, then the defaults.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -16,14 +16,14 @@ use crate::registry::Secret;
 /// Environment variable that names the configuration file.
 pub const CONFIG_VARIABLE: &str = "SVCDNS_CONFIG";
 
-/// The merged sources.
+/// The values of all sources, merged by precedence.
 #[derive(Debug)]
 pub(super) struct MergedSources {
     /// A setting for every key.
     pub(super) layers: Layers,
-    /// The registries to follow; empty for the default.
+    /// The registries to follow; empty for the default registry.
     pub(super) registries: Vec<RegistryEntry>,
-    /// Variables with secrets of single registries.
+    /// Environment variables with the secrets of single registries.
     pub(super) variables: RegistryVariables,
 }
 
@@ -47,7 +47,7 @@ pub(super) fn gather(
     }
     let (mut defaults, _) = file::read(Path::new("the defaults"), &defaults_as_toml())?;
     let registries = {
-        // A list from a flag or variable replaces the lists of lower sources and the sections.
+        // A list from a flag or variable replaces the sections and the lists of other sources.
         let lists = [&given, &variables, &file].map(|layer| layer.get(keys::REGISTRY));
         let lists = lists.into_iter().flatten().map(|list| registry::listed(&list.items));
         let sections = (!sections.is_empty()).then_some(Ok(sections));
@@ -84,7 +84,7 @@ struct EnvironmentVariables {
 }
 
 impl EnvironmentVariables {
-    /// Adds a variable; ignores those without the prefix `SVCDNS_`.
+    /// Adds an environment variable; ignores those without the prefix `SVCDNS_`.
     fn add(&mut self, name: String, value: String) -> Result<(), ConfigError> {
         if let Some(secret) = secrets().find(|secret| secret.variable == name) {
             if !value.is_empty() {
@@ -107,7 +107,7 @@ impl EnvironmentVariables {
     }
 }
 
-/// Makes a setting from flags or a variable.
+/// Returns the setting from the values of a flag or environment variable.
 ///
 /// Commas or white space separate the items of a list.
 fn setting<'a>(key: &Key, values: impl IntoIterator<Item = &'a str>, origin: &Origin) -> Setting {
@@ -147,7 +147,7 @@ fn defaults_as_toml() -> String {
     text
 }
 
-/// Reads keys and registry sections of a file, by default of [`DEFAULT_FILE`].
+/// Reads keys and registry sections of a file; by default, of [`DEFAULT_FILE`].
 fn read_file(path: Option<PathBuf>) -> Result<(Layer, Vec<RegistryEntry>), ConfigError> {
     let implicit = path.is_none();
     let path = path.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));

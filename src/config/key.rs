@@ -1,9 +1,9 @@
-//! Configuration keys. The tables of keys are in other modules.
+//! The type of configuration keys; other modules have the tables of keys.
 
-/// A configuration key.
+/// A configuration key, with its form, default and description.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Key {
-    /// Section of the file that contains the key; empty for none.
+    /// Section of the file that contains the key; empty for a key outside all sections.
     pub section: &'static str,
     /// Name within the section.
     pub name: &'static str,
@@ -102,8 +102,8 @@ impl Key {
 
 /// A secret that a kind of registry needs, such as a password.
 ///
-/// The secret comes from a file of its own or from an environment variable, for all registries of
-/// the kind or for a single one. No flag or key holds it, because other users could read it there.
+/// The secret comes from a file or from an environment variable, for all registries of the kind or
+/// for a single one. No flag and no key holds it, because other users could read it there.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SecretKey {
     /// Short name: `password`.
@@ -115,14 +115,14 @@ pub struct SecretKey {
 }
 
 impl SecretKey {
-    /// Returns the path of the key that a user may expect to exist: `etcd.password`.
+    /// Returns the key path that a user may expect to hold the secret: `etcd.password`.
     pub(super) fn path(&self) -> String {
         format!("{}.{}", self.file.section, self.name)
     }
 
     /// Returns the name of the environment variable with one registry's secret.
     ///
-    /// For the registry `main` and the secret `password`, it is `SVCDNS_REGISTRY_MAIN_PASSWORD`.
+    /// For example, `SVCDNS_REGISTRY_MAIN_PASSWORD` for the registry `main` and `password`.
     pub(super) fn variable_of(&self, registry: &str) -> String {
         format!("{REGISTRY_PREFIX}{}_{}", registry.to_uppercase(), self.name.to_uppercase())
     }

@@ -76,8 +76,9 @@ keys! { GENERAL:
          it. This makes forgery harder, but some old servers do not preserve it.";
     FORWARD_SINGLE_LABEL = "" "forward-single-label" Bool "BOOL" "" "false"
         "Forward A and AAAA queries for single-label names, such as `printer`, to upstreams with \
-         public addresses too. Otherwise they go only to upstreams with private addresses; \
-         without one, the response is NXDOMAIN. Queries of other types are always forwarded.";
+         public addresses, too. If off, only upstreams with private addresses get these queries; \
+         without such an upstream, the response is NXDOMAIN. Queries of other types are always \
+         forwarded.";
     CACHE_SIZE = "" "cache-size" Size "SIZE" "up to 64GiB; `0` turns it off" r#""32MiB""#
         "Limit the memory of the upstream cache.";
     SERVE_STALE = "" "serve-stale" Duration "DURATION" "up to 30days; `0s` turns it off" r#""1day""#

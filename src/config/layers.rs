@@ -1,4 +1,4 @@
-//! Values as written: those of one source, and those of all sources merged.
+//! Values before parsing: those of one source, and those of all sources merged.
 
 use std::collections::HashMap;
 
@@ -40,14 +40,14 @@ pub(super) struct SecretVariable {
 #[derive(Clone, Debug)]
 pub(super) struct Layers {
     settings: HashMap<String, Setting>,
-    /// Secrets of the environment, by the variable for all registries of their kind.
+    /// Secrets for all registries of a kind, by the environment variable.
     secrets: HashMap<&'static str, SecretVariable>,
     /// Registry whose section overrides the general settings, if any.
     section: Option<RegistryName>,
 }
 
 impl Setting {
-    /// Makes a setting with a single value.
+    /// Creates a setting with a single value.
     pub(super) fn single(value: RawValue) -> Self {
         Self { key: value.key.clone(), origin: value.origin.clone(), items: vec![value] }
     }
@@ -89,7 +89,7 @@ impl Layers {
         layers
     }
 
-    /// Returns a copy with another setting for a key.
+    /// Returns a copy in which a key has another setting.
     #[must_use]
     pub(super) fn with(&self, key: &Key, setting: Setting) -> Self {
         let mut layers = self.clone();
@@ -110,7 +110,7 @@ impl Layers {
         self.settings.get(&key.path()).map_or(&[], |setting| &setting.items)
     }
 
-    /// Returns the value of a key that is not a list; the last of several.
+    /// Returns the value of a key that is not a list; if several are given, the last.
     pub(super) fn one(&self, key: &Key) -> RawValue {
         self.list(key).last().cloned().unwrap_or_else(|| RawValue {
             key: self.written_as(key),
@@ -124,7 +124,7 @@ impl Layers {
         self.secrets.get(secret.variable)
     }
 
-    /// Returns where a key was set.
+    /// Returns the origin of a key's value.
     pub(super) fn origin(&self, key: &Key) -> Origin {
         self.settings.get(&key.path()).map_or(Origin::Default, |setting| setting.origin.clone())
     }

@@ -47,7 +47,7 @@ use crate::registry::NamedSource;
 use crate::server::EncryptedSettings;
 use crate::upstream::{Servers, Target, UpstreamOrder};
 
-/// The file that is read by default, if it exists.
+/// The default configuration file, which is read if it exists.
 pub const DEFAULT_FILE: &str = "/etc/svcdns/svcdns.toml";
 
 /// The checked configuration, with defaults filled in.
@@ -65,7 +65,7 @@ pub struct Config {
     pub deployment: String,
     /// GoFrame namespace of names that do not contain one.
     pub namespace: String,
-    /// Whether a service without version `latest` is answered with all its versions.
+    /// Whether a service without version `latest` is answered with all of its versions.
     pub version_fallback: bool,
     /// Treatment of answers that do not fit the response.
     pub answers: Answers,
@@ -95,11 +95,11 @@ pub struct Config {
     pub serve_stale: Duration,
     /// Domains exempt from the rebinding guard; `None` turns the guard off.
     pub rebinding: Option<Vec<Name>>,
-    /// Whether to forward messages with an opcode other than QUERY.
+    /// Whether to forward messages with opcodes other than QUERY.
     pub forward_opcodes: bool,
     /// Addresses and certificate for DNS over TLS and QUIC.
     pub encrypted: EncryptedSettings,
-    /// Address of metrics, health and the JSON interface; `None` for the socket alone.
+    /// Address of metrics, health and the JSON interface; `None` for only the socket.
     pub admin_listen: Option<SocketAddr>,
     /// Runtime directory, if `runtime-dir` or `state-dir` is set.
     pub runtime_dir: Option<PathBuf>,
@@ -109,7 +109,7 @@ pub struct Config {
     pub log: String,
     /// Logs one of this many queries per thread; 0 logs none.
     pub log_queries: u32,
-    /// Secrets of the registries, and where they are.
+    /// Secrets of the registries, given by where they are stored.
     pub secrets: Vec<ConfiguredSecret>,
     /// Problems that do not keep the server from starting.
     pub warnings: Vec<ConfigWarning>,
@@ -119,17 +119,17 @@ pub struct Config {
 /// Upstreams for names outside the zones.
 #[derive(Clone, Debug)]
 pub struct UpstreamConfig {
-    /// Upstreams for names without a domain route.
+    /// Upstreams for names outside the domains of `domains`.
     pub servers: Servers,
     /// Upstreams of single domains.
     pub domains: Vec<(Name, Vec<Target>)>,
-    /// Order in which the upstreams of each list are queried; `None` lets their origin decide.
+    /// Order of querying each list of upstreams; `None` leaves it to their origin.
     pub order: Option<UpstreamOrder>,
     /// PEM file with the CAs trusted for TLS; `None` uses the system's trust store.
     pub ca_file: Option<PathBuf>,
     /// Whether to randomize the letter case of names in queries.
     pub random_case: bool,
-    /// Whether address queries for names of one label go to upstreams with public addresses.
+    /// Whether address queries for single-label names may go to public upstreams.
     pub forward_single_labels: bool,
 }
 
@@ -137,8 +137,8 @@ impl Config {
     /// Reads, merges and checks all sources.
     ///
     /// The configuration file is `file`, otherwise the one in the environment variable
-    /// `SVCDNS_CONFIG`, otherwise [`DEFAULT_FILE`] if it exists. Other variables without the prefix
-    /// `SVCDNS_` are ignored.
+    /// `SVCDNS_CONFIG`, otherwise [`DEFAULT_FILE`] if it exists. Environment variables without the
+    /// prefix `SVCDNS_` are ignored.
     ///
     /// # Errors
     /// Returns the first error found, with its origin.
@@ -150,7 +150,7 @@ impl Config {
         read::read(&gather::gather(file, environment, flags)?)
     }
 
-    /// Returns the values of all keys, then those of each registry.
+    /// Returns the values of all keys, then the values of each registry's section.
     pub fn effective(&self) -> &[EffectiveValue] {
         &self.effective
     }

@@ -34,7 +34,7 @@ pub(super) fn read(sources: &MergedSources) -> Result<Config, ConfigError> {
     let count = |key, max| one(layers, key, |text| number(text, max));
     let between = |key, min, max| one(layers, key, |text| duration(text, min, max));
     let registries = registry::read(layers, registries, variables)?;
-    // Checked even if each registry has its own.
+    // This default is checked even if each registry has its own value.
     removal_grace(layers)?;
     let config = Config {
         listen: list(layers, keys::LISTEN, socket_address)?,
@@ -99,7 +99,7 @@ fn network(text: &str) -> Result<IpNet, String> {
 
 /// Parses the served zones.
 fn zones(layers: &Layers) -> Result<Zones, ConfigError> {
-    // Each zone alone first, for an error with the zone's own origin.
+    // Zones are checked one by one first, so that an error has the zone's own origin.
     let texts = list(layers, keys::ZONE, |text| {
         let text = text.to_owned();
         Zones::new(std::slice::from_ref(&text)).map(|_| text).map_err(|error| error.to_string())
@@ -128,7 +128,7 @@ fn docker0(text: &str) -> Result<Docker0, String> {
     }
 }
 
-/// Parses a TTL: up to a day, in whole seconds.
+/// Parses a TTL: up to one day, in whole seconds.
 fn ttl(layers: &Layers, key: &Key) -> Result<u32, ConfigError> {
     one(layers, key, |text| {
         let duration = duration(text, Duration::ZERO, DAY)?;
@@ -190,7 +190,7 @@ fn log_filter(text: &str) -> Result<String, String> {
         })
 }
 
-/// Parses an integer from 0.
+/// Parses an integer that may be 0.
 fn number_or_zero(text: &str) -> Result<u32, String> {
     text.parse().map_err(|_| format!("{text:?} is not an integer from 0 to {}", u32::MAX))
 }

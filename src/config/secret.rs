@@ -1,4 +1,4 @@
-//! The secrets of the configured registries, and where they are.
+//! The secrets of the configured registries, given by where they are stored.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use super::registry::ConfiguredRegistry;
 use super::values::path;
 use crate::service::RegistryName;
 
-/// A secret that is set for a registry, without the secret itself.
+/// A secret that is set for a registry; the value contains no secret text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfiguredSecret {
     /// The registry.
@@ -17,16 +17,16 @@ pub struct ConfiguredSecret {
     pub key: &'static SecretKey,
     /// Key for its file in the registry's own section: `registry.main.password-file`.
     pub file_key: String,
-    /// Place of the secret.
+    /// Location of the secret.
     pub place: SecretPlace,
 }
 
-/// Place of a secret.
+/// Location of a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretPlace {
-    /// In this environment variable.
+    /// The secret is in this environment variable.
     Variable(String),
-    /// In this file.
+    /// The secret is in this file.
     File(PathBuf),
 }
 

@@ -1,4 +1,4 @@
-//! Settings of the parts of the server, made from the configuration.
+//! Settings of the server's parts, derived from the configuration.
 
 use std::net::SocketAddr;
 

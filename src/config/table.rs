@@ -1,7 +1,7 @@
 //! The table of all keys.
 //!
-//! Flags, environment variables, the check for unknown keys, the tables of the documentation and
-//! the template file are made from it.
+//! The flags, the environment variables, the check for unknown keys, the tables of the
+//! documentation and the template file are all derived from it.
 
 use std::sync::LazyLock;
 
@@ -9,7 +9,7 @@ use super::key::Key;
 use super::keys::GENERAL;
 use super::registry::KINDS;
 
-/// All keys in the order of the documentation: general keys, then those of a kind.
+/// All keys in documentation order: general keys, then the keys of each kind.
 pub static KEYS: LazyLock<Vec<&'static Key>> = LazyLock::new(|| {
     GENERAL.iter().chain(KINDS.iter().flat_map(|kind| kind.keys)).copied().collect()
 });

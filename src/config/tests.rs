@@ -38,7 +38,7 @@ fn zones(config: &Config) -> String {
     config.zones.iter().map(crate::name::Zone::text).collect::<Vec<_>>().join(" ")
 }
 
-/// Returns the settings of an etcd registry with this section `[etcd]`.
+/// Returns the settings of an etcd registry; `section` is the text of `[etcd]`.
 fn etcd(section: &str, environment: &[(&str, &str)]) -> etcd::Settings {
     let config = read(&format!("registry = 'etcd://a'\n[etcd]\n{section}"), environment);
     match &*config.registries {
@@ -62,7 +62,7 @@ fn assert_errors(cases: &[(&str, &str)]) {
     assert_errors_after("", cases);
 }
 
-/// Checks the error for each file, all of which start with `beginning`.
+/// Checks the error for each file; all of the files start with `beginning`.
 fn assert_errors_after(beginning: &str, cases: &[(&str, &str)]) {
     for (text, expected) in cases {
         let error = error_of(&format!("{beginning}{text}"));
@@ -153,7 +153,7 @@ fn upstreams_are_addresses_domains_system_or_off() {
     let domains = config.upstream.domains.iter();
     let domains = domains.map(|(name, targets)| format!("{name} {}", shown(targets)));
     assert_eq!(domains.collect::<Vec<_>>(), ["corp.example. 10.0.0.53 10.0.0.54"]);
-    // Without an upstream for all names, the system's name servers are used.
+    // Without an upstream for all names, svcdns uses the system's name servers.
     for text in [
         "upstream = ['corp.example=10.0.0.53']",
         "upstream = ['system', 'corp.example=10.0.0.53']",
@@ -276,7 +276,7 @@ fn addresses_other_than_loopback_require_access_rules() {
 }
 
 #[test]
-fn flags_are_read() {
+fn flags_set_configuration_values() {
     use clap::{Args, FromArgMatches};
     let command = ServeFlags::augment_args(clap::Command::new("serve"));
     let words = ["serve", "--zone", "a", "--zone=b,c", "--etcd-username", "root", "--ttl", "3s"];

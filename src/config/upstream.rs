@@ -1,4 +1,4 @@
-//! The key `upstream` and those that belong to it.
+//! The key `upstream` and the keys that depend on it.
 
 use crate::name::Name;
 use crate::upstream::{Servers, Target, TargetError, UpstreamOrder, is_answered_locally};
@@ -17,7 +17,7 @@ enum UpstreamEntry {
     Domain(Box<Name>, Target),
 }
 
-/// Reads the upstreams.
+/// Reads the upstreams and their settings.
 pub(super) fn read(layers: &Layers) -> Result<UpstreamConfig, ConfigError> {
     let (mut named, mut domains) = (Vec::new(), Vec::<(Name, Vec<Target>)>::new());
     let (mut system, mut off) = (None, None);
@@ -38,7 +38,7 @@ pub(super) fn read(layers: &Layers) -> Result<UpstreamConfig, ConfigError> {
         }
     }
     if let (Some(value), 2..) = (off, values.len()) {
-        let why = "off excludes all other entries: remove either off or them";
+        let why = "off excludes all other entries: remove off or all others";
         return Err(invalid(value, why.to_owned()));
     }
     if let (Some(value), false) = (system, named.is_empty()) {
@@ -71,9 +71,9 @@ fn order(layers: &Layers) -> Result<Option<UpstreamOrder>, ConfigError> {
     })
 }
 
-/// Checks the upstreams against the rest of the configuration.
+/// Checks the upstreams against the other settings.
 ///
-/// Rejects domains whose names are never forwarded, and addresses that the server listens on.
+/// Rejects domains whose names are never forwarded, and upstreams on which the server listens.
 pub(super) fn check(layers: &Layers, config: &Config) -> Result<(), ConfigError> {
     for value in layers.list(keys::UPSTREAM) {
         let target = match parse_entry(&value.text).map_err(|why| invalid(value, why))? {
@@ -112,7 +112,7 @@ fn parse_entry(text: &str) -> Result<UpstreamEntry, String> {
         "off" => return Ok(UpstreamEntry::Off),
         _ => {}
     }
-    // A URL may contain `=` as well, but only after its `:`.
+    // A URL may also contain `=`, but only after its `:`.
     match text.split_once('=').filter(|(domain, _)| !domain.contains([':', '/'])) {
         Some((text, target)) => {
             let domain = domain(text)?;

@@ -10,7 +10,7 @@ use super::layers::{Layers, RawValue};
 use crate::name::Name;
 use crate::registry::Credential;
 
-/// Makes the error for a value that its key does not accept.
+/// Returns the error for a value that its key does not accept.
 pub(super) fn invalid(value: &RawValue, why: String) -> ConfigError {
     ConfigError::Invalid { origin: value.origin.clone(), key: value.key.clone(), why }
 }
@@ -50,7 +50,7 @@ pub(super) fn path(layers: &Layers, key: &Key) -> Option<PathBuf> {
     text(layers, key).map(PathBuf::from)
 }
 
-/// Returns a secret: from its variable if that is set, otherwise from its file.
+/// Returns a secret: from its environment variable if set, otherwise from its file.
 pub(super) fn credential(layers: &Layers, key: &SecretKey) -> Option<Credential> {
     let given = layers.secret(key).map(|variable| Credential::Given(variable.secret.clone()));
     given.or_else(|| path(layers, key.file).map(Credential::File))

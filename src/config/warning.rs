@@ -14,7 +14,7 @@ use super::registry::{ConfiguredRegistry, shared_member};
 /// Mode bit that lets every user read a file.
 const OTHERS_READ: u32 = 0o004;
 
-/// A problem that does not keep the server from starting.
+/// A problem that does not prevent the start of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigWarning {
     /// Source of the value.

@@ -15,18 +15,18 @@ pub(super) struct Directories {
 /// Location of the state directory.
 #[derive(Debug)]
 enum StateLocation {
-    /// There is none.
+    /// The server has no state directory.
     None,
     /// The runtime directory is also the state directory.
     InRuntime,
-    /// A directory of its own.
+    /// A separate directory.
     Separate(OwnDirectory),
 }
 
 impl Directories {
     /// Locks both directories, and creates them if needed.
     ///
-    /// Without a usable default state directory, the server runs and keeps no state.
+    /// If no default state directory is usable, the server runs without keeping state.
     ///
     /// # Errors
     /// If another server uses one of them, or if the runtime directory or a configured state

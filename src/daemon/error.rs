@@ -1,4 +1,4 @@
-//! Errors that prevent the start of the server, or end it.
+//! Errors that prevent the start of the server, or end it early.
 
 use std::io;
 

@@ -15,27 +15,27 @@ use crate::registry::{Feed, NamedSource, Registry, RegistryCommand, RegistryStat
 use crate::service::{Change, ListKind, MAX_REGISTRIES, RegistryId, Update};
 use crate::upstream::HostRequests;
 
-/// Limit for updates that wait for publication; at it, their sources wait.
+/// Limit on updates that wait for publication; at the limit, their sources wait.
 ///
 /// All waiting updates are published together.
 const MAX_WAITING_UPDATES: usize = 64;
 
-/// Limit for the changes of one publication.
+/// Limit on the changes of one publication.
 ///
-/// A flood must not delay the changes received first.
+/// Without it, a flood of changes would delay the changes received first.
 const MAX_CHANGES_PER_PUBLICATION: usize = 50_000;
 
-/// Limit for commands that wait for a registry.
+/// Limit on commands that wait for one registry.
 const MAX_WAITING_COMMANDS: usize = 16;
 
-/// Pause before a follower that panicked is started again.
+/// Pause before a panicked follower is started again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
 /// Follows all registries of a configuration and publishes their services.
 ///
-/// One thread with its own runtime calls [`Self::start`] and [`Self::next`], and does all the
-/// work: no other thread has to be woken between the receipt of a change and its publication, and
-/// all data comes from one arena of the allocator. Long tasks therefore yield to the others.
+/// One thread with its own runtime calls [`Self::start`] and [`Self::next`], and does all the work.
+/// So no other thread has to be woken between the receipt of a change and its publication, and all
+/// data comes from one arena of the allocator. Long tasks therefore yield to the others.
 #[derive(Debug)]
 pub struct RegistryPipeline {
     pending: Vec<PendingRegistry>,
@@ -47,7 +47,7 @@ pub struct RegistryPipeline {
     wake: Option<Instant>,
 }
 
-/// A registry before [`RegistryPipeline::start`].
+/// A registry that is not followed yet.
 #[derive(Debug)]
 struct PendingRegistry {
     source: Source,
@@ -62,12 +62,12 @@ pub struct PipelineHandles {
     pub answerer: Arc<Answerer>,
     /// The states of the registries, in the order of the configuration.
     pub states: Vec<Arc<RegistryState>>,
-    /// Sends updates that come from other sources than the registries.
+    /// Sends updates from sources other than the registries.
     pub inlet: mpsc::Sender<Update>,
 }
 
 impl RegistryPipeline {
-    /// Makes the pipeline of a server that listens on these addresses.
+    /// Creates the pipeline of a server that listens on these addresses.
     ///
     /// `hosts` receives the host names to look up; without it, forwarding is off.
     pub fn new(
@@ -104,7 +104,7 @@ impl RegistryPipeline {
     /// Waits for updates or a deadline, and publishes a snapshot.
     ///
     /// A deadline is, for example, the end of a removal grace. Returns the publication and its
-    /// duration; `None` once all sources have ended.
+    /// duration, or `None` once all sources have ended.
     pub async fn next(&mut self) -> Option<(Published, Duration)> {
         let wake = self.wake;
         let deadline = wake.unwrap_or_else(Instant::now).into();
@@ -123,7 +123,7 @@ impl RegistryPipeline {
         });
         let mut publication = publisher.begin(first.into_iter().chain(waiting), start);
         while publication.compile_next() {
-            // Keep the connections of this thread alive: they have to answer pings.
+            // Let the other tasks of this thread run: their connections must answer pings.
             yield_now().await;
         }
         let mut published = publication.publish();
@@ -133,7 +133,7 @@ impl RegistryPipeline {
         }
         for (registry, leases) in published.lease_checks.drain(..) {
             if let Some(commands) = self.commands.get(registry.index()) {
-                // If the registry is too busy, the leases stay unchecked, as if it were
+                // If the registry's queue is full, the leases stay unchecked, as if it were
                 // unreachable.
                 let _ = commands.try_send(RegistryCommand::CheckLeases(leases));
             }
@@ -159,7 +159,7 @@ async fn keep_following(
                 ended = &mut follower => break ended,
                 command = commands.recv() => match command {
                     Some(command) => drop(to_follower.try_send(command)),
-                    // No more commands will come.
+                    // The sender of commands is gone.
                     None => break (&mut follower).await,
                 },
             }
@@ -178,7 +178,7 @@ async fn keep_following(
         if feed.send(vec![Change::Connected(false)]).await.is_err() {
             return;
         }
-        // The catalog has the changes from before the panic; those since then were missed.
+        // The catalog has the changes from before the panic, but later ones were missed.
         first = ListKind::Reconnect;
         tokio::select! {
             () = stop.cancelled() => return,
@@ -199,7 +199,7 @@ mod tests {
 
     /// A registry whose first follower panics after its list.
     ///
-    /// The second one lists half of the services.
+    /// The second follower lists half of the services.
     #[derive(Clone, Default)]
     struct Panicking(Arc<AtomicU32>);
 
@@ -262,7 +262,7 @@ mod tests {
             assert_eq!(catalog.services().count(), SERVICES, "after {lists:?}");
         }
         assert_eq!(lists, [ListKind::Routine, ListKind::Reconnect]);
-        // Services still missing after the grace are removed.
+        // After the grace, services that are still missing are removed.
         catalog.settle(now + Duration::from_secs(3600));
         assert_eq!(catalog.services().count(), SERVICES / 2);
         stop.cancel();

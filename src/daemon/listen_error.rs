@@ -1,4 +1,4 @@
-//! Listen errors that name the process that has the port.
+//! Listen errors that name the process that uses the port.
 
 use std::net::SocketAddr;
 
@@ -7,7 +7,7 @@ use tracing::warn;
 use crate::server::{BindError, PortTaken};
 use crate::system::{PortOwner, find_port_owner};
 
-/// A [`BindError`] for people.
+/// A [`BindError`] with the process that uses the port, for people.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// A known process uses the port.
@@ -18,15 +18,15 @@ pub enum ListenError {
         /// The process.
         holder: PortOwner,
     },
-    /// Any other error.
+    /// Another error, or an unknown process.
     #[error(transparent)]
     Bind(BindError),
 }
 
 impl ListenError {
-    /// Looks up the process that has the port, if the port is taken.
+    /// Looks up the process that uses the port if the port is taken.
     ///
-    /// Finds none if the processes of other users are hidden from us.
+    /// Finds no process if the system hides the processes of other users.
     pub fn with_holder(error: BindError) -> Self {
         match error {
             BindError::InUse(taken) => match find_port_owner(taken.transport, taken.address) {
@@ -40,7 +40,7 @@ impl ListenError {
 
 /// Logs that the server cannot listen on a new address of the machine.
 ///
-/// The server tries again.
+/// The server keeps trying to listen.
 pub(super) fn report_not_listening(address: SocketAddr, error: BindError) {
     let error = ListenError::with_holder(error);
     warn!(%address, %error, "cannot listen on a new address, trying again");
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn a_taken_port_is_reported_with_the_process_that_has_it() {
-        // An address that no other test uses: the TCP port of the same number is free.
+        // No other test uses this address, so the TCP port of the same number is free.
         let udp = UdpSocket::bind("127.77.9.1:0").unwrap();
         let address = udp.local_addr().unwrap();
         let error = ListenError::with_holder(

@@ -6,14 +6,14 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGua
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
-/// Lines that may wait to be written; further ones are dropped and counted.
+/// Limit on lines that wait to be written; further lines are dropped and counted.
 const MAX_WAITING_LINES: usize = 8_192;
 
 /// The server's log, written to standard error by a thread of its own.
 ///
 /// The reader of standard error may stall: a paused terminal, a full pipe, a log service that
-/// hangs. The threads that answer queries also log, and must not wait for it. Dropping this writes
-/// the waiting lines, for at most 1 s.
+/// hangs. The threads that answer queries also log, and must not wait for the reader. Dropping the
+/// log writes the waiting lines, for at most 1 s.
 #[derive(Debug)]
 pub struct Log {
     lost: ErrorCounter,
@@ -21,7 +21,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// Starts to log the events that pass `filter`, a directive list of `tracing`.
+    /// Starts to log the events that pass `filter`, a list of `tracing` directives.
     ///
     /// Must be called only once.
     ///
@@ -39,7 +39,7 @@ impl Log {
             .with_env_filter(filter)
             .with_writer(writer)
             .with_ansi(std::io::stderr().is_terminal())
-            // Internal errors go to standard error too, and panic if nobody reads it.
+            // Internal errors would also go to standard error, and panic if it is closed.
             .log_internal_errors(false)
             .init();
         Ok(Self { lost, _writer: guard })

@@ -1,4 +1,4 @@
-//! Answers queries from the served zones or by forwarding.
+//! Responder: answers queries from the served zones or by forwarding.
 
 use std::iter;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use crate::wire::{Parsed, Query, Transport};
 #[derive(Debug)]
 pub struct Responder {
     answerer: Arc<Answerer>,
-    /// Leads to the cache and the upstreams; `None` if forwarding is off.
+    /// Access to the cache and the upstreams; `None` if forwarding is off.
     lane: Option<Lane>,
 }
 
 impl Responder {
-    /// Makes a responder; `lane` forwards names outside the served zones.
+    /// Creates a responder; `lane` forwards names outside the served zones.
     pub fn new(answerer: Arc<Answerer>, lane: Option<Lane>) -> Self {
         Self { answerer, lane }
     }
@@ -49,7 +49,7 @@ impl Responder {
         }
     }
 
-    /// Answers the query that a chain has come to from the served zones, if its name is in one.
+    /// Answers the last query of an alias chain if its name is in a served zone.
     fn answer_alias(
         &self,
         chain: &AliasChain,
@@ -102,7 +102,8 @@ impl Respond for Responder {
         let transport = Transport::from(client.transport);
         let mut response = match lane.resolve(&request, transport, client.source.ip()).await? {
             Resolution::Response(response) => response,
-            // Boxed because it is rare: other queries must not reserve room for its future.
+            // Boxed because aliases are rare: other queries should not reserve room for this
+            // future.
             Resolution::Alias(chain) => Box::pin(self.follow(lane, chain, transport)).await,
             Resolution::Outside => Vec::new(),
         };

@@ -1,4 +1,4 @@
-//! The whole server, as `serve` and `demo` run it.
+//! The whole server, as the commands `serve` and `demo` run it.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use crate::service::Update;
 use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
 use crate::{admin, descriptors, server};
 
-/// Longest wait for the DNS server, and then for all tasks, to end.
+/// Maximum wait for the DNS server to end, and then for all tasks.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A running server.
@@ -35,7 +35,7 @@ pub struct Server {
     pub tls: Vec<SocketAddr>,
     /// Addresses of the QUIC listeners.
     pub quic: Vec<SocketAddr>,
-    /// Address of the HTTP interface's port, if it has one.
+    /// Address of the HTTP interface's TCP listener, if it has one.
     pub admin: Option<SocketAddr>,
     /// The runtime directory.
     pub runtime_dir: PathBuf,
@@ -138,7 +138,7 @@ impl Server {
     /// Waits until the server is told to stop, and until all its parts have ended.
     ///
     /// # Errors
-    /// If the server ended without being told.
+    /// If the server ended without being told to stop.
     pub async fn finish(mut self) -> Result<(), ServerError> {
         let ended = tokio::select! {
             ended = &mut self.dns => {
@@ -174,7 +174,7 @@ async fn look_up_hosts(
     follow_hosts(&requests, lookup, inlet, stop).await;
 }
 
-/// Opens the port of the HTTP interface; without it, the server runs all the same.
+/// Opens the TCP listener of the HTTP interface; the server also runs without it.
 async fn admin_port(address: Option<SocketAddr>) -> Option<AdminListener> {
     let address = address?;
     match tokio::net::TcpListener::bind(address).await {
@@ -193,8 +193,8 @@ async fn admin_port(address: Option<SocketAddr>) -> Option<AdminListener> {
 
 /// Starts the thread that follows the registries and publishes snapshots.
 ///
-/// In a separate thread, a large change delays no response. The receiver is closed when the thread
-/// ends.
+/// The thread is separate, so a large change delays no response. The receiver is closed when the
+/// thread ends.
 fn start_publisher(
     mut pipeline: RegistryPipeline,
     context: Arc<AdminContext>,
@@ -226,7 +226,7 @@ fn start_publisher(
                 );
             }
         });
-        // Do not wait for a blocking call to a file system that hangs.
+        // Shut down without waiting for a blocking call to a hanging file system.
         runtime.shutdown_background();
     });
     thread.map_err(StartError::Thread)?;

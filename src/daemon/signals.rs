@@ -13,7 +13,7 @@ pub struct ShutdownSignals {
 }
 
 impl ShutdownSignals {
-    /// Installs the handlers; the signals no longer end the process by themselves.
+    /// Installs the handlers; the signals then no longer end the process by themselves.
     ///
     /// # Errors
     /// If the system does not allow it.
@@ -27,8 +27,8 @@ impl ShutdownSignals {
 
     /// Cancels `stop` at the first SIGTERM or SIGINT.
     ///
-    /// A `daemon` exits at once at a second one, and ignores SIGHUP. Any other program is left to
-    /// clean up, and also stops at SIGHUP: its terminal was closed.
+    /// A second signal ends a `daemon` at once; a `daemon` ignores SIGHUP. Any other program cleans
+    /// up first, and SIGHUP stops it, too: its terminal was closed.
     pub async fn stop_on(mut self, stop: CancellationToken, daemon: bool) {
         loop {
             tokio::select! {

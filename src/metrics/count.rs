@@ -1,9 +1,9 @@
-//! Counters and gauges: relaxed atomics, cheap to update from any thread.
+//! Counters and gauges: relaxed atomics that any thread can update cheaply.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// Number of stripes of a [`Counter`]; further threads share them.
+/// Number of stripes of a [`Counter`]; additional threads share them.
 const STRIPES: usize = 8;
 
 /// A count that only grows.
@@ -31,16 +31,16 @@ impl Counter {
 
     /// Adds `more` and returns the new count of this thread's stripe.
     ///
-    /// A stripe starts at 0 and, if only incremented, takes every value once. Callers can so act at
-    /// powers of two, which get rare as the count grows. The total is never below the returned
-    /// value.
+    /// A stripe starts at 0 and, if only incremented, takes every value once. Callers can therefore
+    /// act at powers of two, which become rare as the count grows. The total is never below the
+    /// returned value.
     pub fn add(&self, more: u64) -> u64 {
         let Stripe(stripe) = &self.0[own_stripe() % STRIPES];
         stripe.fetch_add(more, Ordering::Relaxed).wrapping_add(more)
     }
 }
 
-/// Returns the index of this thread's stripe, assigned at its first use.
+/// Returns the index of this thread's stripe, assigned at the thread's first use.
 fn own_stripe() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
@@ -54,7 +54,7 @@ fn own_stripe() -> usize {
     })
 }
 
-/// A number that goes up and down.
+/// A number that increases and decreases.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicU64);
 
@@ -100,8 +100,8 @@ mod tests {
 
     #[test]
     fn threads_count_in_different_stripes() {
-        // All threads are alive at once. Other tests may take stripes meanwhile, but not every
-        // other one.
+        // All threads are alive at the same time. Other tests may take some stripes meanwhile, but
+        // not every second one.
         let barrier = Barrier::new(STRIPES);
         let stripes: HashSet<usize> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..STRIPES)

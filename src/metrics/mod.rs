@@ -1,6 +1,6 @@
 //! Metrics: counters, and a page of them in the OpenMetrics text format.
 //!
-//! Imports no other module. Other modules keep plain counters; the page is composed on request.
+//! Imports no other module. Other modules keep plain counters; [`Page`] is composed on request.
 
 mod count;
 
@@ -90,7 +90,7 @@ impl Page {
     /// Renders the page as text.
     ///
     /// # Errors
-    /// Never in practice: writing to a string does not fail.
+    /// None in practice: writing to a string does not fail.
     pub fn render(self) -> Result<String, fmt::Error> {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(self));

@@ -1,4 +1,4 @@
-//! Instance labels: addresses as single labels.
+//! Instance labels: addresses written as single labels.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -43,16 +43,16 @@ pub fn ipv4_label(address: [u8; 4]) -> ([u8; 16], usize) {
     for byte in address {
         let [digits @ .., count] = DECIMAL_DIGITS[usize::from(byte)];
         label[end..end + 3].copy_from_slice(&digits);
-        // The padding after fewer digits starts with the hyphen.
+        // With fewer than three digits, the padding starts with the hyphen.
         end += usize::from(count) + 1;
     }
     // The last hyphen does not count.
     (label, end - 1)
 }
 
-/// Decimal digits of every byte value, and their number.
+/// Decimal digits of every byte value, and the number of digits.
 ///
-/// A table, because each SRV record needs four entries.
+/// A table is fast, and each SRV record needs four entries.
 const DECIMAL_DIGITS: [[u8; 4]; 256] = {
     let mut decimals = [[b'-'; 4]; 256];
     let mut byte = 0;
@@ -227,7 +227,7 @@ mod tests {
         }
 
         #[test]
-        fn no_label_panics(
+        fn arbitrary_labels_do_not_panic(
             label in prop::collection::vec(any::<u8>(), 0..64),
             hyphens in "[-0-9a-f]{0,45}",
         ) {

@@ -1,7 +1,7 @@
 //! The naming grammar.
 //!
-//! Maps registered names to the bases they are published under, and queried names to the services
-//! and instances they denote.
+//! The grammar maps registered names to the bases under which they are published, and queried names
+//! to the services and instances that they denote.
 //!
 //! The existence of names follows RFC 8020: every name above a published one exists.
 //! `_<protocol>._tcp` follows RFC 2782.
@@ -19,7 +19,7 @@ const MAX_TEXT_LENGTH: usize = 253;
 /// Maximum length of a label, in bytes (RFC 1035 section 2.3.4).
 const MAX_LABEL_BYTES: usize = 63;
 
-/// Bases that every zone uses itself: for its name server and its version.
+/// Bases that every zone reserves: for its name server and its version.
 const RESERVED_BASES: [&str; 2] = ["ns", "dns-version"];
 
 /// The name under which a registered service is published in every zone.
@@ -108,10 +108,10 @@ pub struct ParsedName<'a> {
     pub selectors: Vec<Selector<'a>>,
     /// Labels after the chain, see [`interpretations`]; with `tcp_of_base` a base.
     pub rest: Cow<'a, [&'a [u8]]>,
-    /// Whether only names below this one have records.
+    /// Whether the name has no records itself, but names below it do.
     ///
-    /// Examples are `_env.hello.svc` and `_tcp.hello.svc`. Such a name exists if the service does;
-    /// with `tcp_of_base`, if a longer base ends with `rest`.
+    /// Examples are `_env.hello.svc` and `_tcp.hello.svc`. Such a name exists if its service does;
+    /// with `tcp_of_base`, if `rest` is the end of a longer base.
     pub non_terminal: bool,
     /// Whether the name is `_<base>._tcp`: the service `rest` in the configured scope.
     pub tcp_of_base: bool,
@@ -124,7 +124,7 @@ pub struct Selector<'a> {
     pub key: &'a [u8],
     /// The labels of the value, joined by dots; empty if `unsatisfiable`.
     pub value: String,
-    /// Whether nothing can have this value.
+    /// Whether no instance can have this value.
     ///
     /// The value is not UTF-8, or one of its labels contains a dot.
     pub unsatisfiable: bool,
@@ -137,7 +137,7 @@ pub struct Selector<'a> {
 ///
 /// Returns `None` if the name has no valid form and thus does not exist, or if it is the apex.
 pub fn parse_labels<'a>(labels: &'a [&'a [u8]]) -> Option<ParsedName<'a>> {
-    // A lone `_` has no key, protocol or base after it.
+    // No key, protocol or base follows a lone `_`.
     if labels.contains(&b"_".as_slice()) {
         return None;
     }
@@ -175,7 +175,7 @@ pub fn parse_labels<'a>(labels: &'a [&'a [u8]]) -> Option<ParsedName<'a>> {
     })
 }
 
-/// Parses `_<base>._tcp` and the names above it: `_a.b._tcp`, `b._tcp`, `_tcp`.
+/// Parses `_<base>._tcp` and the names that end it: `_a.b._tcp`, `b._tcp`, `_tcp`.
 fn tcp_of_base<'a>(chain: &'a [&'a [u8]]) -> Option<ParsedName<'a>> {
     let (&b"_tcp", base) = chain.split_last()? else { return None };
     let spelled =
@@ -193,13 +193,13 @@ fn tcp_of_base<'a>(chain: &'a [&'a [u8]]) -> Option<ParsedName<'a>> {
     Some(ParsedName { rfc2782: None, selectors: Vec::new(), rest, non_terminal, tcp_of_base: true })
 }
 
-/// Returns the rest of a label that begins with `_`.
+/// Returns the label without its leading `_`, if it has one.
 fn strip_underscore(label: &[u8]) -> Option<&[u8]> {
     label.strip_prefix(b"_")
 }
 
 impl<'a> Selector<'a> {
-    /// Joins the labels of the value.
+    /// Creates the selector of a key; joins the labels of its value.
     fn new(key: &'a [u8], labels: &[&[u8]]) -> Self {
         let value = if labels.iter().any(|label| label.contains(&b'.')) {
             None
@@ -244,12 +244,13 @@ pub struct Interpretation<'a> {
 
 /// Returns all interpretations of the labels after the chain, best first.
 ///
-/// The order is: the base alone, with a namespace, with namespace and deployment; then those with
-/// an instance or version in front, from the longest base to the shortest, for equal bases from the
-/// smallest scope. A first label that looks like an instance label always is one, never part of a
-/// version. Bases have at most `longest_base` labels.
+/// First come the base alone, the base with a namespace, and the base with a namespace and a
+/// deployment. Then come those with an instance or a version in front, from the longest base to the
+/// shortest and, for equal bases, from the smallest scope. If the first label looks like an
+/// instance label, it is one and never part of a version. Bases have at most `longest_base` labels.
 ///
-/// There are at most three per length of a base plus three: 378 for the longest possible name.
+/// There are at most three interpretations per length of the base plus three: 378 for the longest
+/// possible name.
 pub fn interpretations<'a>(
     rest: &'a [&'a [u8]],
     longest_base: usize,
@@ -281,7 +282,7 @@ pub fn interpretations<'a>(
     plain.chain(prefixed)
 }
 
-/// Splits off the labels of a scope (0-2); `None` if no label is left.
+/// Splits off the last 0-2 labels as the scope; `None` if no label is left.
 fn scoped<'a>(
     labels: &'a [&'a [u8]],
     scope_size: usize,
@@ -309,7 +310,7 @@ mod tests {
         Zones::new(&texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>()).unwrap()
     }
 
-    /// Returns base and rank, or the error.
+    /// Returns the base and its rank, or the error.
     fn base(registered: &str, served: &[&str]) -> Result<(String, u8), BaseError> {
         base_of(registered, &zones(served)).map(|base| (base.text, base.rank))
     }
@@ -366,10 +367,10 @@ mod tests {
         assert_eq!(base("hello.internal", &["svc", "internal"]), Ok(("hello".to_owned(), 1)));
         assert_eq!(base("hello", &["svc", "internal"]), Ok(("hello".to_owned(), 2)));
         assert_eq!(base("a.b.corp.example", &["svc", "corp.example"]), Ok(("a.b".to_owned(), 1)));
-        // Once, and by labels.
+        // The suffix is removed once, and only at a label boundary.
         assert_eq!(base("hello.svc.svc", &["svc"]), Ok(("hello.svc".to_owned(), 0)));
         assert_eq!(base("hellosvc", &["svc"]), Ok(("hellosvc".to_owned(), 1)));
-        // The longest zone wins at any position in the list.
+        // The longest zone wins, wherever it is in the list.
         assert_eq!(
             base("hello.internal.svc", &["svc", "internal.svc"]),
             Ok(("hello".to_owned(), 1))
@@ -451,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn names_without_a_chain_have_only_a_rest() {
+    fn names_without_selectors_have_only_a_rest() {
         assert_eq!(parse_to_text("hello").as_deref(), Some("| hello"));
         assert_eq!(
             parse_to_text("v1.2.0.hello.prod.eu").as_deref(),
@@ -474,7 +475,7 @@ mod tests {
         assert_eq!(parse_to_text("true._insecure.hello").as_deref(), Some("insecure=true | hello"));
         assert_eq!(parse_to_text("x._tcp.hello").as_deref(), Some("tcp=x | hello"));
         assert_eq!(parse_to_text("x.__a.hello").as_deref(), Some("_a=x | hello"));
-        // A value ends at the next key, so it may contain what looks like any other part.
+        // A value ends at the next key, so it may look like any other part.
         assert_eq!(parse_to_text("0._ver.hello").as_deref(), Some("ver=0 | hello"));
     }
 
@@ -710,7 +711,7 @@ mod tests {
     }
 
     #[test]
-    fn the_base_of_a_base_is_the_base_itself(
+    fn the_base_of_a_base_is_itself(
         registered in prop_oneof![
             any::<String>(),
             "[a-cA-C_.-]{0,9}(\\.svc|\\.b)?",

@@ -280,7 +280,7 @@ impl DoubleEndedIterator for Labels<'_> {
 
 impl ExactSizeIterator for Labels<'_> {}
 
-/// Builds a name: complete labels, and the one in progress.
+/// Builder of a name: its complete labels and the label in progress.
 struct NameBuilder {
     bytes: [u8; MAX_NAME_BYTES],
     /// Offset for the length byte of the label in progress.
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn only_ascii_letters_lose_their_case() {
+    fn only_ascii_letters_are_lowercased() {
         let (read, _) = Name::from_wire(b"\x04\xC4[@Z\x00").unwrap();
         assert_eq!(read.as_wire(), b"\x04\xC4[@z\x00");
     }
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn names_have_255_bytes_and_labels_63_at_most() {
+    fn names_are_limited_to_255_bytes_and_labels_to_63() {
         let label = [b'a'; 64];
         let longest: [&[u8]; 4] = [&label[..63], &label[..63], &label[..63], &label[..61]];
         let name = Name::from_labels(longest).unwrap();
@@ -442,7 +442,7 @@ mod tests {
         assert!(!name("xsvc").ends_with(&name("svc")));
         assert!(!name(r"x\.svc").ends_with(&name("svc")));
         assert!(!name("svc").ends_with(&name("hello.svc")));
-        // The bytes of `svc.` are at the end, but inside a label.
+        // The bytes of `svc.` are at the end, but they are part of a longer label.
         assert!(!Name::from_wire(b"\x06xx\x03svc\x00").unwrap().0.ends_with(&name("svc")));
     }
 
@@ -503,7 +503,7 @@ mod tests {
         }
 
         #[test]
-        fn no_wire_form_panics(
+        fn arbitrary_wire_form_does_not_panic(
             wire in prop::collection::vec(prop_oneof![any::<u8>(), 0..8u8], 0..400),
         ) {
             if let Ok((name, length)) = Name::from_wire(&wire) {
@@ -512,7 +512,9 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics(text in prop_oneof![any::<String>(), r"[a.\\0-9é]{0,300}"]) {
+        fn arbitrary_text_does_not_panic(
+            text in prop_oneof![any::<String>(), r"[a.\\0-9é]{0,300}"],
+        ) {
             if let Ok(name) = Name::from_text(&text) {
                 prop_assert_eq!(Name::from_text(&name.to_string()), Ok(name));
             }

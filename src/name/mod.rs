@@ -5,8 +5,8 @@
 //!
 //! Coverage of RFCs: names and their limits, RFC 1035 sections 2.3.4, 3.1 and 5.1; letter case, RFC
 //! 4343; existence of all names above a name, RFC 8020; `_service._tcp`, RFC 2782; reverse names,
-//! RFC 1035 section 3.5 and RFC 3596 section 2.5. Compression (RFC 1035 section 4.1.4) belongs to
-//! messages and is refused here. DNS-SD (RFC 6763) is not implemented.
+//! RFC 1035 section 3.5 and RFC 3596 section 2.5. Compressed names (RFC 1035 section 4.1.4) are
+//! refused: [`crate::wire`] expands them. DNS-SD (RFC 6763) is not implemented.
 
 mod addresses;
 mod grammar;

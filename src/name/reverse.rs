@@ -1,8 +1,8 @@
-//! Reverse names: from addresses and networks, and back.
+//! Reverse names: conversion from addresses and networks, and back.
 //!
 //! IPv4 addresses are below `in-addr.arpa.` (RFC 1035 section 3.5), one label per byte. IPv6
 //! addresses are below `ip6.arpa.` (RFC 3596 section 2.5), one label per four bits. A name with
-//! fewer labels is that of a network.
+//! fewer labels is the name of a network.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -14,9 +14,9 @@ use ipnet::IpNet;
 use super::addresses::decimal;
 use super::labels::Name;
 
-/// Prefix length of the IPv4 networks that [`ReverseNetwork::neighbourhood`] returns.
+/// Prefix length of IPv4 networks from [`ReverseNetwork::neighbourhood`].
 const IPV4_NEIGHBOURHOOD_BITS: u8 = 24;
-/// Prefix length of the IPv6 networks that [`ReverseNetwork::neighbourhood`] returns.
+/// Prefix length of IPv6 networks from [`ReverseNetwork::neighbourhood`].
 const IPV6_NEIGHBOURHOOD_BITS: u8 = 64;
 
 /// Returns the reverse name of an address.
@@ -39,27 +39,27 @@ pub fn reverse_name(address: IpAddr) -> Name {
 
 /// Returns whether a name in wire form, in any letter case, may be a reverse name.
 ///
-/// A cheap test that nearly all other names fail: the name ends like one below `arpa.`.
+/// A cheap test: nearly all other names fail it, since they do not end like a name below `arpa.`.
 #[must_use]
 pub fn may_be_reverse(wire: &[u8]) -> bool {
     wire.len().checked_sub(6).is_some_and(|at| wire[at..].eq_ignore_ascii_case(b"\x04arpa\0"))
 }
 
-/// Network whose addresses have their names at or below a reverse name.
+/// Network of the addresses whose names are at or below a reverse name.
 ///
-/// The network of a complete reverse name is one address.
+/// The network of a complete reverse name is a single address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReverseNetwork {
     /// The network, by its lowest address.
     network: IpNet,
-    /// Whether the name has no labels in front of the network's.
+    /// Whether the name is the network's own name, without labels in front of it.
     is_exact: bool,
 }
 
 impl ReverseNetwork {
     /// Returns the network of a name at or below `in-addr.arpa.` or `ip6.arpa.`.
     ///
-    /// It is that of the last labels, as many as belong to an address.
+    /// Only the last labels count, up to the number of labels of an address.
     pub fn of(name: &Name) -> Option<Self> {
         if !may_be_reverse(name.as_wire()) {
             return None;
@@ -109,7 +109,7 @@ impl ReverseNetwork {
         self.network.network()..=self.network.broadcast()
     }
 
-    /// Returns the addresses below the name; `None` if the name is longer than the network's.
+    /// Returns the addresses below the name; `None` if an address is above the name.
     pub fn addresses_below(self) -> Option<RangeInclusive<IpAddr>> {
         self.is_exact.then(|| self.addresses())
     }
@@ -131,21 +131,25 @@ impl ReverseNetwork {
 
 /// Returns the address of a complete reverse name: the inverse of [`reverse_name`].
 ///
-/// Returns `None` for any other name, also for names between an address and `arpa.`.
+/// Returns `None` for any other name, including names between an address and `arpa.`.
 pub fn reverse_address(name: &Name) -> Option<IpAddr> {
     ReverseNetwork::of(name)?.address()
 }
 
-/// Why a reverse zone is served locally, never by the public DNS (RFC 6303).
+/// Reason for serving a reverse zone locally instead of asking the public DNS.
+///
+/// See RFC 6303.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReverseScope {
     /// Each machine has its own loopback addresses.
     Loopback,
-    /// Each private network has its own such addresses.
+    /// Each private network has its own private addresses.
     Private,
 }
 
-/// Locally served reverse zones in presentation format; [`local_reverse_zones`] adds ranges.
+/// Locally served reverse zones in presentation form.
+///
+/// [`local_reverse_zones`] adds ranges of zones.
 const ZONES: &[(&str, ReverseScope)] = &[
     ("127.in-addr.arpa", ReverseScope::Loopback),
     // RFC 6303 sections 4.1 to 4.6.
@@ -182,7 +186,9 @@ pub fn local_reverse_zones() -> impl Iterator<Item = (Name, ReverseScope)> {
     whole.chain(six.map(|(address, scope)| (reverse_name(address.into()), scope)))
 }
 
-/// Returns the locally served reverse zone of a name, by its offset in the name's wire form.
+/// Returns the locally served reverse zone that contains a name, if there is one.
+///
+/// The zone is given by its offset in the name's wire form.
 pub fn local_reverse_zone(name: &Name) -> Option<(usize, ReverseScope)> {
     static ZONES: LazyLock<HashMap<Box<[u8]>, ReverseScope>> = LazyLock::new(|| {
         local_reverse_zones().map(|(zone, scope)| (zone.as_wire().into(), scope)).collect()

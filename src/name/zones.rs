@@ -8,7 +8,7 @@ use super::labels::{Labels, Name, NameError};
 
 /// Maximum number of zones.
 ///
-/// A byte must hold the rank of a spelling, including that of the bare name ([`super::Base`]).
+/// The rank of a spelling must fit a byte; the bare name has a rank, too ([`super::Base`]).
 const MAX_ZONES: usize = 255;
 
 /// Maximum length of a zone in wire form, in bytes.
@@ -64,7 +64,7 @@ pub enum ZonesError {
 }
 
 impl Zones {
-    /// Creates the list in this order; a zone that occurs twice counts once.
+    /// Creates the list in the given order; a repeated zone counts once.
     ///
     /// Letters may be in any case, and the trailing dot is optional.
     ///
@@ -121,7 +121,7 @@ impl Zones {
     pub fn split<'n>(&self, wire: &'n [u8]) -> Option<(usize, &'n [u8])> {
         let found = self.zones.iter().enumerate().filter_map(|(index, zone)| {
             let front = wire.strip_suffix(zone.name.as_wire())?;
-            // The zone's bytes may also be the end of a label.
+            // The zone's bytes may also be the end of a longer label.
             let mut rest = front;
             while let Some((length, tail)) = rest.split_first() {
                 rest = tail.get(usize::from(*length)..)?;
@@ -131,7 +131,7 @@ impl Zones {
         found.max_by_key(|(_, _, label_count)| *label_count).map(|(index, front, _)| (index, front))
     }
 
-    /// Returns the zone with the most labels that contains `name`, and its index.
+    /// Returns the longest zone, by labels, that contains `name`, and its index.
     pub fn find(&self, name: &Name) -> Option<(usize, &Zone)> {
         self.zones
             .iter()
@@ -191,7 +191,7 @@ impl Zone {
 
     /// Returns the labels of `name` in front of this zone, left to right.
     ///
-    /// There are none if the name is the apex or outside the zone.
+    /// There are none if `name` is the apex or outside the zone.
     pub fn relative_labels<'n>(&self, name: &'n Name) -> Take<Labels<'n>> {
         let labels = name.labels();
         let count = if name.ends_with(&self.name) { labels.len() - self.label_count } else { 0 };

@@ -64,7 +64,7 @@ pub struct Feed {
     state: Arc<RegistryState>,
 }
 
-/// The receiver of a feed is gone, so the registry should stop.
+/// Error: the receiver of a feed is gone, so the registry should stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the receiver of this registry's changes is gone")]
 pub struct FeedClosed;
@@ -92,7 +92,7 @@ impl Feed {
         self.sender.send(Update::Registry(self.registry, changes)).await.map_err(|_| FeedClosed)
     }
 
-    /// Returns where the registry reports its health.
+    /// Returns the state in which the registry reports its health.
     pub fn state(&self) -> &RegistryState {
         &self.state
     }
@@ -120,7 +120,7 @@ pub struct RegistryReport {
     pub connected: bool,
     /// Whether at least one list was completed.
     pub synced: bool,
-    /// Store revision we have read up to; 0 if the store counts none.
+    /// Store revision up to which svcdns has read; 0 if the store has no revisions.
     pub revision: u64,
     /// The time of the last change or other message from the store.
     #[serde(serialize_with = "unix_seconds")]
@@ -156,7 +156,7 @@ impl fmt::Display for RegistryState {
     }
 }
 
-/// Returns the name of the registry at this index of the configuration.
+/// Returns the name of the registry at an index of the configuration.
 pub fn name_at(states: &[Arc<RegistryState>], index: usize) -> String {
     states.get(index).map_or_else(|| "unknown".to_owned(), ToString::to_string)
 }

@@ -15,9 +15,9 @@ pub struct Registrant {
     pub endpoints: Vec<Endpoint>,
     /// The metadata to publish.
     pub metadata: Metadata,
-    /// Lifetime of the registration of a registrant that was killed.
+    /// Lease TTL, after which the registration of a killed registrant expires.
     ///
-    /// Ignored by registries with a fixed time to live.
+    /// Registries with a fixed time to live ignore it.
     pub ttl: Duration,
 }
 
@@ -32,20 +32,20 @@ pub enum RegisterEvent {
     Failed(String),
     /// The registration was removed at the end.
     Removed,
-    /// The registration stays after the end, because another program writes it too.
+    /// The registration stays at the end, because another program also writes it.
     Left,
 }
 
 /// Reason why a registration was not written, or not removed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegisterError {
-    /// The registry's layout cannot hold the registration, for this reason.
+    /// The registry's layout cannot hold the registration; the text gives the reason.
     #[error("{0}")]
     NotWritable(String),
     /// The registry was not configured, and belongs to another user.
     #[error("{0} belongs to another user; to register there anyway, name it with --registry")]
     Foreign(String),
-    /// The first attempt was refused, and a retry would be, too.
+    /// The first attempt was refused, and so would be every retry.
     #[error("cannot register {key}: {reason}")]
     Refused {
         /// The key or file.
@@ -60,7 +60,7 @@ pub enum RegisterError {
         key: String,
         /// The last error.
         reason: String,
-        /// Longest time until the registration expires, in seconds.
+        /// Maximum time until the registration expires, in seconds.
         seconds: u64,
     },
 }

@@ -1,11 +1,11 @@
-//! Passwords and tokens, which no log message, error or report may show.
+//! Passwords and tokens, which no log message, error or report may contain.
 
 use std::path::PathBuf;
 use std::{fmt, io};
 
 use crate::regular_file;
 
-/// Largest password or token file, in bytes.
+/// Maximum size of a password or token file, in bytes.
 const MAX_SECRET_FILE_BYTES: u64 = 64 * 1024;
 
 /// The source of a password or token.
@@ -13,12 +13,12 @@ const MAX_SECRET_FILE_BYTES: u64 = 64 * 1024;
 pub enum Credential {
     /// The secret itself.
     Given(Secret),
-    /// A file with the secret, read again at each login so that it can be rotated.
+    /// A file with the secret; it is read at each login, which allows rotation.
     File(PathBuf),
 }
 
 impl Credential {
-    /// Returns the current secret; from a file, without its trailing line breaks.
+    /// Returns the current secret; if read from a file, without trailing line breaks.
     ///
     /// # Errors
     /// Returns an error if the file cannot be read, is not a regular file, is larger than 64 KiB,
@@ -36,7 +36,7 @@ impl Credential {
     }
 }
 
-/// A failure to read the file of a credential.
+/// Error: the file of a credential cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {path}: {source}", path = path.display())]
 pub struct CredentialError {

@@ -30,16 +30,16 @@ pub enum Source {
 pub struct NamedSource {
     /// The configured name.
     pub name: RegistryName,
-    /// The kind of registry and how to reach it.
+    /// The kind of registry, with the settings for reaching it.
     pub source: Source,
-    /// Holding time of a mass removal in this registry; zero applies it at once.
+    /// Removal grace: how long a mass removal is held. Zero applies it at once.
     pub removal_grace: Duration,
 }
 
 impl Source {
     /// Registers a service until `stop` is cancelled, then removes the registration.
     ///
-    /// `events` receives failures in between; they are retried.
+    /// `events` receives the failures until the end; they are retried.
     ///
     /// # Errors
     /// Returns an error if the first attempt is refused for good, or if the final removal fails.

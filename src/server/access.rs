@@ -1,4 +1,4 @@
-//! Access control: which sources may query.
+//! Access control: which client addresses may query.
 
 use std::net::IpAddr;
 
@@ -12,12 +12,12 @@ pub struct Access {
 }
 
 impl Access {
-    /// Allows loopback and `networks`.
+    /// Creates a list that allows loopback and `networks`.
     pub fn new(networks: &[IpNet]) -> Self {
         Self { loopback: true, networks: networks.iter().copied().map(canonical).collect() }
     }
 
-    /// Returns the same list without the implicit entry for loopback.
+    /// Returns the list without the implicit entry for loopback.
     #[must_use]
     pub fn without_loopback(self) -> Self {
         Self { loopback: false, ..self }
@@ -33,7 +33,7 @@ impl Access {
     }
 }
 
-/// Turns a network of IPv4-mapped addresses into an IPv4 network.
+/// Converts a network of IPv4-mapped addresses to an IPv4 network.
 ///
 /// For example, `::ffff:10.0.0.0/104` becomes `10.0.0.0/8`.
 fn canonical(network: IpNet) -> IpNet {
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_match_ipv4_mapped_addresses_too() {
+    fn networks_match_ipv4_mapped_addresses() {
         let access = access(&["10.1.0.0/16", "fd00:1::/32", "::ffff:192.168.0.0/112"]);
         for source in
             ["10.1.255.255", "::ffff:10.1.0.1", "fd00:1::9", "192.168.3.4", "::ffff:192.168.3.4"]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// A pause that doubles with each consecutive error.
 ///
-/// A lasting error therefore costs little CPU time.
+/// It limits the CPU time that a lasting error costs.
 #[derive(Debug, Default)]
 pub(super) struct ErrorBackoff {
     errors: u32,
@@ -13,7 +13,7 @@ pub(super) struct ErrorBackoff {
 impl ErrorBackoff {
     /// Pause after the first error.
     const INITIAL: Duration = Duration::from_millis(1);
-    /// Longest pause.
+    /// Maximum pause.
     const MAX: Duration = Duration::from_secs(1);
 
     /// Returns the pause after another error.

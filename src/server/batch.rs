@@ -9,12 +9,12 @@ use nix::sys::socket::{
     MsgFlags, MultiHeaders, SockaddrIn, SockaddrIn6, SockaddrLike, recvmmsg, sendmmsg, sendto,
 };
 
-/// Largest number of datagrams in a batch.
+/// Maximum datagrams in a batch.
 pub(super) const MAX_BATCH_DATAGRAMS: usize = 32;
-/// Bytes read of a datagram; the kernel discards the rest.
+/// Size of the buffer for one datagram, in bytes; the kernel discards the rest.
 ///
-/// More than the 1,232 bytes that our OPT record advertises. An odd number of cache lines, so that
-/// the datagrams of a batch spread over all cache sets.
+/// The size exceeds the 1,232 bytes that the server's OPT record advertises. It is an odd number of
+/// cache lines, so that the datagrams of a batch spread over all cache sets.
 const DATAGRAM_BUFFER_BYTES: usize = 21 * 64;
 /// Capacity in bytes that a response buffer keeps from one batch to the next.
 const RETAINED_RESPONSE_BYTES: usize = 4096;
@@ -54,9 +54,9 @@ impl RawAddress for SockaddrIn6 {
 pub(super) struct Batch<A> {
     receiving: MultiHeaders<A>,
     sending: MultiHeaders<A>,
-    /// Datagram buffers, one after the other; a page takes memory once it is written.
+    /// Datagram buffers, one after the other; pages take memory once written.
     requests: Box<[u8]>,
-    /// Length and source of each datagram received.
+    /// Length and source of each received datagram.
     received: Vec<(usize, SocketAddr)>,
     responses: Box<[Vec<u8>]>,
     /// Target of each response to send, in the order of `responses`.
@@ -79,7 +79,7 @@ impl<A: RawAddress> Batch<A> {
         }
     }
 
-    /// Receives up to `max` datagrams, replaces the last batch, and returns the count.
+    /// Receives up to `max` datagrams in place of the last batch; returns the count.
     ///
     /// `max` is at most [`MAX_BATCH_DATAGRAMS`]. A blocking socket waits for the first datagram
     /// only. For `max` 1 the method calls `recvfrom`, which is cheaper than `recvmmsg` for one
@@ -141,12 +141,12 @@ impl<A: RawAddress> Batch<A> {
         }
     }
 
-    /// Returns the number of responses not sent yet.
+    /// Returns the number of responses that are not sent yet.
     pub(super) fn unsent(&self) -> usize {
         self.targets.len().saturating_sub(self.sent)
     }
 
-    /// Sends as many responses as fit without waiting; returns the count, at least 1.
+    /// Sends as many responses as fit without waiting; returns their number (≥ 1).
     ///
     /// # Errors
     /// The error of the first unsent response; `WouldBlock` if the send buffer is full.
@@ -182,7 +182,7 @@ impl<A: RawAddress> Batch<A> {
         self.sent += count;
     }
 
-    /// Shrinks buffers that an unusually long response has grown.
+    /// Shrinks buffers that have grown for an unusually long response.
     pub(super) fn shrink(&mut self) {
         for response in self
             .responses

@@ -14,14 +14,14 @@ use super::{Access, BindError, Counters, Limits, Settings, interfaces};
 use crate::descriptors;
 use crate::wire::Transport;
 
-/// Attempts to find a port that is free for both TCP and UDP.
+/// Maximum attempts to find a port that is free for both TCP and UDP.
 const MAX_PORT_ATTEMPTS: usize = 16;
 
 /// Bound sockets, ready to be served.
 #[derive(Debug)]
 pub struct Bound {
     pub(super) endpoints: Vec<PlainEndpoint>,
-    /// Unspecified addresses to follow, with resolved ports.
+    /// Unspecified addresses whose expansions are followed, with resolved ports.
     pub(super) wildcards: Vec<SocketAddr>,
     pub(super) encrypted: Option<EncryptedSockets>,
     pub(super) access: Access,
@@ -60,7 +60,7 @@ impl Bound {
     }
 }
 
-/// Binds UDP and TCP on every address of `settings`. Needs no runtime.
+/// Binds UDP and TCP on every address of `settings`, without a runtime.
 ///
 /// UDP and TCP of an address share a port. An unspecified address becomes one pair of sockets per
 /// current address of the machine: a response must come from the queried address. [`Bound::serve`]
@@ -83,7 +83,7 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
         (Vec::new(), Vec::new());
     for &listen in &settings.listen {
         let listen = canonical(listen);
-        // `0.0.0.0:53` and `127.0.0.1:53` together cover one address twice.
+        // `0.0.0.0:53` and `127.0.0.1:53` together would cover one address twice.
         let bound =
             |address: &SocketAddr| endpoints.iter().any(|endpoint| endpoint.address == *address);
         if listen.ip().is_unspecified() {
@@ -125,14 +125,16 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
     })
 }
 
-/// Returns the UDP workers of the next address, given those already open.
+/// Returns the number of UDP workers of the next address.
+///
+/// All endpoints in `endpoints` and `group` are open already.
 fn workers_for_next(endpoints: &[PlainEndpoint], group: &[PlainEndpoint], wanted: usize) -> usize {
     worker_count(endpoints.iter().chain(group).map(|endpoint| endpoint.udp.len()).sum(), wanted)
 }
 
-/// Opens `addresses`, which have one port; port 0 becomes one that is free on all.
+/// Opens `addresses`, which share one port; port 0 becomes one that all have free.
 ///
-/// With `skip_absent`, an address that is not usable yet (IPv6 duplicate address detection) is
+/// With `skip_absent`, an address that cannot be used yet (IPv6 duplicate address detection) is
 /// skipped with a warning.
 fn open_group(
     addresses: &[SocketAddr],
@@ -154,7 +156,7 @@ fn open_group(
     }
 }
 
-/// Opens all addresses once; the first failure closes them all.
+/// Opens all addresses once; the first failure closes all of them.
 fn try_group(
     addresses: &[SocketAddr],
     workers: &impl Fn(&[PlainEndpoint]) -> usize,
@@ -229,7 +231,7 @@ mod tests {
 
     #[test]
     fn a_repeated_address_is_bound_once() {
-        // A loopback address that no other test uses, so that the port stays free.
+        // No other test uses this loopback address, so the port stays free.
         let port = bind(&listening(&["127.77.4.1:0"])).unwrap().addresses()[0].port();
         let address = format!("127.77.4.1:{port}");
 
@@ -254,7 +256,7 @@ mod tests {
             )
         );
 
-        // A loopback address that no other test uses, so that the TCP port is free.
+        // No other test uses this loopback address, so the TCP port is free.
         let udp = UdpSocket::bind("127.77.6.1:0").unwrap();
         let address = udp.local_addr().unwrap();
         let error = bind(&listening(&[&address.to_string()])).unwrap_err();
@@ -271,7 +273,7 @@ mod tests {
             socket.set_reuse_port(true).unwrap();
             socket.bind(&address.into()).map(|()| socket)
         };
-        // A loopback address that no other test uses.
+        // No other test uses this loopback address.
         let other = shares("127.77.8.1:0".parse().unwrap()).unwrap();
         let address = other.local_addr().unwrap().as_socket().unwrap();
         for workers in [1, 3] {

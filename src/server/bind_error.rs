@@ -34,13 +34,13 @@ pub enum BindError {
         /// An address that needs no permission.
         example: SocketAddr,
     },
-    /// No interface has the address.
+    /// The address does not belong to an interface of the machine.
     #[error("cannot listen on {address}: no interface has this address")]
     NoSuchAddress {
         /// Address to listen on.
         address: SocketAddr,
     },
-    /// Any other system error.
+    /// Another error of the system.
     #[error("cannot listen on {address} ({}): {source}", .transport.name())]
     System {
         /// Address to listen on.
@@ -54,7 +54,7 @@ pub enum BindError {
 
 /// A port that another process uses.
 ///
-/// The server does not look for that process. A caller that does adds it to the message with
+/// The server does not look for that process. A caller that finds it adds it to the message with
 /// [`Self::by`].
 #[derive(Debug, thiserror::Error)]
 pub struct PortTaken {
@@ -102,7 +102,7 @@ pub(super) static LISTEN_QUIC: ListenFlag =
     ListenFlag { name: "--tls-quic-listen", example_port: 8853 };
 
 impl BindError {
-    /// Turns a system error into one with advice.
+    /// Converts a system error to an error with advice.
     pub(super) fn explain(
         transport: Transport,
         listen_flag: &'static ListenFlag,

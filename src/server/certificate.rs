@@ -63,15 +63,15 @@ pub enum CertificateError {
         /// Path of the file.
         path: PathBuf,
     },
-    /// The content of a file is invalid.
+    /// A file is readable, but its content is invalid.
     #[error("cannot use {path}: {why}", path = path.display())]
     Unusable {
         /// Path of the file.
         path: PathBuf,
-        /// Reason.
+        /// Reason why the file cannot be used.
         why: String,
     },
-    /// The key is not that of the certificate.
+    /// The private key does not belong to the certificate.
     #[error(
         "the key in {key} does not match the certificate in {certificate}",
         key = key.display(),
@@ -85,7 +85,7 @@ pub enum CertificateError {
     },
 }
 
-/// The current certificate.
+/// The current certificate of the encrypted listeners, with its files.
 #[derive(Debug)]
 pub(super) struct Certificate {
     files: CertificateFiles,
@@ -110,7 +110,7 @@ impl Certificate {
     /// Each handshake uses the certificate that is current at that time.
     ///
     /// # Errors
-    /// If the TLS library supports none of the versions, which does not happen.
+    /// If the TLS library supports none of the versions, which is impossible in practice.
     pub(super) fn config(
         self: &Arc<Self>,
         purpose: TlsPurpose,
@@ -179,7 +179,7 @@ impl Certificate {
     }
 }
 
-/// Protocol that a TLS configuration is for.
+/// Protocol for which a TLS configuration is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TlsPurpose {
     /// DNS over TLS.
@@ -326,7 +326,7 @@ mod tests {
         let shown = || certificate.current.load().cert[0].clone();
         assert_eq!(shown(), *first.cert.der());
 
-        // A mismatched pair keeps the old certificate in use, however long it lasts.
+        // A mismatched pair keeps the old certificate in use, however long the mismatch lasts.
         fs::write(&files.certificate, second.cert.pem()).unwrap();
         tokio::time::sleep(POLL_INTERVAL * 5).await;
         assert_eq!(shown(), *first.cert.der());

@@ -1,4 +1,4 @@
-//! The client of a query: all that the server knows besides the message.
+//! The client of a query: everything that the server knows besides the message.
 
 use std::net::SocketAddr;
 
@@ -15,9 +15,9 @@ pub struct Client {
     pub transport: DnsTransport,
 }
 
-/// Transport of a query, with the kinds of streams told apart.
+/// Transport of a query, distinguishing the kinds of streams.
 ///
-/// [`Transport`] is the coarser view, which decides the size of a response.
+/// [`Transport`] distinguishes only datagrams and streams, which decides the size of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DnsTransport {
     /// A datagram (RFC 1035 section 4.2.1).
@@ -38,7 +38,7 @@ pub enum StreamKind {
 }
 
 impl DnsTransport {
-    /// Returns the display name.
+    /// Returns the name for display.
     pub fn name(self) -> &'static str {
         match self {
             Self::Udp => Transport::Udp.name(),
@@ -48,7 +48,7 @@ impl DnsTransport {
 }
 
 impl StreamKind {
-    /// Returns the display name.
+    /// Returns the name for display.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tcp => Transport::Tcp.name(),

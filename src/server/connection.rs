@@ -51,7 +51,7 @@ enum CloseReason {
     Idle,
     /// A message did not arrive completely in time.
     MessageTimeout,
-    /// The message was empty, or the client closed its side in the middle of one.
+    /// The message was empty, or the client closed its side before the end of it.
     Malformed,
     /// The connection was reset, or reading failed.
     Broken,
@@ -66,17 +66,17 @@ enum CloseReason {
 }
 
 impl CloseReason {
-    /// Returns whether unread input may remain.
+    /// Returns whether the client may have sent input that was not read.
     ///
-    /// Closing then makes the kernel send a reset, which can destroy responses that the client has
-    /// not read yet.
+    /// In that case, closing the socket makes the kernel send a reset, which can destroy responses
+    /// that the client has not read yet.
     fn leaves_unread_input(self) -> bool {
         matches!(self, Self::MessageTimeout | Self::Malformed | Self::Refused | Self::Stopped)
     }
 }
 
 impl<R: Respond> StreamConnection<'_, R> {
-    /// Serves the connection until it closes; refuses its query without access.
+    /// Serves the connection until it closes; without access, refuses its first query.
     pub(super) async fn serve(
         self,
         mut stream: impl AsyncRead + AsyncWrite + Unpin,
@@ -95,7 +95,7 @@ impl<R: Respond> StreamConnection<'_, R> {
                 () = close_gracefully(&mut stream) => {}
             }
         } else if !matches!(reason, CloseReason::Broken | CloseReason::Unwritable) {
-            // Without close_notify, the client would take the end for a truncation.
+            // Without close_notify, the client would mistake the end for a truncation.
             let _ = timeout(CLOSE_STEP_TIMEOUT, stream.shutdown()).await;
         }
     }
@@ -147,7 +147,7 @@ impl<R: Respond> StreamConnection<'_, R> {
         if matches!(written, Ok(Ok(()))) { reason } else { CloseReason::Unwritable }
     }
 
-    /// Reads queries and starts their responses until no further query will be read.
+    /// Reads queries and starts their responses until no more queries may be read.
     async fn read(
         &self,
         reading: impl AsyncRead + Unpin,
@@ -208,7 +208,7 @@ impl<R: Respond> StreamConnection<'_, R> {
         }
     }
 
-    /// Responds at once if possible, else in a task, so as not to delay other queries.
+    /// Responds at once if possible, otherwise in a task that delays no other query.
     async fn respond(
         &self,
         request: Vec<u8>,
@@ -252,7 +252,7 @@ impl<R: Respond> StreamConnection<'_, R> {
         }
     }
 
-    /// Removes finished tasks, which bounds the set to the queries in flight.
+    /// Removes finished tasks, so that the set holds only queries in flight.
     fn reap_finished(&self, deferred: &mut JoinSet<()>) {
         while let Some(ended) = deferred.try_join_next() {
             if ended.is_err_and(|failure| failure.is_panic()) {
@@ -269,7 +269,7 @@ impl<R: Respond> StreamConnection<'_, R> {
         mut writing: impl AsyncWrite + Unpin,
         mut responses: mpsc::Receiver<QueuedResponse>,
     ) -> io::Result<()> {
-        /// Bytes of available responses that are combined into one write.
+        /// Maximum bytes of available responses that one write combines.
         const WRITE_BATCH_BYTES: usize = 16 * 1024;
         let mut bytes = Vec::new();
         let mut gathered = Vec::new();
@@ -426,7 +426,7 @@ pub(super) fn append_framed(bytes: &mut Vec<u8>, response: &[u8]) {
 /// Time limit for each step of closing a connection.
 const CLOSE_STEP_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Closes our side, then discards input so that the client can read all responses.
+/// Closes the sending side, then discards input: the client can read all responses.
 async fn close_gracefully(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
     /// Bytes of input to discard before closing anyway.
     const MAX_DISCARDED_BYTES: usize = 256 * 1024;
@@ -446,7 +446,7 @@ async fn close_gracefully(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
     let _ = timeout(CLOSE_STEP_TIMEOUT, discard).await;
 }
 
-/// A response that waits to be written; frees its permit and its room on drop.
+/// A response that waits to be written; dropping it frees its permit and its room.
 struct QueuedResponse {
     bytes: Vec<u8>,
     _permit: OwnedSemaphorePermit,
@@ -454,14 +454,14 @@ struct QueuedResponse {
     _unread: Option<UnreadBytes>,
 }
 
-/// Queue from the queries of a connection to its writer.
+/// Queue of responses that wait for a connection's writer.
 #[derive(Clone)]
 struct ResponseQueue {
     /// Has room for every query in flight, so sending never waits.
     sender: mpsc::Sender<QueuedResponse>,
     /// Bytes that may still be queued.
     room: Arc<Semaphore>,
-    /// Capacity of the queue, bytes.
+    /// Capacity of the queue, in bytes.
     size: u32,
     permit: Arc<ConnectionPermit>,
 }

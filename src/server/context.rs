@@ -13,7 +13,7 @@ use super::admission::Admission;
 use super::sink::Tap;
 use super::{Access, Client, Counters, Limits, Respond, StreamKind};
 
-/// Pause before a loop restarts after a panic.
+/// Pause before a panicked loop is restarted.
 pub(super) const RESTART_DELAY: Duration = Duration::from_millis(100);
 
 /// State shared by all connection listeners.
@@ -33,7 +33,7 @@ pub(super) struct ServerContext<R> {
 }
 
 impl<R: Respond> ServerContext<R> {
-    /// Returns the same context with another `stop` token.
+    /// Returns a copy with another `stop` token.
     pub(super) fn with_stop(&self, stop: CancellationToken) -> Self {
         let Self { access, tap, admission, responder, limits, counters, tracker, stop: _, abort } =
             self;
@@ -50,7 +50,7 @@ impl<R: Respond> ServerContext<R> {
         }
     }
 
-    /// Runs a listener's loop until it returns, and restarts the loop after a panic.
+    /// Runs a listener's loop until it returns; restarts the loop after a panic.
     pub(super) async fn supervise<F>(
         self: Arc<Self>,
         address: SocketAddr,
@@ -89,7 +89,7 @@ impl<R: Respond> ServerContext<R> {
 
     /// Waits for a deferred response, up to the response timeout.
     ///
-    /// `received` is the time of receipt if the sink wants this query, else `None`.
+    /// `received` is the time of receipt if the sink wants this query, otherwise `None`.
     pub(super) async fn await_response(
         &self,
         kind: StreamKind,
@@ -118,7 +118,7 @@ pub(super) mod tests {
     use crate::server::echo::Echo;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// Returns a context around an echo responder that serves loopback clients only.
+    /// Returns a context with an echo responder that serves loopback clients only.
     pub(in crate::server) fn context(limits: Limits) -> Arc<ServerContext<Echo>> {
         let counters = Arc::new(Counters::default());
         Arc::new(ServerContext {

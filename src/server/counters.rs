@@ -3,22 +3,22 @@
 use super::StreamKind;
 use crate::metrics::{Counter, Gauge};
 
-/// Counters since the server was bound.
+/// Counters since the server bound its sockets.
 ///
 /// The counters contain no names and no client addresses.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Datagrams with access, handed to the responder.
+    /// Datagrams from sources with access, handed to the responder.
     pub udp_queries: Counter,
-    /// Responses handed to the kernel, REFUSED included.
+    /// Responses handed to the kernel, including REFUSED.
     pub udp_responses: Counter,
     /// Datagrams from sources without access.
     pub udp_refused: Counter,
-    /// Datagrams dropped unparsed: from port 0 or from one of our own addresses.
+    /// Datagrams dropped without parsing: from port 0 or a listening address.
     pub udp_implausible: Counter,
     /// Responses dropped because the send buffer stayed full.
     pub udp_dropped: Counter,
-    /// Queries answered SERVFAIL because too many responses were deferred.
+    /// Queries answered with SERVFAIL because too many responses were deferred.
     pub udp_overloads: Counter,
     /// Deferred responses that missed the response timeout.
     pub udp_response_timeouts: Counter,
@@ -41,9 +41,9 @@ pub struct Counters {
 /// Counters of one kind of connection.
 #[derive(Debug, Default)]
 pub struct StreamCounters {
-    /// Messages with access, handed to the responder.
+    /// Messages from sources with access, handed to the responder.
     pub queries: Counter,
-    /// Responses handed to the kernel, REFUSED included.
+    /// Responses handed to the kernel, including REFUSED.
     pub responses: Counter,
     /// Connections from sources without access.
     pub refused: Counter,

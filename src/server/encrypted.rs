@@ -18,7 +18,7 @@ use super::sockets::{canonical, open_tcp, open_udp};
 use super::{BindError, EncryptedSettings, Respond, StreamKind, tcp};
 use crate::wire::Transport;
 
-/// Time limit for telling QUIC clients that the server closes.
+/// Time limit for notifying QUIC clients that the server closes.
 const QUIC_CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Bound sockets for encrypted DNS, ready to be served.
@@ -56,7 +56,7 @@ impl EncryptedSockets {
         Ok(Some(Self { tls, quic, certificate }))
     }
 
-    /// Starts the listeners.
+    /// Starts the listeners for all bound sockets.
     ///
     /// # Errors
     /// If the runtime rejects a socket, or TLS or QUIC rejects its configuration. No socket is

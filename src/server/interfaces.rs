@@ -12,9 +12,9 @@ use nix::sys::socket::{
 };
 use tokio::net::UdpSocket;
 
-/// Notifies of changes to this machine's addresses or links (rtnetlink(7)).
+/// Notifier of changes to this machine's addresses or links (rtnetlink(7)).
 ///
-/// Discards the content of the notifications: the caller reads the address list instead.
+/// The content of the notifications is discarded: the caller reads the address list instead.
 #[derive(Debug)]
 pub(super) struct AddressChanges {
     socket: UdpSocket,
@@ -35,7 +35,7 @@ impl AddressChanges {
         Ok(Self { socket: UdpSocket::from_std(socket.into())? })
     }
 
-    /// Waits for the next change, and consumes all pending notifications.
+    /// Waits for the next change and consumes all pending notifications.
     ///
     /// # Errors
     /// If the socket fails.
@@ -47,7 +47,7 @@ impl AddressChanges {
             }
             match self.socket.try_recv(&mut [0; 256]) {
                 Ok(_) => any = true,
-                // The receive buffer overflowed, and notifications are lost.
+                // The receive buffer overflowed, so notifications are lost.
                 Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => any = true,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     if any {
@@ -63,7 +63,7 @@ impl AddressChanges {
 
 /// Lists the addresses of all interfaces that are up, without duplicates.
 ///
-/// Takes the family and port from `unspecified`.
+/// Every result has the family and port of `unspecified`.
 ///
 /// # Errors
 /// If the system cannot list the interfaces.
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loopback_is_listed_by_family_with_the_given_port() {
+    fn loopback_addresses_are_listed_by_family_with_the_given_port() {
         let v4 = local_addresses("0.0.0.0:5300".parse().unwrap()).unwrap();
         assert!(v4.contains(&"127.0.0.1:5300".parse().unwrap()), "{v4:?}");
         assert!(v4.iter().all(|address| address.is_ipv4() && address.port() == 5300), "{v4:?}");

@@ -25,7 +25,7 @@ pub struct Limits {
     ///
     /// Once 32 threads run in total, every further address gets one.
     pub udp_workers: usize,
-    /// Deferred UDP responses over all sockets; beyond this, clients get SERVFAIL.
+    /// Deferred UDP responses over all sockets; further clients get SERVFAIL.
     pub udp_in_flight: usize,
     /// Connections in total; at most half of the descriptors that the process may open.
     pub connections: usize,
@@ -35,7 +35,7 @@ pub struct Limits {
     pub connections_per_loopback_source: usize,
     /// Connections of sources without access, which stay open only for the refusal.
     pub connections_without_access: usize,
-    /// Queries in flight per connection, queued responses included.
+    /// Queries in flight per connection, including queued responses.
     pub in_flight: usize,
     /// Bytes of responses queued per connection; beyond this, the server stops reading.
     ///

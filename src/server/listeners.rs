@@ -20,16 +20,16 @@ use super::workers::WorkerThread;
 use super::{BindError, Respond, StreamKind, tcp};
 use crate::wire::Transport;
 
-/// Time to collect further address changes before a rescan; they come in bursts.
+/// Time to collect further address changes before a rescan: they come in bursts.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// Interval of retries for an address that could not be bound.
 ///
-/// An IPv6 address still in duplicate address detection is one of these (RFC 4862 section 5.4).
+/// For example, an IPv6 address may still be in duplicate address detection (RFC 4862 section 5.4).
 const BIND_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval of rescans without a notification, in case the kernel dropped one.
 const RESCAN_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Called if an address of the machine cannot be bound.
+/// Callback for an address of the machine that cannot be bound.
 pub(super) type BindErrorHandler = Box<dyn Fn(SocketAddr, BindError) + Send>;
 
 /// All active listeners for plain DNS.
@@ -38,7 +38,7 @@ pub(super) struct PlainListeners<R> {
     shared: UdpShared,
     on_bind_error: BindErrorHandler,
     active: HashMap<SocketAddr, ActiveEndpoint>,
-    /// UDP worker threads started so far; the next thread's number.
+    /// Number of UDP worker threads started so far; also numbers the next thread.
     threads_started: usize,
 }
 
@@ -54,7 +54,7 @@ struct ActiveEndpoint {
 }
 
 impl<R: Respond> PlainListeners<R> {
-    /// Returns an empty set of listeners.
+    /// Creates an empty set of listeners.
     pub(super) fn new(
         context: Arc<ServerContext<R>>,
         shared: UdpShared,
@@ -121,7 +121,7 @@ impl<R: Respond> PlainListeners<R> {
                 );
             })
             .ok();
-        // Consecutive failures to bind, by address.
+        // Number of consecutive failures to bind each address.
         let mut failed_attempts = HashMap::new();
         while !stop.is_cancelled() {
             self.sync_addresses(wildcards, &mut failed_attempts).await;
@@ -150,7 +150,7 @@ impl<R: Respond> PlainListeners<R> {
         }
     }
 
-    /// Starts listeners on new addresses and stops those on removed ones.
+    /// Starts listeners on new addresses and stops listeners on removed ones.
     async fn sync_addresses(
         &mut self,
         wildcards: &[SocketAddr],
@@ -200,7 +200,7 @@ impl<R: Respond> PlainListeners<R> {
         }
     }
 
-    /// Binds and serves `address` after `failures` attempts; returns whether it worked.
+    /// Binds and serves `address` after earlier `failures`; returns whether it works.
     async fn listen_on(&mut self, address: SocketAddr, failures: u32) -> bool {
         let error = match PlainEndpoint::open(
             address,
@@ -210,11 +210,12 @@ impl<R: Respond> PlainListeners<R> {
                 Ok(()) => return true,
                 Err(error) => error,
             },
-            // The address is still in duplicate address detection (RFC 4862 section 5.4), or gone.
+            // The address is in duplicate address detection (RFC 4862 section 5.4), or is gone.
             Err((_, error)) if error.kind() == ErrorKind::AddrNotAvailable => return false,
             Err((transport, error)) => BindError::explain(transport, &LISTEN, address, error),
         };
-        // Reported once, on the second failure: the first may be due to our own closing socket.
+        // Reported once, on the second failure: the server's own closing socket may cause the
+        // first.
         if failures == 1 {
             (self.on_bind_error)(address, error);
         }
@@ -236,7 +237,7 @@ impl<R: Respond> PlainListeners<R> {
         draining
     }
 
-    /// Tells the UDP workers which addresses are our own.
+    /// Tells the UDP workers the server's current addresses.
     fn publish_own_addresses(&self) {
         self.shared
             .own_addresses

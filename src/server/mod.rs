@@ -1,12 +1,12 @@
 //! DNS over UDP, TCP, TLS and QUIC: sockets, access control, limits and shutdown.
 //!
-//! This module knows no registry and no names. It reads a message, hands it to a [`Respond`], and
-//! writes the response. Its invariants:
+//! This module does not know registries or names. It reads a message, hands it to a [`Respond`],
+//! and writes the response. Its invariants:
 //!
 //! - No socket error and no client ends a receive or accept loop.
 //! - Every wait has a deadline and every queue a limit (RFC 7766 sections 6 and 10, RFC 9210
 //!   section 4).
-//! - A source without access gets REFUSED or a closed connection, and nothing else.
+//! A source without access gets only REFUSED or a closed connection.
 
 mod access;
 mod activity;
@@ -39,7 +39,7 @@ mod tcp;
 mod udp;
 mod workers;
 
-// The responder's test double, shared with the integration tests under `tests/`.
+// The responder's test double is also used by the integration tests under `tests/`.
 #[cfg(test)]
 #[path = "../../tests/support/echo.rs"]
 mod echo;

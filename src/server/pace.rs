@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use super::batch::MAX_BATCH_DATAGRAMS;
 
-/// Longest wait for room in the send buffer.
+/// Maximum wait for room in the send buffer.
 ///
-/// After it, the worker drops the response.
+/// After this wait, the worker drops the response.
 pub(super) const SEND_BUFFER_WAIT: Duration = Duration::from_millis(5);
 
-/// Picks the receive call.
+/// Chooses the number of datagrams to receive in one call.
 ///
-/// Full batches under load, one datagram at a time when traffic is sparse: for a single datagram,
-/// recvfrom costs less than recvmmsg.
+/// Under load, that is a full batch; when traffic is sparse, it is one, because recvfrom costs less
+/// than recvmmsg for a single datagram.
 #[derive(Debug, Default)]
 pub(super) struct BatchSize {
     /// Consecutive batches that held a single datagram.
@@ -21,9 +21,9 @@ pub(super) struct BatchSize {
 }
 
 impl BatchSize {
-    /// Single-datagram batches before the worker switches to one-at-a-time receives.
+    /// Single-datagram batches before the worker receives one datagram at a time.
     ///
-    /// The worker tries a full batch again after as many.
+    /// After the same number of single receives, the worker tries a full batch again.
     const SWITCH_AFTER: u8 = 8;
 
     /// Returns the number of datagrams to receive at once.
@@ -71,8 +71,8 @@ impl SendRetry {
             ErrorKind::WouldBlock if !std::mem::replace(&mut self.waited, true) => {
                 AfterFailure::WaitForRoom
             }
-            // A pending ICMP error of an earlier response surfaces once on the next send: retry
-            // that send.
+            // A pending ICMP error of an earlier response surfaces once on the next send, so that
+            // send is retried.
             ErrorKind::ConnectionRefused
             | ErrorKind::ConnectionReset
             | ErrorKind::HostUnreachable

@@ -5,15 +5,15 @@
 use super::StreamKind;
 use crate::wire::{HEADER_BYTES, Parsed, Query, put_u16, question_end, records, u16_at};
 
-/// Padded responses are multiples of this many bytes (RFC 8467 section 4.1).
+/// Size that padded responses are multiples of, in bytes (RFC 8467 section 4.1).
 const BLOCK_BYTES: usize = 468;
 /// Code of the EDNS padding option (RFC 7830 section 3).
 const OPTION_PADDING: u16 = 12;
 
 /// Returns whether to pad the response to `request`.
 ///
-/// Over TLS, if the query is padded (RFC 7830 section 4). Over QUIC, if the query has an OPT record
-/// (RFC 9250 section 5.4). Never on plain TCP.
+/// Over TLS, a response is padded if the query is (RFC 7830 section 4). Over QUIC, it is padded if
+/// the query has an OPT record (RFC 9250 section 5.4). Over plain TCP, it never is.
 pub(super) fn is_wanted(request: &[u8], kind: StreamKind) -> bool {
     let (Parsed::Query(query) | Parsed::Bad { query, .. }) = Query::parse(request) else {
         return false;
@@ -25,7 +25,7 @@ pub(super) fn is_wanted(request: &[u8], kind: StreamKind) -> bool {
     }
 }
 
-/// Pads a response, if its last record is OPT and there is room.
+/// Pads a response if its last record is OPT and there is room.
 pub(super) fn pad(response: &mut Vec<u8>) {
     let Some(Some(Ok(opt))) = question_end(response).map(|end| records(response, end).last())
     else {

@@ -17,14 +17,14 @@ pub(super) struct QueryLog {
 }
 
 impl QueryLog {
-    /// Logs one of `every` queries; returns `None` for 0.
+    /// Creates a log of one in `every` queries; returns `None` for 0.
     pub(super) fn new(every: u32) -> Option<Self> {
         NonZeroU32::new(every).map(|every| Self { every })
     }
 }
 
 impl QuerySink for QueryLog {
-    /// Counts a query of this thread, on any transport; returns whether it is due.
+    /// Counts a query of this thread, on any transport; returns whether to log it.
     fn wants(&self) -> bool {
         thread_local! {
             static COUNT: Cell<u32> = const { Cell::new(0) };
@@ -67,9 +67,9 @@ fn name_and_type(request: &[u8]) -> (String, String) {
     }
 }
 
-/// Returns a wire-format name in presentation format (RFC 1035 section 5.1).
+/// Returns a name in wire form in presentation form (RFC 1035 section 5.1).
 ///
-/// Without the final dot; unprintable bytes are escaped, so that no terminal interprets them.
+/// The result has no final dot. Unprintable bytes are escaped, so that no terminal interprets them.
 fn name_text(wire: &[u8]) -> String {
     let (mut text, mut rest) = (String::new(), wire);
     while let [length @ (1..), after @ ..] = rest {
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn one_of_every_n_queries_is_logged() {
-        // A new thread, so that its count starts at 0.
+        // A new thread's count starts at 0.
         std::thread::spawn(|| {
             let picked = |every: u32| {
                 let log = QueryLog::new(every).unwrap();

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::wire::MAX_TCP_BYTES;
 
-/// No error (RFC 9250 section 4.3, as are the codes below).
+/// The exchange had no error. All of these codes are from RFC 9250 section 4.3.
 const DOQ_NO_ERROR: VarInt = VarInt::from_u32(0);
 /// The server cannot complete the exchange.
 const DOQ_INTERNAL_ERROR: VarInt = VarInt::from_u32(1);
@@ -34,13 +34,13 @@ const DOQ_PROTOCOL_ERROR: VarInt = VarInt::from_u32(2);
 /// The server closes the connection because of excessive load.
 const DOQ_EXCESSIVE_LOAD: VarInt = VarInt::from_u32(4);
 
-/// Flow control window of a connection, bytes.
+/// Flow control window of a connection, in bytes.
 ///
-/// Room for one query of maximum size, or many ordinary ones.
+/// It has room for one query of maximum size or for many ordinary queries.
 const RECEIVE_WINDOW_BYTES: u32 = 128 * 1024;
-/// Connection attempts that may wait in the accept queue.
+/// Maximum connection attempts that wait in the accept queue.
 const MAX_PENDING_HANDSHAKES: usize = 64;
-/// Bytes buffered per connection attempt before it is accepted.
+/// Maximum bytes buffered per connection attempt before it is accepted.
 ///
 /// A first flight is about one datagram.
 const PENDING_HANDSHAKE_BYTES: u64 = 16 * 1024;
@@ -57,7 +57,7 @@ pub(super) struct QuicListener<R> {
 /// Returns the QUIC settings of a listening socket.
 ///
 /// # Errors
-/// If the TLS library lacks the cipher suite of Initial packets, which does not happen.
+/// If the TLS library lacks the cipher suite of Initial packets, which is impossible in practice.
 fn server_config(
     tls: rustls::ServerConfig,
     limits: &Limits,
@@ -76,7 +76,7 @@ fn server_config(
     let mut config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
     config
         .transport_config(Arc::new(transport))
-        // Access was checked for this address, so the client must not move to another.
+        // Access was checked for this address, so the client must not migrate to another.
         .migration(false)
         .max_incoming(MAX_PENDING_HANDSHAKES)
         .incoming_buffer_size(PENDING_HANDSHAKE_BYTES)
@@ -100,7 +100,7 @@ enum QuicCloseReason {
 }
 
 impl<R: Respond> QuicListener<R> {
-    /// Wraps a non-blocking socket.
+    /// Wraps a bound, non-blocking socket.
     ///
     /// # Errors
     /// If the runtime rejects the socket, or `tls` lacks the cipher suite of Initial packets.
@@ -144,7 +144,7 @@ impl<R: Respond> QuicListener<R> {
             self.context.counters.quic.refused.increment();
             return incoming.refuse();
         }
-        // Connections are scarce: the client must validate its address first (RFC 9000 section
+        // Connections are scarce, so the client must validate its address first (RFC 9000 section
         // 8.1.2).
         if self.context.admission.is_busy(source) && !incoming.remote_address_validated() {
             self.context.counters.quic_retries.increment();
@@ -184,7 +184,7 @@ impl<R: Respond> QuicListener<R> {
         permit.touch();
         let mut reason = self.serve_streams(&connection, &permit, &mut streams).await;
         if reason == QuicCloseReason::Stopped {
-            // Queries received before the stop still get a response, unless the client violates the
+            // Queries received before the stop still get a response unless the client violates the
             // protocol.
             while let Some(ended) = streams.join_next().await {
                 if self.record_stream_end(&ended) {
@@ -219,7 +219,7 @@ impl<R: Respond> QuicListener<R> {
         let permits = Arc::new(Semaphore::new(self.context.limits.in_flight.clamp(1, 1 << 16)));
         let client = Client {
             source: connection.remote_address(),
-            // More exact than the listener's address, which may be a wildcard.
+            // The connection's address is more exact than the listener's, which may be a wildcard.
             destination: SocketAddr::new(
                 connection.local_ip().unwrap_or_else(|| self.address.ip()),
                 self.address.port(),
@@ -255,7 +255,7 @@ impl<R: Respond> QuicListener<R> {
                     }
                     Ok(None) => return QuicCloseReason::Closed,
                     Err(_) if streams.is_empty() => return QuicCloseReason::Idle,
-                    // A connection with a pending response is not idle.
+                    // The connection has a pending response, so it is not idle.
                     Err(_) => {}
                 },
             }
@@ -291,7 +291,7 @@ impl<R: Respond> QuicListener<R> {
         let request = match connection.await_client(read).await {
             Ok(Ok(bytes)) => parse_framed(&bytes)?.to_vec(),
             Ok(Err(ReadToEndError::TooLong)) => return Err(ProtocolViolation),
-            // The client cancelled the query, or the connection has ended.
+            // The client cancelled the query, or the connection ended.
             Ok(Err(ReadToEndError::Read(_))) => return Ok(()),
             Err(_) => {
                 self.counters().message_timeouts.increment();
@@ -368,27 +368,27 @@ impl<R: Respond> QuicListener<R> {
     }
 }
 
-/// The sending side of a stream, reset on drop unless all data has arrived.
+/// The sending side of a stream; reset on drop unless all data has arrived.
 ///
 /// Without the reset, an abandoned stream would look like an empty response.
 struct ResponseStream(SendStream);
 
 impl Drop for ResponseStream {
     fn drop(&mut self) {
-        // Has no effect if all data has arrived.
+        // The reset has no effect if all data has arrived.
         let _ = self.0.reset(DOQ_INTERNAL_ERROR);
     }
 }
 
-/// A client's protocol error; the server closes the connection.
+/// Error: the client violated the protocol, so the server closes the connection.
 ///
-/// RFC 9250 section 4.3.3.
+/// See RFC 9250 section 4.3.3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct ProtocolViolation;
 
 /// Returns the single message of a stream (RFC 9250 section 4.2).
 ///
-/// Its id must be 0 (section 4.2.1).
+/// The message ID must be 0 (section 4.2.1).
 fn parse_framed(bytes: &[u8]) -> Result<&[u8], ProtocolViolation> {
     let (length, message) = bytes.split_first_chunk::<2>().ok_or(ProtocolViolation)?;
     if usize::from(u16::from_be_bytes(*length)) == message.len() && message.starts_with(&[0, 0]) {

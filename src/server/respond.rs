@@ -1,28 +1,28 @@
-//! The interface between the server and the code that makes responses.
+//! The interface between the server and the code that responds to queries.
 
 use std::iter;
 use std::time::Instant;
 
 use super::Client;
 
-/// Makes responses. Many threads call it at once.
+/// Responds to messages. Many threads may call it at once.
 pub trait Respond: Send + Sync + Sized + 'static {
-    /// Returns a responder for another thread, with sockets and buffers of its own.
+    /// Returns a responder for another thread, with its own sockets and buffers.
     #[must_use]
     fn fork(&self) -> Self;
 
-    /// Result of [`Self::look_ahead`].
+    /// The result of [`Self::look_ahead`].
     type Lookahead;
 
     /// Inspects a batch before [`Self::respond`] is called for each of its messages.
     ///
-    /// The responder can fetch the data for all messages in one pass.
+    /// The responder can fetch the data for all messages at once.
     fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) -> Self::Lookahead;
 
-    /// Clears `out` and writes the response, if it is available at once.
+    /// Clears `out` and writes the response if it is available at once.
     ///
-    /// The response has no TCP length prefix. `lookahead` is the result for the batch that contains
-    /// `request`. Must not block.
+    /// The response has no TCP length prefix. `lookahead` is the result of [`Self::look_ahead`] for
+    /// the batch that contains `request`. This function must not block.
     fn respond(
         &self,
         request: Request<'_>,
@@ -30,7 +30,7 @@ pub trait Respond: Send + Sync + Sized + 'static {
         out: &mut Vec<u8>,
     ) -> Disposition;
 
-    /// Responds to a message that is a batch of its own.
+    /// Responds to a message that is the only one of its batch.
     fn respond_alone(&self, message: &[u8], client: &Client, out: &mut Vec<u8>) -> Disposition {
         let lookahead = self.look_ahead(iter::once(message));
         self.respond(
@@ -66,7 +66,7 @@ pub trait Respond: Send + Sync + Sized + 'static {
 pub struct Request<'r> {
     /// The message without its TCP length prefix.
     pub message: &'r [u8],
-    /// Position in its batch, from 0.
+    /// Index of the message in its batch, from 0.
     pub index: usize,
     /// Client, destination address and transport.
     pub client: &'r Client,
@@ -76,7 +76,7 @@ pub struct Request<'r> {
     pub random: u64,
 }
 
-/// Result of [`Respond::respond`].
+/// The result of [`Respond::respond`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disposition {
     /// The response is in the buffer.

@@ -20,8 +20,8 @@ use super::{BindError, Bound, Respond};
 impl Bound {
     /// Serves until `stop` is cancelled, then drains.
     ///
-    /// Aborts connections that miss the drain timeout, and waits at most as long again for their
-    /// end.
+    /// Connections that miss the drain timeout are aborted. The server then waits for their end,
+    /// for at most the same time.
     ///
     /// Calls `on_bind_error` if an address that the machine gained later cannot be bound; the
     /// server keeps retrying that address.
@@ -36,7 +36,7 @@ impl Bound {
         stop: CancellationToken,
     ) -> Result<(), BindError> {
         let Self { endpoints, wildcards, encrypted, access, tap, limits, counters } = self;
-        // The server also stops if the caller drops this future before the drain.
+        // The server also stops if the caller drops this future.
         let stop = stop.child_token();
         let _on_drop = stop.clone().drop_guard();
         let abort = CancellationToken::new();
@@ -87,7 +87,7 @@ impl Bound {
     }
 }
 
-/// Waits for responses in flight, and aborts those that miss the drain timeout.
+/// Waits for responses in flight; aborts connections that miss the drain timeout.
 async fn drain<R>(context: &ServerContext<R>, mut threads: Vec<WorkerThread>) {
     let ServerContext { tracker, abort, limits, .. } = context;
     tracker.close();

@@ -47,10 +47,10 @@ impl Default for Settings {
 pub struct EncryptedSettings {
     /// Addresses for DNS over TLS (RFC 7858).
     ///
-    /// An unspecified address (`0.0.0.0`, `::`) covers every address, including those that the
-    /// machine gets later.
+    /// An unspecified address (`0.0.0.0`, `::`) covers every address of the machine, including
+    /// future ones.
     pub tls: Vec<SocketAddr>,
-    /// Addresses for DNS over QUIC (RFC 9250), with the same meaning.
+    /// Addresses for DNS over QUIC (RFC 9250), in the same form as `tls`.
     pub quic: Vec<SocketAddr>,
     /// Certificate and key files; required if there is an address.
     pub certificate: Option<CertificateFiles>,
@@ -69,7 +69,7 @@ pub enum SettingsError {
     /// `listen` is empty.
     #[error("no address to listen on: add one, for example --listen 127.0.0.1:5300")]
     NoAddress,
-    /// Encrypted listener without a certificate.
+    /// An encrypted listener has no certificate.
     #[error(
         "{address} is an encrypted listener, which needs a certificate: \
          set --tls-cert-file and --tls-key-file"
@@ -78,13 +78,13 @@ pub enum SettingsError {
         /// Address of the listener.
         address: SocketAddr,
     },
-    /// Same address and port for plain and encrypted DNS.
+    /// The same address and port are set for plain and encrypted DNS.
     #[error("{address} is set for both plain and encrypted DNS: each needs its own port")]
     PortConflict {
         /// The shared address.
         address: SocketAddr,
     },
-    /// Address that other machines can reach, with an empty `allow`.
+    /// Other machines can reach an address while `allow` is empty.
     #[error(
         "{address} is reachable from other machines, but no access rule says which of them may \
          query: add their networks, for example --allow {example}, or listen on a loopback \
@@ -129,14 +129,14 @@ impl Settings {
         }
     }
 
-    /// Returns the access list that these settings define.
+    /// Returns the access list of these settings.
     pub fn access(&self) -> Access {
         let access = Access::new(&self.allow);
         if self.allow_loopback { access } else { access.without_loopback() }
     }
 }
 
-/// Returns the /24 or /64 around `address`, or 192.168.0.0/16 if it is unspecified.
+/// Returns the /24 or /64 around `address`; 192.168.0.0/16 if it is unspecified.
 fn example_rule(address: IpAddr) -> IpNet {
     let (address, length) = match address.to_canonical() {
         address if address.is_unspecified() => (IpAddr::from([192, 168, 0, 0]), 16),

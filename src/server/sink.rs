@@ -1,7 +1,7 @@
 //! A sink for finished queries: client, query, response and duration.
 //!
-//! Every worker offers every query on every transport to the sink, refused ones included. Without a
-//! sink, that costs one branch: no copy and no clock read.
+//! Every worker offers every query on every transport to the sink, including refused queries.
+//! Without a sink, that costs one branch: no copy and no clock read.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ pub(super) struct FinishedQuery<'q> {
     pub(super) client: &'q Client,
     /// The query without its TCP length prefix.
     pub(super) request: &'q [u8],
-    /// The response without length prefix and padding; `None` if the client gets none.
+    /// The response without length prefix or padding; `None` if the client gets none.
     pub(super) response: Option<&'q [u8]>,
     /// Time from the receipt of the query until its response was ready to send.
     pub(super) duration: Duration,
@@ -24,7 +24,7 @@ pub(super) struct FinishedQuery<'q> {
 
 /// Receives finished queries.
 ///
-/// Many threads call the sink at once on the query path, so it must not block.
+/// Many threads call the sink at once while they serve queries, so it must not block.
 pub(super) trait QuerySink: fmt::Debug + Send + Sync {
     /// Decides whether to record the query that has just arrived.
     ///
@@ -35,12 +35,12 @@ pub(super) trait QuerySink: fmt::Debug + Send + Sync {
     fn record(&self, query: &FinishedQuery<'_>);
 }
 
-/// Handle to the sink, if there is one; empty by default.
+/// Handle to the sink, if there is one. There is none by default.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tap(Option<Arc<dyn QuerySink>>);
 
 impl Tap {
-    /// Returns a handle to `sink`.
+    /// Creates a handle to `sink`.
     pub(super) fn new(sink: impl QuerySink + 'static) -> Self {
         Self(Some(Arc::new(sink)))
     }
@@ -53,7 +53,7 @@ impl Tap {
 
     /// Returns the current time if the sink wants the query.
     ///
-    /// Takes the place of the call to [`Self::wants`].
+    /// The caller uses this method instead of [`Self::wants`].
     #[inline]
     pub(super) fn receive(&self) -> Option<Instant> {
         self.wants().then(Instant::now)
@@ -73,17 +73,17 @@ impl Tap {
         }
     }
 
-    /// Copies a wanted query until its deferred response is available.
+    /// Copies a wanted query, to report it once its deferred response is available.
     #[cold]
     pub(super) fn defer(&self, client: &Client, request: &[u8], received: Instant) -> TimedQuery {
         TimedQuery { tap: self.clone(), client: *client, request: request.into(), received }
     }
 }
 
-/// A query that the sink wants, with a deferred response.
+/// A query that the sink wants and whose response is deferred.
 ///
-/// Reports the query without a response if dropped: the connection is gone, the server stops, or
-/// the responder panicked.
+/// If dropped, it reports the query without a response: the connection is gone, the server stops,
+/// or the responder panicked.
 #[derive(Debug)]
 pub(super) struct TimedQuery {
     tap: Tap,
@@ -274,7 +274,7 @@ mod tests {
                 assert!(duration >= Duration::from_millis(millis), "{duration:?}");
             }
         }
-        // No response tells when this query is finished. The query after it does.
+        // The query has no response that would show when it is finished, but the next query has.
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         socket.send_to(b"silent", address).await.unwrap();
         over_udp(address, "unwanted").await;
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_tap_wants_no_query() {
+    fn without_a_sink_no_query_is_wanted() {
         let tap = Tap::default();
         assert!(!tap.wants());
         assert_eq!(tap.receive(), None);

@@ -7,13 +7,14 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::wire::Transport;
 
-/// Receive buffer of a UDP socket, bytes.
+/// Size of the receive buffer of a UDP socket, in bytes.
 ///
-/// Room for a burst of several thousand queries. The kernel may grant less (`net.core.rmem_max`).
+/// It has room for a burst of several thousand queries. The kernel may grant less
+/// (`net.core.rmem_max`).
 const UDP_RECEIVE_BUFFER_BYTES: usize = 1024 * 1024;
-/// Send buffer of a TCP connection, bytes; the kernel doubles the number.
+/// Size of the send buffer of a TCP connection, in bytes; the kernel doubles it.
 ///
-/// Limits the memory that a client which never reads can pin. Connections inherit the size from
+/// It limits the memory that a client can pin by never reading. Connections inherit the size from
 /// their listener.
 const TCP_SEND_BUFFER_BYTES: usize = 128 * 1024;
 /// Connections that may wait in the accept queue; the kernel limits it to `net.core.somaxconn`.
@@ -56,8 +57,8 @@ pub(super) fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // Allows a restart while connections of the last run are in TIME_WAIT. Another listening socket
-    // still makes `bind` fail.
+    // This allows a restart while connections of the previous run are in TIME_WAIT. Another
+    // listening socket still makes `bind` fail.
     socket.set_reuse_address(true)?;
     let _ = socket.set_send_buffer_size(TCP_SEND_BUFFER_BYTES);
     socket.set_nonblocking(true)?;
@@ -79,8 +80,8 @@ pub(super) fn open_udp(address: SocketAddr, count: usize) -> io::Result<Vec<UdpS
         socket.set_nonblocking(true)?;
         Ok::<_, io::Error>(socket)
     };
-    // Binding the first socket without SO_REUSEPORT fails if any other program has the port, even
-    // one that would share it. A program that binds later fails because of this socket.
+    // The first socket is bound without SO_REUSEPORT. That fails if another program has the port,
+    // even if it would share the port; and it keeps later programs from binding the port.
     let first = new()?;
     first.bind(&address.into())?;
     if count > 1 {
@@ -96,9 +97,9 @@ pub(super) fn open_udp(address: SocketAddr, count: usize) -> io::Result<Vec<UdpS
     Ok(sockets)
 }
 
-/// Turns an IPv4-mapped IPv6 address into the IPv4 address.
+/// Converts an IPv4-mapped IPv6 address to the IPv4 address.
 ///
-/// Our IPv6 sockets are IPv6-only, so they could not serve a mapped address.
+/// The server's IPv6 sockets are IPv6-only, so they could not serve a mapped address.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         ip if ip == address.ip() => address,
@@ -106,7 +107,7 @@ pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Returns the UDP workers for one more address, `wanted` or 1.
+/// Returns the number of UDP workers for one more address: `wanted` or 1.
 ///
 /// `running` counts the workers of all other addresses.
 pub(super) fn worker_count(running: usize, wanted: usize) -> usize {

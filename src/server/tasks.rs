@@ -1,7 +1,7 @@
-//! Decides whether a worker's runtime has to run.
+//! Decides whether a worker's runtime must run.
 //!
-//! Some tasks only wait, perhaps for ever. The worker can block in the receive call while no other
-//! task exists.
+//! Some tasks only wait, possibly forever. While there are no other tasks, the worker can block in
+//! the receive call.
 
 use std::time::{Duration, Instant};
 
@@ -12,9 +12,9 @@ use tokio_util::task::TaskTracker;
 ///
 /// Switching between the two modes costs several system calls.
 const IDLE_BATCHES_BEFORE_BLOCKING: u32 = 8;
-/// Time to tell long-lived tasks from short ones; longer than any query takes.
+/// Lifetime from which on a task counts as long-lived; longer than any query.
 ///
-/// Readers of idle upstream connections are long-lived tasks.
+/// For example, readers of idle upstream connections are long-lived tasks.
 const OBSERVATION_WINDOW: Duration = Duration::from_secs(5);
 
 /// Tasks of one worker's runtime.
@@ -23,9 +23,9 @@ pub(super) struct WorkerTasks {
     /// Tasks that make deferred responses.
     pub(super) deferred: TaskTracker,
     metrics: RuntimeMetrics,
-    /// Tasks that only wait while no response is deferred.
+    /// Number of tasks that only wait while no response is deferred.
     ///
-    /// These tasks may process input late.
+    /// These tasks may process their input late.
     long_lived: usize,
     /// Lowest number of tasks since `window_start`, sampled without deferred responses.
     min_alive: Option<usize>,
@@ -48,17 +48,17 @@ impl WorkerTasks {
         }
     }
 
-    /// Returns whether the runtime has to run.
+    /// Returns whether the runtime must run.
     ///
-    /// The runtime is needed while responses are deferred, or while short-lived tasks exist, such
-    /// as a background refresh.
+    /// The runtime must run while responses are deferred or short-lived tasks, such as a background
+    /// refresh, exist.
     pub(super) fn need_runtime(&self) -> bool {
         !self.deferred.is_empty() || self.metrics.num_alive_tasks() > self.long_lived
     }
 
     /// Records a batch; returns whether the worker may block in the receive call.
     ///
-    /// `any_deferred` tells whether the batch deferred a response.
+    /// `any_deferred` is whether the batch deferred a response.
     pub(super) fn record_batch(&mut self, any_deferred: bool, now: Instant) -> bool {
         if self.deferred.is_empty() {
             let alive = self.metrics.num_alive_tasks();
@@ -99,7 +99,8 @@ mod tests {
                     .collect::<Vec<_>>()
                     .contains(&true)
             };
-            // This query leaves the reader of a connection behind, not yet known to be long-lived.
+            // This query leaves a connection's reader behind, which is not yet known to be
+            // long-lived.
             let response = tasks.deferred.spawn_local(async { drop(spawn_local(pending::<()>())) });
             assert!(tasks.need_runtime() && !may_block(&mut tasks, start));
             response.await.unwrap();

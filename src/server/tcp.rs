@@ -94,7 +94,7 @@ impl<R: Respond> StreamListener<R> {
         if !allowed {
             self.context.counters.of(self.kind()).refused.increment();
             if self.tls.is_some() {
-                // Refusing the query would cost a handshake.
+                // Refusing the query would need a handshake.
                 return;
             }
         }
@@ -110,7 +110,7 @@ impl<R: Respond> StreamListener<R> {
             .spawn(async move { listener.serve_connection(stream, source, allowed, permit).await });
     }
 
-    /// Serves a connection until it closes; holds its permit meanwhile.
+    /// Serves a connection until it closes; holds its permit until then.
     async fn serve_connection(
         &self,
         stream: TcpStream,

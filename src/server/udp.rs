@@ -1,10 +1,10 @@
 //! UDP workers: receive a batch of datagrams, send a batch of responses.
 //!
-//! A response that is available at once costs no allocation and no task.
+//! A response that is available at once needs no allocation and no task.
 //!
-//! A worker without pending tasks blocks in the receive call, which spares readiness notifications
+//! A worker without pending tasks blocks in the receive call, which saves readiness notifications
 //! and turns of the event loop. While deferred responses or other tasks are pending, the worker
-//! runs its runtime, which watches the socket too.
+//! runs its runtime, which also watches the socket.
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
@@ -74,10 +74,10 @@ impl StoppableSocket {
         Self { socket, stopped: AtomicBool::new(false) }
     }
 
-    /// Stops the receive loop and wakes a blocked worker. Sending still works.
+    /// Stops the receive loop and wakes a blocked worker; sending still works.
     pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
-        // On an unconnected socket this returns ENOTCONN, but wakes blocked readers all the same
+        // On an unconnected socket, this call returns ENOTCONN but still wakes blocked readers
         // (inet_shutdown in the kernel).
         let _ = SockRef::from(&self.socket).shutdown(std::net::Shutdown::Read);
     }
@@ -90,16 +90,16 @@ impl StoppableSocket {
 
 /// All listening addresses of this server.
 ///
-/// A query from one of them is forged, to make the server query itself.
+/// A query from one of these addresses is forged to make the server query itself.
 #[derive(Debug, Default)]
 pub(super) struct OwnAddresses {
-    /// Distinct ports of the addresses: a cheap first check, since few clients use one.
+    /// Distinct ports of the addresses, for a cheap first check: few clients use them.
     ports: Vec<u16>,
     addresses: Vec<SocketAddr>,
 }
 
 impl OwnAddresses {
-    /// Creates the set and indexes it by port.
+    /// Creates the set, indexed by port.
     pub(super) fn new(addresses: Vec<SocketAddr>) -> Self {
         let mut ports: Vec<u16> = addresses.iter().map(SocketAddr::port).collect();
         ports.sort_unstable();
@@ -152,7 +152,7 @@ impl<R: Respond> Worker<R> {
         runtime: &LocalRuntime,
         tasks: &mut WorkerTasks,
     ) {
-        // The responder may spawn tasks of its own.
+        // The responder may spawn tasks, which need the entered runtime.
         let _entered = runtime.enter();
         let mut scratch = WorkerScratch::<A> {
             batch: Batch::new(),
@@ -169,7 +169,7 @@ impl<R: Respond> Worker<R> {
         }
     }
 
-    /// Serves until tasks are pending or the server stops. Blocks in the receive call.
+    /// Serves in blocking receive calls until tasks are pending or the server stops.
     fn run_blocking<A: RawAddress>(&self, scratch: &mut WorkerScratch<A>, tasks: &WorkerTasks) {
         let socket = &self.socket.socket;
         if let Err(error) = socket.set_nonblocking(false) {
@@ -208,13 +208,13 @@ impl<R: Respond> Worker<R> {
         tasks: &mut WorkerTasks,
     ) {
         self.spawn_deferred(scratch, tasks);
-        // Registered only while the runtime runs: registration costs the kernel a readiness event
-        // per datagram, even when no task waits for it.
+        // The socket is registered only while the runtime runs: a registered socket costs the
+        // kernel a readiness event per datagram, even when no task waits for it.
         let watched =
             self.socket.socket.set_nonblocking(true).and_then(|()| self.socket.socket.try_clone());
         let watched = match watched.and_then(tokio::net::UdpSocket::from_std) {
             Ok(watched) => watched,
-            // The tasks keep running during this pause.
+            // The tasks keep running during the pause.
             Err(error) => return sleep(self.note_receive_error(&error, scratch)).await,
         };
         let mut stopped = pin!(self.stop.cancelled());
@@ -265,8 +265,8 @@ impl<R: Respond> Worker<R> {
         let mut count = 0;
         let outcome = watched.try_io(Interest::READABLE, || {
             count = batch.receive(&self.socket.socket, MAX_BATCH_DATAGRAMS)?;
-            // A short batch means that the socket is empty. Reporting that here spares a receive
-            // call that would find nothing.
+            // A short batch means that the socket is empty. Reporting it saves a receive call that
+            // would receive nothing.
             if count < MAX_BATCH_DATAGRAMS {
                 Err(ErrorKind::WouldBlock.into())
             } else {
@@ -281,14 +281,14 @@ impl<R: Respond> Worker<R> {
         }
     }
 
-    /// Resets the backoff after a successful receive.
+    /// Resets the backoff after a successful receive call.
     fn note_received<A>(&self, scratch: &mut WorkerScratch<A>) {
         if scratch.backoff.reset() {
             debug!(address = %self.address, "receiving over UDP works again");
         }
     }
 
-    /// Counts and logs a receive error, and returns how long to pause.
+    /// Counts and logs a receive error, and returns the length of the pause.
     #[cold]
     fn note_receive_error<A>(&self, error: &io::Error, scratch: &mut WorkerScratch<A>) -> Duration {
         if self.shared.counters.udp_receive_errors.increment().is_power_of_two() {
@@ -347,7 +347,7 @@ impl<R: Respond> Worker<R> {
         Client { source, destination: self.address, transport: DnsTransport::Udp }
     }
 
-    /// Writes the response to one datagram, if available. Counts it if it has access.
+    /// Writes the response to one datagram if available; counts it if it has access.
     fn respond(
         &self,
         request: Request<'_>,
@@ -355,9 +355,9 @@ impl<R: Respond> Worker<R> {
         queries: &mut u64,
         out: &mut Vec<u8>,
     ) -> Disposition {
-        // Borrowed: the compiler would copy a `SocketAddr` field by field.
+        // Borrowed, because the compiler would copy a `SocketAddr` field by field.
         let source = &request.client.source;
-        // No response can reach port 0.
+        // A response cannot be sent to port 0.
         if source.port() == 0 || context.own_addresses.contains(source) {
             self.shared.counters.udp_implausible.increment();
             return Disposition::Silent;
@@ -373,7 +373,7 @@ impl<R: Respond> Worker<R> {
         }
     }
 
-    /// Calls `respond`; a panic costs only the response to this datagram.
+    /// Calls `respond`; a panic loses only the response to this datagram.
     fn catch_panic(&self, request: &[u8], respond: impl FnOnce() -> Disposition) -> Disposition {
         catch_unwind(AssertUnwindSafe(respond)).unwrap_or_else(|_| {
             if self.shared.counters.panics.increment().is_power_of_two() {
@@ -495,16 +495,16 @@ impl<R: Respond> Worker<R> {
     }
 }
 
-/// Content of a watched socket after a receive.
+/// State of a watched socket after a receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SocketState {
-    /// Nothing. The runtime reports the next datagram.
+    /// The socket is empty; the runtime reports the next datagram.
     Drained,
-    /// Perhaps more datagrams.
+    /// The socket may hold more datagrams.
     MaybeMore,
 }
 
-/// Permit for a deferred response, released on drop.
+/// Permit for a deferred response; dropping it releases the permit.
 #[derive(Debug)]
 struct DeferredPermit {
     counters: Arc<Counters>,

@@ -31,7 +31,7 @@ pub(super) struct WorkerThread {
 }
 
 impl WorkerThread {
-    /// Spawns thread `number` for `socket`, and waits until its runtime is up.
+    /// Spawns thread `number` for `socket`, and waits until its runtime has started.
     ///
     /// The worker serves until `stop` is cancelled or the calling runtime shuts down.
     ///
@@ -57,7 +57,7 @@ impl WorkerThread {
             stop: stop.clone(),
         };
         let run = move || {
-            // Dropped when the thread ends, even by a panic.
+            // Dropped when the thread ends, even after a panic.
             let _finishing: oneshot::Sender<()> = finishing;
             match Builder::new_current_thread()
                 .enable_io()
@@ -94,7 +94,7 @@ impl WorkerThread {
     }
 }
 
-/// Stops the receive loop of its socket on drop.
+/// Guard that stops the receive loop of its socket on drop.
 #[derive(Debug)]
 struct StopOnDrop(Arc<StoppableSocket>);
 

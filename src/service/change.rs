@@ -13,33 +13,33 @@ pub enum Change {
     ///
     /// Revisions are comparable only within one epoch.
     ListBegin(ListKind),
-    /// A key was added or changed, or is part of a list.
+    /// A key was added or changed, or the list in progress has it.
     Put(Put),
     /// A key was deleted.
     Delete {
         /// The key as in its `Put`.
         key: Box<str>,
-        /// The store's revision of the removal; 0 if the registry counts none.
+        /// The store's revision of the removal; 0 if the registry has no revisions.
         revision: u64,
-        /// Kind of the removal, as far as known.
+        /// Kind of the removal, if known.
         removal: Removal,
     },
     /// The list is complete as of this revision.
     ListEnd {
-        /// The store's revision; 0 if the registry counts none.
+        /// The store's revision; 0 if the registry has no revisions.
         revision: u64,
     },
-    /// The registry became unreachable (`false`) or reachable again.
+    /// The registry became unreachable (`false`) or reachable again (`true`).
     ///
-    /// Its data stays, and answers say that it may be stale.
+    /// The catalog keeps the registry's data and marks it as stale.
     Connected(bool),
-    /// The reply to a lease check: these of the checked leases no longer exist.
+    /// The reply to a lease check: the checked leases that no longer exist.
     LeasesGone(Vec<i64>),
 }
 
 /// Reason for a list; decides which of its removals apply at once.
 ///
-/// Ordered from the most trusted to the least: the later kind counts if there are two reasons.
+/// Ordered from the most to the least trusted kind; of two reasons, the less trusted counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ListKind {
     /// The first list, or a routine check of a connection that never broke.
@@ -55,19 +55,19 @@ pub enum ListKind {
 pub struct Put {
     /// The key as stored in the registry, where it is unique.
     pub key: Box<str>,
-    /// The revision of the key's last change; 0 if the registry counts none.
+    /// The revision of the key's last change; 0 if the registry has no revisions.
     pub revision: u64,
-    /// The lease of the key; 0 for none.
+    /// The ID of the key's lease; 0 for none.
     pub lease: i64,
-    /// The parsed registration, or why it cannot be served.
+    /// The parsed registration, or the reason why it cannot be served.
     pub content: Result<Registration, Rejected>,
 }
 
 /// Kind of the removal of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
-    /// Deleted without a lease, or known to be expired. Applies at once.
+    /// The key had no lease, or its lease has certainly expired. Applies at once.
     Explicit,
-    /// Deleted while it had this lease, which may have expired or not.
+    /// The key was deleted while it had this lease, which may or may not have expired.
     Lease(i64),
 }

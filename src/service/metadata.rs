@@ -11,7 +11,7 @@ use serde_json::Value;
 pub struct Metadata {
     /// Sorted by key ignoring case, then by key, for lookups by DNS label.
     entries: Box<[(Box<str>, Value)]>,
-    /// The value of [`Self::weight`], computed once.
+    /// The result of [`Self::weight`], computed once.
     weight: u16,
 }
 
@@ -35,10 +35,10 @@ impl Metadata {
         self.entries.iter().map(|(key, value)| (&**key, text(value)))
     }
 
-    /// Returns the value of a key as text: strings as they are, other values as JSON.
+    /// Returns the value of a key as text: strings without quotes, others as JSON.
     ///
-    /// The key is compared ignoring case, as DNS labels are; of several matches, the first in
-    /// bytewise order counts.
+    /// Like DNS labels, keys are compared ignoring case. If several keys match, the first in
+    /// bytewise order wins.
     pub fn text(&self, key: &str) -> Option<Cow<'_, str>> {
         let at = self.entries.partition_point(|(name, _)| folded(name).lt(folded(key)));
         self.entries
@@ -49,8 +49,8 @@ impl Metadata {
 
     /// Returns the weight of the instance, 0-65535.
     ///
-    /// Taken from the key `weight`, a number or a numeric string, rounded and clamped; 1 if that is
-    /// missing or invalid.
+    /// The weight is the value of the key `weight`, a number or a numeric string, rounded and
+    /// clamped. It is 1 if the value is missing or invalid.
     pub fn weight(&self) -> u16 {
         self.weight
     }

@@ -1,6 +1,6 @@
 //! The model of a service registry: registrations, and the events that change them.
 //!
-//! Independent of DNS and of any particular registry. Imports no other module.
+//! The model is independent of DNS and of any particular registry. Imports no other module.
 
 mod change;
 mod metadata;
@@ -27,7 +27,7 @@ pub struct ServiceId {
     pub deployment: Arc<str>,
     /// The namespace; `default` if the registrant set none.
     pub namespace: Arc<str>,
-    /// The registered name, like `hello.svc` (HTTP servers) or `demo` (gRPC servers).
+    /// The registered name: `hello.svc` of an HTTP server, `demo` of a gRPC server.
     pub name: Arc<str>,
     /// The version; `latest` if the registrant set none.
     pub version: Arc<str>,
@@ -40,7 +40,7 @@ pub enum Host {
     V4(Ipv4Addr),
     /// An IPv6 address.
     V6(Ipv6Addr),
-    /// A host name in lower case without a trailing dot; includes `localhost`.
+    /// A host name in lower case without a trailing dot, possibly `localhost`.
     Name(Box<str>),
 }
 
@@ -100,9 +100,9 @@ pub struct Registration {
     pub id: ServiceId,
     /// The usable endpoints, in the order of the key.
     ///
-    /// May be empty: the service is then known but has no instance.
+    /// May be empty: the service then exists without instances.
     pub endpoints: Vec<Endpoint>,
-    /// The endpoints that cannot be served; the usable ones are served nevertheless.
+    /// The endpoints that cannot be served; they do not affect the usable ones.
     pub rejected: Vec<Rejected>,
     /// The registrant's metadata.
     pub metadata: Arc<Metadata>,

@@ -1,11 +1,11 @@
-//! Numbers, names and sets of registries.
+//! Identifiers, names and sets of registries.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::Serialize;
 
-/// Most registries that one server follows: a [`RegistrySet`] has one bit for each.
+/// Maximum registries of one server: a [`RegistrySet`] has one bit for each.
 pub const MAX_REGISTRIES: usize = 16;
 
 /// The index of a registry in the configuration, below [`MAX_REGISTRIES`].
@@ -17,12 +17,12 @@ impl RegistryId {
     /// The first registry.
     pub const FIRST: Self = Self(0);
 
-    /// Returns the id for an index, or `None` from [`MAX_REGISTRIES`] on.
+    /// Returns the ID for an index, or `None` from [`MAX_REGISTRIES`] on.
     pub fn new(index: usize) -> Option<Self> {
         u8::try_from(index).ok().filter(|_| index < MAX_REGISTRIES).map(Self)
     }
 
-    /// Returns the ids of the first `count` registries, at most [`MAX_REGISTRIES`].
+    /// Returns the IDs of the first `count` registries, at most [`MAX_REGISTRIES`].
     pub fn first(count: usize) -> impl Iterator<Item = Self> + use<> {
         (0..count).map_while(Self::new)
     }
@@ -46,7 +46,7 @@ impl fmt::Display for RegistryId {
 #[serde(transparent)]
 pub struct RegistryName(Box<str>);
 
-/// A text that is not a valid name of a registry.
+/// Error: a text is not a valid name of a registry.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} cannot name a registry: use 1 to {max} characters of a-z and 0-9",
@@ -55,7 +55,7 @@ pub struct RegistryName(Box<str>);
 pub struct InvalidRegistryName(String);
 
 impl RegistryName {
-    /// Longest name, in characters.
+    /// Maximum length of a name, in characters.
     pub const MAX_LENGTH: usize = 16;
 
     /// Returns the name as text.
@@ -114,7 +114,7 @@ impl RegistrySet {
         Self(self.0 | other.0)
     }
 
-    /// Returns whether the other set contains every registry of this one.
+    /// Returns whether every registry in this set is also in the other set.
     pub fn is_subset_of(self, other: Self) -> bool {
         self.0 & !other.0 == 0
     }

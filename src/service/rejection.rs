@@ -1,4 +1,4 @@
-//! Rejected keys and endpoints, and the reasons.
+//! Rejected keys and endpoints, and the reasons for their rejection.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ pub struct Rejected {
     pub reason: Reason,
 }
 
-/// Longest excerpt of a rejected text, in characters.
+/// Maximum length of the excerpt of a rejected text, in characters.
 const MAX_EXCERPT_CHARS: usize = 256;
 
 impl Rejected {
@@ -35,11 +35,11 @@ impl Rejected {
     }
 }
 
-/// Reason for a rejection: a code for scripts, a sentence for people.
+/// Reason for a rejection: a code for scripts and a sentence for people.
 ///
-/// The constants here are the reasons of the catalog, and those that any registry may give. A
-/// reason specific to one kind of registry or key layout is a constant of that module. Reasons
-/// are ordered by their codes.
+/// The constants here are the reasons that the catalog or any registry may give. A reason that only
+/// one kind of registry or key layout gives is a constant of its module. Reasons are ordered by
+/// code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reason {
     code: &'static str,

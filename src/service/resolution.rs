@@ -1,4 +1,4 @@
-//! Endpoints registered by host name, and the addresses of those names.
+//! Host names of endpoints, and their addresses.
 
 use std::net::IpAddr;
 
@@ -7,15 +7,15 @@ use std::net::IpAddr;
 pub enum Addresses {
     /// The first lookup is in progress.
     Pending,
-    /// The addresses from the last successful lookup, each once; may be empty.
+    /// The addresses from the last successful lookup, without duplicates; may be empty.
     Known(Box<[IpAddr]>),
     /// No lookup has succeeded yet.
     Failed,
 }
 
-/// A host name to look up from now on, or no longer.
+/// A host name whose addresses are needed from now on, or no longer.
 ///
-/// In lower case, without a trailing dot.
+/// The name is in lower case, without a trailing dot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostChange {
     /// An endpoint is registered under the name, so its addresses are needed.

@@ -1,4 +1,4 @@
-//! Updates: the input of the catalog from all its sources.
+//! Updates of the served data, from registries and host name lookups.
 
 use super::{Addresses, Change, RegistryId};
 
@@ -8,14 +8,14 @@ use super::{Addresses, Change, RegistryId};
 /// publishes their combined result.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Update {
-    /// Events of one registry, in order.
+    /// Events of one registry, in the order in which they happened.
     Registry(RegistryId, Vec<Change>),
-    /// The addresses that lookups found for host names of endpoints.
+    /// Results of looking up host names of endpoints.
     Hosts(Vec<(Box<str>, Addresses)>),
 }
 
 impl Update {
-    /// Returns the number of changes in the update.
+    /// Returns the number of events and lookup results in the update.
     pub fn len(&self) -> usize {
         match self {
             Self::Registry(_, changes) => changes.len(),
@@ -23,7 +23,7 @@ impl Update {
         }
     }
 
-    /// Returns whether the update has no changes.
+    /// Returns whether the update is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

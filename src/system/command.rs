@@ -13,15 +13,15 @@ use nix::unistd::Pid;
 /// Longest run of a command; it is killed after that.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Longest wait for the output of a command that has exited.
+/// Maximum wait for the output of a command that has exited.
 ///
 /// A child that it left behind may hold the pipe open.
 const OUTPUT_WAIT: Duration = Duration::from_secs(1);
 
-/// Limit for the bytes kept of each output stream.
+/// Maximum bytes kept of each output stream.
 const MAX_OUTPUT_BYTES: u64 = 1 << 20;
 
-/// A command that failed.
+/// Error: a command failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{command}` {cause}")]
 pub struct CommandError {
@@ -51,7 +51,7 @@ pub enum RunError {
 /// Runs a command to its end and returns its standard output.
 ///
 /// # Errors
-/// When the command cannot be started, fails, or takes longer than a minute.
+/// If the command cannot be started, fails, or takes longer than a minute.
 pub fn run(words: &[String]) -> Result<String, CommandError> {
     run_within(words, COMMAND_TIMEOUT)
 }
@@ -117,7 +117,7 @@ fn read_all(pipe: Option<impl Read + Send + 'static>) -> Receiver<String> {
     receiver
 }
 
-/// Returns a command line as one would type it in a shell.
+/// Returns a command line as typed in a shell.
 pub fn shell_quoted(words: &[String]) -> String {
     let is_plain = |word: &str| {
         !word.is_empty()

@@ -23,7 +23,7 @@ pub(super) const WSL_FOLDER: &str = "/mnt/wsl";
 pub struct Machine {
     /// Manager of name resolution.
     pub manager: ResolverManager,
-    /// `/etc/resolv.conf`.
+    /// The state of `/etc/resolv.conf`.
     pub file: ResolvConfFile,
     /// systemd-resolved, if it runs, even if it is not the manager.
     pub resolved: Option<Resolved>,
@@ -76,7 +76,7 @@ impl fmt::Display for ResolverManager {
     }
 }
 
-/// `/etc/resolv.conf`.
+/// The state of `/etc/resolv.conf`.
 #[derive(Debug)]
 pub struct ResolvConfFile {
     /// The file itself: `/etc/resolv.conf`, or the target of its symbolic links.
@@ -160,9 +160,9 @@ fn read(path: &Path) -> ResolvConfContent {
 /// A running systemd-resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
-    /// Its version, such as 252, if known.
+    /// Version of systemd-resolved, such as 252, if known.
     pub version: Option<u32>,
-    /// Its global DNSSEC mode, if known: `no`, `yes` or `allow-downgrade`.
+    /// Global DNSSEC mode, if known: `no`, `yes` or `allow-downgrade`.
     pub dnssec: Option<String>,
     /// Access of programs to systemd-resolved.
     pub access: ResolvedAccess,
@@ -173,18 +173,18 @@ pub struct Resolved {
 pub enum ResolvedAccess {
     /// `/etc/resolv.conf` names its stub, 127.0.0.53: all programs reach it.
     Stub,
-    /// Only `nsswitch.conf` names it, so only programs that use glibc reach it.
+    /// Only `nsswitch.conf` refers to it, so only programs that use glibc reach it.
     GlibcOnly,
     /// `/etc/resolv.conf` lists the servers that it queries itself: programs bypass it.
     Bypassed,
-    /// Nothing refers programs to it.
+    /// No file refers programs to it.
     Unused,
 }
 
-/// NetworkManager.
+/// The state of NetworkManager, with its DNS settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkManager {
-    /// Whether it runs.
+    /// Whether NetworkManager runs.
     pub running: bool,
     /// `main.dns` of its configuration, or `default`.
     pub dns: String,
@@ -210,7 +210,7 @@ pub enum Container {
     Podman,
     /// A Kubernetes pod.
     Kubernetes,
-    /// Another engine.
+    /// Another container engine.
     Other,
 }
 
@@ -388,7 +388,7 @@ mod tests {
 
     use super::*;
 
-    /// Detects a machine with these files.
+    /// Creates a machine with these files, and detects its name resolution.
     ///
     /// Content that starts with `->` makes a symbolic link.
     fn machine(files: &[(&str, &str)], state: &RuntimeState) -> Machine {
@@ -449,7 +449,7 @@ mod tests {
         );
         assert_eq!(found.hosts, ["files", "myhostname", "resolve", "dns"]);
 
-        // It runs, but nothing refers to it.
+        // systemd-resolved runs, but no file refers to it.
         let plain = ("/etc/resolv.conf", "nameserver 192.0.2.1\n");
         let found = machine(&[STUB, UPLINK, plain], &running(&["systemd-resolve"]));
         assert_eq!(

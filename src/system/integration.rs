@@ -12,7 +12,7 @@ const FIRST_VERSION_WITH_DELEGATES: u32 = 258;
 /// The first version of systemd-resolved that accepts the port of a server.
 const FIRST_VERSION_WITH_PORTS: u32 = 247;
 
-/// Path of queries for the served zones to svcdns.
+/// Route by which queries for the served zones reach svcdns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Integration {
     /// A `*.dns-delegate` file of systemd-resolved (systemd.dns-delegate(5)).
@@ -21,13 +21,13 @@ pub enum Integration {
     Link,
     /// A drop-in of the dnsmasq that NetworkManager runs.
     Dnsmasq,
-    /// Our lines in `/etc/resolv.conf`, which NetworkManager stops managing.
+    /// svcdns's lines in `/etc/resolv.conf`, which NetworkManager stops managing.
     NetworkManager,
     /// A record of `resolvconf`.
     Resolvconf,
-    /// Our lines in `/etc/resolv.conf`.
+    /// svcdns's lines in `/etc/resolv.conf`.
     ResolvConf,
-    /// Our lines in `/etc/resolv.conf`, written in place because it is a mount point.
+    /// svcdns's lines in `/etc/resolv.conf`, a mount point, which is written in place.
     ResolvConfInPlace,
 }
 

@@ -28,7 +28,7 @@ const JOURNAL_FORMAT: u32 = 1;
 pub struct Journal {
     #[serde(rename = "form")]
     format: u32,
-    /// The settings of the installation; one with the same settings has nothing to do.
+    /// The settings of the installation; `install` with the same ones does nothing.
     pub purpose: String,
     /// The steps, in order.
     pub steps: Vec<InstallStep>,
@@ -42,19 +42,19 @@ pub struct Journal {
     former: bool,
 }
 
-/// One change.
+/// A change to the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InstallStep {
     /// A new directory.
     Folder(PathBuf),
-    /// A file or link that is created, changed or replaced.
+    /// Creation, change or replacement of a file or link.
     File(FileStep),
-    /// Commands that are run.
+    /// Commands that `install` runs, with commands that undo them.
     Command(CommandStep),
 }
 
-/// A file or link that is created, changed or replaced.
+/// Creation, change or replacement of a file or link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct FileStep {
@@ -64,7 +64,7 @@ pub struct FileStep {
     pub before: PathState,
     /// The state after the step.
     pub after: PathState,
-    /// Way to undo the step if the file has been edited since.
+    /// Action on undo if the file has been edited since the step.
     #[serde(rename = "edited")]
     pub if_edited: IfEdited,
     /// Whether the file is written in place, because it is a mount point.
@@ -72,19 +72,19 @@ pub struct FileStep {
     pub in_place: bool,
 }
 
-/// Way to undo a step if the file has been edited since.
+/// Action on undo if a file has been edited since the step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum IfEdited {
-    /// Removes only our lines, from a file that others own.
+    /// Removes only svcdns's lines, from a file that others own.
     OwnLines,
     /// Keeps the file, which the user owns now.
     Keep,
-    /// Moves the file to the journal's directory, so that it has no effect any more.
+    /// Moves the file to the journal's directory, where it has no effect.
     SetAside,
 }
 
-/// Commands that are run.
+/// Commands that `install` runs, with commands that undo them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct CommandStep {
@@ -96,16 +96,16 @@ pub struct CommandStep {
     ///
     /// The commands must be harmless if the step was not done.
     pub undo: Vec<Vec<String>>,
-    /// A command that succeeds if there is something to undo; empty for always.
+    /// A command that succeeds if there is something to undo; empty to always undo.
     pub undo_if: Vec<String>,
 }
 
 /// The result of undoing a journal.
 #[derive(Debug, Default)]
 pub struct UndoReport {
-    /// One line for each undone step and each kept file.
+    /// A line for each undone step and each kept file.
     pub messages: Vec<String>,
-    /// The steps that could not be undone, and why; undoing can be tried again.
+    /// The steps that could not be undone, with the reason; undoing can be repeated.
     pub failures: Vec<String>,
 }
 
@@ -118,7 +118,7 @@ impl Journal {
     /// Loads this machine's journal, if any.
     ///
     /// # Errors
-    /// When the journal cannot be read, or cannot be trusted.
+    /// If the journal cannot be read, or cannot be trusted.
     pub fn load(root: &Root) -> Result<Option<Self>, JournalError> {
         if let Some(journal) = Self::read(root, Path::new(JOURNAL))? {
             return Ok(Some(journal));
@@ -149,7 +149,7 @@ impl Journal {
     /// Writes the journal to the disk.
     ///
     /// # Errors
-    /// When the journal cannot be written.
+    /// If the journal cannot be written.
     pub fn save(&self, root: &Root) -> Result<(), JournalError> {
         let text = serde_json::to_string_pretty(self)
             .map_err(|error| JournalError::Unreadable(JOURNAL.into(), error.to_string()))?;
@@ -162,10 +162,10 @@ impl Journal {
         PathState::File(file).write(&root.path(JOURNAL), false).map_err(at(JOURNAL))
     }
 
-    /// Removes the journal, also that of an older version.
+    /// Removes the journal, including that of an older version.
     ///
     /// # Errors
-    /// When the journal cannot be removed.
+    /// If the journal cannot be removed.
     pub fn remove(root: &Root) -> Result<(), JournalError> {
         PathState::Absent.write(&root.path(JOURNAL), false).map_err(at(JOURNAL))?;
         journal_folder::clear_former_folder(root)
@@ -176,7 +176,7 @@ impl Journal {
     /// Returns a message if the directory is kept because other files are in it.
     ///
     /// # Errors
-    /// When a file cannot be removed.
+    /// If a file cannot be removed.
     pub fn remove_state_directory(&self, root: &Root) -> Result<Option<String>, JournalError> {
         let is_new = |unit: &FileStep| unit.before == PathState::Absent;
         // Older versions had their journal in that directory.
@@ -203,10 +203,10 @@ impl Journal {
         })
     }
 
-    /// Does these steps, in order.
+    /// Applies these steps, in order.
     ///
     /// # Errors
-    /// When a step fails; the steps after it are not done.
+    /// If a step fails; the steps after it are not done.
     pub fn apply(&self, root: &Root, steps: Range<usize>) -> Result<(), JournalError> {
         self.steps.get(steps).unwrap_or_default().iter().try_for_each(|step| step.apply(root))
     }
@@ -220,7 +220,7 @@ impl Journal {
         })
     }
 
-    /// Undoes all steps, the last one first; a failure does not stop it.
+    /// Undoes all steps in reverse order; continues after failures.
     pub fn undo(&self, root: &Root) -> UndoReport {
         let mut report = UndoReport::default();
         for step in self.steps.iter().rev() {
@@ -488,7 +488,7 @@ mod tests {
                                 .unwrap();
                         }
                     }
-                    // The undo is interrupted and started again, too.
+                    // The undo is also interrupted and started again.
                     for step in journal.steps.iter().rev().take(undone_before) {
                         step.undo(&root).unwrap();
                     }
@@ -507,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn the_format_of_installed_machines_is_kept() {
+    fn the_journal_format_of_installed_machines_is_kept() {
         let text = include_str!("../../tests/former/install.json");
         let journal: Journal = serde_json::from_str(text).unwrap();
         let expected: serde_json::Value = serde_json::from_str(text).unwrap();

@@ -31,7 +31,7 @@ pub enum JournalError {
     /// A system call failed.
     #[error("{path}: {error}")]
     System {
-        /// The path that it was about.
+        /// The path on which the call failed.
         path: PathBuf,
         /// The error of the system.
         error: io::Error,
@@ -58,7 +58,7 @@ pub enum JournalError {
          again. Otherwise remove {path}"
     )]
     Untrusted {
-        /// The journal.
+        /// The path of the journal.
         path: PathBuf,
         /// The path that the other user can change.
         cause: UnsafePath,
@@ -75,7 +75,7 @@ pub enum JournalError {
          damaged. Use the version that wrote it"
     )]
     Unreadable(PathBuf, String),
-    /// The file has changed since it was read.
+    /// A file has changed since it was read.
     #[error("{0} was changed at the same time by another program: run this command again")]
     Changed(PathBuf),
     /// A command of a step failed.

@@ -54,7 +54,7 @@ impl InstallLock {
     /// Creates the journal's directory and takes the lock.
     ///
     /// # Errors
-    /// When another process has the lock, or the directory cannot be created, or another user than
+    /// If another process has the lock, or the directory cannot be created, or another user than
     /// root can write to it.
     pub fn take(root: &Root) -> Result<Self, JournalError> {
         let (name, folder) = (Path::new(JOURNAL_FOLDER), root.path(JOURNAL_FOLDER));
@@ -107,7 +107,7 @@ impl Drop for InstallLock {
 /// write to them. A missing file is safe.
 ///
 /// # Errors
-/// When a path cannot be examined.
+/// If a path cannot be examined.
 pub(super) fn find_unsafe_path(
     root: &Root,
     file: &Path,
@@ -143,7 +143,7 @@ fn is_roots_alone(root: &Root, file: &Path) -> bool {
 /// [`JOURNAL_FOLDER`].
 ///
 /// # Errors
-/// When a file cannot be moved or removed.
+/// If a file cannot be moved or removed.
 pub(super) fn clear_former_folder(root: &Root) -> Result<(), JournalError> {
     let former = root.path(ROOT_STATE_DIRECTORY);
     let is_folder = fs::symlink_metadata(&former).is_ok_and(|metadata| metadata.is_dir());
@@ -169,7 +169,7 @@ pub(super) fn clear_former_folder(root: &Root) -> Result<(), JournalError> {
 /// Returns a message if the directory is kept because other files are in it.
 ///
 /// # Errors
-/// When a file cannot be removed.
+/// If a file cannot be removed.
 pub(super) fn remove_state_directory(root: &Root) -> Result<Option<String>, JournalError> {
     let name = Path::new(ROOT_STATE_DIRECTORY);
     let found = root.follow(name).map_err(at(name))?;

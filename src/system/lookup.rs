@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Root;
 use super::command;
 
-/// Longest wait for a lookup: more than the C library waits for a dead name server.
+/// Maximum wait for a lookup; longer than the C library waits for a dead server.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Looks up the addresses of a name as the machine's programs do.
@@ -16,7 +16,7 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(15);
 /// Runs `getent hosts`, or uses this program's own C library if there is no `getent`.
 ///
 /// # Errors
-/// When the lookup fails, finds no address or times out; the error names the command.
+/// If the lookup fails, finds no address or times out; the error names the command.
 pub fn look_up(root: &Root, name: &str) -> Result<Vec<IpAddr>, String> {
     let Some(getent) = root.program("getent") else { return look_up_in_process(name) };
     // A new process has not read an older resolv.conf. Unlike `ahosts`, `hosts` also works on a

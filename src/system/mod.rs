@@ -1,4 +1,4 @@
-//! The machine's own resolver: its detection, the installation of svcdns, and the way back.
+//! The machine's own resolver: its detection, and the installation and removal of svcdns.
 //!
 //! [`detect()`] finds the manager of name resolution, [`plan()`] plans the steps of `install`, the
 //! [`Journal`] undoes them, and [`examine`] makes the checks of `doctor`. All files are below a

@@ -38,16 +38,16 @@ pub struct NssAction {
 /// Destination of a `hosts` line for a name that the machine's files do not have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostsLookup {
-    /// To the name servers of resolv.conf.
+    /// The line leads to the name servers of resolv.conf.
     Dns,
-    /// To systemd-resolved, through its own socket.
+    /// The line leads to systemd-resolved, through its own socket.
     Resolve {
         /// Whether the line also names `dns`, for when systemd-resolved does not run.
         dns: bool,
     },
-    /// Nowhere: the lookup ends at this service before it reaches `dns` or `resolve`.
+    /// The lookup ends at this service, before it reaches `dns` or `resolve`.
     EndsAt(String),
-    /// Nowhere: the line names neither `dns` nor `resolve`.
+    /// The line names neither `dns` nor `resolve`.
     NoDns,
 }
 

@@ -1,4 +1,4 @@
-//! The state of a path: a file, a link, or nothing; read to be restored later.
+//! The state of a path, which can be restored later: a file, a link, or absence.
 //!
 //! A file is replaced by renaming a new one over it, so that no reader ever sees half of it. It is
 //! on the disk before any step that depends on it. Only a mount point, which cannot be renamed
@@ -15,17 +15,17 @@ use std::time::SystemTime;
 use rustix::fs::{IFlags, Mode, OFlags, XattrFlags};
 use serde::{Deserialize, Serialize};
 
-/// Limit for the bytes of the list of extended attributes of a file.
+/// Maximum size of a file's list of extended attributes, in bytes.
 const MAX_ATTRIBUTE_LIST_BYTES: usize = 16 * 1024;
 
-/// Limit for the bytes of one extended attribute (`XATTR_SIZE_MAX`, xattr(7)).
+/// Maximum size of one extended attribute, in bytes (`XATTR_SIZE_MAX`, xattr(7)).
 const MAX_ATTRIBUTE_BYTES: usize = 64 * 1024;
 
 /// The state of a path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PathState {
-    /// Nothing is there.
+    /// The path does not exist.
     Absent,
     /// A regular file.
     File(FileState),
@@ -33,7 +33,7 @@ pub enum PathState {
     Link {
         /// The path that it contains.
         target: PathBuf,
-        /// Its user and group ID.
+        /// The user and group ID of the link itself.
         owner: (u32, u32),
     },
 }
@@ -52,7 +52,7 @@ pub struct FileState {
     /// The modification time; `None` for the time of writing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub modified: Option<SystemTime>,
-    /// The extended attributes, labels of security modules included.
+    /// The extended attributes, including labels of security modules.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<String, Vec<u8>>,
     /// Whether the file is immutable (`chattr +i`).
@@ -66,7 +66,7 @@ pub struct FileState {
 pub enum FileBytes {
     /// Valid UTF-8.
     Text(String),
-    /// Anything else.
+    /// Bytes that are not UTF-8.
     Raw(Vec<u8>),
 }
 
@@ -94,12 +94,12 @@ impl std::fmt::Debug for FileBytes {
 }
 
 impl PathState {
-    /// Creates a file of root's that every user can read.
+    /// Creates the state of a file that root owns and every user can read.
     pub fn new_file(content: impl Into<Vec<u8>>) -> Self {
         Self::File(FileState::new(content))
     }
 
-    /// Returns this file with other content; a new file if this is none.
+    /// Returns this file with other content, or a new file if this is not a file.
     #[must_use]
     pub fn with_content(&self, content: Vec<u8>) -> Self {
         match self {
@@ -135,7 +135,7 @@ impl PathState {
     /// A missing parent directory counts as absence.
     ///
     /// # Errors
-    /// When the path cannot be read, or is neither a file nor a link.
+    /// If the path cannot be read, or is neither a file nor a link.
     pub fn read(path: &Path) -> io::Result<Self> {
         let metadata = match fs::symlink_metadata(path) {
             Ok(metadata) => metadata,
@@ -165,7 +165,7 @@ impl PathState {
     /// for mount points.
     ///
     /// # Errors
-    /// When the system refuses. The path then keeps its former state, unless `in_place`.
+    /// If the system refuses. Unless `in_place`, the path then keeps its former state.
     pub fn write(&self, path: &Path, in_place: bool) -> io::Result<()> {
         let folder = path.parent().unwrap_or_else(|| Path::new("/"));
         let new = temporary_path(path);

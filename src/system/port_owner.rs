@@ -1,6 +1,6 @@
 //! The sockets bound to a port, and the processes that own them, from `/proc`.
 //!
-//! The result is for messages, so every lookup may find nothing.
+//! The results are used only in messages, so a lookup that finds nothing is not an error.
 
 use std::fmt;
 use std::fs;
@@ -20,7 +20,7 @@ const LOOPBACK_LAST_BYTES: [u8; 6] = [1, 55, 56, 57, 58, 59];
 pub struct PortOwner {
     /// The process ID.
     pub process: u32,
-    /// Its command name, cut to 15 bytes by the kernel; control characters are escaped.
+    /// The command name, cut to 15 bytes by the kernel; control characters are escaped.
     pub command: String,
 }
 
@@ -48,9 +48,9 @@ pub struct BoundSocket {
     pub address: SocketAddr,
     /// Whether any peer can reach it: a TCP listener or an unconnected UDP socket.
     pub open: bool,
-    /// The ID of the user who owns it.
+    /// The ID of the user who owns the socket.
     pub user: u32,
-    /// The process that owns it.
+    /// The process that owns the socket.
     ///
     /// `None` if that cannot be read: only root sees the sockets of other users' processes.
     pub owner: Option<PortOwner>,
@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn a_free_port_has_no_owner() {
         let address = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        // At 127.0.0.1 another test may take the port meanwhile; no test uses this address.
+        // Other tests may use the port at 127.0.0.1; no other test uses this address.
         assert_eq!(
             find_port_owner(
                 Transport::Udp,

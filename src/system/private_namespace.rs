@@ -28,10 +28,10 @@ const STAGING_FOLDERS: [&str; 6] = ["/tmp", "/run", "/mnt", "/media", "/var", "/
 /// Error when a private namespace is created.
 #[derive(Debug, thiserror::Error)]
 pub enum NamespaceError {
-    /// Ordinary users may not create namespaces.
+    /// The system does not let ordinary users create namespaces.
     #[error("this system does not let an ordinary user create a mount namespace ({0})")]
     UserForbidden(io::Error),
-    /// Even root may not create namespaces, usually in a container.
+    /// The system does not let even root create namespaces; usually in a container.
     #[error(
         "this system does not let even root create a mount namespace ({0}): a container needs \
          CAP_SYS_ADMIN for it"
@@ -54,9 +54,9 @@ pub enum NamespaceError {
 
 /// Moves this process into a private mount namespace with this /etc/resolv.conf.
 ///
-/// There the C library uses the name servers of resolv.conf, never nscd or systemd-resolved. All
-/// else is as on the machine. The process must be single-threaded; its children, and programs that
-/// it executes, stay in the namespace.
+/// In the namespace, the C library uses the name servers of resolv.conf, never nscd or
+/// systemd-resolved. Nothing else differs from the machine. The process must be single-threaded;
+/// its children, and programs that it executes, stay in the namespace.
 ///
 /// A process without the right to a mount namespace also gets a user namespace, in which only its
 /// own user ID exists: set-user-ID programs gain no rights there. Unless the process is root, the
@@ -66,7 +66,7 @@ pub enum NamespaceError {
 /// another over it, the kernel drops the mount and the namespace shows the new file.
 ///
 /// # Errors
-/// When the system forbids the namespace or a step fails. The namespace may then be incomplete, and
+/// If the system forbids the namespace or a step fails. The namespace may then be incomplete, and
 /// the process should end.
 pub fn enter_namespace(resolv_conf: &str) -> Result<(), NamespaceError> {
     let is_user_namespace = create_namespaces()?;
@@ -106,7 +106,7 @@ fn create_namespaces() -> Result<bool, NamespaceError> {
 
 /// Mounts the files of the private view.
 fn set_up(resolv_conf: &str) -> Result<(), NamespaceError> {
-    // Mounts made outside still appear in here, but mounts made in here do not appear outside.
+    // Mounts made outside still appear inside, but mounts made inside do not appear outside.
     check(
         "make its mounts private",
         mount(none(), "/", none(), MsFlags::MS_SLAVE | MsFlags::MS_REC, none()),
@@ -227,7 +227,7 @@ fn cover_etc(stage: &Path, files: &[PathBuf]) -> Result<(), NamespaceError> {
     check("make the view of /etc read-only", mount(none(), etc, none(), read_only, none()))
 }
 
-/// Mounts a file over another like [`bind`], unless the other has no name any more.
+/// Mounts a file over another like [`bind`], unless the other has been removed.
 ///
 /// Returns `false` for such a file: one that is itself a mount, and whose source was removed, as
 /// happens in containers. The kernel accepts no mount over it.

@@ -1,4 +1,4 @@
-//! Adds our lines to a resolv.conf that another program or person wrote, and removes them.
+//! Adds svcdns's lines to a resolv.conf that another program or person wrote, and removes them.
 //!
 //! Our lines are between two marker lines. The lines that they replace stay in the file as
 //! comments with the prefix [`REPLACED_LINE_MARK`]. The file alone is therefore enough to undo the edit, even
@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use super::path_state::PathState;
 use crate::resolv_conf::{Directive, Line, REPLACED_LINE_MARK, ResolvConf};
 
-/// The marker line before our lines; installed machines have this text.
+/// The marker line before svcdns's lines; installed machines have this text.
 const BEGIN: &str = "# svcdns: `svcdns uninstall` removes the lines up to \"svcdns end\" \
                      and uncomments those behind #svcdns#\n";
 
-/// The marker line after our lines; installed machines have this text.
+/// The marker line after svcdns's lines; installed machines have this text.
 const END: &str = "# svcdns end\n";
 
 /// Additions to a resolv.conf.
@@ -55,8 +55,8 @@ impl KeptLine {
 
 /// Returns the file with our lines.
 ///
-/// Our lines of an earlier edit are replaced. A file that already has this effect without our
-/// lines is returned unchanged.
+/// The lines of an earlier edit are replaced. A file that has this effect without svcdns's lines is
+/// returned unchanged.
 pub(super) fn add_lines(file: &[u8], edit: &ResolvConfEdit) -> Vec<u8> {
     let clean = remove_lines(file);
     let conf = ResolvConf::parse(&clean);
@@ -69,7 +69,7 @@ pub(super) fn add_lines(file: &[u8], edit: &ResolvConfEdit) -> Vec<u8> {
         _ => false,
     };
     let ours = our_lines(&conf, edit);
-    // Directly before the first affected line, so that comments above it keep their place.
+    // The lines go directly before the first affected line, so that comments above it stay there.
     let position = conf
         .lines
         .iter()
@@ -105,7 +105,7 @@ pub(super) fn is_in_effect(conf: &ResolvConf, edit: &ResolvConfEdit) -> bool {
             .all(|zone| conf.search().iter().any(|domain| domain.trim_end_matches('.') == zone))
 }
 
-/// Returns our lines with their markers.
+/// Returns svcdns's lines with their markers.
 fn our_lines(conf: &ResolvConf, edit: &ResolvConfEdit) -> String {
     let mut ours = format!("{BEGIN}nameserver {}\n", edit.server);
     if !edit.search.is_empty() {
@@ -119,7 +119,7 @@ fn our_lines(conf: &ResolvConf, edit: &ResolvConfEdit) -> String {
     ours
 }
 
-/// Returns whether the file contains a marker or a line commented out by svcdns.
+/// Returns whether the file has a marker line or a line commented out by svcdns.
 pub(super) fn has_our_lines(file: &[u8]) -> bool {
     file.split_inclusive(|byte| *byte == b'\n')
         .any(|line| line == BEGIN.as_bytes() || line.starts_with(REPLACED_LINE_MARK))
@@ -133,7 +133,7 @@ pub(super) fn original(state: &PathState) -> PathState {
     }
 }
 
-/// Returns the file without our lines, and with the lines that they replaced.
+/// Returns the file without svcdns's lines, and with the lines that they replaced.
 ///
 /// Keeps lines between the markers that svcdns did not write.
 pub(super) fn remove_lines(file: &[u8]) -> Vec<u8> {
@@ -232,7 +232,7 @@ mod tests {
         let twenty: String =
             (1..=20).fold(String::new(), |text, n| format!("{text}nameserver 192.0.2.{n}\n"));
         assert_eq!(effective(&add(&twenty, &[], false)), ["nameserver 127.0.0.1"]);
-        // Invalid UTF-8 stays.
+        // Invalid UTF-8 is preserved.
         let raw = add_lines(
             b"\xFF\xFE\nnameserver 192.0.2.1\r\n",
             &ResolvConfEdit { server: OURS, search: &[], keep_others: false },
@@ -277,7 +277,7 @@ mod tests {
             keep_others in proptest::bool::ANY,
         ) {
             let mut text = lines.join("\n");
-            // A last line without a line break gets one if our lines follow it.
+            // A last line without a line break gets one if svcdns's lines follow it.
             if ends_with_newline || !text.contains("nameserver") {
                 text.push('\n');
             }

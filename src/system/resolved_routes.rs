@@ -12,31 +12,31 @@ const TRUST_ANCHOR_FOLDERS: [&str; 3] = [
     "/usr/lib/dnssec-trust-anchors.d",
 ];
 
-/// Longest run of `resolvectl`.
+/// Maximum run time of `resolvectl`.
 const RESOLVECTL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The routes of systemd-resolved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResolvedRoutes {
-    /// The global settings, then those of each link.
+    /// The global settings, then the settings of each link.
     pub scopes: Vec<ResolvedScope>,
 }
 
-/// The global settings of systemd-resolved, or those of one link.
+/// The global settings of systemd-resolved, or the settings of one link.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResolvedScope {
     /// `Global`, or a link such as `Link 2 (eth0)`.
     pub name: String,
     /// The servers.
     pub servers: Vec<String>,
-    /// The domains: `~svc` is only routed here, `svc` is also on the search list.
+    /// The domains: `~svc` is only routed, `svc` is also on the search list.
     pub domains: Vec<String>,
     /// The DNSSEC mode: `yes`, `no` or `allow-downgrade`; empty if unknown.
     pub dnssec: String,
 }
 
 impl ResolvedRoutes {
-    /// Reads the routes by `resolvectl`; empty if that is missing or fails.
+    /// Reads the routes with `resolvectl`; returns none if it is missing or fails.
     pub fn now() -> Self {
         let output = |verb: &str| {
             let command = command::words(&["resolvectl", "--no-pager", verb]);
@@ -60,7 +60,7 @@ impl ResolvedRoutes {
         routes
     }
 
-    /// Returns the scope of this name, added if there is none.
+    /// Returns the scope with this name; adds it if there is none.
     fn scope(&mut self, name: &str) -> &mut ResolvedScope {
         let at = self.scopes.iter().position(|scope| scope.name == name).unwrap_or_else(|| {
             self.scopes.push(ResolvedScope { name: name.to_owned(), ..ResolvedScope::default() });

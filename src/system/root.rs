@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Component, Path, PathBuf};
 use std::{fs, io};
 
-/// Limit for the symbolic links followed on one path (path_resolution(7)).
+/// Maximum number of symbolic links followed on one path (path_resolution(7)).
 const MAX_SYMLINKS: usize = 40;
 
 /// Root of the machine's file system: `/`, or a directory that a test supplies.
@@ -36,7 +36,7 @@ impl Root {
     /// The target need not exist: a dangling link leads to its missing target.
     ///
     /// # Errors
-    /// When the symbolic links form a loop.
+    /// If the symbolic links form a loop.
     pub fn follow(&self, path: impl AsRef<Path>) -> io::Result<PathBuf> {
         self.resolve(path.as_ref()).map(|(target, _)| target)
     }
@@ -44,7 +44,7 @@ impl Root {
     /// Returns the directories and links on a path, from `/` to its target.
     ///
     /// # Errors
-    /// When the symbolic links form a loop.
+    /// If the symbolic links form a loop.
     pub fn path_steps(&self, path: impl AsRef<Path>) -> io::Result<Vec<PathBuf>> {
         self.resolve(path.as_ref()).map(|(_, steps)| steps)
     }
@@ -78,7 +78,7 @@ impl Root {
         Ok((current, visited))
     }
 
-    /// Returns whether this path, its links followed, exists.
+    /// Returns whether a path exists after all its links are followed.
     pub fn has(&self, path: impl AsRef<Path>) -> bool {
         self.follow(path).is_ok_and(|path| self.path(path).exists())
     }
@@ -91,7 +91,7 @@ impl Root {
         fs::read(self.path(path)).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// Returns the files of a directory whose names have this suffix, sorted.
+    /// Returns the files of a directory whose names end in this suffix, sorted.
     pub fn files(&self, folder: impl AsRef<Path>, suffix: &str) -> Vec<PathBuf> {
         let folder = folder.as_ref();
         let Ok(entries) = self.follow(folder).and_then(|folder| fs::read_dir(self.path(folder)))
@@ -107,7 +107,7 @@ impl Root {
         files
     }
 
-    /// Returns the path of this program, from a fixed search path.
+    /// Returns the path of a program from a fixed search path.
     pub fn program(&self, name: &str) -> Option<PathBuf> {
         ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin"]
             .iter()

@@ -11,7 +11,7 @@ use super::processes;
 /// The process name of systemd-resolved, cut to the kernel's limit.
 pub(super) const RESOLVED_PROCESS: &str = "systemd-resolve";
 
-/// Limit for the bytes of a process name in the kernel (proc_pid_comm(5)).
+/// Maximum length of a process name in the kernel, in bytes (proc_pid_comm(5)).
 const MAX_PROCESS_NAME_BYTES: usize = 15;
 
 /// Processes, mounts and the state of systemd-resolved.
@@ -29,7 +29,7 @@ pub struct RuntimeState {
     pub resolved_dnssec: Option<String>,
 }
 
-/// A mount.
+/// A mount of a file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
     /// The mount point.
@@ -56,7 +56,7 @@ impl RuntimeState {
 
     /// Returns whether a process of this name runs.
     ///
-    /// A longer name is cut as the kernel does.
+    /// A longer name is cut like in the kernel.
     pub fn runs(&self, name: &str) -> bool {
         let name = name.get(..MAX_PROCESS_NAME_BYTES).unwrap_or(name);
         self.processes.iter().any(|process| process == name)

@@ -17,7 +17,7 @@ pub const KEEP: &str = "svcdns-keep.service";
 /// The directory of our units.
 pub(super) const FOLDER: &str = "/etc/systemd/system";
 
-/// The first line of each file that only we write; installed machines have it.
+/// The first line of files of svcdns alone; installed machines have this text.
 pub(super) const HEADING: &str = "# Written by `svcdns install`; `svcdns uninstall` removes it.\n";
 
 /// The server's unit as distributed, for installations by hand.
@@ -105,7 +105,7 @@ pub(super) struct HookUnit {
     pub(super) bound_to: &'static str,
     /// Commands of `ExecStart=`, in order.
     pub(super) start: Vec<Vec<String>>,
-    /// The commands at the stop, in order; harmless if the start was not done.
+    /// The commands of `ExecStop=`, in order; harmless if the start was not done.
     pub(super) stop: Vec<Vec<String>>,
 }
 

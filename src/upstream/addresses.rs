@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::name::Name;
 use crate::wire::{Record, Section, expand_name, question_end, records, rtype};
 
-/// Longest CNAME chain that is followed.
+/// Maximum length of a CNAME chain that is followed.
 const MAX_CNAME_CHAIN: usize = 16;
 
 /// Returns the addresses of `host` in a well-formed response.
@@ -56,7 +56,7 @@ pub(super) fn address(data: &[u8]) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
-    /// `a.test` is an alias of `b.test` with two addresses; `c.test` is unrelated.
+    /// A response: `a.test` is an alias of `b.test`, which has two addresses.
     const MESSAGE: &[u8] = b"\0\0\x81\x80\0\x01\0\x04\0\0\0\0\x01a\x04test\0\0\x01\0\x01\
         \xC0\x0C\0\x05\0\x01\0\0\0\x3C\0\x04\x01B\xC0\x0E\
         \xC0\x24\0\x01\0\x01\0\0\0\x1E\0\x04\xC0\0\x02\x01\
@@ -71,7 +71,7 @@ mod tests {
         assert_eq!(addresses(MESSAGE, &host("b.test"), rtype::A), both);
         assert!(addresses(MESSAGE, &host("a.test"), rtype::AAAA).is_empty());
         assert!(addresses(MESSAGE, &host("test"), rtype::A).is_empty());
-        // A CNAME loop.
+        // A message with a CNAME loop.
         let mut circle = MESSAGE.to_vec();
         circle[37] = b'a';
         assert!(addresses(&circle, &host("a.test"), rtype::AAAA).is_empty());

@@ -1,7 +1,7 @@
 //! Aliases (CNAME) that lead to names which are resolved elsewhere.
 //!
-//! An upstream's response ends at such a border. The aliases up to each border and the response for
-//! the last target make one response to the client.
+//! An upstream's response ends at such a border. The client gets one response that joins the
+//! aliases up to each border and the response for the last target.
 
 use std::time::Instant;
 
@@ -14,26 +14,26 @@ use crate::wire::{
     u16_at,
 };
 
-/// Longest sequence of borders that one query crosses.
+/// Maximum number of borders that one query crosses.
 pub(super) const MAX_BORDERS: usize = 8;
 
-/// The aliases lead back to a name before them (RFC 1034 section 5.2.2).
+/// EDE: the aliases lead back to an earlier name (RFC 1034 section 5.2.2).
 const ALIAS_LOOP: ExtendedError =
     ExtendedError { code: ExtendedError::OTHER, text: "the aliases (CNAME) lead in a circle" };
-/// There are more than [`MAX_BORDERS`] borders.
+/// EDE: the aliases cross more than [`MAX_BORDERS`] borders.
 const TOO_MANY_BORDERS: ExtendedError = ExtendedError {
     code: ExtendedError::OTHER,
     text: "the aliases (CNAME) lead from upstream to upstream more than 8 times",
 };
 
-/// What [`super::Lane::resolve`] makes of a query.
+/// The result of [`super::Lane::resolve`].
 #[derive(Debug)]
 pub enum Resolution {
-    /// The response.
+    /// The response to the client.
     Response(Vec<u8>),
-    /// An alias that leads to a name which is resolved elsewhere, perhaps in a served zone.
+    /// An alias whose target is resolved elsewhere, perhaps in a served zone.
     Alias(Box<AliasChain>),
-    /// As [`super::LaneOutcome::Outside`].
+    /// No upstream may be queried; see [`super::LaneOutcome::Outside`].
     Outside,
 }
 
@@ -43,9 +43,9 @@ pub struct AliasChain {
     /// The client's message.
     request: Vec<u8>,
     transport: Transport,
-    /// When the client's query was received.
+    /// Time of receipt of the client's query.
     began: Instant,
-    /// Responses of upstreams so far, each of them aliases up to a border.
+    /// Responses of upstreams so far; each consists of aliases up to a border.
     responses: Vec<Vec<u8>>,
     /// Query for the target of the last alias.
     query: Vec<u8>,
@@ -82,7 +82,7 @@ impl AliasChain {
         self.transport
     }
 
-    /// Returns when the client's query was received.
+    /// Returns the time of receipt of the client's query.
     pub(super) fn began(&self) -> Instant {
         self.began
     }
@@ -90,10 +90,10 @@ impl AliasChain {
     /// Adds a response to [`Self::query`] and the target of its last alias.
     ///
     /// # Errors
-    /// Returns an extended error if the chain is a loop or too long.
+    /// Returns an EDE if the chain is a loop or too long.
     pub(super) fn extend(&mut self, response: Vec<u8>, target: &[u8]) -> Result<(), ExtendedError> {
         let Parsed::Query(query) = Query::parse(&self.query) else { return Err(ALIAS_LOOP) };
-        // Length bytes are below 'A', so that only letters are equal in two cases.
+        // Length bytes are below 'A', so only letters may differ in case.
         let is_target = |one: &Vec<u8>| {
             question_name(one).is_some_and(|name| name.eq_ignore_ascii_case(target))
         };
@@ -108,7 +108,7 @@ impl AliasChain {
         Ok(())
     }
 
-    /// Makes a SERVFAIL with an extended error for the client.
+    /// Returns a SERVFAIL response with an extended error for the client.
     pub(super) fn fail(&self, error: ExtendedError) -> Vec<u8> {
         let mut out = Vec::new();
         if let Parsed::Query(query) = Query::parse(&self.request) {
@@ -117,12 +117,12 @@ impl AliasChain {
         out
     }
 
-    /// Joins the responses so far and the `last` one, to [`Self::query`], into one message.
+    /// Joins all responses of the chain into one; `last` answers [`Self::query`].
     ///
-    /// The code is that of the last response (RFC 6604). Without RD, a chain ends with the last
-    /// alias where the target would have to be forwarded (RFC 1034 section 4.3.2). AA is that of
-    /// the first response (RFC 1035 section 4.1.1), AD is set if all have it (RFC 4035 section
-    /// 3.2.3).
+    /// The code is that of the last response (RFC 6604). If the target would have to be forwarded
+    /// but RD is not set, the response ends with the last alias (RFC 1034 section 4.3.2). AA is
+    /// that of the first response (RFC 1035 section 4.1.1). AD is set if it is set in all responses
+    /// (RFC 4035 section 3.2.3).
     ///
     /// # Errors
     /// Returns an error if a response is malformed.
@@ -148,7 +148,7 @@ impl AliasChain {
             code = rcode::NOERROR;
         }
         if !matches!(code, rcode::NOERROR | rcode::NXDOMAIN) {
-            // A failure is no answer, not even in part.
+            // A failed chain is no answer, not even in part.
             copier = RecordCopier::new(query.question);
         }
         for record in records_of(last)? {
@@ -185,7 +185,7 @@ fn records_of(
     Ok(records(message, question_end(message).ok_or(MalformedMessage)?))
 }
 
-/// Appends the extended errors of an OPT record, as options.
+/// Appends the extended errors of an OPT record to `out`, as options.
 fn put_errors(message: &[u8], record: &Record, out: &mut Vec<u8>) {
     if record.is_opt() {
         for (_, whole) in
@@ -226,7 +226,7 @@ mod tests {
     const REQUEST: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\x01\x01a\x04test\0\0\x01\0\x01\
         \0\0\x29\x04\xD0\0\0\0\0\0\0";
 
-    /// The response that `a.test` is an alias of `NAME.svc`, with an extended error.
+    /// Returns a response in which `a.test` is an alias of `NAME.svc`, with its target.
     fn alias(name: u8) -> (Vec<u8>, Vec<u8>) {
         let target = [&[1, name][..], b"\x03svc\0"].concat();
         let mut response = [b"\x12\x34\x84\x20\0\x01\0\x01\0\0\0\x01", &REQUEST[12..24]].concat();
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn the_target_is_asked_like_the_name() {
+    fn the_target_is_queried_with_the_flags_of_the_client() {
         let chain = chain();
         let Parsed::Query(query) = Query::parse(chain.query()) else { panic!("no query") };
         assert_eq!(query.question, b"\x01h\x03svc\0\0\x01\0\x01");

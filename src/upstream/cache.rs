@@ -13,25 +13,25 @@ use quick_cache::{OptionsBuilder, Weighter};
 use super::message::{Age, ResponseKind, STALE_TTL_SECONDS, StoredResponse};
 use crate::wire::{Query, flags};
 
-/// Upper bound of any answer's TTL; longer ones are usually mistakes.
+/// Upper bound of any answer's TTL, because longer TTLs are usually mistakes.
 const MAX_POSITIVE_TTL_SECONDS: u32 = 24 * 3600;
 /// Upper bound of the time that an upstream's failure is cached.
 ///
 /// RFC 9520 section 3.2 requires at least 1 s, at most 300 s, and longer times for repeated
 /// failures.
 const MAX_FAILURE_TTL_SECONDS: u32 = 30;
-/// Upper bound of the time that the absence of any response is cached.
+/// Upper bound of the time that a missing response is cached.
 ///
-/// Short because the usual cause is our own network, which may recover at any moment. Querying
-/// dead upstreams again costs little.
+/// It is short because the usual cause is the local network, which may recover at any moment.
+/// Querying dead upstreams again costs little.
 const MAX_NO_RESPONSE_TTL_SECONDS: u32 = 5;
-/// Longest pause between two failures that count as consecutive.
+/// Maximum pause between two failures that count as consecutive.
 const FAILURE_STREAK_GAP: Duration = Duration::from_secs(60);
 /// Time after a failed refresh during which a stale answer is served at once.
 ///
 /// RFC 8767 section 5 recommends it.
 const STALE_RECHECK_SECONDS: u32 = 30;
-/// Entries with a shorter TTL are not prefetched, as they would be all the time.
+/// Minimum TTL of a prefetched entry; shorter ones would be prefetched constantly.
 const MIN_PREFETCH_TTL_SECONDS: u32 = 10;
 /// Hits that an entry needs before it is prefetched.
 const MIN_PREFETCH_HITS: u32 = 2;
@@ -39,17 +39,18 @@ const MIN_PREFETCH_HITS: u32 = 2;
 ///
 /// The largest message has 65,535 bytes, which must remain a small share of a shard.
 const SHARD_BYTES: usize = 512 * 1024;
-/// Estimated size of an entry, for the number of evicted keys to remember.
+/// Estimated size of an entry, which decides how many evicted keys are remembered.
 const TYPICAL_ENTRY_BYTES: usize = 400;
-/// Memory of an entry besides the bytes of its message and key.
+/// Memory of an entry in addition to the bytes of its message and key.
 ///
-/// Counted are the value with its two reference counts, its slots in the eviction queue (one more
-/// for a remembered key) and in the hash table, and the allocator's overhead of three allocations.
+/// It consists of the value with its two reference counts, its slots in the eviction queue (one
+/// more for a remembered key) and in the hash table, and the allocator's overhead for three
+/// allocations.
 const ENTRY_OVERHEAD_BYTES: usize = size_of::<CacheEntry>() + 16 + 2 * 72 + 16 + 3 * 16;
 
 /// Cache key of a query: lower-case name, type, class, DO and CD, followed by RD.
 ///
-/// Cache entries ignore RD; queries in flight do not share responses across it.
+/// Cache entries ignore RD. Queries in flight are shared only if their RD is equal.
 #[derive(Clone, Copy)]
 pub(super) struct CacheKey<'a>(&'a [u8]);
 
@@ -61,7 +62,7 @@ const KEY_DNSSEC_OK: u8 = 1;
 /// Bit of a key for CD.
 const KEY_CHECKING_DISABLED: u8 = 2;
 
-/// A key buffer to write a key into.
+/// An empty buffer for [`CacheKey::new`].
 pub(super) const EMPTY_KEY_BUFFER: KeyBuffer = [0; 255 + 4 + 2];
 
 impl<'a> CacheKey<'a> {
@@ -69,7 +70,7 @@ impl<'a> CacheKey<'a> {
     pub(super) fn new(query: &Query<'_>, bytes: &'a mut KeyBuffer) -> Option<Self> {
         let question = query.question.len();
         bytes.get_mut(..question)?.copy_from_slice(query.question);
-        // Type and class keep their bytes; length bytes are below `A`.
+        // Type and class are not changed, and length bytes are below `A`.
         bytes.get_mut(..question.checked_sub(4)?)?.make_ascii_lowercase();
         let bit = |set: bool, bit: u8| if set { bit } else { 0 };
         *bytes.get_mut(question)? =
@@ -99,7 +100,7 @@ impl<'a> CacheKey<'a> {
         Self(bytes)
     }
 
-    /// Returns whether recursion is desired.
+    /// Returns whether RD is set.
     fn recursion_desired(self) -> bool {
         self.0.last().is_some_and(|rd| *rd != 0)
     }
@@ -111,32 +112,32 @@ impl fmt::Debug for CacheKey<'_> {
     }
 }
 
-/// A cached response or failure, with the time it was received.
+/// A cached response or failure, with its time of receipt.
 #[derive(Debug)]
 pub(super) struct CacheEntry {
     pub(super) stored: StoredResponse,
     received: Instant,
-    /// Time to live; 0 for a response that only the waiting clients get.
+    /// TTL; 0 for a response that only the waiting clients get.
     ttl_seconds: u32,
-    /// Number of consecutive failures, this one included; 0 for an answer.
+    /// Number of consecutive failures, including this one; 0 for an answer.
     failures: u8,
     /// Cache hits, counted up to [`MIN_PREFETCH_HITS`].
     hits: AtomicU32,
-    /// Whether a prefetch was started for this entry.
+    /// Whether this entry has already been prefetched.
     prefetching: AtomicBool,
     /// Age in seconds at which to query upstreams again; 0 if no refresh has failed.
     recheck_age: AtomicU32,
 }
 
 impl CacheEntry {
-    /// Makes an entry that has not been hit yet.
+    /// Creates an entry without hits.
     fn new(stored: StoredResponse, received: Instant, ttl_seconds: u32, failures: u8) -> Self {
         let (hits, prefetching, recheck_age) =
             (AtomicU32::new(0), AtomicBool::new(false), AtomicU32::new(0));
         Self { stored, received, ttl_seconds, failures, hits, prefetching, recheck_age }
     }
 
-    /// Makes an entry that is not stored in the cache.
+    /// Creates an entry that is not stored in the cache.
     pub(super) fn uncached(stored: StoredResponse, now: Instant) -> Arc<Self> {
         let failures =
             u8::from(matches!(stored.kind(), ResponseKind::Failure | ResponseKind::NoResponse));
@@ -145,7 +146,7 @@ impl CacheEntry {
 
     /// Returns the age in seconds.
     fn age(&self, now: Instant) -> u32 {
-        // TTLs and stale times are far below 2^32 s.
+        // TTLs and stale times are far below 2^32 s, so saturation does no harm.
         u32::try_from(now.saturating_duration_since(self.received).as_secs()).unwrap_or(u32::MAX)
     }
 
@@ -164,16 +165,16 @@ impl CacheEntry {
         Duration::from_secs(seconds.into())
     }
 
-    /// Returns whether this answer, which is no failure, contradicts an `older` entry.
+    /// Returns whether this entry is an answer that contradicts an `older` entry.
     ///
-    /// A truncated answer is incomplete: with the same code it may say the same.
+    /// A truncated answer is incomplete, so with the same code it does not contradict.
     fn contradicts(&self, older: &Self) -> bool {
         !self.stored.is_truncated() || self.stored.rcode() != older.stored.rcode()
     }
 
-    /// Records a failed refresh: for some time no client waits for another one.
+    /// Records a failed refresh, after which clients do not wait for another one.
     ///
-    /// The pause lasts [`STALE_RECHECK_SECONDS`].
+    /// They do not wait for [`STALE_RECHECK_SECONDS`].
     pub(super) fn defer_recheck(&self, now: Instant) {
         self.recheck_age
             .store(self.age(now).saturating_add(STALE_RECHECK_SECONDS), Ordering::Relaxed);
@@ -184,7 +185,7 @@ impl CacheEntry {
         self.age(now) < self.recheck_age.load(Ordering::Relaxed)
     }
 
-    /// Counts a hit; returns `true` once if the entry is popular and about to expire.
+    /// Counts a hit; returns `true` once if the entry is popular and expires soon.
     fn count_hit(&self, age: u32) -> bool {
         if self.ttl_seconds < MIN_PREFETCH_TTL_SECONDS || self.is_failure() {
             return false;
@@ -206,7 +207,7 @@ pub(super) enum CacheLookup {
     Fresh {
         /// The entry.
         entry: Arc<CacheEntry>,
-        /// Its age.
+        /// The entry's age.
         age: Age,
         /// Whether the caller must prefetch the entry; set for one caller only.
         prefetch: bool,
@@ -221,7 +222,7 @@ pub(super) enum CacheLookup {
 pub(super) struct Cache {
     entries: Option<EntryMap>,
     stale_seconds: u32,
-    /// Number of calls of [`Cache::clear`].
+    /// Number of calls of [`Cache::clear`] so far.
     epoch: AtomicU64,
 }
 
@@ -229,9 +230,9 @@ pub(super) struct Cache {
 type EntryMap = quick_cache::sync::Cache<Box<[u8]>, Arc<CacheEntry>, Weigher, RandomState>;
 
 impl Cache {
-    /// Makes a cache of at most `bytes` bytes; expired answers are kept for `stale`.
+    /// Creates a cache of at most `bytes` bytes that keeps expired answers for `stale`.
     ///
-    /// With 0 bytes nothing is cached.
+    /// With 0 bytes, nothing is cached.
     pub(super) fn new(bytes: usize, stale: Duration) -> Self {
         let options = OptionsBuilder::new()
             .estimated_items_capacity(bytes / TYPICAL_ENTRY_BYTES)
@@ -272,18 +273,18 @@ impl Cache {
         }
     }
 
-    /// Returns the cache epoch, which [`Cache::clear`] bumps.
+    /// Returns the cache epoch, which each [`Cache::clear`] increments.
     ///
-    /// A response from an older epoch is not stored.
+    /// A response to a query of an earlier epoch is not stored.
     pub(super) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Makes an entry of a response and stores it if it is cacheable.
+    /// Creates an entry for a response, and stores it if it is cacheable.
     ///
-    /// `sent` is whether the query was sent; a failure before that is not cached. A
-    /// failure does not replace an answer that can still be served stale. Every other response
-    /// replaces or removes what it contradicts.
+    /// `sent` is whether the query was sent; a failure before that is not cached. A failure does
+    /// not replace an answer that can still be served stale. Every other response replaces or
+    /// removes the entries that it contradicts.
     pub(super) fn insert(
         &self,
         key: CacheKey<'_>,
@@ -340,7 +341,7 @@ impl Cache {
                     entries.remove(key.entry_bytes());
                 }
             }
-            // An answer that may not be cached must not leave an older one behind as stale.
+            // An answer that may not be cached must not leave an older answer behind as stale.
             None if failures == 0 => {
                 entries.remove_if(key.entry_bytes(), |older| entry.contradicts(older));
             }
@@ -352,7 +353,7 @@ impl Cache {
         entry
     }
 
-    /// Removes all entries, because other upstreams may give other answers.
+    /// Removes all entries, because new upstreams may give other answers.
     pub(super) fn clear(&self) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
         if let Some(entries) = &self.entries {
@@ -360,7 +361,7 @@ impl Cache {
         }
     }
 
-    /// Returns the number of entries, expired ones included.
+    /// Returns the number of entries, including expired ones.
     pub(super) fn len(&self) -> usize {
         self.entries.as_ref().map_or(0, EntryMap::len)
     }
@@ -376,10 +377,10 @@ impl Cache {
     }
 }
 
-/// Removes expired entries of the same question, but other DO or CD, that `entry` contradicts.
+/// Removes expired entries for other DO or CD that `entry` contradicts.
 ///
-/// Otherwise an outage could bring them back as stale answers. An answer to a query with CD may be
-/// forged: it contradicts only entries with CD.
+/// Otherwise, an outage could bring them back as stale answers. An answer to a query with CD may be
+/// forged, so it contradicts only entries with CD.
 fn forget_expired_siblings(entries: &EntryMap, key: CacheKey<'_>, entry: &CacheEntry) {
     let mut buffer = EMPTY_KEY_BUFFER;
     let own = key.entry_bytes();
@@ -394,7 +395,7 @@ fn forget_expired_siblings(entries: &EntryMap, key: CacheKey<'_>, entry: &CacheE
         if let Some(last) = sibling.last_mut() {
             *last = flags;
         }
-        // There rarely is one, and looking takes a shared lock only.
+        // Such an entry is rare, and this check needs only a shared lock.
         if entries.contains_key(&*sibling) {
             entries.remove_if(&*sibling, |older| {
                 !older.is_failure()

@@ -7,19 +7,21 @@ use crate::wire::{
     HEADER_BYTES, MAX_TCP_BYTES, MalformedMessage, Record, Section, copy_name, name_end,
 };
 
-/// Number of names of a new message that later ones may point at.
+/// Maximum names of a new message that later names may point to.
 ///
-/// Each name is compared with all of them, so that more could take long.
+/// Each name is compared with all of them, so more would take long.
 const MAX_POINTED_NAMES: usize = 32;
-/// Highest of the types of RFC 1035, whose data may hold compressed names (RFC 3597 section 4).
+/// Last of the types of RFC 1035.
+///
+/// Data of later types has no compressed names (RFC 3597 section 4).
 const LAST_COMPRESSIBLE_TYPE: u16 = 16;
 
-/// A message that is built from records of others.
+/// Builder of a message from records of other messages.
 #[derive(Debug)]
 pub(super) struct RecordCopier {
     bytes: Vec<u8>,
     counts: [u16; 3],
-    /// Start and end of the names that others may point at, without pointers themselves.
+    /// Start and end of the names that pointers may point to; they contain no pointers.
     names: Vec<(usize, usize)>,
 }
 
@@ -40,7 +42,7 @@ impl RecordCopier {
     ///
     /// # Errors
     /// Returns an error, and appends nothing, if names in the data are malformed or the message
-    /// would get too long.
+    /// would become too long.
     pub(super) fn copy(
         &mut self,
         message: &[u8],
@@ -57,7 +59,7 @@ impl RecordCopier {
         copied.ok_or(MalformedMessage)
     }
 
-    /// Appends a record, perhaps in part; returns the offset of its data.
+    /// Appends a record, perhaps only in part; returns the offset of its data.
     fn try_copy(&mut self, message: &[u8], record: &Record) -> Option<usize> {
         self.copy_name(message, record.start, true)?;
         let fixed = message.get(record.fixed..record.fixed + 10)?;
@@ -65,7 +67,7 @@ impl RecordCopier {
         let data = self.bytes.len();
         let (skipped, names) = compressible_names(record.rtype);
         let mut at = record.fixed + 10;
-        // Empty data, as in updates, has no names.
+        // Records without data, as in updates, contain no names.
         if names > 0 && at < record.end {
             let front = message.get(at..at + skipped)?;
             self.bytes.extend_from_slice(front);
@@ -82,7 +84,7 @@ impl RecordCopier {
         Some(data)
     }
 
-    /// Appends the name at `at` of `message`, as a pointer if the new message has it already.
+    /// Appends the name at `at` of `message`; if possible, as a pointer.
     fn copy_name(&mut self, message: &[u8], at: usize, compress: bool) -> Option<()> {
         let start = self.bytes.len();
         copy_name(message, at, &mut self.bytes).ok()?;
@@ -91,7 +93,7 @@ impl RecordCopier {
         if !compress || name.len() == 1 {
             return Some(());
         }
-        // Length bytes are below 'A', so that only letters are equal in two cases.
+        // Length bytes are below 'A', so only letters may differ in case.
         let known = self.names.iter().find(|(start, end)| {
             before.get(*start..*end).is_some_and(|known| known.eq_ignore_ascii_case(name))
         });
@@ -106,7 +108,7 @@ impl RecordCopier {
         Some(())
     }
 
-    /// Returns the message with these flags, response code included, and id 0.
+    /// Returns the message with these flags, including the response code, and ID 0.
     pub(super) fn finish(mut self, flags: u16) -> Vec<u8> {
         self.bytes[2..4].copy_from_slice(&flags.to_be_bytes());
         for (section, count) in
@@ -126,7 +128,7 @@ mod tests {
     use super::*;
     use crate::wire::{question_end, records};
 
-    /// Answers `a.test A` with CNAME, address, MX, SRV and SOA records, all names compressed.
+    /// A response to `a.test A` with CNAME, A, MX, SRV and SOA records, all compressed.
     const MESSAGE: &[u8] = b"\x12\x34\x81\x80\0\x01\0\x04\0\x01\0\0\x01a\x04test\0\0\x01\0\x01\
         \xC0\x0C\0\x05\0\x01\0\0\0\x3C\0\x04\x01B\xC0\x0E\
         \xC0\x24\0\x01\0\x01\0\0\0\x1E\0\x04\xC0\0\x02\x01\
@@ -149,7 +151,7 @@ mod tests {
             (message.answers, message.authorities)
         };
         assert_eq!(read(&copy), read(MESSAGE));
-        // Two pointers fewer: SRV targets are not compressed, and `me.test` is written out.
+        // Two names have no pointers: SRV targets are not compressed, and `me.test` is written out.
         assert!(copy.len() < MESSAGE.len() + 20, "{} bytes", copy.len());
     }
 
@@ -170,7 +172,7 @@ mod tests {
 
     #[test]
     fn bad_names_in_data_are_errors() {
-        // MX data of one byte; a CNAME whose name ends after its data; a forward pointer.
+        // MX data of one byte; a CNAME whose name exceeds its data; a forward pointer.
         for record in [
             &b"\xC0\x0C\0\x0F\0\x01\0\0\0\x3C\0\x01\0"[..],
             b"\xC0\x0C\0\x05\0\x01\0\0\0\x3C\0\x01\x01a\0",
@@ -185,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_that_get_too_long_are_errors() {
+    fn messages_that_become_too_long_are_errors() {
         let long = [&[63][..], &[b'x'; 63]].concat().repeat(3);
         let record = [&long[..], b"\0\0\x10\0\x01\0\0\0\x3C\0\0"].concat();
         let message = [&MESSAGE[..24], &record].concat();

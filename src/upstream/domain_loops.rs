@@ -1,13 +1,13 @@
-//! Detection of forwarding loops of single domains.
+//! Detection of forwarding loops that affect single domains.
 //!
-//! Another resolver on the machine or network may forward some domains to svcdns and be its
-//! upstream for all others. If svcdns does not have a name in such a domain, the query goes in a
-//! circle: resolvers merge equal queries, so each waits for the other.
+//! Another resolver on the machine or network may forward some domains to svcdns while svcdns
+//! forwards all other names to that resolver. A query for a name in such a domain that svcdns does
+//! not serve goes in a circle: resolvers merge identical queries, so each waits for the other.
 //!
-//! A query from an upstream's own address that svcdns forwards to that upstream is only a
-//! suspicion, for all programs of a machine have its loopback address. If the query is still in
-//! flight a moment later, svcdns queries the upstream for a token below the name. If that token
-//! comes back, the domain loops: it is marked, and all queries for its names are routed again.
+//! A query from an upstream's own address that svcdns forwards to that upstream is only suspicious,
+//! because all programs of a machine use its loopback address. If the query is still in flight a
+//! moment later, svcdns queries the upstream for a token below the name. If that token comes back,
+//! the domain loops: svcdns marks the domain and routes all queries for its names again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,26 +25,26 @@ use super::routes::{Route, RouteQuery};
 use crate::name::Name;
 use crate::wire::rtype;
 
-/// Interval of looking for suspicious queries while there are any.
+/// Interval of scans for suspicious queries while there are any.
 ///
-/// A healthy upstream answers most queries within it; the second look leads to a check.
+/// A healthy upstream answers most queries within this interval; the second scan leads to a check.
 const SCAN_INTERVAL: Duration = Duration::from_millis(50);
 /// Time limit for an upstream's response to a token.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a name that does not loop is not checked again.
+/// Time for which a name that does not loop is not checked again.
 const HEALTHY_FOR: Duration = Duration::from_secs(300);
-/// Most names that are known not to loop; at more, all are forgotten.
+/// Maximum names known not to loop; beyond this number, all are forgotten.
 const MAX_HEALTHY_NAMES: usize = 1024;
 
 /// Checks suspicious queries for loops.
 #[derive(Debug)]
 pub(super) struct DomainLoops {
     check: Arc<LoopCheck>,
-    /// Names that do not loop, and when they were checked.
+    /// Names that do not loop, with the time of their check.
     healthy: HashMap<Name, Instant>,
 }
 
-/// What a check needs.
+/// The inputs of a check.
 #[derive(Debug)]
 struct LoopCheck {
     routing: Routing,
@@ -53,13 +53,13 @@ struct LoopCheck {
 }
 
 impl DomainLoops {
-    /// Makes a watcher of these queries in flight.
+    /// Creates a detector for these queries in flight.
     pub(super) fn new(routing: Routing, in_flight: Arc<InFlight>) -> Self {
         let check = LoopCheck { routing, in_flight, sockets: Sockets::default() };
         Self { check: Arc::new(check), healthy: HashMap::new() }
     }
 
-    /// Checks suspicious queries until `stop`, one at a time for each address.
+    /// Checks suspicious queries until `stop`; for each address, one at a time.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let (mut checks, mut busy) = (JoinSet::new(), Vec::new());
         loop {
@@ -74,14 +74,14 @@ impl DomainLoops {
                     (suspected, is_healthy)
                 });
             }
-            // Even if idle: most suspicious queries end at once, and a wake-up for each of them
-            // would cost more than the query.
+            // The pause applies even when idle: most suspicious queries end at once, and waking up
+            // for each of them would cost more than the query.
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = sleep(SCAN_INTERVAL) => {}
             }
             while let Some(checked) = checks.try_join_next() {
-                // Checks do not panic.
+                // A check does not panic, so the result is always there.
                 let Ok((SuspectedLoop { name, address }, is_healthy)) = checked else { continue };
                 busy.retain(|other| *other != address);
                 if is_healthy {
@@ -97,7 +97,7 @@ impl DomainLoops {
         }
     }
 
-    /// Returns whether the name was found not to loop of late.
+    /// Returns whether the name was recently found not to loop.
     fn is_healthy(&self, name: &Name, now: Instant) -> bool {
         self.healthy.get(name).is_some_and(|checked| now < *checked + HEALTHY_FOR)
     }
@@ -112,9 +112,9 @@ impl DomainLoops {
 }
 
 impl LoopCheck {
-    /// Checks a name at the upstreams with an address; returns whether it is known not to loop.
+    /// Checks a name at the upstreams with an address for a loop.
     ///
-    /// If it loops, its domain is marked.
+    /// Returns whether the name is known not to loop. If it loops, its domain is marked.
     async fn is_healthy(&self, suspected: &SuspectedLoop) -> bool {
         let SuspectedLoop { name, address } = suspected;
         let query = RouteQuery { qtype: rtype::ANY, recursion_desired: true };
@@ -134,14 +134,16 @@ impl LoopCheck {
         healthy
     }
 
-    /// Returns whether the upstream sends queries for names below `domain` back, if it tells.
+    /// Returns whether the upstream sends queries for names below `domain` back.
+    ///
+    /// Returns `None` if the check is inconclusive.
     async fn loops_below(&self, upstream: &Arc<Upstream>, domain: &Name) -> Option<bool> {
         self.routing.guard.loops_below(&self.sockets, upstream, domain, TOKEN_TIMEOUT).await
     }
 
-    /// Marks the widest domain around a looping name, and routes its queries again.
+    /// Marks the widest domain around a looping name and routes its queries again.
     async fn mark(&self, upstream: &Arc<Upstream>, name: &Name) {
-        // These clients need not wait for the search.
+        // Clients of this name need not wait for the search.
         upstream.loops().mark(name);
         self.in_flight.interrupt(name);
         let domain = self.widest_domain(upstream, name).await;
@@ -156,10 +158,10 @@ impl LoopCheck {
         self.in_flight.interrupt(&domain);
     }
 
-    /// Returns the widest domain around a looping name that loops as well.
+    /// Returns the widest domain around a looping name that also loops.
     async fn widest_domain(&self, upstream: &Arc<Upstream>, name: &Name) -> Name {
         let zone = self.routing.routes.load().special_zone(name);
-        // Usually the whole zone is forwarded.
+        // Usually, the whole zone is forwarded.
         if let Some(zone) = &zone
             && self.loops_below(upstream, zone).await == Some(true)
         {
@@ -175,7 +177,7 @@ impl LoopCheck {
     }
 }
 
-/// Returns the name, or the closest name above it that has room for a token.
+/// Returns the name itself or the closest name above it that has room for a token.
 fn with_room(name: &Name) -> Name {
     let mut domain = *name;
     while domain.as_wire().len() > MAX_TOKEN_DOMAIN_BYTES
@@ -186,7 +188,7 @@ fn with_room(name: &Name) -> Name {
     domain
 }
 
-/// Returns the name without its first label, if that leaves one.
+/// Returns the name without its first label; `None` if that would be the root.
 fn parent(name: &Name) -> Option<Name> {
     let bytes = name.as_wire();
     let rest = bytes.get(1 + usize::from(bytes[0])..)?;

@@ -1,7 +1,7 @@
-//! Keeps the routes in step with the system's resolver configuration.
+//! Keeps the routes up to date with the system's resolver configuration.
 //!
-//! The files are read again when their directories change, and every 30 s in any case. A missing,
-//! empty or incomplete file changes nothing for a while: a DHCP client may still be writing, or the
+//! The files are read again when their directories change, and at least every 30 s. A missing,
+//! empty or incomplete file has no effect for a while: a DHCP client may still be writing, or the
 //! network may come back.
 
 use std::collections::HashMap;
@@ -26,17 +26,18 @@ use crate::name::Name;
 use crate::path_watch::{ChangeSignal, PathWatches};
 use crate::resolv_conf::RESOLV_CONF;
 
-/// Intervals of reading the files.
+/// Time limits for reading the files.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FollowTimings {
-    /// Delay between a change and the reading, because the writer may not be done.
+    /// Delay between a change and the reading, because the writer may not be done yet.
     pub(super) settle: Duration,
-    /// Longest time between two readings if no change is reported.
+    /// Maximum time between two readings if no change is reported.
     pub(super) poll: Duration,
     /// Lifetime of the last known upstreams after the files stop naming any.
     ///
-    /// The name servers of a network that was left must not be queried for ever. A file that cannot
-    /// be read keeps the upstreams without this limit, as its content may be unchanged.
+    /// The name servers of a network that the machine has left must not be queried forever. A file
+    /// that cannot be read keeps the upstreams without this limit, because its content may be
+    /// unchanged.
     pub(super) keep_last_known: Duration,
 }
 
@@ -50,12 +51,12 @@ impl Default for FollowTimings {
     }
 }
 
-/// The current routes, as queries and the loop guard see them.
+/// The current routes, as used by queries and the loop guard.
 #[derive(Clone, Debug)]
 pub(super) struct Routing {
     /// The route table in use.
     pub(super) routes: Arc<ArcSwap<RouteTable>>,
-    /// All upstreams of the route table; updated after it.
+    /// All upstreams of the route table; updated after the table.
     pub(super) upstreams: watch::Receiver<Vec<Arc<Upstream>>>,
     /// The guard that detects forwarding loops.
     pub(super) guard: Arc<LoopGuard>,
@@ -64,7 +65,7 @@ pub(super) struct Routing {
 impl Routing {
     /// Returns the route of a query for `name`.
     ///
-    /// Every query must take this way, because it detects loops.
+    /// Every query must be routed by this function, because it detects loops.
     pub(super) fn route(&self, name: &Name, query: RouteQuery) -> Route {
         if self.guard.catch_token(name) {
             Route::Local(SpecialAnswer { special: Special::LoopToken, zone_offset: 0 })
@@ -76,7 +77,7 @@ impl Routing {
 
 /// Starts to follow the system's files until `stop`.
 ///
-/// The first routes are in use on return.
+/// The first routes are in use when this function returns.
 pub(super) fn start(
     settings: &Settings,
     tracker: &TaskTracker,
@@ -100,7 +101,7 @@ pub(super) fn start(
 struct SourceFollower {
     servers: Servers,
     domains: Vec<(Name, Vec<Target>)>,
-    /// Order of all lists; `None` lets their origin decide.
+    /// Order of all lists; `None` leaves it to their origin.
     order: Option<UpstreamOrder>,
     forward_single_labels: bool,
     sources: Sources,
@@ -111,13 +112,13 @@ struct SourceFollower {
     upstreams_sender: watch::Sender<Vec<Arc<Upstream>>>,
     /// Inputs of the current routes; `None` before the first reading.
     current: Option<RouteInputs>,
-    /// Time since which the files have named no name server.
+    /// Time since which the files have named no server; `None` while they name one.
     empty_since: Option<Instant>,
-    /// Warning logged last about unusable files.
+    /// The last logged warning about unusable files.
     last_warning: String,
 }
 
-/// Inputs of a route table, besides the settings.
+/// Inputs of a route table, apart from the settings.
 #[derive(Debug, PartialEq, Eq)]
 struct RouteInputs {
     servers: Vec<Target>,
@@ -126,7 +127,7 @@ struct RouteInputs {
 }
 
 impl SourceFollower {
-    /// Makes a follower and reads the files for the first time.
+    /// Creates a follower and reads the files for the first time.
     fn new(
         settings: &Settings,
         sources: Sources,
@@ -197,7 +198,7 @@ impl SourceFollower {
         loop {
             // Reading can block, for example on a network file system.
             let task = tokio::task::spawn_blocking(move || {
-                // The watches come first, so that a change during the reading is reported.
+                // The watches are renewed first, so that a change during the reading is reported.
                 watches.refresh();
                 let snapshot = self.snapshot();
                 self.apply(&snapshot);
@@ -219,7 +220,7 @@ impl SourceFollower {
         }
     }
 
-    /// Returns the time until the next reading if nothing changes.
+    /// Returns the maximum time until the next reading.
     fn next_snapshot(&self) -> Duration {
         let end = self.empty_since.map(|since| {
             (since + self.timings.keep_last_known).saturating_duration_since(Instant::now())
@@ -227,7 +228,7 @@ impl SourceFollower {
         end.filter(|end| !end.is_zero()).map_or(self.timings.poll, |end| end.min(self.timings.poll))
     }
 
-    /// Reads the files.
+    /// Reads the system's resolver configuration.
     fn snapshot(&self) -> SourcesSnapshot {
         match self.servers {
             Servers::System => self.sources.snapshot(),
@@ -238,7 +239,7 @@ impl SourceFollower {
         }
     }
 
-    /// Replaces the routes if the files name other servers.
+    /// Replaces the routes if the files name different servers.
     fn apply(&mut self, snapshot: &SourcesSnapshot) {
         let servers = match &self.servers {
             Servers::Off => Vec::new(),
@@ -266,7 +267,7 @@ impl SourceFollower {
     /// Returns the order of the upstreams for names without a domain route.
     fn default_order(&self, servers: &[Target], snapshot: &SourcesSnapshot) -> UpstreamOrder {
         let by_origin = match &self.servers {
-            // While the last known servers are kept, so is their order.
+            // The last known servers keep their order.
             Servers::System if snapshot.servers.is_empty() && !servers.is_empty() => {
                 self.current.as_ref().map_or(UpstreamOrder::Strict, |now| now.order)
             }
@@ -276,7 +277,7 @@ impl SourceFollower {
         self.order.unwrap_or(by_origin)
     }
 
-    /// Returns the servers to use, and warns if the files name none.
+    /// Returns the servers to use; warns if the files name none.
     fn select_servers(&mut self, snapshot: &SourcesSnapshot) -> Vec<Target> {
         let before = self.current.as_ref().map(|now| now.servers.as_slice()).unwrap_or_default();
         if !snapshot.servers.is_empty() {
@@ -312,7 +313,7 @@ impl SourceFollower {
         servers
     }
 
-    /// Installs new routes; upstreams that remain keep their health and connections.
+    /// Installs new routes; upstreams in both keep their health and connections.
     fn install(&self, inputs: &RouteInputs) {
         let known = self.upstreams_sender.borrow().clone();
         let mut upstreams: HashMap<Target, Arc<Upstream>> =
@@ -328,7 +329,7 @@ impl SourceFollower {
                 })
                 .collect()
         };
-        // First those that resolve all names.
+        // The upstreams for all names come first.
         let servers = of(&inputs.servers, &Name::ROOT);
         let domains =
             self.domains.iter().map(|(domain, targets)| (*domain, of(targets, domain))).collect();

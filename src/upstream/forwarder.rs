@@ -1,4 +1,4 @@
-//! Entry point of forwarding: cache lookup, routing and the exchange with upstreams.
+//! Entry point of forwarding: cache lookup, routing and exchange with upstreams.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ use crate::wire::{ExtendedError, Parsed, Query, Transport, flags, put_u16, rcode
 /// TTL of a host's addresses if only one of the A and AAAA lookups succeeded.
 const PARTIAL_ANSWER_TTL: Duration = Duration::from_secs(30);
 
-/// Error for a query whose name or message cannot be sent to an upstream.
+/// Error of a query whose name or message cannot be sent to an upstream.
 const UNUSABLE_NAME: ExchangeError = ExchangeError {
     error: ExtendedError { code: ExtendedError::OTHER, text: "the name cannot be forwarded" },
     sent: false,
@@ -41,25 +41,25 @@ const UNUSABLE_NAME: ExchangeError = ExchangeError {
 #[derive(Debug)]
 pub struct Forwarder {
     shared: Arc<ForwarderShared>,
-    /// Exchange of the server's own lookups.
+    /// Exchange for the server's own lookups.
     own: Arc<UpstreamExchange>,
 }
 
-/// What became of a query at once.
+/// The immediate outcome of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LaneOutcome {
-    /// The response is written.
+    /// The response has been written.
     Written,
-    /// The query must be resolved, from the cache or by upstreams: call [`Lane::resolve`].
+    /// The query needs the cache or the upstreams: call [`Lane::resolve`].
     Deferred,
-    /// Without upstreams: answer from what is registered.
+    /// The query must not be forwarded: answer it from the registered services.
     ///
-    /// The name is in a reverse zone that is local to this machine or network, or the client does
-    /// not desire recursion.
+    /// The name is in a reverse zone that is local to this machine or network, or the client has
+    /// not set RD.
     Outside,
 }
 
-/// A worker's handle to the forwarder, with sockets of its own.
+/// A worker's handle to the forwarder, with its own sockets.
 #[derive(Debug)]
 pub struct Lane {
     exchange: Arc<UpstreamExchange>,
@@ -68,7 +68,7 @@ pub struct Lane {
 /// Snapshot of the forwarder's state for status output.
 #[derive(Clone, Debug)]
 pub struct ForwardingReport {
-    /// Number of cache entries, expired ones included.
+    /// Number of cache entries, including expired ones.
     pub entries: usize,
     /// Size of all cache entries in bytes.
     pub bytes: u64,
@@ -78,18 +78,18 @@ pub struct ForwardingReport {
     pub waiting: u64,
     /// All upstreams of the current routes.
     pub upstreams: Vec<UpstreamReport>,
-    /// The lists of upstreams, that of all other names first.
+    /// The lists of upstreams, starting with the general one.
     pub lists: Vec<ListReport>,
 }
 
 /// A list of upstreams for status output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListReport {
-    /// The domain whose names they resolve; the root for all other names.
+    /// The domain that the upstreams resolve; the root for all other names.
     pub domain: Name,
     /// The upstreams as the configuration writes them.
     pub upstreams: Vec<String>,
-    /// Order in which svcdns queries them.
+    /// Order in which svcdns queries the upstreams.
     pub order: UpstreamOrder,
 }
 
@@ -110,7 +110,7 @@ struct UpstreamExchange {
 }
 
 impl Forwarder {
-    /// Starts forwarding until `stop`. Must be called within a Tokio runtime.
+    /// Starts forwarding until `stop`; must be called within a Tokio runtime.
     pub fn start(settings: Settings, tracker: &TaskTracker, stop: &CancellationToken) -> Self {
         let routing = follow::start(&settings, tracker, stop);
         let rebinding = RebindingGuard::of(&settings);
@@ -122,7 +122,7 @@ impl Forwarder {
         Self { own: Arc::new(UpstreamExchange::new(&shared)), shared }
     }
 
-    /// Makes a handle for one worker.
+    /// Creates a handle for one worker.
     pub fn lane(&self) -> Lane {
         Lane { exchange: Arc::new(UpstreamExchange::new(&self.shared)) }
     }
@@ -132,7 +132,7 @@ impl Forwarder {
         self.shared.routing.routes.load().describe(name, qtype)
     }
 
-    /// Returns the counters since the start.
+    /// Returns the counters since startup.
     pub fn counters(&self) -> &Counters {
         &self.shared.resolver.counters
     }
@@ -158,8 +158,8 @@ impl Forwarder {
 
     /// Looks up the addresses of a host outside the served zones, within 4 s.
     ///
-    /// The lookup is cached as those of clients are. A host without addresses yields an empty list
-    /// and the TTL of that answer.
+    /// The lookup is cached like those of clients. A host without addresses yields an empty list
+    /// and the TTL of the negative answer.
     ///
     /// # Errors
     /// Returns an error if no upstream answers, the host is inside a served zone, or its name is
@@ -227,7 +227,7 @@ fn address_query(host: &Name, qtype: u16) -> Vec<u8> {
 }
 
 impl Lane {
-    /// Makes a handle for another worker.
+    /// Creates a handle for another worker.
     #[must_use]
     pub fn fork(&self) -> Self {
         Self { exchange: Arc::new(UpstreamExchange::new(&self.exchange.shared)) }
@@ -249,7 +249,7 @@ impl Lane {
 
     /// Writes the response into the empty `out` if no upstream is needed.
     ///
-    /// Must be called within a Tokio runtime, because it may start to prefetch an expiring entry.
+    /// Must be called within a Tokio runtime, because it may start the prefetch of an entry.
     pub fn respond(
         &self,
         query: &Query<'_>,
@@ -259,7 +259,7 @@ impl Lane {
     ) -> LaneOutcome {
         let ForwarderShared { resolver, .. } = &*self.exchange.shared;
         let recursion_desired = query.flags & flags::RD != 0;
-        // The cache holds responses of the current upstreams only, hence no special names.
+        // The cache contains only responses of the current upstreams, and so no special names.
         match resolver.answer_from_cache(&self.exchange, query, transport, now, out) {
             ImmediateAnswer::Written => return LaneOutcome::Written,
             ImmediateAnswer::Alias => return LaneOutcome::Deferred,
@@ -269,7 +269,7 @@ impl Lane {
         self.respond_by_route(query, recursion_desired, out)
     }
 
-    /// Writes the response into the empty `out` if the name's route does without upstreams.
+    /// Writes the response into the empty `out` if the route needs no upstream.
     fn respond_by_route(
         &self,
         query: &Query<'_>,
@@ -300,7 +300,7 @@ impl Lane {
         let ForwarderShared { resolver, routing, .. } = &*self.exchange.shared;
         let began = now();
         let parsed = Query::parse(request);
-        // By reference: a copy would make the future larger.
+        // Passed by reference, because a copy would make the future larger.
         let resolved = match &parsed {
             Parsed::Silent => return None,
             Parsed::Query(query) if query.flags & flags::RD == 0 => {
@@ -327,9 +327,9 @@ impl Lane {
         })
     }
 
-    /// Replaces a failure if the name's route has become local; `None` is [`LaneOutcome::Outside`].
+    /// Replaces a failure if the route has become local; `None` means `Outside`.
     ///
-    /// A name may turn out to loop while its query waits.
+    /// A name may turn out to loop while its query waits. See [`LaneOutcome::Outside`].
     fn route_again(&self, query: &Query<'_>, resolved: ResolvedQuery) -> Option<ResolvedQuery> {
         let ResolvedQuery::Response(response) = &resolved else { return Some(resolved) };
         if u16_at(response, 2).unwrap_or_default() & 0xF != rcode::SERVFAIL {
@@ -343,11 +343,11 @@ impl Lane {
         }
     }
 
-    /// Resolves the query that a chain of aliases has come to, whose name is not served here.
+    /// Resolves the last query of an alias chain, whose name is not served here.
     ///
-    /// Writes the response to the client into the empty `out` if the chain ends. `Deferred` means
-    /// that the chain has come to another name, `Outside` that its query must be answered from what
-    /// is registered. The whole chain takes 4 s at most.
+    /// If the chain ends, writes the response to the client into the empty `out`. `Deferred` means
+    /// that the chain has reached another name; `Outside` that the query must be answered from the
+    /// registered services. The whole chain takes at most 4 s.
     pub async fn follow(&self, chain: &mut AliasChain, out: &mut Vec<u8>) -> LaneOutcome {
         let resolved = match Query::parse(chain.query()) {
             Parsed::Query(query) => self.resolve_target(chain, &query).await,
@@ -392,9 +392,9 @@ impl Lane {
         }
     }
 
-    /// Makes the response to the client of a chain; `last` is the response to the chain's query.
+    /// Builds the client's response at the end of a chain; `last` is the last response.
     ///
-    /// The rebinding guard decides by the name of the client's query.
+    /// The rebinding guard checks it against the name of the client's query.
     pub fn finish(&self, chain: &AliasChain, last: &[u8]) -> Vec<u8> {
         let Parsed::Query(query) = Query::parse(chain.request()) else { return Vec::new() };
         let Ok(mut message) = chain.join(last) else { return chain.fail(MALFORMED) };
@@ -410,21 +410,21 @@ impl Lane {
     }
 }
 
-/// Returns what decides the route of `query`.
+/// Returns the properties of `query` that decide its route.
 fn route_query(query: &Query<'_>, recursion_desired: bool) -> RouteQuery {
     RouteQuery { qtype: query.qtype, recursion_desired }
 }
 
 impl ForwarderShared {
-    /// Returns what replaces a response that the rebinding guard withholds.
+    /// Returns the replacement for a response that the rebinding guard withholds.
     ///
-    /// `question` is name, type and class.
+    /// `question` is the name, type and class. Returns `None` if the response is not withheld.
     fn withhold(&self, question: &[u8], message: &[u8]) -> Option<Vec<u8>> {
         let (guard, (name, _)) = (self.rebinding.as_ref()?, Name::from_wire(question).ok()?);
         guard.withholds(&name, message).then(|| empty_response(question, WITHHELD))
     }
 
-    /// Takes from an upstream's message what the upstream has a say in.
+    /// Removes the records from an upstream's message that it has no authority over.
     ///
     /// Messages of other opcodes are passed on unchanged.
     fn accept(
@@ -443,9 +443,9 @@ impl ForwarderShared {
         Ok(self.withhold(key.question(), &message.bytes).map_or(message, UpstreamMessage::from))
     }
 
-    /// Clears the cache whenever the upstreams change, as others may know other names.
+    /// Clears the cache at each change of upstreams: new ones may know other names.
     ///
-    /// The cache is kept while there are no upstreams: stale entries are all we have then.
+    /// The cache is kept while there are no upstreams: then, stale entries are the only data.
     async fn clear_cache_on_change(self: Arc<Self>, stop: CancellationToken) {
         let mut upstreams = self.routing.upstreams.clone();
         upstreams.mark_unchanged();
@@ -462,15 +462,14 @@ impl ForwarderShared {
 }
 
 impl UpstreamExchange {
-    /// Makes an exchange without open sockets.
+    /// Creates an exchange without open sockets.
     fn new(shared: &Arc<ForwarderShared>) -> Self {
         Self { shared: Arc::clone(shared), sockets: Sockets::default() }
     }
 
     /// Returns the upstreams of the key's name.
     ///
-    /// A function of its own, so that the name takes no room in the future that awaits the
-    /// response.
+    /// A separate function, so that the name takes no room in the future that awaits the response.
     fn upstreams(&self, key: CacheKey<'_>) -> Result<UpstreamList, ExchangeError> {
         let question = key.question();
         let (name, length) = Name::from_wire(question).map_err(|_| UNUSABLE_NAME)?;
@@ -505,7 +504,7 @@ impl Exchange for UpstreamExchange {
                 result = self.sockets.query_upstreams(&upstreams, &outgoing, deadline) => {
                     break (upstreams, result);
                 }
-                // An upstream sends the query back: query the others.
+                // An upstream sends the query back, so the others are queried.
                 () = interrupt.notified() => {}
             }
         };
@@ -529,7 +528,7 @@ impl Exchange for UpstreamExchange {
             };
             let sent = match failure {
                 QueryFailure::NoUpstream | QueryFailure::Dead => false,
-                // The next query finds out at once whether one can be reached again.
+                // The next query finds out at once whether an upstream is reachable again.
                 QueryFailure::Unreachable => !upstreams.is_down(Instant::now()),
                 QueryFailure::TimedOut | QueryFailure::BadResponse => true,
             };
@@ -550,7 +549,7 @@ mod tests {
     use super::*;
     use crate::name::Zones;
 
-    /// Largest allocation that glibc's thread cache holds.
+    /// Maximum size of an allocation in glibc's thread cache, in bytes.
     const GLIBC_TCACHE_MAX_BYTES: usize = 1032;
 
     #[tokio::test]
@@ -583,7 +582,7 @@ mod tests {
         );
         let outgoing = Outgoing::new(request.clone(), false).unwrap();
         let sizes = [
-            // Allowance for the rest of the server's task.
+            // The constant allows for the rest of the server's task.
             size_of_val(&lane.resolve(&request, Transport::Udp, Ipv4Addr::LOCALHOST.into())) + 400,
             size_of_val(&lane.exchange.query(key, request.clone(), deadline, &interrupt)),
             size_of_val(&lane.exchange.sockets.attempt(&upstream, &outgoing)),

@@ -10,53 +10,55 @@ use tokio::sync::Notify;
 /// No query waits for a dead upstream until it responds again.
 pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Silence after which the next upstream in strict order is asked, too.
+/// Silence after which the next upstream in strict order is queried, too.
 ///
 /// After this time, a probe also finds out whether the silent upstream is alive.
 pub(super) const SILENCE_LIMIT: Duration = Duration::from_millis(400);
 
-/// Shortest delay before a query is hedged.
+/// Minimum delay before a query is hedged.
 ///
 /// With a shorter delay, jitter would double the traffic without a noticeable gain.
 const MIN_HEDGE_DELAY: Duration = Duration::from_millis(20);
 
-/// Longest delay before a query is hedged.
+/// Maximum delay before a query is hedged.
 ///
-/// Short enough that the second upstream can answer before [`RESPONSE_TIMEOUT`].
+/// The delay is short enough for the second upstream to answer before [`RESPONSE_TIMEOUT`].
 const MAX_HEDGE_DELAY: Duration = Duration::from_millis(400);
 
-/// Delay before a query is hedged while there are few samples.
+/// Delay before a query is hedged as long as there are few samples.
 const DEFAULT_HEDGE_DELAY: Duration = Duration::from_millis(200);
 
 /// Time after which an unused upstream is due for a probe.
 ///
-/// This keeps its rank up to date. It is also how long an upstream that nobody asked is known to
-/// be dead: networks change while nobody looks.
+/// Probes keep its rank up to date. A dead upstream that is not queried counts as dead only for
+/// this time, because networks change unnoticed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// First interval of probing a dead upstream while others answer; doubles up to the next one.
+/// First interval between probes of a dead upstream while other upstreams answer.
+///
+/// It doubles up to [`MAX_DEAD_PROBE_INTERVAL`].
 const DEAD_PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Longest interval of probing a dead upstream while others answer.
+/// Maximum interval between probes of a dead upstream while other upstreams answer.
 const MAX_DEAD_PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long an upstream without EDNS support is queried without EDNS.
+/// Time for which an upstream without EDNS support is queried without EDNS.
 const EDNS_RETRY_AFTER: Duration = Duration::from_secs(900);
 
-/// Shortest time between two log messages about the death of an upstream.
+/// Minimum time between two log messages that an upstream is dead.
 ///
 /// An upstream that is always slightly too slow dies and recovers with every query.
 const DEATH_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Number of round-trip time bands.
 ///
-/// There are two for each power of two microseconds, up to 2^20 (1 s).
+/// Each power of two microseconds has two bands, up to 2^20 (1 s).
 const RTT_BANDS: usize = 40;
 
-/// First band that ranks count: round trips below 2^10 µs (1 ms) are equally good.
+/// First band that matters for ranks: round trips below 2^10 µs (1 ms) are equal.
 const BEST_RTT_BAND: usize = 20;
 
-/// Number of samples after which all counts are halved, so that old ones fade.
+/// Samples after which all counts are halved, so that old samples fade.
 const HALVE_AFTER_SAMPLES: u16 = 256;
 
 /// Number of samples needed for a percentile.
@@ -65,9 +67,9 @@ const MIN_SAMPLES: u16 = 16;
 /// Order of preference; the lowest rank is queried first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
-    /// Alive, in this band of round-trip times; 0 if unknown.
+    /// Alive, in this band of round-trip times; the band is 0 if unknown.
     Alive(usize),
-    /// Answers, but refuses the last queries.
+    /// Answers, but refused or failed the latest queries.
     Refusing,
     /// Has not answered for [`RESPONSE_TIMEOUT`].
     Dead,
@@ -79,33 +81,33 @@ pub(super) struct Health {
     /// The upstream as the configuration writes it.
     upstream: String,
     state: Mutex<HealthState>,
-    /// Notified when the upstream comes back to life or turns out to be unreachable.
+    /// Notified when the upstream comes back to life or becomes unreachable.
     changed: Arc<Notify>,
 }
 
 /// The state behind the lock of [`Health`].
 #[derive(Debug)]
 struct HealthState {
-    /// Smoothed round trip in microseconds (RFC 6298 section 2); 0 if unknown.
+    /// Smoothed round-trip time in microseconds (RFC 6298 section 2); 0 if unknown.
     smoothed: u32,
     bands: [u16; RTT_BANDS],
     samples: u16,
     hedge_delay: Duration,
     /// Send time of the first query since the last response.
     unanswered_since: Option<Instant>,
-    /// When a query was sent last.
+    /// Time at which a query was last sent.
     queried_at: Option<Instant>,
-    /// When a response arrived last.
+    /// Time at which a response last arrived.
     responded_at: Option<Instant>,
-    /// When an attempt last found that the upstream cannot be reached.
+    /// Time at which an attempt last found the upstream unreachable.
     unreachable_at: Option<Instant>,
-    /// When a query of our own was sent last.
+    /// Time at which a probe was last sent.
     probed_at: Option<Instant>,
-    /// When it was last checked whether the upstream copes with EDNS.
+    /// Time of the last EDNS check.
     edns_checked_at: Option<Instant>,
-    /// Whether the last error says that the upstream cannot be reached.
+    /// Whether the latest error means that the upstream is unreachable.
     unreachable: bool,
-    /// Time of the upstream's death, once it is logged.
+    /// Time of the upstream's death, once the death has been logged.
     logged_dead_since: Option<Instant>,
     /// Time of the last log message about a death.
     death_logged_at: Option<Instant>,
@@ -153,30 +155,30 @@ impl Default for HealthState {
 pub struct UpstreamReport {
     /// The upstream as the configuration writes it.
     pub upstream: String,
-    /// Smoothed round trip; `None` before the first response.
+    /// Smoothed round-trip time; `None` before the first response.
     pub round_trip: Option<Duration>,
-    /// Whether a query has gone unanswered for 1 s; no query waits for a dead upstream.
+    /// Whether a query has gone unanswered for 1 s, so that queries no longer wait.
     pub dead: bool,
-    /// Whether the upstream sends queries back to svcdns and is not used.
+    /// Whether the upstream sends queries back to svcdns and is therefore not used.
     pub looping: bool,
-    /// Queries sent, retransmissions included.
+    /// Queries sent, including retransmissions.
     pub asked: u64,
-    /// Responses received, late ones included.
+    /// Responses received, including late ones.
     pub answered: u64,
-    /// Queries without a response so far, those in flight included.
+    /// Queries without a response so far, including those in flight.
     pub unanswered: u64,
     /// Attempts that failed other than by a timeout.
     ///
     /// The upstream could not be reached, or its response was invalid.
     pub failed: u64,
-    /// Error of the last of these attempts.
+    /// Error of the last failed attempt.
     pub last_error: Option<String>,
 }
 
 impl Health {
-    /// Makes the health of a new upstream; `upstream` is its name in the configuration.
+    /// Creates the health of a new upstream; `upstream` is its configured text.
     ///
-    /// `changed` is notified when the upstream comes back to life or turns out to be unreachable.
+    /// `changed` is notified when the upstream comes back to life or becomes unreachable.
     pub(super) fn new(upstream: String, changed: Arc<Notify>) -> Self {
         Self { upstream, state: Mutex::default(), changed }
     }
@@ -229,7 +231,7 @@ impl Health {
         if unreachable {
             state.unreachable = true;
             state.unreachable_at = Some(now);
-            // No response is pending that the next probe would have to wait for.
+            // No response is pending for which the next probe would have to wait.
             state.probed_at = None;
             if !state.is_dead(now) {
                 // An unreachable upstream is dead at once.
@@ -248,13 +250,13 @@ impl Health {
         if let Some(death) = death {
             let upstream = &self.upstream;
             tracing::warn!(
-                "the upstream {upstream} {death}; other upstreams, if any, are asked instead \
+                "the upstream {upstream} {death}; other upstreams, if any, are queried instead \
                  until it answers again"
             );
         }
     }
 
-    /// Records whether the upstream refused, or did not understand, a query.
+    /// Records whether the upstream refused or failed to understand a query.
     pub(super) fn record_refusal(&self, refused: bool) {
         let mut state = self.lock();
         state.refusals = if refused { state.refusals.saturating_add(1) } else { 0 };
@@ -282,19 +284,19 @@ impl Health {
         self.lock().is_dead(now)
     }
 
-    /// Returns whether the upstream is dead, by what a recent query showed.
+    /// Returns whether the upstream is dead and a recent query confirms it.
     pub(super) fn is_known_dead(&self, now: Instant) -> bool {
         let queried_at = self.lock().queried_at;
         queried_at.is_some_and(|at| now.saturating_duration_since(at) < PROBE_INTERVAL)
             && self.rank(now) == Rank::Dead
     }
 
-    /// Returns whether a response arrived after this time.
+    /// Returns whether a response has arrived after this time.
     pub(super) fn has_responded_since(&self, since: Instant) -> bool {
         self.lock().responded_at.is_some_and(|at| at > since)
     }
 
-    /// Returns whether an attempt found after this time that the upstream cannot be reached.
+    /// Returns whether an attempt after this time found the upstream unreachable.
     pub(super) fn is_unreachable_since(&self, since: Instant) -> bool {
         let state = self.lock();
         state.unreachable && state.unreachable_at.is_some_and(|at| at >= since)
@@ -313,7 +315,7 @@ impl Health {
         due
     }
 
-    /// Returns whether no query of our own was sent within `gap`, and records one.
+    /// Returns whether no probe was sent within `gap`, and records one.
     pub(super) fn may_probe(&self, now: Instant, gap: Duration) -> bool {
         elapsed(&mut self.lock().probed_at, now, gap)
     }
@@ -323,7 +325,7 @@ impl Health {
         elapsed(&mut self.lock().edns_checked_at, now, gap)
     }
 
-    /// Returns how long to wait before hedging: the 95th percentile, within bounds.
+    /// Returns the delay before hedging: the 95th percentile, within bounds.
     pub(super) fn hedge_delay(&self) -> Duration {
         self.lock().hedge_delay
     }
@@ -340,7 +342,7 @@ impl Health {
         }
     }
 
-    /// Returns whether to query the upstream without EDNS.
+    /// Returns whether the upstream is currently queried without EDNS.
     pub(super) fn is_edns_disabled(&self, now: Instant) -> bool {
         self.lock().no_edns_until.is_some_and(|until| now < until)
     }
@@ -369,7 +371,7 @@ impl HealthState {
             .is_some_and(|since| now.saturating_duration_since(since) >= RESPONSE_TIMEOUT)
     }
 
-    /// Returns the text to log about the upstream's death, once for each death.
+    /// Returns the log text for the upstream's death, once per death.
     fn death_notice(&mut self, now: Instant) -> Option<String> {
         let quiet = self
             .death_logged_at
@@ -384,10 +386,10 @@ impl HealthState {
         })
     }
 
-    /// Adds a sample of the round trip.
+    /// Adds a sample of the round-trip time.
     ///
-    /// Samples are capped at [`RESPONSE_TIMEOUT`], because nobody waits longer. How long an
-    /// upstream hung says nothing about its next response.
+    /// Samples are capped at [`RESPONSE_TIMEOUT`], because no client waits longer. The length of a
+    /// hang says nothing about the next response.
     fn record_rtt(&mut self, after: Duration) {
         let micros =
             u32::try_from(after.min(RESPONSE_TIMEOUT).as_micros()).unwrap_or(u32::MAX).max(1);
@@ -420,7 +422,7 @@ impl HealthState {
     }
 }
 
-/// Returns whether `gap` has passed since `last`, which then becomes `now`.
+/// Returns whether `gap` has passed since `last`; if it has, sets `last` to `now`.
 fn elapsed(last: &mut Option<Instant>, now: Instant, gap: Duration) -> bool {
     let due = last.is_none_or(|at| now.saturating_duration_since(at) >= gap);
     if due {
@@ -429,14 +431,14 @@ fn elapsed(last: &mut Option<Instant>, now: Instant, gap: Duration) -> bool {
     due
 }
 
-/// Rounds a duration for people: to milliseconds, from ten seconds on to seconds.
+/// Rounds a duration for people: to milliseconds, or to seconds from 10 s on.
 fn rounded(time: Duration) -> humantime::FormattedDuration {
     let unit = if time >= Duration::from_secs(10) { 1000 } else { 1 };
     let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     humantime::format_duration(Duration::from_millis(millis / unit * unit))
 }
 
-/// Returns the histogram bucket of an RTT; two buckets per power of two.
+/// Returns the band of a round-trip time; there are two per power of two.
 fn rtt_band(micros: u32) -> usize {
     let power = micros.max(2).ilog2();
     let half = micros >> (power - 1) & 1;
@@ -462,7 +464,7 @@ mod tests {
         let (health, now) = (Health::default(), Instant::now());
         assert_eq!(health.hedge_delay(), DEFAULT_HEDGE_DELAY);
         for number in 0..200 {
-            // One response in forty is slow, which is above the 95th percentile.
+            // One of forty responses is slow, which is above the 95th percentile.
             health.record_response(if number % 40 == 0 { millis(900) } else { millis(40) }, now);
         }
         let after = health.hedge_delay();
@@ -545,7 +547,7 @@ mod tests {
         assert_eq!(death(millis(999)), None);
         assert_eq!(death(millis(1500)).as_deref(), Some("has not answered for 1s 500ms"));
         assert_eq!(death(millis(1600)), None);
-        // An upstream that flaps is not logged each time, but is logged once it stays dead.
+        // A flapping upstream is not logged each time, but is logged once it stays dead.
         health.record_response(millis(2000), began + millis(2000));
         health.record_query(began + millis(2000));
         assert_eq!(death(millis(61_000)), None);
@@ -568,7 +570,7 @@ mod tests {
     }
 
     #[test]
-    fn bands_are_adjacent() {
+    fn bands_of_round_trip_times_are_adjacent() {
         for micros in [0, 1, 2, 3, 4, 5, 6, 7, 1023, 1024, 20_000, 1_000_000, 1 << 20, u32::MAX] {
             let end = rtt_band_end(rtt_band(micros));
             assert!(Duration::from_micros(micros.into()) < end || micros >= 1 << 20, "{micros}");

@@ -1,4 +1,4 @@
-//! Hedged queries: which upstream to ask first, when to ask another, and which response to use.
+//! Hedged queries: which upstream to query first, when to query the next, which response to use.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -15,28 +15,29 @@ use super::order::{UpstreamList, UpstreamOrder};
 use super::revival::{PROBE_GAP, REVIVAL_TIMEOUT, await_revival};
 use crate::wire::rcode;
 
-/// Limit on attempts for one query, across all upstreams.
+/// Limit on attempts for one query, over all upstreams.
 const MAX_ATTEMPTS: usize = 12;
 
-/// Interval at which a query in progress looks at silent upstreams.
+/// Interval at which a query in progress checks silent upstreams.
 const TICK: Duration = Duration::from_millis(200);
 
 impl Sockets {
     /// Queries the upstreams until one gives a conclusive answer or `deadline` passes.
     ///
-    /// In the order `fastest`, the best-ranked live upstream is asked first. The next one is asked
-    /// as soon as the first is slower than its own 95th percentile. After [`RESPONSE_TIMEOUT`],
-    /// and every second from then on, half of the remaining upstreams are asked.
+    /// In the order `fastest`, the live upstream with the best rank is queried first. The next one
+    /// is queried once the first is slower than its own 95th percentile. After
+    /// [`RESPONSE_TIMEOUT`], and every second from then on, half of the remaining upstreams are
+    /// queried.
     ///
-    /// In strict order, the next live upstream is asked once all earlier ones failed or were
-    /// silent for [`SILENCE_LIMIT`].
+    /// In strict order, the next live upstream is queried once all earlier ones have failed or have
+    /// been silent for [`SILENCE_LIMIT`].
     ///
-    /// Dead upstreams get probes of our own. If all are dead, the query waits up to
-    /// [`REVIVAL_TIMEOUT`] for one of them to come back to life.
+    /// Dead upstreams only get probes. If all are dead, the query waits up to [`REVIVAL_TIMEOUT`]
+    /// for one of them to come back to life.
     ///
-    /// NOERROR and NXDOMAIN are conclusive. If nothing better arrives, a truncated response is
-    /// returned, or else the last response with another code. `deadline` should be some seconds
-    /// away.
+    /// NOERROR and NXDOMAIN are conclusive. If no conclusive response arrives, a truncated one is
+    /// returned or, without one, the last response with another code. `deadline` should be a few
+    /// seconds away.
     ///
     /// # Errors
     /// Returns an error if no upstream sent a usable response.
@@ -57,7 +58,7 @@ impl Sockets {
             }
             let result = HedgedQuery::new(self, outgoing, upstreams, now).run(now, deadline).await;
             let now = Instant::now();
-            // The last live upstream became unreachable: a dead one may have come back by now.
+            // The last live upstream became unreachable, but a dead one may have come back by now.
             let again = result.is_err()
                 && may_wait
                 && now + REVIVAL_TIMEOUT < deadline
@@ -68,7 +69,7 @@ impl Sockets {
         }
     }
 
-    /// Queries this one upstream, regardless of its health.
+    /// Queries this upstream only, regardless of its health.
     ///
     /// # Errors
     /// Returns an error if the upstream sent no usable response.
@@ -88,55 +89,55 @@ type Attempt<'a> =
 
 /// An attempt in progress.
 struct RunningAttempt<'a> {
-    /// Index of its upstream among the candidates.
+    /// Index of the attempt's upstream among the candidates.
     index: usize,
-    /// Whether it leaves out EDNS because the upstream is silent.
+    /// Whether the attempt has no EDNS because the upstream is silent.
     without_edns: bool,
-    /// Whether it repeats a query over TCP after a truncated response.
+    /// Whether the attempt repeats a query over TCP after a truncated response.
     over_tcp: bool,
     attempt: Attempt<'a>,
 }
 
-/// An upstream that may be asked.
+/// An upstream that the query may use.
 struct UpstreamCandidate<'a> {
     upstream: &'a Arc<Upstream>,
     rank: Rank,
-    /// When it was first asked.
+    /// Time at which the upstream was first queried.
     started: Option<Instant>,
-    /// Whether it failed or gave an inconclusive response; it is not asked again.
+    /// Whether the upstream failed or was inconclusive; it is not queried again.
     finished: bool,
-    /// Whether it was asked without EDNS because of its silence.
+    /// Whether the upstream was queried without EDNS because of its silence.
     without_edns: bool,
-    /// Whether it was asked over TCP after a truncated response.
+    /// Whether the upstream was queried over TCP after a truncated response.
     over_tcp: bool,
 }
 
-/// A query in progress over several upstreams.
+/// A query in progress at several upstreams.
 struct HedgedQuery<'a> {
     sockets: &'a Sockets,
     outgoing: &'a Outgoing,
     order: UpstreamOrder,
     /// The upstreams in order of preference.
     candidates: Vec<UpstreamCandidate<'a>>,
-    /// Number of queries sent so far, retransmissions included.
+    /// Number of queries sent so far, including retransmissions.
     attempts: usize,
     in_progress: Vec<RunningAttempt<'a>>,
     /// Whether silent upstreams are probed, and the query is hedged.
     watches_silence: bool,
-    /// When to hedge the query, until it is hedged.
+    /// Time at which to hedge the query; `None` once it is hedged.
     hedge_at: Option<Instant>,
-    /// When to look at silent upstreams next.
+    /// Time of the next check of silent upstreams.
     next_tick: Instant,
-    /// When to retransmit next, or ask more of the fastest upstreams.
+    /// Time at which to retransmit or to query more of the fastest upstreams.
     next_round: Instant,
-    /// Response to return if no conclusive one arrives.
+    /// Response to return if no conclusive response arrives.
     fallback: Option<Incoming>,
     /// Failure to return if no response arrives at all.
     last_failure: QueryFailure,
 }
 
 impl<'a> UpstreamCandidate<'a> {
-    /// Makes a candidate that has not been asked yet.
+    /// Creates a candidate that has not been queried yet.
     fn new(upstream: &'a Arc<Upstream>, rank: Rank) -> Self {
         Self {
             upstream,
@@ -148,14 +149,16 @@ impl<'a> UpstreamCandidate<'a> {
         }
     }
 
-    /// Returns whether the upstream can be asked next: a dead one only once it is back.
+    /// Returns whether the upstream can be queried next.
+    ///
+    /// A dead upstream must first answer a probe.
     fn is_ready(&self, now: Instant) -> bool {
         self.started.is_none()
             && !self.finished
             && (self.rank != Rank::Dead || !self.upstream.health().is_dead(now))
     }
 
-    /// Returns whether the upstream need not be waited for before the next one is asked.
+    /// Returns whether the next upstream may be queried without waiting for this one.
     fn is_overdue(&self, now: Instant) -> bool {
         self.finished
             || self.started.is_none_or(|at| now.saturating_duration_since(at) >= SILENCE_LIMIT)
@@ -163,7 +166,7 @@ impl<'a> UpstreamCandidate<'a> {
 }
 
 impl<'a> HedgedQuery<'a> {
-    /// Makes a query to the upstreams of a list, without sending it.
+    /// Creates a query to the upstreams of a list, without sending it.
     fn new(
         sockets: &'a Sockets,
         outgoing: &'a Outgoing,
@@ -187,7 +190,7 @@ impl<'a> HedgedQuery<'a> {
         Self::of_candidates(sockets, outgoing, order, candidates, now)
     }
 
-    /// Makes a query to this one upstream, without sending it.
+    /// Creates a query to this upstream only, without sending it.
     fn to_one(sockets: &'a Sockets, outgoing: &'a Outgoing, upstream: &'a Arc<Upstream>) -> Self {
         let candidates = vec![UpstreamCandidate::new(upstream, Rank::Alive(0))];
         let (order, now) = (UpstreamOrder::Fastest, Instant::now());
@@ -196,7 +199,7 @@ impl<'a> HedgedQuery<'a> {
         query
     }
 
-    /// Makes a query to these candidates, without sending it.
+    /// Creates a query to these candidates, without sending it.
     fn of_candidates(
         sockets: &'a Sockets,
         outgoing: &'a Outgoing,
@@ -267,7 +270,7 @@ impl<'a> HedgedQuery<'a> {
         }
     }
 
-    /// Returns when to look at the query again if no response arrives.
+    /// Returns the time of the next check of the query if no response arrives.
     fn next_wake(&self, now: Instant) -> Instant {
         let mut wake = self.next_round;
         if self.watches_silence {
@@ -280,7 +283,7 @@ impl<'a> HedgedQuery<'a> {
             && self.candidates.iter().any(|candidate| candidate.is_ready(now))
         {
             let last = self.candidates.iter().filter_map(|candidate| candidate.started).max();
-            // A time that has passed has had its effect.
+            // A time in the past has already had its effect.
             wake = last
                 .map(|last| last + SILENCE_LIMIT)
                 .filter(|at| *at > now)
@@ -289,7 +292,7 @@ impl<'a> HedgedQuery<'a> {
         wake
     }
 
-    /// Asks further upstreams, or the same ones again, as the time has come.
+    /// Queries further upstreams, or the same ones again, once the time has come.
     fn advance(&mut self, now: Instant) {
         if self.hedge_at.is_some_and(|at| at <= now) {
             self.hedge_at = None;
@@ -306,7 +309,8 @@ impl<'a> HedgedQuery<'a> {
         }
         if self.next_round <= now {
             self.next_round += RESPONSE_TIMEOUT;
-            // Ask half of the remaining upstreams, so that the last of many is reached in time.
+            // Half of the remaining upstreams are queried, so that the last of many is reached in
+            // time.
             let more = match self.order {
                 UpstreamOrder::Strict => 0,
                 UpstreamOrder::Fastest => {
@@ -322,7 +326,7 @@ impl<'a> HedgedQuery<'a> {
         }
     }
 
-    /// Probes the upstreams that are not asked first, where their health has to be known.
+    /// Probes the upstreams that are not queried first, if their health must be known.
     fn probe_others(&mut self, now: Instant) {
         for index in 0..self.candidates.len() {
             let UpstreamCandidate { upstream, rank, started, .. } = self.candidates[index];
@@ -334,7 +338,7 @@ impl<'a> HedgedQuery<'a> {
                 && started.is_none()
                 && upstream.health().take_probe(now)
             {
-                // All upstreams know the same names, so a client's query is as good as any.
+                // All upstreams know the same names, so a client's query can replace the probe.
                 self.start(index, now);
             }
         }
@@ -342,8 +346,8 @@ impl<'a> HedgedQuery<'a> {
 
     /// Finds out why upstreams are silent.
     ///
-    /// One that owes any response gets a probe. One that answers other queries is asked without
-    /// EDNS, as it may ignore queries that have it.
+    /// An upstream that owes any response gets a probe. An upstream that answers other queries is
+    /// queried without EDNS, because it may ignore queries with EDNS.
     fn watch_silence(&mut self, now: Instant) {
         for index in 0..self.candidates.len() {
             let UpstreamCandidate { upstream, started, finished, without_edns, .. } =
@@ -371,7 +375,7 @@ impl<'a> HedgedQuery<'a> {
         }
     }
 
-    /// Takes the result of one attempt; returns the response if it is conclusive.
+    /// Handles the result of one attempt; returns the response if it is conclusive.
     fn take_result(
         &mut self,
         running: &RunningAttempt<'a>,
@@ -396,7 +400,8 @@ impl<'a> HedgedQuery<'a> {
                     rcode: response.rcode,
                 };
                 let before = self.fallback.as_ref().map(|fallback| fallback.rcode);
-                // In strict order a later upstream cannot deny what an earlier one truncated.
+                // In strict order, a later upstream cannot deny a name that an earlier one answered
+                // truncated.
                 let is_denied = self.order == UpstreamOrder::Strict
                     && before == Some(rcode::NOERROR)
                     && incoming.rcode == rcode::NXDOMAIN;
@@ -429,10 +434,10 @@ impl<'a> HedgedQuery<'a> {
         None
     }
 
-    /// Returns whether the next upstream may be asked before the next round.
+    /// Returns whether the next upstream may be queried before the next round.
     ///
-    /// In strict order, all upstreams asked so far must have failed or be overdue. Otherwise none
-    /// may owe a response: while one does, only the timer starts further attempts.
+    /// In strict order, all upstreams queried so far must have failed or be overdue. In the order
+    /// `fastest`, none may owe a response: while one does, only the timer starts further attempts.
     fn may_advance(&self, now: Instant) -> bool {
         match self.order {
             UpstreamOrder::Strict => {
@@ -442,7 +447,7 @@ impl<'a> HedgedQuery<'a> {
         }
     }
 
-    /// Asks the next upstream not asked yet; returns `false` if there is none.
+    /// Queries the next upstream not queried yet; returns `false` if there is none.
     fn start_next(&mut self, now: Instant) -> bool {
         if self.attempts >= MAX_ATTEMPTS {
             return false;
@@ -456,7 +461,7 @@ impl<'a> HedgedQuery<'a> {
 
     /// Queries the least-tried silent upstream again: a datagram may have been lost.
     ///
-    /// A connection does not lose queries, so a `hedge` repeats datagrams only.
+    /// A connection loses no queries, so a `hedge` repeats only datagrams.
     fn retransmit(&mut self, hedge: bool) {
         let silent = (0..self.candidates.len())
             .filter(|index| {
@@ -487,7 +492,7 @@ impl<'a> HedgedQuery<'a> {
         self.in_progress.push(RunningAttempt { index, without_edns, over_tcp: false, attempt });
     }
 
-    /// Asks an upstream over TCP, once, because it truncated its response over UDP.
+    /// Queries an upstream over TCP, once, because its UDP response was truncated.
     fn start_over_tcp(&mut self, index: usize, edns: bool) {
         let UpstreamCandidate { upstream, over_tcp, .. } = &mut self.candidates[index];
         if std::mem::replace(over_tcp, true) {

@@ -1,4 +1,4 @@
-//! Lookup of host names that endpoints are registered under, repeated as TTLs expire.
+//! Lookup of the host names of endpoints, repeated as TTLs expire.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -14,22 +14,22 @@ use crate::service::{Addresses, HostChange, Update};
 
 /// Limit on concurrent lookups, so that many new hosts do not flood the upstreams.
 const MAX_CONCURRENT_LOOKUPS: usize = 16;
-/// Limit on addresses served for one host.
+/// Limit on the addresses of one host.
 const MAX_ADDRESSES_PER_HOST: usize = 64;
-/// Shortest and longest time until a host is looked up again, regardless of its TTL.
+/// Minimum and maximum time until a host is looked up again, regardless of its TTL.
 const REFRESH_INTERVAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3600));
-/// First and longest time until a failed lookup is retried; doubles each time.
+/// First and maximum time until a failed lookup is retried; the time doubles.
 const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 
 /// The addresses of a host and their TTL; the list is empty if the host has none.
 pub type LookupResult = Result<(Vec<IpAddr>, Duration), LookupFailed>;
 
-/// No upstream could resolve a host name.
+/// Error: no upstream could resolve a host name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no upstream could resolve the host name")]
 pub struct LookupFailed;
 
-/// Requests to follow or drop hosts, in order; adding some never blocks for long.
+/// Queue of requests to follow or drop hosts; adding one never blocks for long.
 #[derive(Debug, Default)]
 pub struct HostRequests {
     changes: Mutex<Vec<HostChange>>,
@@ -37,7 +37,7 @@ pub struct HostRequests {
 }
 
 impl HostRequests {
-    /// Adds requests, which [`follow_hosts`] takes at once.
+    /// Adds requests for [`follow_hosts`].
     pub fn update(&self, changes: Vec<HostChange>) {
         if !changes.is_empty() {
             self.changes.lock().unwrap_or_else(PoisonError::into_inner).extend(changes);
@@ -45,7 +45,7 @@ impl HostRequests {
         }
     }
 
-    /// Takes all requests.
+    /// Returns the queued requests and empties the queue.
     fn take(&self) -> Vec<HostChange> {
         std::mem::take(&mut self.changes.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -59,7 +59,7 @@ struct TrackedHost {
     failures: u32,
     /// Whether a lookup has succeeded; its addresses are kept through failures.
     known: bool,
-    /// Serial number of the request, to ignore a lookup made for an earlier one.
+    /// Serial number of the request; a lookup made for an earlier request is ignored.
     request: u64,
 }
 
@@ -115,8 +115,8 @@ pub async fn follow_hosts<F>(
             () = tokio::time::sleep_until(next.unwrap_or(now)), if next.is_some() => None,
             ended = lookups.join_next(), if !lookups.is_empty() => ended,
         };
-        // A lookup that panicked is not repeated before the host is requested anew: it would panic
-        // again.
+        // A lookup that panicked is repeated only once the host is requested again: otherwise it
+        // could panic again and again.
         let Some(Ok((host, request, result))) = ended else { continue };
         let Some(tracked) = hosts.get_mut(&host).filter(|tracked| tracked.request == request)
         else {
@@ -139,7 +139,7 @@ impl TrackedHost {
                 RETRY_INTERVAL.0.saturating_mul(1 << self.failures.min(10)).min(RETRY_INTERVAL.1);
             self.due = Some(now + pause);
             self.failures = self.failures.saturating_add(1);
-            // The addresses found before remain published.
+            // The addresses found earlier remain published.
             return (!self.known).then_some(Addresses::Failed);
         };
         self.due = Some(now + ttl.clamp(REFRESH_INTERVAL.0, REFRESH_INTERVAL.1));
@@ -170,7 +170,7 @@ mod tests {
 
     use super::*;
 
-    /// The answers of lookups, and the hosts looked up so far.
+    /// A fake resolver: the answers of lookups, and the hosts looked up so far.
     #[derive(Debug, Default)]
     struct FakeZone {
         answers: Mutex<HashMap<Box<str>, LookupResult>>,

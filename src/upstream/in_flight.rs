@@ -1,4 +1,4 @@
-//! Queries in flight: equal ones are sent once, and the number of waiting clients is limited.
+//! Queries in flight: identical ones are sent once, and waiting clients are limited.
 
 use std::collections::HashMap;
 use std::collections::hash_map;
@@ -21,7 +21,7 @@ const MAX_WAITING: u64 = 4096;
 pub(super) struct InFlight {
     flights: Mutex<HashMap<Arc<[u8]>, Arc<Flight>, RandomState>>,
     slots: Gauge,
-    /// Number of flights that nobody can join, for their keys.
+    /// Number of flights that cannot be joined; makes their keys unique.
     lone_flights: AtomicU64,
     /// Whether a flight may be suspicious; set by queries, cleared by scans.
     has_suspects: AtomicBool,
@@ -36,13 +36,13 @@ pub(super) struct Flight {
     result: SetOnce<Option<Arc<CacheEntry>>>,
     /// The address of an upstream that sent the same query to svcdns.
     suspect: OnceLock<IpAddr>,
-    /// How often a scan has seen the suspicious flight, up to [`SCANS_BEFORE_CHECK`].
+    /// Number of scans that saw the suspicious flight, up to [`SCANS_BEFORE_CHECK`].
     scans: AtomicU8,
     /// Notified when a loop was found that may concern the query.
     interrupt: Notify,
 }
 
-/// Scans that see a suspicious flight before it is checked for a loop.
+/// Number of scans that see a suspicious flight before it is checked for a loop.
 const SCANS_BEFORE_CHECK: u8 = 2;
 
 /// A query in flight that an upstream may have sent back.
@@ -55,18 +55,18 @@ pub(super) struct SuspectedLoop {
 }
 
 impl Flight {
-    /// Waits for the result. Ends when the leader ends.
+    /// Waits for the result; ends at the latest when the leader ends.
     pub(super) async fn wait(&self) -> Option<Arc<CacheEntry>> {
         self.result.wait().await.clone()
     }
 }
 
-/// The caller's part in a query in flight.
+/// The caller's role in a query in flight.
 #[derive(Debug)]
 pub(super) enum Joined {
     /// The caller must send the query and complete the flight.
     Leader(FlightLeader),
-    /// Another caller has sent the query: wait for its result.
+    /// Another caller has sent the query; the caller waits for its result.
     Follower(Arc<Flight>),
 }
 
@@ -91,7 +91,7 @@ impl FlightLeader {
         Arc::clone(&self.flight)
     }
 
-    /// Returns what is notified when the query has to be routed again.
+    /// Returns the notification that the query must be routed again.
     pub(super) fn interrupt(&self) -> &Notify {
         &self.flight.interrupt
     }
@@ -127,9 +127,9 @@ impl InFlight {
         (slot.0 <= MAX_WAITING).then_some(slot.1)
     }
 
-    /// Joins the query in flight with this key, or starts one.
+    /// Joins the query in flight with this key, or starts it.
     ///
-    /// `suspect` is the client's address if it is that of an upstream.
+    /// `suspect` is the client's address if an upstream has the same address.
     pub(super) fn join(self: &Arc<Self>, key: CacheKey<'_>, suspect: Option<IpAddr>) -> Joined {
         let joined = match self.lock().entry(key.flight_bytes().into()) {
             hash_map::Entry::Occupied(flight) => Joined::Follower(Arc::clone(flight.get())),
@@ -148,14 +148,14 @@ impl InFlight {
         joined
     }
 
-    /// Starts a flight that nobody can join, for a query that is not plain.
+    /// Starts a flight that cannot be joined, for a query that is not plain.
     pub(super) fn start_alone(
         self: &Arc<Self>,
         key: CacheKey<'_>,
         suspect: Option<IpAddr>,
     ) -> FlightLeader {
         let serial = self.lone_flights.fetch_add(1, Ordering::Relaxed);
-        // Longer than the key of any flight with the same name.
+        // This key is longer than that of any other flight for the same name.
         let key: Arc<[u8]> = [key.flight_bytes(), &serial.to_be_bytes()].concat().into();
         let flight = Arc::<Flight>::default();
         self.lock().insert(Arc::clone(&key), Arc::clone(&flight));
@@ -167,7 +167,7 @@ impl InFlight {
 
     /// Records that an upstream's address has sent the query of a flight.
     fn suspect(&self, flight: &Flight, address: IpAddr) {
-        // The first address is as good as any.
+        // If there are several addresses, the first one suffices.
         let _ = flight.suspect.set(address);
         if !self.has_suspects.load(Ordering::Relaxed)
             && !self.has_suspects.swap(true, Ordering::AcqRel)
@@ -176,16 +176,16 @@ impl InFlight {
         }
     }
 
-    /// Waits until a flight may be suspicious.
+    /// Waits until there may be a suspicious flight.
     pub(super) async fn suspected(&self) {
         self.suspected.notified().await;
     }
 
     /// Scans for suspicious flights, and returns those due for a check.
     ///
-    /// A flight is due from the second scan on that sees it, and returned once. There is at most
-    /// one for each address, and none for `busy` addresses. Returns `None` if there is no
-    /// suspicious flight; [`InFlight::suspected`] then tells of the next one.
+    /// A flight is due from the second scan that sees it, and is returned once. At most one is
+    /// returned for each address, and none for `busy` addresses. Returns `None` if there is no
+    /// suspicious flight; [`InFlight::suspected`] then waits for the next one.
     pub(super) fn scan(&self, busy: &[IpAddr]) -> Option<Vec<SuspectedLoop>> {
         self.has_suspects.store(false, Ordering::Release);
         let (mut any, mut due) = (false, Vec::<SuspectedLoop>::new());
@@ -214,7 +214,7 @@ impl InFlight {
         any.then_some(due)
     }
 
-    /// Has all queries for names in a domain routed again.
+    /// Interrupts all queries for names in a domain, so that they are routed again.
     pub(super) fn interrupt(&self, domain: &Name) {
         for (key, flight) in self.lock().iter() {
             if Name::from_wire(key).is_ok_and(|(name, _)| name.ends_with(domain)) {

@@ -1,17 +1,17 @@
 //! Detection of forwarding loops by tokens.
 //!
-//! From time to time svcdns queries each upstream for a token, a random name that nobody else asks
-//! for. If a query for that token arrives, the upstream has sent it back. The upstream is then not
-//! used until a probe shows that the loop is gone. Only tokens in use are special, so a client
-//! cannot fake a loop. A token below a domain shows a loop of that domain alone, see
-//! [`domain_loops`](super::domain_loops).
+//! From time to time, svcdns queries each upstream for a token, a random name that no other program
+//! queries. If a query for that token arrives at svcdns, the upstream has sent it back. The
+//! upstream is then not used until a probe shows that the loop is gone. Only tokens in use are
+//! special, so a client cannot fake a loop. A token below a domain shows a loop of that domain
+//! only; see [`domain_loops`](super::domain_loops).
 //!
 //! Tokens of the periodic probes are names below `empty.as112.arpa` (RFC 7535), an empty zone that
-//! AS112 servers worldwide serve for queries that lead nowhere. Forwarders do forward them:
+//! AS112 servers worldwide serve to absorb stray queries. Forwarders do forward these names:
 //! dnsmasq, unbound and systemd-resolved do not treat the zone as special, and the names have
 //! several labels. The zone is unsigned, so no resolver can synthesize NXDOMAIN from cached proofs
-//! (RFC 8198), as it could below a nonexistent top-level domain. Without a loop, the upstream and
-//! at most an AS112 server see a random number.
+//! (RFC 8198), as it could below a nonexistent top-level domain. Without a loop, only the upstream
+//! and perhaps an AS112 server see the random number.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -29,19 +29,19 @@ const TOKEN_PARENT: &[u8] = b"\x05empty\x05as112\x04arpa\0";
 
 /// Prefix of a token's first label.
 ///
-/// The prefix explains the query to a reader of an upstream's log.
+/// The prefix explains the query to readers of an upstream's log.
 const TOKEN_PREFIX: &[u8] = b"svcdns-loop-check-";
 
-/// Length of a token's first label.
+/// Length of a token's first label, in bytes.
 const TOKEN_LABEL_BYTES: usize = TOKEN_PREFIX.len() + 32;
 
-/// Longest domain that has room for a token, in bytes of its wire form.
+/// Maximum length of a domain with room for a token, in bytes of its wire form.
 pub(super) const MAX_TOKEN_DOMAIN_BYTES: usize = 255 - 1 - TOKEN_LABEL_BYTES;
 
-/// Most tokens of domains that are known at a time.
+/// Maximum tokens of domains that are known at the same time.
 const MAX_DOMAIN_TOKENS: usize = 64;
 
-/// Intervals of probing the upstreams.
+/// Timing of the probes of upstreams.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ProbeTimings {
     /// Time limit for an upstream's response.
@@ -79,12 +79,14 @@ struct LoopToken {
     seen: bool,
 }
 
-/// What a token shows if it arrives in a query.
+/// The meaning of a token that arrives in a query.
 #[derive(Debug)]
 enum TokenPurpose {
-    /// The upstream sends all queries back. Each upstream has one such token.
+    /// The upstream sends all queries back; each upstream has one such token.
     Upstream,
-    /// The upstream sends queries for one domain back; the check that waits for it is notified.
+    /// The upstream sends queries for one domain back.
+    ///
+    /// The check that waits for the token is notified.
     Domain(Arc<Notify>),
 }
 
@@ -118,7 +120,7 @@ impl LoopGuard {
         true
     }
 
-    /// Replaces the upstream's token with a new one.
+    /// Replaces the upstream's token by a new one.
     fn issue(&self, upstream: &Arc<Upstream>) -> Option<Name> {
         let name = token_below(TOKEN_PARENT)?;
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,7 +156,8 @@ impl LoopGuard {
         let responded = tokio::select! {
             biased;
             () = seen.notified() => true,
-            // Sent once: a lost token costs less than a second one for each slow query.
+            // The query is sent once: a lost token costs less than a second query for each slow
+            // one.
             response = tokio::time::timeout(timeout, sockets.attempt(upstream, &outgoing)) => {
                 matches!(response, Ok(Ok(_)))
             }
@@ -163,7 +166,7 @@ impl LoopGuard {
         (was_seen || responded).then_some(was_seen)
     }
 
-    /// Adds a token of a domain; the oldest one gives way.
+    /// Adds a token of a domain; if there are too many, drops the oldest one.
     ///
     /// Tokens outlive their check, because an upstream may send one back again.
     fn keep_domain_token(&self, token: LoopToken) {
@@ -186,7 +189,7 @@ impl LoopGuard {
             .any(|token| token.seen && token.name == *name)
     }
 
-    /// Drops the tokens of all other upstreams.
+    /// Drops the tokens of upstreams that are not in the list.
     fn retain(&self, upstreams: &[Arc<Upstream>]) {
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         tokens.retain(|token| {
@@ -194,13 +197,13 @@ impl LoopGuard {
         });
     }
 
-    /// Probes an upstream and clears its loop mark if its answer came from elsewhere.
+    /// Probes an upstream; clears its loop mark if it answered without a loop.
     ///
     /// Returns whether it did.
     async fn probe(&self, sockets: &Sockets, upstream: &Arc<Upstream>, timeout: Duration) -> bool {
         let Some(name) = self.issue(upstream) else { return false };
         let Some(outgoing) = Outgoing::new(probe_query(&name), false) else { return false };
-        // No response proves nothing.
+        // A missing response does not show that the loop is gone.
         if sockets.query_one(upstream, &outgoing, Instant::now() + timeout).await.is_err()
             || self.was_seen(&name)
         {
@@ -216,14 +219,14 @@ impl LoopGuard {
         true
     }
 
-    /// Probes all upstreams after each change, and each one periodically, until `stop`.
+    /// Probes all upstreams after each change, and periodically, until `stop`.
     pub(super) async fn run(
         self: Arc<Self>,
         mut routing: watch::Receiver<Vec<Arc<Upstream>>>,
         timings: ProbeTimings,
         stop: CancellationToken,
     ) {
-        // Some upstreams answer one query for each connection: leave the shared one to clients.
+        // Some upstreams answer one query per connection, so the shared one is left to clients.
         let sockets = Arc::new(Sockets::exclusive());
         let mut schedules: Vec<ProbeSchedule> = Vec::new();
         let mut changed = true;
@@ -257,7 +260,7 @@ impl LoopGuard {
                     schedule.reschedule(good, timings);
                 }
             }
-            // A token can arrive late, after the probe has ended.
+            // A token can still arrive after its probe has ended.
             schedules
                 .iter_mut()
                 .filter(|schedule| schedule.upstream.is_looping())
@@ -282,33 +285,33 @@ impl LoopGuard {
     }
 }
 
-/// Makes a token below a domain in wire form; `None` if it would be too long.
+/// Returns a token below a domain in wire form; `None` if it would be too long.
 fn token_below(domain: &[u8]) -> Option<Name> {
-    // 128 bits from the system's random source.
+    // The label has 128 bits from the system's random source.
     let label = [TOKEN_PREFIX, format!("{:032x}", rand::random::<u128>()).as_bytes()].concat();
     let length = [u8::try_from(label.len()).ok()?];
     let (name, _) = Name::from_wire(&[&length, &label[..], domain].concat()).ok()?;
     Some(name)
 }
 
-/// Next probe of an upstream.
+/// Schedule of an upstream's next probe.
 #[derive(Debug)]
 struct ProbeSchedule {
     upstream: Arc<Upstream>,
     due: Instant,
-    /// Time until the next probe, should this one fail.
+    /// Time until the probe after the next one if the next one fails.
     pause: Duration,
 }
 
 impl ProbeSchedule {
-    /// Sets the time of the next probe.
+    /// Sets the time of the next probe; `good` is whether the last one succeeded.
     fn reschedule(&mut self, good: bool, timings: ProbeTimings) {
         let pause = if good { timings.interval } else { self.pause };
         self.due = Instant::now() + pause;
         self.pause = if good { timings.retry } else { (self.pause * 2).min(timings.interval) };
     }
 
-    /// Moves the next probe forward, to the interval after a failed one.
+    /// Moves the next probe forward to the time after a failed one.
     fn bring_forward(&mut self) {
         self.due = self.due.min(Instant::now() + self.pause);
     }
@@ -337,7 +340,7 @@ mod tests {
     use super::super::exchange::Connector;
     use super::*;
 
-    /// Upper bound of waiting for a change, long enough for a very busy machine.
+    /// Maximum wait for a change, long enough for a very busy machine.
     const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
     fn upstream(address: SocketAddr) -> Arc<Upstream> {
@@ -346,7 +349,8 @@ mod tests {
 
     /// Starts a fake upstream that reports each name to `guard` while `looping` is set.
     ///
-    /// Otherwise it answers by itself. Returns its address and the names it was queried for.
+    /// While it is not set, the upstream answers by itself. Returns its address and the queried
+    /// names.
     async fn forwarder(
         guard: Arc<LoopGuard>,
         looping: Arc<AtomicBool>,
@@ -432,7 +436,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tokens_below_a_domain_show_its_loop_alone() {
+    async fn tokens_below_a_domain_show_only_its_own_loop() {
         let (guard, looping) = (Arc::<LoopGuard>::default(), Arc::new(AtomicBool::new(true)));
         let (address, names) = forwarder(Arc::clone(&guard), Arc::clone(&looping)).await;
         let (upstream, sockets) = (upstream(address), Sockets::default());
@@ -446,7 +450,7 @@ mod tests {
         assert_eq!(loops(&name("a.corp.example")).await, Some(false));
         let names = names.lock().unwrap().clone();
         assert!(names.iter().all(|token| token.ends_with(&name("a.corp.example"))), "{names:?}");
-        // The upstream may repeat its query after the check.
+        // The upstream may repeat the query after the check.
         assert!(guard.catch_token(&names[0]));
         let long =
             name(&["x".repeat(60), "y".repeat(60), "z".repeat(60), "w".repeat(60)].join("."));

@@ -7,21 +7,21 @@ use std::time::{Duration, Instant};
 use super::now;
 use crate::name::Name;
 
-/// How long a domain is first marked; the time doubles up to [`MAX_MARK`].
+/// Time for which a domain is first marked; it doubles up to [`MAX_MARK`].
 ///
-/// After it, a query shows whether the loop is gone.
+/// After this time, a query shows whether the loop is gone.
 const FIRST_MARK: Duration = Duration::from_secs(10);
-/// Longest time that a domain is marked without another check.
+/// Maximum time for which a domain is marked without another check.
 const MAX_MARK: Duration = Duration::from_secs(300);
-/// Most domains that are marked at a time; the oldest marks give way.
+/// Maximum marked domains at a time; the oldest marks are dropped.
 const MAX_MARKED_DOMAINS: usize = 64;
 
-/// Which queries an upstream sends back to svcdns.
+/// Marks of the queries that an upstream sends back to svcdns.
 #[derive(Debug, Default)]
 pub(super) struct LoopMarks {
-    /// Whether it sends all queries back.
+    /// Whether the upstream sends all queries back.
     all: AtomicBool,
-    /// Whether `domains` has entries, so that readers need not lock it.
+    /// Whether `domains` has entries; readers check it without locking the list.
     has_domains: AtomicBool,
     domains: Mutex<Vec<MarkedDomain>>,
 }
@@ -31,12 +31,12 @@ pub(super) struct LoopMarks {
 struct MarkedDomain {
     domain: Name,
     until: Instant,
-    /// How long the domain is marked.
+    /// Time for which the domain is marked.
     duration: Duration,
 }
 
 impl LoopMarks {
-    /// Marks all queries, so that the upstream is not used, or clears that mark.
+    /// Sets or clears the mark of all queries, with which the upstream is not used.
     pub(super) fn set_all(&self, all: bool) {
         self.all.store(all, Ordering::Relaxed);
     }
@@ -58,14 +58,14 @@ impl LoopMarks {
         self.lock().iter().any(|mark| now < mark.until && name.ends_with(&mark.domain))
     }
 
-    /// Marks a domain; returns whether it was not marked of late.
+    /// Marks a domain; returns whether it was not marked recently.
     ///
-    /// Marks of names below the domain end.
+    /// Marks of names below the domain are removed.
     pub(super) fn mark(&self, domain: &Name) -> bool {
         let now = now();
         let mut domains = self.lock();
         let known = domains.iter().find(|mark| mark.domain == *domain);
-        // A mark counts as recent for as long again as it lasted.
+        // A mark stays recent after its end for as long as it lasted.
         let recent = known.filter(|mark| now < mark.until + mark.duration);
         let duration = recent.map_or(FIRST_MARK, |mark| (mark.duration * 2).min(MAX_MARK));
         let is_new = recent.is_none();
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_mark_replaces_those_below_it() {
+    async fn a_mark_replaces_marks_below_its_domain() {
         let marks = LoopMarks::default();
         for at in 0..2 * MAX_MARKED_DOMAINS {
             marks.mark(&name(&format!("{at}.corp.example")));

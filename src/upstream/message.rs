@@ -1,8 +1,8 @@
 //! Queries to upstreams and responses to clients, as bytes.
 //!
-//! An upstream's message is parsed once, on arrival. A response to a client is a copy of it, with
-//! id, flags, question and TTLs patched and an OPT record of our own appended. EDNS is hop by hop
-//! (RFC 6891 section 6.1.1).
+//! An upstream's message is parsed once, on arrival. A response to a client is a copy of the
+//! message with patched ID, flags, question and TTLs, and with svcdns's own OPT record. EDNS is hop
+//! by hop (RFC 6891 section 6.1.1).
 
 use super::strip::{Stripped, strip};
 use crate::wire::{
@@ -16,14 +16,14 @@ const MAX_NEGATIVE_TTL_SECONDS: u32 = 3 * 3600;
 /// TTL of stale records (RFC 8767 section 4).
 pub(super) const STALE_TTL_SECONDS: u32 = 30;
 
-/// An upstream's message, as the exchange returns it.
+/// An upstream's message, as returned by the exchange.
 #[derive(Debug)]
 pub(super) struct UpstreamMessage {
-    /// The message, with any id.
+    /// The message, with any ID.
     pub(super) bytes: Vec<u8>,
     /// Offset of the target of the last alias, if the target is resolved elsewhere.
     ///
-    /// The message then holds nothing but the chain of aliases up to there.
+    /// In that case, the message contains only the chain of aliases up to that target.
     pub(super) alias_target_at: Option<u16>,
 }
 
@@ -36,7 +36,7 @@ impl From<Vec<u8>> for UpstreamMessage {
 /// An upstream's message, prepared for copying to clients.
 #[derive(Debug)]
 pub(super) struct StoredResponse {
-    /// The message without OPT, then options for clients, then the offsets of TTLs.
+    /// The message without OPT, the options for clients, and the offsets of TTLs.
     ///
     /// Each offset has two bytes.
     bytes: Box<[u8]>,
@@ -46,50 +46,50 @@ pub(super) struct StoredResponse {
     ttl_offsets_at: u32,
     /// Response code with the upper bits from the OPT record.
     rcode: u16,
-    /// Whether, and how long, the message can be cached.
+    /// Whether the message can be cached, and for how long.
     kind: ResponseKind,
-    /// As [`UpstreamMessage::alias_target_at`]; 0 for none.
+    /// Offset as in [`UpstreamMessage::alias_target_at`]; 0 for none.
     alias_target_at: u16,
 }
 
-/// Meaning of a response; TTLs are in seconds.
+/// Classification of a response; TTLs are in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ResponseKind {
-    /// There are records; the TTL is the smallest in the message.
+    /// The response has records; the TTL is the smallest in the message.
     Positive(u32),
     /// The name or records do not exist; the SOA has the TTL (RFC 2308 section 5).
     Negative(u32),
     /// The upstream failed or refused to answer (RFC 9520 section 2).
     Failure,
-    /// No upstream answered; the message is a SERVFAIL of our own.
+    /// No upstream answered; the message is svcdns's own SERVFAIL.
     NoResponse,
-    /// For the waiting clients only.
+    /// A response for the waiting clients only.
     ///
-    /// Truncated, a referral, or negative without an SOA record.
+    /// It is truncated, a referral, or negative without an SOA record.
     Uncacheable,
 }
 
 /// Age of a response given to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Age {
-    /// Just received.
+    /// The response has just been received.
     Fresh,
-    /// From the cache, this many seconds old.
+    /// The entry is cached and this many seconds old.
     Cached(u32),
-    /// From the cache, with expired TTL (RFC 8767).
+    /// The entry is cached and its TTL has expired (RFC 8767).
     Stale,
 }
 
-/// Returns whether the response to this query depends on the cache key only.
+/// Returns whether the response to this query depends only on the cache key.
 ///
-/// A plain query carries no options to forward and no records.
+/// A plain query has no options to forward and no records besides OPT.
 pub(super) fn is_plain(query: &Query<'_>) -> bool {
     !query.has_other_records && options(query.options).all(|(code, _)| is_hop_by_hop(code))
 }
 
-/// Builds the message to send upstream for `query`, with id 0.
+/// Builds the message to send upstream for `query`, with ID 0.
 ///
-/// `request` is the client's message. AD is set, so that the upstream tells whether the data is
+/// `request` is the client's message. AD is set, so that the upstream reports whether the data is
 /// authentic (RFC 6840 section 5.7).
 ///
 /// # Errors
@@ -113,7 +113,7 @@ pub(super) fn plain_upstream_query(query: &Query<'_>) -> Vec<u8> {
     with_opt(bytes, query)
 }
 
-/// Completes a query with id 0 and an OPT record with the options to forward.
+/// Completes a query: appends an OPT record with the options to forward.
 fn with_opt(mut bytes: Vec<u8>, query: &Query<'_>) -> Vec<u8> {
     bytes[..2].fill(0);
     let additional = u16_at(&bytes, 10).unwrap_or_default().saturating_add(1);
@@ -128,7 +128,7 @@ fn with_opt(mut bytes: Vec<u8>, query: &Query<'_>) -> Vec<u8> {
 }
 
 impl StoredResponse {
-    /// Prepares an upstream's message; `plain` is whether the query was ([`is_plain`]).
+    /// Prepares an upstream's message; `plain` is the result of [`is_plain`].
     ///
     /// A response to a plain query may go to many clients, so it keeps no options except
     /// EDEs.
@@ -149,7 +149,7 @@ impl StoredResponse {
         }
         let options_end = bytes.len();
         bytes.extend(ttl_offsets.iter().flat_map(|at| at.to_be_bytes()));
-        // Copied to the exact length: a cached message must not hold on to spare capacity.
+        // The copy has the exact length, so that a cached message keeps no spare capacity.
         Ok(Self {
             options_at: offset(end),
             ttl_offsets_at: offset(options_end),
@@ -160,16 +160,16 @@ impl StoredResponse {
         })
     }
 
-    /// Prepares an upstream's message as [`Self::new`] does, with the alias that it ends with.
+    /// Prepares an upstream's message like [`Self::new`], including its last alias.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// The errors are those of [`Self::new`].
     pub(super) fn from_upstream(
         message: &UpstreamMessage,
         plain: bool,
     ) -> Result<Self, MalformedMessage> {
         let mut stored = Self::new(&message.bytes, plain)?;
-        // The offset remains valid: OPT, which is missing now, comes after the answer section.
+        // The offset remains valid: the removed OPT record came after the answer section.
         if let Some(target_at) = message.alias_target_at {
             let ttl = |at: &[u8]| {
                 let at = usize::from(u16::from_be_bytes([at[0], at[1]]));
@@ -177,14 +177,16 @@ impl StoredResponse {
             };
             let ttl_offsets = stored.bytes.get(stored.ttl_offsets_at as usize..);
             let min_ttl = ttl_offsets.unwrap_or_default().chunks_exact(2).map(ttl).min();
-            // The aliases are an answer of their own, whatever the query's type is.
+            // The aliases are a positive answer for every query type.
             stored.kind = ResponseKind::Positive(min_ttl.unwrap_or(0));
             stored.alias_target_at = target_at;
         }
         Ok(stored)
     }
 
-    /// Makes a SERVFAIL with an extended error. `question` is name, type and class.
+    /// Returns a SERVFAIL with an extended error.
+    ///
+    /// `question` is the name, type and class.
     pub(super) fn failure(question: &[u8], error: ExtendedError) -> Self {
         let mut bytes = vec![0; HEADER_BYTES];
         set_flags(&mut bytes, flags::QR | rcode::SERVFAIL);
@@ -203,19 +205,19 @@ impl StoredResponse {
         }
     }
 
-    /// Returns whether the message ends with an alias whose target is resolved elsewhere.
+    /// Returns whether the message ends with an alias that is resolved elsewhere.
     pub(super) fn has_alias_target(&self) -> bool {
         self.alias_target_at != 0
     }
 
-    /// Returns that target in wire form.
+    /// Returns the target of that alias in wire form, if there is one.
     pub(super) fn alias_target(&self) -> Option<Vec<u8>> {
         let mut target = Vec::new();
         let at = usize::from(Some(self.alias_target_at).filter(|at| *at != 0)?);
         copy_name(self.message(), at, &mut target).ok().map(|()| target)
     }
 
-    /// Returns what the message says.
+    /// Returns the classification of the message.
     pub(super) fn kind(&self) -> ResponseKind {
         self.kind
     }
@@ -225,7 +227,7 @@ impl StoredResponse {
         self.rcode
     }
 
-    /// Returns whether the message is truncated (TC).
+    /// Returns whether the message has TC set.
     pub(super) fn is_truncated(&self) -> bool {
         u16_at(&self.bytes, 2).unwrap_or_default() & flags::TC != 0
     }
@@ -235,7 +237,7 @@ impl StoredResponse {
         self.bytes.get(..self.options_at as usize).unwrap_or_default()
     }
 
-    /// Returns the size in bytes, the struct itself not included.
+    /// Returns the size in bytes, excluding the struct itself.
     pub(super) fn bytes(&self) -> usize {
         self.bytes.len()
     }
@@ -293,13 +295,13 @@ impl StoredResponse {
         if let Some(edns) = query.edns {
             let additional = u16_at(out, 10).unwrap_or_default().saturating_add(1);
             out[10..12].copy_from_slice(&additional.to_be_bytes());
-            // Options, which only explain the answer, are dropped if they do not fit.
+            // Options only explain the answer, so they are dropped if they do not fit.
             let fits = out.len() + wire::opt_len(error) + options.len() <= limit;
             put_opt_with(out, rcode, edns.dnssec_ok, if fits { options } else { &[] }, error);
         }
     }
 
-    /// Sets the TTLs of a copy of the message to those of this age.
+    /// Sets the TTLs in a copy of the message to the values for this age.
     fn patch_ttls(&self, ttl_offsets: &[u8], age: Age, out: &mut [u8]) {
         let max = if let ResponseKind::Negative(seconds) = self.kind { seconds } else { u32::MAX };
         let aged = |ttl: u32| match age {
@@ -321,7 +323,7 @@ impl StoredResponse {
 
 /// Builds a NOERROR response without records, with an EDE (RFC 8914).
 ///
-/// `question` is name, type and class.
+/// `question` is the name, type and class.
 pub(super) fn empty_response(question: &[u8], error: ExtendedError) -> Vec<u8> {
     let mut bytes = vec![0; HEADER_BYTES];
     set_flags(&mut bytes, flags::QR | flags::RA);
@@ -372,7 +374,7 @@ fn classify(
     Ok((kind, ttl_offsets))
 }
 
-/// Copies as many whole records of `message` as fit into `room` bytes.
+/// Copies as many complete records of `message` as fit into `room` bytes.
 ///
 /// TC is set if answer or authority records are missing. Missing additional records do not set it
 /// (RFC 2181 section 9), except in a referral (RFC 9471 section 3).
@@ -396,7 +398,7 @@ fn truncate_into(message: &[u8], question_end: usize, room: usize, out: &mut Vec
     }
 }
 
-/// Returns the size limit in bytes of the response to a message of any opcode.
+/// Returns the response size limit for a message of any opcode, in bytes.
 pub(super) fn response_limit(request: &[u8], transport: Transport) -> usize {
     let mut records = question_end(request)
         .map(|question_end| records(request, question_end))
@@ -420,7 +422,7 @@ pub(super) fn truncate_to(limit: usize, message: &mut Vec<u8>) -> Result<(), Mal
     Ok(())
 }
 
-/// Overwrites the flags of a message, response code included.
+/// Overwrites the flags of a message, including the response code.
 fn set_flags(message: &mut [u8], flags: u16) {
     if let Some(field) = message.get_mut(2..4) {
         field.copy_from_slice(&flags.to_be_bytes());
@@ -436,12 +438,12 @@ fn offset(at: usize) -> u32 {
 
 /// Returns whether an option is hop by hop.
 ///
-/// Those options are cookies (RFC 7873), keep-alive (RFC 7828) and padding (RFC 7830).
+/// These are cookies (RFC 7873), keep-alive (RFC 7828) and padding (RFC 7830).
 fn is_hop_by_hop(code: u16) -> bool {
     matches!(code, 10..=12)
 }
 
-/// Iterates over the options in OPT data, each as its code and all its bytes.
+/// Iterates over the options in OPT data; each item is the code and all bytes.
 ///
 /// Ends at the first option that exceeds the data.
 pub(super) fn options(mut data: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {

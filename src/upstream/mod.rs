@@ -51,18 +51,18 @@ use crate::name::{Name, Zones};
 /// Settings of the forwarder.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Upstreams for names without a domain route.
+    /// Upstreams for names outside `domains`.
     pub servers: Servers,
     /// Upstreams of single domains.
     ///
-    /// The longest matching domain, counted in labels, decides.
+    /// The longest matching domain, counted in labels, wins.
     pub domains: Vec<(Name, Vec<Target>)>,
-    /// Order in which the upstreams of each list are asked.
+    /// Order in which the upstreams of each list are queried.
     ///
-    /// `None` lets the origin of a list decide: a list in the system's configuration or of a
-    /// domain is strict, another list is asked by speed.
+    /// `None` leaves it to the origin of the list: lists in the system's configuration or of a
+    /// domain are strict, others are queried by speed.
     pub order: Option<UpstreamOrder>,
-    /// Addresses that svcdns listens on; never used as upstreams.
+    /// Addresses on which svcdns listens; never used as upstreams.
     pub own: Vec<SocketAddr>,
     /// Served zones; names inside them are never forwarded.
     pub zones: Zones,
@@ -70,13 +70,11 @@ pub struct Settings {
     pub ca_file: Option<PathBuf>,
     /// Whether to randomize the letter case of names in queries.
     ///
-    /// See draft-vixie-dnsext-dns0x20.
-    ///
-    /// A response that does not echo the case is not trusted.
+    /// A response that does not echo the case is not trusted (draft-vixie-dnsext-dns0x20).
     pub random_case: bool,
     /// Domains exempt from the rebinding guard; `None` turns the guard off.
     pub rebinding: Option<Vec<Name>>,
-    /// Limit on cache memory in bytes, keys and overhead included; 0 for no cache.
+    /// Limit on cache memory in bytes, including keys and overhead; 0 for no cache.
     pub cache_bytes: usize,
     /// Limit on serving stale data while no upstream responds (RFC 8767).
     ///
@@ -84,16 +82,18 @@ pub struct Settings {
     pub stale: Duration,
     /// TTL of negative answers for special names, in seconds.
     pub negative_ttl: u32,
-    /// Whether address queries for names of one label go to upstreams with public addresses.
+    /// Whether address queries for single-label names may go to public upstreams.
     ///
-    /// Otherwise such a name does not exist unless an upstream with a private address knows it.
+    /// If not, such a name exists only if an upstream with a private address knows it.
     pub forward_single_labels: bool,
-    /// Whether to forward messages with an opcode other than QUERY; otherwise NOTIMP.
+    /// Whether to forward messages with opcodes other than QUERY; if not, NOTIMP.
     pub other_opcodes: bool,
 }
 
 impl Settings {
-    /// Checks that the CA file can be used. It is read again for each new connection.
+    /// Checks that the CA file can be used.
+    ///
+    /// The file is read again for each new connection.
     ///
     /// # Errors
     /// Returns an error if a CA file is set and it cannot be read or holds no certificate.
@@ -102,10 +102,10 @@ impl Settings {
     }
 }
 
-/// Upstreams for names without a domain route.
+/// Upstreams for names outside the configured domains.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Servers {
-    /// None: such names are refused.
+    /// No upstreams: such names are refused.
     Off,
     /// The name servers of the system's resolver configuration, followed at run time.
     System,
@@ -113,7 +113,7 @@ pub enum Servers {
     Named(Vec<Target>),
 }
 
-/// Returns the time as Tokio's timers see it, which tests can pause.
+/// Returns the time of Tokio's timers, which tests can pause.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }

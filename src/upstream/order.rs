@@ -1,4 +1,4 @@
-//! Order in which the upstreams of one list are asked.
+//! Order in which the upstreams of one list are queried.
 
 use std::fmt;
 use std::ops::Deref;
@@ -8,15 +8,17 @@ use std::time::Instant;
 
 use super::exchange::Upstream;
 
-/// Order in which the upstreams of one list are asked.
+/// Order in which the upstreams of one list are queried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpstreamOrder {
-    /// A later upstream is asked only once all earlier ones failed, are dead or keep silent.
+    /// Later upstreams are queried only if all earlier ones fail, are dead or silent.
     ///
-    /// This is how the C library reads resolv.conf: an earlier server may know names that a later
-    /// one denies.
+    /// The C library uses resolv.conf in the same way: an earlier server may know names that a
+    /// later server denies.
     Strict,
-    /// The upstream with the shortest round trip is asked first; all know the same names.
+    /// The upstream with the shortest round-trip time is queried first.
+    ///
+    /// This order assumes that all upstreams know the same names.
     Fastest,
 }
 
@@ -30,7 +32,7 @@ impl UpstreamOrder {
         }
     }
 
-    /// Returns the words that follow a list of this many upstreams; none for a single one.
+    /// Returns the text that follows a list of this many upstreams; empty for one.
     pub(super) const fn suffix(self, upstreams: usize) -> &'static str {
         match self {
             _ if upstreams < 2 => "",
@@ -55,7 +57,7 @@ impl FromStr for UpstreamOrder {
     }
 }
 
-/// Upstreams that resolve the same names, with the order to ask them in.
+/// Upstreams that resolve the same names, and the order of querying them.
 #[derive(Clone, Debug)]
 pub(super) struct UpstreamList {
     upstreams: Arc<[Arc<Upstream>]>,
@@ -63,17 +65,17 @@ pub(super) struct UpstreamList {
 }
 
 impl UpstreamList {
-    /// Makes a list; equal ranks keep the order of `upstreams`.
+    /// Creates a list; upstreams of equal rank keep their order.
     pub(super) fn new(upstreams: impl Into<Arc<[Arc<Upstream>]>>, order: UpstreamOrder) -> Self {
         Self { upstreams: upstreams.into(), order }
     }
 
-    /// Returns the order to ask the upstreams in.
+    /// Returns the order of querying the upstreams.
     pub(super) fn order(&self) -> UpstreamOrder {
         self.order
     }
 
-    /// Returns the same upstreams in another order.
+    /// Returns the list with another order of querying.
     pub(super) fn with_order(self, order: UpstreamOrder) -> Self {
         Self { order, ..self }
     }

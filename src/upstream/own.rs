@@ -1,14 +1,14 @@
-//! The test whether an upstream is svcdns itself.
+//! Test whether an upstream is svcdns itself.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::Target;
 
 impl Target {
-    /// Returns whether packets to this target arrive at our listening address `own`.
+    /// Returns whether packets to this target arrive at the listening address `own`.
     ///
     /// If `own` is the unspecified address, every loopback address matches. The addresses of the
-    /// machine's interfaces are not looked up.
+    /// machine's interfaces are not checked.
     pub fn reaches(&self, own: SocketAddr) -> bool {
         let (ip, own_ip) = (destination(self.address.ip()), own.ip().to_canonical());
         let meant = if own_ip.is_unspecified() {
@@ -20,7 +20,7 @@ impl Target {
     }
 }
 
-/// Returns where a packet arrives: the unspecified address means loopback.
+/// Returns the address at which a packet arrives: loopback for the unspecified one.
 fn destination(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn targets_at_our_listeners_reach_us() {
+    fn targets_at_own_listeners_are_recognized() {
         for (target, own, reaches) in [
             ("127.0.0.1", "127.0.0.1:53", true),
             ("127.0.0.2", "127.0.0.1:53", false),

@@ -1,12 +1,12 @@
 //! DNS rebinding guard: withholds private addresses of public names.
 //!
-//! By DNS rebinding, a web page makes a browser connect to hosts of a private network as if they
-//! belonged to the page's own site. If the guard is on, the client gets an answer without records
-//! and EDE 15 (RFC 8914), as dnsmasq does it.
+//! In DNS rebinding, a web page makes a browser connect to hosts of a private network as if they
+//! belonged to the page's own site. With the guard on, the client gets an answer without records
+//! and with EDE 15 (RFC 8914), as from dnsmasq.
 //!
-//! NXDOMAIN would deny other types and all names below (RFC 8020). REFUSED would make the C library
-//! ask the next name server. Removing only the private addresses would pass on the rest of a forged
-//! answer.
+//! Other responses would do harm. NXDOMAIN would deny other types and all names below (RFC 8020).
+//! REFUSED would make the C library query the next name server. Removing only the private addresses
+//! would pass on the rest of a forged answer.
 
 use std::net::IpAddr;
 
@@ -21,7 +21,7 @@ pub(super) const WITHHELD: ExtendedError = ExtendedError {
     text: "a public name with a private address: see rebinding-guard of svcdns",
 };
 
-/// Types SVCB and HTTPS (RFC 9460), whose hints are addresses.
+/// Types SVCB and HTTPS (RFC 9460), whose hints contain addresses.
 const SVCB_TYPES: [u16; 2] = [64, 65];
 
 /// The rebinding guard, if it is on.
@@ -32,9 +32,9 @@ pub(super) struct RebindingGuard {
 }
 
 impl RebindingGuard {
-    /// Makes the guard from the settings; returns `None` if it is off.
+    /// Creates the guard from the settings; returns `None` if it is off.
     ///
-    /// Domains with upstreams of their own are exempt: those upstreams were chosen for them.
+    /// Domains with their own upstreams are exempt, because the user chose those upstreams.
     pub(super) fn of(settings: &Settings) -> Option<Self> {
         let allowed = settings
             .rebinding
@@ -50,7 +50,7 @@ impl RebindingGuard {
     }
 }
 
-/// Returns whether the answer or additional section holds a private address.
+/// Returns whether the answer or additional section contains a private address.
 fn has_private_address(message: &[u8]) -> bool {
     let Some(end) = question_end(message) else { return false };
     let records = records(message, end).map_while(Result::ok);
@@ -66,7 +66,7 @@ fn has_private_address(message: &[u8]) -> bool {
     )
 }
 
-/// Iterates over address hints, keys 4 and 6 of SVCB data (RFC 9460 section 7.3).
+/// Iterates over the address hints in SVCB data (RFC 9460 section 7.3, keys 4, 6).
 fn hints(data: &[u8]) -> impl Iterator<Item = IpAddr> {
     // The priority comes first, then a name that is never compressed.
     let name = data
@@ -84,7 +84,7 @@ fn hints(data: &[u8]) -> impl Iterator<Item = IpAddr> {
         let bytes = match key {
             4 => 4,
             6 => 16,
-            // Longer than any value, so that there are no chunks.
+            // A length above that of any value, so that there are no chunks.
             _ => usize::from(u16::MAX) + 1,
         };
         value.chunks_exact(bytes).filter_map(address)
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn hints_of_https_records_are_addresses() {
+    fn address_hints_of_https_records_are_checked() {
         let record = |address: &str| {
             let (_, hint) = bytes(address);
             let key = if hint.len() == 4 { 4 } else { 6 };
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn allowed_domains_pass() {
+    fn exempt_domains_may_have_private_addresses() {
         let name = |text: &str| Name::from_text(text).unwrap();
         let guard = RebindingGuard { allowed: vec![name("lan.example")] };
         let private = answer(rtype::A, &[10, 0, 0, 1]);
@@ -202,7 +202,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_data_panics(
+        fn arbitrary_record_data_does_not_panic(
             rtype in 0u16..70,
             data in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..80),
         ) {

@@ -20,30 +20,30 @@ use crate::wire::{ExtendedError, Query, Transport, flags};
 
 /// Time limit for answering a client; most stub resolvers wait 5 s.
 pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(4);
-/// Wait for upstreams before a stale answer is served.
+/// Time to wait for upstreams before a stale answer is served.
 ///
-/// The client response timer of RFC 8767 section 5.
+/// This is the client response timer of RFC 8767 section 5.
 const CLIENT_RESPONSE_TIMER: Duration = Duration::from_millis(1800);
 
-/// Too many clients are waiting.
+/// EDE: too many clients are waiting.
 const OVERLOADED: ExtendedError =
     ExtendedError { code: ExtendedError::OTHER, text: "too many queries are waiting" };
-/// The response, or the query itself, is malformed.
+/// EDE: the response, or the query itself, is malformed.
 pub(super) const MALFORMED: ExtendedError = ExtendedError {
     code: ExtendedError::NETWORK_ERROR,
     text: "the upstream's response is malformed",
 };
-/// A truncated response must not go to a client over TCP.
+/// EDE: the only response is truncated, which must not be sent over TCP.
 const TRUNCATED: ExtendedError = ExtendedError {
     code: ExtendedError::NETWORK_ERROR,
     text: "the upstream truncates its response, also over TCP",
 };
-/// No upstream answered within [`QUERY_TIMEOUT`].
+/// EDE: no upstream answered within [`QUERY_TIMEOUT`].
 const TOO_LATE: ExtendedError = ExtendedError {
     code: ExtendedError::NO_REACHABLE_AUTHORITY,
     text: "no upstream answered in time",
 };
-/// The task that sent the query panicked.
+/// EDE: the task that sent the query panicked.
 const INTERNAL_FAILURE: ExtendedError =
     ExtendedError { code: ExtendedError::OTHER, text: "internal failure: see the log of svcdns" };
 
@@ -52,10 +52,10 @@ pub(super) trait Exchange: Send + Sync + 'static {
     /// Returns whether all upstreams of the name in `key` are dead.
     fn is_down(&self, key: CacheKey<'_>) -> bool;
 
-    /// Sends `message`, whose id is 0, to the upstreams of the name in `key`.
+    /// Sends `message`, whose ID is 0, to the upstreams of the name in `key`.
     ///
-    /// The returned message is a response to that query, with any id. The future ends by
-    /// `deadline`. If `interrupt` is notified, the upstreams are selected again.
+    /// The result is the response to that message, with any ID. The future ends by `deadline`. If
+    /// `interrupt` is notified, the upstreams are selected again.
     fn query(
         &self,
         key: CacheKey<'_>,
@@ -70,24 +70,24 @@ pub(super) trait Exchange: Send + Sync + 'static {
 pub(super) struct ExchangeError {
     /// EDE for the client (RFC 8914).
     pub(super) error: ExtendedError,
-    /// Whether the query was sent; if so, the failure is cached (RFC 9520).
+    /// Whether the query was sent; if it was, the failure is cached (RFC 9520).
     pub(super) sent: bool,
 }
 
 /// Result of answering from the cache alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ImmediateAnswer {
-    /// The response is written.
+    /// The response has been written.
     Written,
-    /// Only a stale answer is cached; wait for the upstreams before serving it.
+    /// Only a stale answer is cached; the caller waits for upstreams before serving it.
     StaleOnly,
-    /// An alias that leads elsewhere is cached, and may be served.
+    /// An alias whose target is resolved elsewhere is cached, and may be served.
     Alias,
-    /// Nothing usable is cached.
+    /// No usable entry is cached.
     NotCached,
 }
 
-/// First step of resolving a plain query.
+/// The first step of resolving a plain query.
 enum QueryStart {
     /// Answer from this entry.
     Cached(Arc<CacheEntry>, Age),
@@ -95,14 +95,14 @@ enum QueryStart {
     Joined(Joined, WaitSlot, Option<Arc<CacheEntry>>),
 }
 
-/// What a query resolves to.
+/// The result of resolving a query.
 #[derive(Debug)]
 pub(super) enum ResolvedQuery {
-    /// This response.
+    /// The response to the client.
     Response(Vec<u8>),
     /// An alias whose target is resolved elsewhere.
     Alias {
-        /// The response so far, of any size: the chain of aliases.
+        /// The response so far, of any size, with the chain of aliases.
         response: Vec<u8>,
         /// The target in wire form.
         target: Vec<u8>,
@@ -117,7 +117,7 @@ pub(super) struct Resolver {
     in_flight: Arc<InFlight>,
 }
 
-/// Writes the response made from `entry` into the empty `out`.
+/// Writes the response built from `entry` into the empty `out`.
 fn write_entry(
     entry: &CacheEntry,
     query: &Query<'_>,
@@ -125,7 +125,7 @@ fn write_entry(
     age: Age,
     out: &mut Vec<u8>,
 ) {
-    // Some clients ignore TC over TCP and would take missing records for nonexistent ones.
+    // Over TCP, some clients ignore TC and would take missing records for nonexistent ones.
     if transport == Transport::Tcp && entry.stored.is_truncated() {
         put_failure(query, TRUNCATED, out);
     } else {
@@ -133,7 +133,7 @@ fn write_entry(
     }
 }
 
-/// Makes the result of resolving `query` from what was found.
+/// Builds the result of `query` from the entry that was found.
 fn resolved(
     found: Result<(Arc<CacheEntry>, Age), ExtendedError>,
     query: &Query<'_>,
@@ -143,7 +143,7 @@ fn resolved(
     match found {
         Ok((entry, age)) => match entry.stored.alias_target() {
             Some(target) => {
-                // The limit of the transport applies to the whole response.
+                // The transport's limit applies only to the whole response, which is built later.
                 entry.stored.write(query, Transport::Tcp, age, &mut out);
                 return ResolvedQuery::Alias { response: out, target };
             }
@@ -171,7 +171,7 @@ fn serves_stale<E: Exchange>(
 }
 
 impl Resolver {
-    /// Makes a resolver whose cache holds `cache_bytes` bytes.
+    /// Creates a resolver with a cache of at most `cache_bytes` bytes.
     ///
     /// Expired answers can be served for `stale`.
     pub(super) fn new(cache_bytes: usize, stale: Duration) -> Arc<Self> {
@@ -192,7 +192,7 @@ impl Resolver {
         self.in_flight.waiting()
     }
 
-    /// Writes the response into the empty `out` if the cache has one.
+    /// Writes the response from the cache, if there is one, into the empty `out`.
     pub(super) fn answer_from_cache<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
@@ -229,7 +229,7 @@ impl Resolver {
             CacheLookup::Stale(entry) => {
                 self.counters.stale.increment();
                 write_entry(&entry, query, transport, Age::Stale, out);
-                // The refresh waits for an upstream to come back to life.
+                // The refresh waits until an upstream comes back to life.
                 self.prefetch(exchange, query);
             }
             CacheLookup::Miss => return ImmediateAnswer::NotCached,
@@ -264,7 +264,7 @@ impl Resolver {
 
     /// Resolves the query of `request` within [`QUERY_TIMEOUT`].
     ///
-    /// `suspect` is the client's address if it is that of an upstream.
+    /// `suspect` is the client's address if an upstream has the same address.
     pub(super) async fn resolve<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
@@ -305,7 +305,7 @@ impl Resolver {
         Some(resolved(Ok(found), query, transport))
     }
 
-    /// Resolves a query that follows an alias for a client that has waited since `began`.
+    /// Resolves a query that follows an alias; its client has waited since `began`.
     pub(super) async fn resolve_alias<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
@@ -322,7 +322,7 @@ impl Resolver {
         resolved(found, query, transport)
     }
 
-    /// Forwards a message with another opcode, unchanged but for its id.
+    /// Forwards a message with another opcode, unchanged except for its ID.
     pub(super) async fn relay<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
@@ -364,10 +364,10 @@ impl Resolver {
         Ok(response)
     }
 
-    /// Resolves a plain query to a cache entry, for a client that has waited since `began`.
+    /// Resolves a plain query to a cache entry; its client has waited since `began`.
     ///
-    /// `uncancelled` promises that the returned future is polled to its end, even if the client
-    /// disconnects.
+    /// With `uncancelled`, the caller promises to poll the returned future to its end, even if the
+    /// client disconnects.
     ///
     /// # Errors
     /// Returns an EDE if there is neither a response nor a stale answer.
@@ -384,7 +384,7 @@ impl Resolver {
             QueryStart::Cached(entry, age) => return Ok((entry, age)),
             QueryStart::Joined(joined, slot, stale) => (joined, slot, stale),
         };
-        // The upstreams have the whole time, even if this client cannot wait as long.
+        // The upstreams get the whole time, even if this client cannot wait that long.
         let deadline = started + QUERY_TIMEOUT;
         let flight = match joined {
             Joined::Leader(leader) => {
@@ -403,7 +403,7 @@ impl Resolver {
                     ));
                 }
                 let flight = leader.flight();
-                // In a task of its own: followers wait for the result even if this client
+                // A separate task, because followers wait for the result even if this client
                 // disconnects.
                 tokio::spawn(Arc::clone(self).exchange_in_background(
                     Arc::clone(exchange),
@@ -430,9 +430,9 @@ impl Resolver {
             (Ok(Some(entry)), None) => Ok((entry, Age::Fresh)),
             (Ok(Some(entry)), Some(_)) if !entry.is_failure() => Ok((entry, Age::Fresh)),
             (outcome, Some(entry)) => {
-                // While all upstreams are dead, nobody waits anyway.
+                // While all upstreams are dead, no client waits for them anyway.
                 if outcome.is_err() && !is_down(&**exchange, query) {
-                    // Later queries need not wait as long. A late response still replaces this
+                    // Later queries need not wait this long. A late response still replaces the
                     // entry.
                     entry.defer_recheck(now());
                 }
@@ -445,7 +445,7 @@ impl Resolver {
 
     /// Starts to resolve a plain query, without waiting.
     ///
-    /// A function of its own, so that the key takes no room in the future that waits.
+    /// A separate function, so that the key takes no room in the future that waits.
     fn start<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
@@ -455,7 +455,7 @@ impl Resolver {
     ) -> Result<QueryStart, ExtendedError> {
         let mut buffer = EMPTY_KEY_BUFFER;
         let key = CacheKey::new(query, &mut buffer).ok_or(MALFORMED)?;
-        // The entry may have arrived since the caller looked.
+        // The entry may have arrived since the caller checked.
         let stale = match self.cache.find(key, now) {
             CacheLookup::Fresh { entry, age, .. } => {
                 self.counters.hits.increment();
@@ -486,7 +486,7 @@ impl Resolver {
         }
     }
 
-    /// Resolves a query whose response is for this client only.
+    /// Resolves a query whose response is only for this client.
     async fn resolve_uncached<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,
@@ -519,8 +519,8 @@ impl Resolver {
     ) -> Arc<CacheEntry> {
         let epoch = self.cache.epoch();
         let key = leader.key();
-        // Boxed, so that each of two allocations is small enough for glibc's thread cache (at most
-        // 1,032 bytes).
+        // Boxed, so that both allocations are small enough for glibc's thread cache (at most 1,032
+        // bytes).
         let response = Box::pin(exchange.query(key, message, deadline, leader.interrupt())).await;
         let response = response.and_then(|response| {
             StoredResponse::from_upstream(&response, true)
@@ -529,7 +529,7 @@ impl Resolver {
         let (stored, sent) = match response {
             Ok(stored) => (stored, true),
             Err(failure) => {
-                // A refresh that failed because all upstreams died must not defer the next one.
+                // A refresh that failed because all upstreams are dead must not defer the next one.
                 let keeps_answer = exchange.is_down(key)
                     && !matches!(self.cache.find(key, now()), CacheLookup::Miss);
                 (
@@ -543,7 +543,7 @@ impl Resolver {
         entry
     }
 
-    /// Does the same in a task that does not depend on the client that started it.
+    /// Runs [`Self::exchange_and_cache`] in a task that outlives the client.
     async fn exchange_in_background<E: Exchange>(
         self: Arc<Self>,
         exchange: Arc<E>,

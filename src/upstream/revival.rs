@@ -1,4 +1,4 @@
-//! Waiting for an upstream to come back to life while all of them are dead.
+//! Waits for an upstream to come back to life while all of them are dead.
 
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -7,18 +7,18 @@ use super::exchange::QueryFailure;
 use super::health::{Rank, SILENCE_LIMIT};
 use super::order::{UpstreamList, UpstreamOrder};
 
-/// How long a query waits for an upstream to come back to life.
+/// Time for which a query waits for an upstream to come back to life.
 ///
-/// Clients get their failure within 1 s, so that they can ask another resolver.
+/// Clients get a failure within 1 s, so that they can query another resolver.
 pub(super) const REVIVAL_TIMEOUT: Duration = Duration::from_millis(800);
 
-/// Shortest time between two probes of an upstream while queries wait for it.
+/// Minimum time between two probes of an upstream while queries wait for it.
 pub(super) const PROBE_GAP: Duration = Duration::from_millis(250);
 
-/// Probes the upstreams, all of which are dead, until one may be asked.
+/// Probes the upstreams, all of which are dead, until one may be queried.
 ///
-/// In strict order that is the first one that answers, unless an earlier one answers within
-/// [`SILENCE_LIMIT`]: when a network comes back, its servers do so in any order.
+/// In strict order, that is the first upstream that answers, unless an earlier one in the list
+/// answers within [`SILENCE_LIMIT`]: when a network comes back, its servers answer in any order.
 ///
 /// # Errors
 /// Returns an error if no upstream answers within [`REVIVAL_TIMEOUT`] or by `deadline`.
@@ -31,7 +31,7 @@ pub(super) async fn await_revival(
     let Some(first) = list.usable().next() else { return Err(QueryFailure::NoUpstream) };
     loop {
         let mut changed = pin!(first.health_changed().notified());
-        // Registered before the first look, so that no change goes unnoticed.
+        // Registered before the first check, so that no change is missed.
         changed.as_mut().enable();
         let now = Instant::now();
         let (mut alive, mut pending, mut pending_before) = (false, false, false);

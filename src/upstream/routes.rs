@@ -1,4 +1,4 @@
-//! The route table: which upstreams resolve which names.
+//! The route table, which maps names to the upstreams that resolve them.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,22 +15,22 @@ use crate::wire::{ExtendedError, rtype};
 /// Routing decision for a query.
 #[derive(Clone, Debug)]
 pub(super) enum Route {
-    /// Answer it locally, as its name is special.
+    /// Answer the query locally, because its name is special.
     Local(SpecialAnswer),
-    /// Forward it to these upstreams, at least one.
+    /// Forward the query to these upstreams, of which there is at least one.
     Forward(UpstreamList),
-    /// Answer SERVFAIL with this extended error.
+    /// Answer SERVFAIL with this EDE.
     Fail(ExtendedError),
-    /// Answer without upstreams: they would know, but the client does not desire recursion.
+    /// Answer without forwarding: an upstream could answer, but the query has RD=0.
     NotRecursive,
 }
 
-/// What decides the route of a query besides its name.
+/// Properties of a query, other than its name, that decide its route.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RouteQuery {
     /// Type of the query.
     pub(super) qtype: u16,
-    /// Whether the client desires recursion (RD).
+    /// Whether RD is set.
     pub(super) recursion_desired: bool,
 }
 
@@ -39,18 +39,18 @@ pub(super) struct RouteQuery {
 pub(super) struct RouteRules {
     /// Whether this machine's resolver configuration names svcdns.
     pub(super) is_system_resolver: bool,
-    /// Whether address queries for names of one label go to upstreams with public addresses.
+    /// Whether address queries for single-label names may go to public upstreams.
     pub(super) forward_single_labels: bool,
 }
 
-/// An immutable route table; a change installs a new one.
+/// An immutable route table, which is replaced at each change.
 #[derive(Debug)]
 pub(super) struct RouteTable {
     /// Domains that are special or have upstreams of their own, by wire form.
     suffixes: HashMap<Box<[u8]>, DomainEntry, foldhash::quality::RandomState>,
     /// Upstreams for all other names.
     default_upstreams: UpstreamList,
-    /// Those default upstreams that have private addresses.
+    /// The default upstreams that have private addresses.
     private_upstreams: UpstreamList,
     /// Addresses of all upstreams.
     addresses: Vec<IpAddr>,
@@ -64,21 +64,21 @@ struct DomainEntry {
     upstreams: Option<UpstreamList>,
 }
 
-/// No upstream is configured or found for the name.
+/// EDE: no upstream is configured or found for the name.
 const NO_UPSTREAM: ExtendedError = ExtendedError {
     code: ExtendedError::NO_REACHABLE_AUTHORITY,
     text: "no upstream is known: see the log of svcdns",
 };
-/// All upstreams of the name send queries for it back to svcdns.
+/// EDE: all upstreams of the name send queries for it back to svcdns.
 const ALL_LOOPING: ExtendedError = ExtendedError {
     code: ExtendedError::NO_REACHABLE_AUTHORITY,
     text: "loop: every upstream sends queries back to svcdns",
 };
 
 impl RouteTable {
-    /// Makes a table of the default upstreams and those of single domains.
+    /// Creates a table of the default upstreams and the upstreams of single domains.
     ///
-    /// The fastest of them are queried first, unless [`Self::with_orders`] sets other orders.
+    /// Every list has the order `fastest` until [`Self::with_orders`] sets another.
     pub(super) fn new(
         default_upstreams: Vec<Arc<Upstream>>,
         domains: Vec<(Name, Vec<Arc<Upstream>>)>,
@@ -105,7 +105,7 @@ impl RouteTable {
         table
     }
 
-    /// Sets the order of the default upstreams and that of each domain's upstreams.
+    /// Sets the order of the default upstreams, and of the upstreams of all domains.
     pub(super) fn with_orders(mut self, default: UpstreamOrder, domains: UpstreamOrder) -> Self {
         for suffix in self.suffixes.values_mut() {
             suffix.upstreams = suffix.upstreams.take().map(|list| list.with_order(domains));
@@ -117,7 +117,7 @@ impl RouteTable {
         }
     }
 
-    /// Returns the domains with upstreams of their own, sorted, after the root.
+    /// Returns all lists of upstreams: the root's, then those of domains, sorted.
     pub(super) fn lists(&self) -> Vec<(Name, UpstreamList)> {
         let domains = self.suffixes.iter().filter_map(|(domain, suffix)| {
             Some((Name::from_wire(domain).ok()?.0, suffix.upstreams.clone()?))
@@ -142,7 +142,7 @@ impl RouteTable {
             (Some(answer), None) if answer.special.is_local_to_network() => {
                 match forward_to(&self.private_upstreams, name, query) {
                     forward @ Route::Forward(_) => forward,
-                    // The root's servers know other names of one label.
+                    // The root's servers may know other names of one label.
                     Route::NotRecursive if answer.special == Special::SingleLabel => {
                         Route::NotRecursive
                     }
@@ -154,7 +154,7 @@ impl RouteTable {
         }
     }
 
-    /// Returns why `name` is special, if it is, and the upstreams of its domain, if it has any.
+    /// Returns the reason why `name` is special, and its domain's upstreams, if any.
     fn rules_for(&self, name: &Name, qtype: u16) -> (Option<SpecialAnswer>, Option<&UpstreamList>) {
         let bytes = name.as_wire();
         let (mut special, mut domain) = (None, None);
@@ -179,7 +179,7 @@ impl RouteTable {
         (special, domain)
     }
 
-    /// Returns the zone local to this machine or network that contains `name`, if there is one.
+    /// Returns the zone local to this machine or network that contains `name`, if any.
     pub(super) fn special_zone(&self, name: &Name) -> Option<Name> {
         let (special, _) = self.rules_for(name, rtype::PTR);
         let (zone, _) = Name::from_wire(name.as_wire().get(special?.zone_offset..)?).ok()?;
@@ -191,7 +191,7 @@ impl RouteTable {
         self.addresses.contains(&address)
     }
 
-    /// Returns every upstream once.
+    /// Returns all upstreams, each once.
     pub(super) fn upstreams(&self) -> Vec<Arc<Upstream>> {
         let domains = self.suffixes.values().filter_map(|suffix| suffix.upstreams.as_ref());
         let mut upstreams = Vec::<Arc<Upstream>>::new();
@@ -210,7 +210,7 @@ impl RouteTable {
     /// Describes the route of a query for `name` in words.
     pub(super) fn describe(&self, name: &Name, qtype: u16) -> String {
         match self.find(name, RouteQuery { qtype, recursion_desired: true }) {
-            // Only a query without RD has this route.
+            // Only queries without RD have this route.
             Route::NotRecursive => String::new(),
             Route::Local(answer) => format!("answered locally: {}", answer.special.reason()),
             Route::Fail(error) => format!("cannot be forwarded: {}", error.text),
@@ -224,7 +224,7 @@ impl RouteTable {
     }
 }
 
-/// Returns the route to those upstreams that do not loop, or why none of them can be used.
+/// Returns the route to the upstreams that do not loop, or the error if all do.
 fn forward_to(upstreams: &UpstreamList, name: &Name, query: RouteQuery) -> Route {
     let usable = |upstream: &Arc<Upstream>| !upstream.loops().covers(name);
     if !query.recursion_desired {
@@ -299,7 +299,7 @@ mod tests {
             ("xcorp.example", "192.0.2.1"),
             ("example.com", "198.51.100.1"),
             (".", "198.51.100.1"),
-            // The domain has upstreams of its own, although they are not private.
+            // The domain has its own upstreams, although they are not private.
             ("1.0.0.10.in-addr.arpa", "192.0.2.4"),
             ("1.1.168.192.in-addr.arpa", "none"),
         ] {

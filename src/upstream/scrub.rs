@@ -1,10 +1,10 @@
-//! Removal of records that an upstream has no say in, and of what follows a border.
+//! Removal of records that an upstream has no authority over, and of those behind a border.
 //!
 //! A **border** is an alias (CNAME) whose target is resolved elsewhere: in a served zone, as a
-//! special name, or by other upstreams. What the upstream says about the target does not count. The
+//! special name, or by other upstreams. Records of the upstream about the target are ignored. The
 //! message then ends with that alias, and the caller continues with the target.
 //!
-//! Compressed SRV targets are written out: RFC 2782 forbids them, and c-ares 1.34.8 (Node) rejects
+//! Compressed SRV targets are expanded: RFC 2782 forbids them, and c-ares 1.34.8 (Node) rejects
 //! them.
 
 use super::copy::RecordCopier;
@@ -16,10 +16,10 @@ use crate::wire::{
     rcode, records, rtype, u16_at,
 };
 
-/// Longest chain of aliases in a message that is followed; resolvers end at 8 to 17.
+/// Maximum length of an alias chain in a message; resolvers end at 8 to 17.
 const MAX_CHAIN_NAMES: usize = 32;
 
-/// Decides which names belong to an upstream.
+/// Decides at which aliases a response ends.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Borders<'a> {
     pub(super) zones: &'a Zones,
@@ -32,9 +32,10 @@ impl Borders<'_> {
         self.zones.split(name).is_some()
     }
 
-    /// Returns whether `target` is resolved elsewhere than `name`, which was forwarded.
+    /// Returns whether `target` is resolved elsewhere than the forwarded `name`.
     ///
-    /// Upstreams that send queries for one of the two back to svcdns make a difference too.
+    /// That is also the case if the upstreams differ, because some of them send queries for one of
+    /// the names back to svcdns.
     fn goes_elsewhere(&self, name: &[u8], target: &[u8], qtype: u16) -> bool {
         let (Ok((from, _)), Ok((to, _))) = (Name::from_wire(name), Name::from_wire(target)) else {
             return false;
@@ -48,27 +49,27 @@ impl Borders<'_> {
             (Route::Forward(here), Route::Forward(there)) => {
                 !here.iter().map(|one| one.target()).eq(there.iter().map(|one| one.target()))
             }
-            // The upstreams changed meanwhile.
-            // Only queries without RD have the route `NotRecursive`.
+            // The upstreams changed in the meantime. Only queries without RD have the route
+            // `NotRecursive`.
             (Route::Local(_) | Route::Fail(_) | Route::NotRecursive, _)
             | (_, Route::NotRecursive) => false,
         }
     }
 }
 
-/// The names that a question leads to in one message.
+/// The names to which a question leads in one message.
 #[derive(Debug)]
 struct Chain {
     /// The question's name, then the target of each alias, in wire form and lower case.
     names: Vec<Vec<u8>>,
-    /// Offset of the alias whose target is resolved elsewhere and hence not among `names`.
+    /// Offset of the alias at the border; its target is not among `names`.
     border: Option<usize>,
 }
 
-/// Removes records from a response that its upstream has no say in.
+/// Removes the records from a response that its upstream has no authority over.
 ///
-/// These are all records in served zones, and addresses in the answer section whose owner the
-/// question does not lead to. At a border, only the chain up to there remains, with code NOERROR.
+/// These are all records in served zones, and addresses in the answer section whose owner is not on
+/// the question's chain. At a border, only the chain up to it remains, with code NOERROR.
 ///
 /// # Errors
 /// Returns an error if the message is malformed.
@@ -106,7 +107,7 @@ pub(super) fn scrub(
     for record in kept {
         let data_at = match copier.copy(&message, &record) {
             Ok(data_at) => data_at,
-            // Too long when written out: better compressed than not at all.
+            // Expanded, the message would be too long; compressed targets are better than none.
             Err(_) if whole => return Ok(message.into()),
             Err(error) => return Err(error),
         };
@@ -116,7 +117,7 @@ pub(super) fn scrub(
     }
     let mut header = u16_at(&message, 2).unwrap_or_default();
     if alias_target_at.is_some() {
-        // The code and TC are about what follows the border.
+        // The code and TC describe the part behind the border.
         header = header & !0xF & !flags::TC | rcode::NOERROR;
     }
     Ok(UpstreamMessage { bytes: copier.finish(header), alias_target_at })
@@ -124,7 +125,7 @@ pub(super) fn scrub(
 
 /// Returns whether a message may have a border or records to remove.
 ///
-/// Most have neither: all answers belong to the question's name.
+/// Most messages have neither: all of their answers have the question's name as owner.
 fn needs_scrubbing(
     message: &[u8],
     question_end: usize,
@@ -199,23 +200,23 @@ impl Chain {
         }
     }
 
-    /// Returns whether this is the name that the chain has reached.
+    /// Returns whether `name` is the last name of the chain so far.
     fn is_last(&self, name: &[u8]) -> bool {
         self.names.last().is_some_and(|last| last == name)
     }
 
-    /// Returns whether a record of this owner belongs into the response.
+    /// Returns whether a record with this owner stays in the response.
     fn keeps(&self, message: &[u8], record: &Record, owner: &[u8], borders: Borders<'_>) -> bool {
         let in_chain = self.names.iter().any(|name| name == owner);
         if record.is_opt() {
-            // Its errors and its part of the code are about what follows the border.
+            // Extended errors and the upper bits of the code describe the part behind the border.
             return self.border.is_none();
         }
         if borders.is_served(owner) {
             return false;
         }
         if self.border.is_some() {
-            // An alias made from a DNAME record keeps that record (RFC 6672 section 3.1).
+            // The DNAME record from which an alias was made is kept (RFC 6672 section 3.1).
             let rtype = covered_type(message, record);
             let is_above = || self.names.iter().any(|name| name.ends_with(owner));
             return record.section == Section::Answer
@@ -227,13 +228,13 @@ impl Chain {
     }
 }
 
-/// Returns whether a record is an SRV record whose target is compressed.
+/// Returns whether a record is an SRV record with a compressed target.
 fn has_compressed_target(message: &[u8], record: &Record) -> bool {
-    // Priority, weight and port come first.
+    // The target follows priority, weight and port.
     record.rtype == rtype::SRV && name_end(message, record.fixed + 16, false) != Some(record.end)
 }
 
-/// Returns the type of a record, and of a signature the type that it covers.
+/// Returns the type of a record; for a signature, the type that it covers.
 fn covered_type(message: &[u8], record: &Record) -> u16 {
     if record.rtype == rtype::RRSIG {
         u16_at(record.data(message), 0).unwrap_or(rtype::RRSIG)
@@ -255,7 +256,7 @@ mod tests {
     use super::*;
     use crate::wire::{put_u16, put_u32};
 
-    /// Served zone `svc`; `corp.test` and all other names have an upstream each.
+    /// A setup in which svcdns serves `svc`; `corp.test` has its own upstream.
     struct Fixture {
         zones: Zones,
         routes: RouteTable,
@@ -281,7 +282,7 @@ mod tests {
             scrub(message.to_vec(), Borders { zones: &self.zones, routes: &self.routes })
         }
 
-        /// Returns owner and data of the remaining records, and the target behind the border.
+        /// Scrubs a message; returns its remaining records and the target of its border.
         fn remains(&self, message: &[u8]) -> (Vec<String>, Option<String>) {
             let scrubbed = self.scrub(message).unwrap();
             let read = Message::from_vec(&scrubbed.bytes).unwrap();
@@ -295,7 +296,7 @@ mod tests {
         }
     }
 
-    /// A response to `a.test` of this type and code, with records by section.
+    /// Returns a response to `a.test` of this type and code, with records by section.
     fn response(qtype: u16, code: u16, sections: [&[(&str, u16, &[u8])]; 3]) -> Vec<u8> {
         let mut out = vec![0, 1];
         put_u16(&mut out, flags::QR | flags::RA | code);
@@ -351,13 +352,13 @@ mod tests {
             ("b.onion", true),
             ("b.test", false),
             ("x.xsvc", false),
-            // The domain has upstreams of its own, which are the same.
+            // This domain has its own list of upstreams, but it consists of the same upstreams.
             ("b.same.test", false),
         ] {
             let (target_wire, next) = (wire(target), wire("b.test"));
             for chain in [
                 &[("a.test", rtype::CNAME, &*target_wire), (target, rtype::A, bad)][..],
-                // Through another name, in the wrong order.
+                // The chain has an intermediate name, and its records are in the wrong order.
                 &[
                     (target, rtype::A, bad),
                     ("b.test", rtype::CNAME, &target_wire),
@@ -389,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn records_without_say_are_dropped() {
+    fn records_outside_an_upstreams_authority_are_dropped() {
         let fixture = Fixture::new();
         let (four, next) = (&[192, 0, 2, 1][..], wire("b.test"));
         let signed = |covered: u16| [&covered.to_be_bytes()[..], &[8; 16], &[0], &[1; 8]].concat();
@@ -414,7 +415,7 @@ mod tests {
         let owners: Vec<_> = records.iter().filter_map(|record| record.split(' ').next()).collect();
         assert_eq!(owners, ["a.test.", "b.test.", "c.test.", "c.test.", "test.", "d.test."]);
         assert_eq!(target, None);
-        // A message with nothing to drop is not copied.
+        // A message with no record to drop is not copied.
         let clean = response(rtype::A, 0, [&answers[..2], &authority[1..], &additional[1..]]);
         let address = fixture.scrub(&clean).unwrap().bytes;
         assert_eq!(address, clean);
@@ -429,7 +430,7 @@ mod tests {
             |data: &[u8]| response(rtype::SRV, 0, [&[("a.test", rtype::SRV, data)], &[], &[]]);
         assert_eq!(fixture.scrub(&message(compressed)).unwrap().bytes[2..], message(&whole)[2..]);
         assert_eq!(fixture.scrub(&message(&whole)).unwrap().bytes, message(&whole));
-        // Too many to write out: they pass as they are.
+        // The targets are too many to expand, so the message passes unchanged.
         let deep = [&[63][..], &[b'y'; 63], &[63], &[b'z'; 63], &[40], &[b'x'; 40], b"\0"].concat();
         let first = [&compressed[..6], &deep].concat();
         let at = u16::try_from(12 + 12 + 12 + 6).unwrap();
@@ -441,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn loops_and_long_chains_end() {
+    fn loops_and_long_chains_are_cut_off() {
         let fixture = Fixture::new();
         let (a, b) = (wire("a.test"), wire("b.test"));
         let circle: &[(&str, u16, &[u8])] =
@@ -482,7 +483,7 @@ mod tests {
                 let left = |owner: &str| records.iter().any(|record| record.starts_with(owner));
                 prop_assert!(!left("hello.svc."), "{:?}", records);
                 prop_assert!(target.is_none() || !left("test. NS"));
-                // Scrubbing again changes nothing but what the first time found.
+                // A second run changes nothing except records that the first run exposed.
                 let once = fixture.scrub(&message).unwrap().bytes;
                 let twice = fixture.scrub(&once).unwrap().bytes;
                 prop_assert_eq!(
@@ -494,7 +495,7 @@ mod tests {
         }
 
         #[test]
-        fn damaged_messages_never_panic(
+        fn damaged_messages_do_not_panic(
             at in 0usize..200,
             byte in any::<u8>(),
             cut in 0usize..200,

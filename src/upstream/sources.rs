@@ -1,7 +1,7 @@
 //! The name servers in the system's resolver configuration.
 //!
-//! On many machines /etc/resolv.conf names a resolver on the machine itself: the stub of
-//! systemd-resolved, or svcdns. The name servers are then in a file of the network manager.
+//! On many machines, /etc/resolv.conf names a resolver on the machine itself: the stub of
+//! systemd-resolved, or svcdns. The actual name servers are then in a file of the network manager.
 
 use std::fmt;
 use std::fs;
@@ -20,8 +20,8 @@ use crate::resolv_conf::{
 
 /// Files of network managers, in order of preference.
 ///
-/// First those of systemd-resolved and NetworkManager, then the directories of resolvconf
-/// (Debian's, openresolv's old and new), which have a file for each interface.
+/// The files of systemd-resolved and NetworkManager come first, then the directories of resolvconf
+/// (Debian's, openresolv's old and new), which contain a file for each interface.
 const MANAGED: &[SourceLocation] = &[
     SourceLocation::File("/run/systemd/resolve/resolv.conf"),
     SourceLocation::File("/run/NetworkManager/no-stub-resolv.conf"),
@@ -31,10 +31,10 @@ const MANAGED: &[SourceLocation] = &[
     SourceLocation::Folder("/run/resolvconf/keys"),
 ];
 
-/// Limit on name servers that are used; more would hardly ever be queried.
+/// Limit on name servers that are used; further servers would hardly be queried.
 pub(super) const MAX_NAME_SERVERS: usize = 16;
 
-/// Limit on files that are read in a directory.
+/// Limit on the files read in a directory.
 const MAX_FILES_PER_FOLDER: usize = 64;
 
 /// Listening addresses of systemd-resolved (systemd-resolved.service(8)).
@@ -53,17 +53,17 @@ enum SourceLocation {
 /// Content of the system's resolver configuration at one time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct SourcesSnapshot {
-    /// The name servers in order; empty if no file names any.
+    /// The name servers in order; empty if no file names one.
     pub(super) servers: Vec<Target>,
-    /// Whether the file asks for rotation among its servers, which makes their order irrelevant.
+    /// Whether the file sets `rotate`, which makes the order of its servers irrelevant.
     pub(super) rotate: bool,
-    /// The file or folder that names them, without the root.
+    /// The file or directory that names the servers, without the root.
     pub(super) from: PathBuf,
-    /// Whether the configuration names one of our own addresses.
+    /// Whether the configuration names one of the server's own addresses.
     pub(super) is_system_resolver: bool,
-    /// Whether a file could not be read that might name servers.
+    /// Whether a file that might name servers could not be read.
     pub(super) unreadable: bool,
-    /// Problems with the files, in words and in order.
+    /// Descriptions of problems with the files, in order.
     pub(super) faults: Vec<String>,
 }
 
@@ -78,12 +78,12 @@ struct LocationContent {
     faults: Vec<String>,
 }
 
-/// Reads the configuration files below a root, for a server that listens on `own`.
+/// Reader of the configuration files below a root directory.
 #[derive(Clone, Debug)]
 pub(super) struct Sources {
     /// Prefix of all paths: `/` except in tests.
     pub(super) root: PathBuf,
-    /// Addresses that svcdns listens on.
+    /// Addresses on which svcdns listens.
     pub(super) own: Vec<SocketAddr>,
 }
 
@@ -97,7 +97,7 @@ impl Sources {
         paths.map(|path| self.below_root(path))
     }
 
-    /// Reads the files in order, until one names a usable server.
+    /// Reads the files in order until one names a usable server.
     pub(super) fn snapshot(&self) -> SourcesSnapshot {
         let mut snapshot = SourcesSnapshot::default();
         let mut stubs = None;
@@ -116,7 +116,7 @@ impl Sources {
             }
             snapshot.faults.extend(faults);
         }
-        // The saved configuration counts only while /etc/resolv.conf names svcdns.
+        // The saved configuration is used only while /etc/resolv.conf names svcdns.
         if snapshot.is_system_resolver {
             // The lines in the file itself come first: a VPN client may have saved the file, and
             // restored it after the copy was made.
@@ -134,7 +134,7 @@ impl Sources {
                 snapshot.faults.extend(faults);
             }
         }
-        // systemd-resolved knows upstreams but does not tell them. If it forwards to svcdns, the
+        // systemd-resolved has upstreams that it does not disclose. If it forwards to svcdns, the
         // loop guard detects that.
         match stubs {
             Some((stubs, rotate, faults, path)) => {
@@ -144,7 +144,7 @@ impl Sources {
         }
     }
 
-    /// Returns whether /etc/resolv.conf names one of our own addresses.
+    /// Returns whether /etc/resolv.conf names one of the server's own addresses.
     pub(super) fn is_system_resolver(&self) -> bool {
         self.read(SourceLocation::File(RESOLV_CONF)).own
     }
@@ -186,7 +186,7 @@ impl Sources {
         found
     }
 
-    /// Reads one file; `shown` is its path in messages. A missing file is no fault.
+    /// Reads one file; `shown` is its path in messages. A missing file is not a fault.
     fn read_file(&self, path: &Path, shown: &Path, found: &mut LocationContent) {
         let bytes = match regular_file::read_blocking(path, MAX_RESOLV_CONF_BYTES as u64) {
             Ok(bytes) => bytes,
@@ -290,7 +290,7 @@ impl Sources {
 }
 
 impl SourcesSnapshot {
-    /// Completes the snapshot; faults of the files before this one no longer matter.
+    /// Completes the snapshot; drops the faults of the files before this one.
     fn with_servers(
         self,
         servers: Vec<Target>,
@@ -303,13 +303,13 @@ impl SourcesSnapshot {
 }
 
 impl fmt::Display for SourcesSnapshot {
-    /// Writes `192.0.2.1 and 192.0.2.2 (from /etc/resolv.conf)`.
+    /// Formats the servers: `192.0.2.1 and 192.0.2.2 (from /etc/resolv.conf)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (from {})", TargetList(&self.servers), self.from.display())
     }
 }
 
-/// Displays targets as `192.0.2.1, 192.0.2.2 and 192.0.2.3`.
+/// Formats targets as `192.0.2.1, 192.0.2.2 and 192.0.2.3`.
 pub(super) struct TargetList<'a>(pub(super) &'a [Target]);
 
 impl fmt::Display for TargetList<'_> {

@@ -1,8 +1,8 @@
 //! Special-use names: answered locally, or by private upstreams only.
 //!
-//! A public upstream cannot know these names, as they belong to this machine, to this network or to
-//! nobody. Forwarding them would disclose what clients of a private network look up, and burden the
-//! root and AS112 servers.
+//! A public upstream cannot know these names, because they belong to this machine, to this network
+//! or to nobody. Forwarding them would disclose the names that clients of a private network look
+//! up, and burden the root and AS112 servers.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -15,39 +15,39 @@ use crate::wire::{
 /// Reason why a name and all names below it are special.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Special {
-    /// This machine (RFC 6761 section 6.3).
+    /// Names of this machine (RFC 6761 section 6.3).
     Localhost,
     /// Names that never exist: `invalid` and `onion`.
     ///
     /// RFC 6761 section 6.4, RFC 7686 section 2.
     NonExistent,
-    /// The canary domain of Firefox: NXDOMAIN keeps it from using DNS over HTTPS.
+    /// The canary domain of Firefox; NXDOMAIN keeps Firefox from using DNS over HTTPS.
     ///
-    /// Special only while svcdns is the system's resolver.
+    /// It is special only while svcdns is the system's resolver.
     Canary,
-    /// Discovery of designated resolvers (RFC 9462).
+    /// Names for the discovery of designated resolvers (RFC 9462).
     ///
-    /// An upstream's answer would lead clients around svcdns.
+    /// An upstream's answer would make clients bypass svcdns.
     Designated,
     /// Reverse names of loopback addresses (RFC 6303 section 4).
     ///
-    /// Each machine has its own.
+    /// Each machine has its own loopback addresses.
     Loopback,
     /// Reverse names of private addresses (RFC 6303 section 4).
     ///
-    /// Only private upstreams are asked; without any, the zone has the registered addresses only.
+    /// Only private upstreams are queried; without any, only registered addresses have names.
     PrivateReverse,
     /// Another zone local to each private network.
     ///
     /// Only private upstreams are queried; without any, the zone is empty.
     Private,
-    /// An address query for a name of one label, which is a host name of the local network.
+    /// A single-label name in an address query: a host name of the local network.
     ///
-    /// Only private upstreams are asked; without any, the name does not exist.
+    /// Only private upstreams are queried; without any, the name does not exist.
     SingleLabel,
     /// A token of the loop guard that an upstream has sent back.
     ///
-    /// NXDOMAIN ends the query; some resolvers repeat a query that fails.
+    /// NXDOMAIN ends the query, while some resolvers would repeat a query that fails.
     LoopToken,
 }
 
@@ -58,25 +58,25 @@ impl Special {
             Self::Localhost => "the name means this machine (RFC 6761)",
             Self::NonExistent => "the name never exists (RFC 6761, RFC 7686)",
             Self::Canary => "NXDOMAIN makes Firefox use the system's resolver, which is svcdns",
-            Self::Designated => "an upstream's answer would lead clients around svcdns (RFC 9462)",
+            Self::Designated => "an upstream's answer would make clients bypass svcdns (RFC 9462)",
             Self::Loopback => "every machine has its own loopback addresses (RFC 6303)",
             Self::PrivateReverse => {
-                "the zone is local to a network, and no upstream can be asked for it (RFC 6303)"
+                "the zone is local to a network, and no upstream there is known (RFC 6303)"
             }
-            Self::Private => "the zone is local to a network, and no upstream can be asked for it",
+            Self::Private => "the zone is local to a network, and no upstream there is known",
             Self::LoopToken => "svcdns itself has sent this query",
             Self::SingleLabel => {
-                "addresses of a name of one label: set forward-single-label to forward it"
+                "addresses of a single-label name: set forward-single-label to forward it"
             }
         }
     }
 
-    /// Returns whether upstreams with private addresses are asked.
+    /// Returns whether upstreams with private addresses are queried.
     pub(super) fn is_local_to_network(self) -> bool {
         matches!(self, Self::PrivateReverse | Self::Private | Self::SingleLabel)
     }
 
-    /// Returns whether the name is in the reverse tree, where registered addresses matter.
+    /// Returns whether the name is in the reverse tree, which has registered addresses.
     pub(super) fn is_reverse(self) -> bool {
         matches!(self, Self::Loopback | Self::PrivateReverse)
     }
@@ -87,7 +87,7 @@ impl Special {
     }
 }
 
-/// A local answer: why the name is special, and its zone.
+/// A local answer: the reason why the name is special, and its zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SpecialAnswer {
     /// Reason why the name is special.
@@ -103,8 +103,8 @@ const ZONES: &[(&str, Special)] = &[
     ("onion", Special::NonExistent),
     ("use-application-dns.net", Special::Canary),
     ("resolver.arpa", Special::Designated),
-    // RFC 8375 section 4, RFC 6762 section 22.1 (although many companies use a zone of that name),
-    // and the resolution of ICANN's board of 2024-07-29.
+    // The sources are RFC 8375 section 4, RFC 6762 section 22.1 (although many companies use a zone
+    // of that name), and the resolution of ICANN's board of 2024-07-29.
     ("home.arpa", Special::Private),
     ("local", Special::Private),
     ("internal", Special::Private),
@@ -122,7 +122,7 @@ pub(super) fn zones() -> impl Iterator<Item = (Name, Special)> {
 
 /// Returns whether all names of `domain` are answered locally.
 ///
-/// Upstreams of such a domain would never be queried.
+/// Upstreams configured for such a domain would never be queried.
 pub fn is_answered_locally(domain: &Name) -> bool {
     zones().any(|(zone, special)| special.is_fixed() && domain.ends_with(&zone))
 }
@@ -146,9 +146,9 @@ enum SpecialContent {
 impl SpecialAnswer {
     /// Writes the response for a name outside the reverse tree into the empty `out`.
     ///
-    /// Negative answers and SOA records have the TTL `negative_ttl`, in seconds: other upstreams
-    /// may know the name. The response fits the smallest UDP response: a name of 255 bytes, an SOA
-    /// record made of compression pointers, and OPT.
+    /// Negative answers and SOA records have the TTL `negative_ttl`, in seconds, because other
+    /// upstreams may know the name. The response fits the smallest UDP response, even with a name
+    /// of 255 bytes: the SOA record consists of compression pointers.
     pub(super) fn write(self, query: &Query<'_>, negative_ttl: u32, out: &mut Vec<u8>) {
         let content = self.content(query, negative_ttl);
         let (code, counts): (_, [u16; 3]) = match &content {
@@ -195,7 +195,7 @@ impl SpecialAnswer {
             Special::NonExistent | Special::SingleLabel => {
                 return SpecialContent::NxDomain { with_soa: true };
             }
-            // Not cacheable, because the canary ends as soon as svcdns is not the system's
+            // These answers are not cacheable: the canary ends once svcdns is not the system's
             // resolver, and a token is used once.
             Special::Canary | Special::LoopToken => {
                 return SpecialContent::NxDomain { with_soa: false };
@@ -215,11 +215,11 @@ impl SpecialAnswer {
 
     /// Returns whether all names below the zone exist.
     fn exists_below(self) -> bool {
-        // NODATA for all names and types of the latter (RFC 9462 section 6.1).
+        // All names below resolver.arpa have NODATA for all types (RFC 9462 section 6.1).
         matches!(self.special, Special::Localhost | Special::Designated)
     }
 
-    /// Returns the zone's name, as a pointer into the question.
+    /// Returns the zone's name as a pointer into the question section.
     ///
     /// The zone of nonexistent top-level names is the root.
     fn zone(self) -> Vec<u8> {
@@ -241,7 +241,7 @@ pub(super) fn put_failure(query: &Query<'_>, error: ExtendedError, out: &mut Vec
     }
 }
 
-/// Writes a response header with this code and copies the question.
+/// Writes a response header with this code, and copies the question.
 ///
 /// The section counts remain 0 until [`put_counts`].
 fn put_head(query: &Query<'_>, code: u16, extra_flags: u16, out: &mut Vec<u8>) {
@@ -252,7 +252,7 @@ fn put_head(query: &Query<'_>, code: u16, extra_flags: u16, out: &mut Vec<u8>) {
     out.extend_from_slice(query.question);
 }
 
-/// Writes the section counts, the OPT record included.
+/// Writes the section counts, including the OPT record.
 fn put_counts(query: &Query<'_>, [answers, authority, additional]: [u16; 3], out: &mut [u8]) {
     for (at, count) in
         [(6, answers), (8, authority), (10, additional + u16::from(query.edns.is_some()))]
@@ -266,7 +266,7 @@ fn put_record(out: &mut Vec<u8>, rtype: u16, ttl: u32, data: &[u8]) {
     put_u16(out, rtype);
     put_u16(out, rtype::IN);
     put_u32(out, ttl);
-    // The longest data is that of an SOA record.
+    // The longest data is that of an SOA record, far below 64 KiB.
     put_u16(out, u16::try_from(data.len()).unwrap_or(u16::MAX));
     out.extend_from_slice(data);
 }
@@ -292,7 +292,7 @@ mod tests {
     /// TTL of negative answers in these tests, in seconds.
     const NEGATIVE_TTL: u32 = 7;
 
-    /// Writes a local answer; returns code, records and authority section owners.
+    /// Writes a local answer; returns its code, records and authority-section owners.
     fn ask(
         text: &str,
         zone: &str,

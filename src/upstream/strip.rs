@@ -46,7 +46,7 @@ pub(super) fn strip(message: &[u8]) -> Result<Stripped<'_>, MalformedMessage> {
     let Some(opt) = found else {
         return Ok(Stripped { bytes: message.to_vec(), opt: None, question_end });
     };
-    // Spare capacity for the TTL offsets, or for an OPT record of our own.
+    // The capacity has room for the TTL offsets or for svcdns's own OPT record.
     let mut bytes = Vec::with_capacity(message.len() + 64);
     bytes.extend_from_slice(&message[..opt.start]);
     bytes.extend_from_slice(&message[opt.end..]);
@@ -94,9 +94,9 @@ fn move_pointer(bytes: &mut [u8], mut at: usize, opt: &Record) -> usize {
     }
 }
 
-/// Returns where RDATA of a type may hold compressed names (RFC 3597 section 4).
+/// Returns the location of compressible names in RDATA (RFC 3597 section 4).
 ///
-/// The result is the number of bytes before the names and the number of names.
+/// The result is the number of bytes in front of the names, and the number of names.
 pub(super) fn compressible_names(rtype: u16) -> (usize, usize) {
     match rtype {
         // NS, MD, MF, CNAME, MB, MG, MR, PTR, DNAME.

@@ -1,4 +1,4 @@
-//! Address and protocol of an upstream, as the configuration writes them.
+//! Address and protocol of an upstream, as written in the configuration.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -10,7 +10,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 /// Address and protocol of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Target {
-    /// Address and port; a link-local address has its interface as scope.
+    /// Address and port; a link-local address has its interface as its scope.
     pub address: SocketAddr,
     /// Transport protocol.
     pub protocol: Protocol,
@@ -25,7 +25,7 @@ pub enum Protocol {
     Tcp,
     /// DNS over TLS (RFC 7858).
     Tls {
-        /// Name in the upstream's certificate; `None` means its address.
+        /// Name in the upstream's certificate; `None` means the upstream's address.
         name: Option<Box<str>>,
     },
     /// DNS over HTTPS with HTTP/2 (RFC 8484).
@@ -118,8 +118,8 @@ impl FromStr for Target {
     ///
     /// The forms are `ADDRESS`, `ADDRESS:PORT`, `[IPV6]:PORT`, `fe80::1%eth0`,
     /// `tcp://ADDRESS[:PORT]`, `tls://ADDRESS[:PORT][#NAME]` and
-    /// `https://ADDRESS[:PORT][/PATH][#NAME]`. An IPv6 address may be in brackets, and must be
-    /// before a port.
+    /// `https://ADDRESS[:PORT][/PATH][#NAME]`. An IPv6 address may be in brackets, and must be if a
+    /// port follows.
     ///
     /// # Errors
     /// Returns an error if the text has none of these forms, or names an unknown interface.
@@ -215,7 +215,7 @@ fn certificate_name(name: &str) -> Result<Box<str>, TargetError> {
     }
 }
 
-/// Checks a URL path; an empty one becomes `/dns-query`.
+/// Checks a URL path; an empty path becomes `/dns-query`.
 fn https_path(path: &str) -> Result<Box<str>, TargetError> {
     match path {
         "" | "/" => Ok("/dns-query".into()),
@@ -301,7 +301,9 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_text_panics(text in "(tcp://|tls://|https://)?[\\[\\]0-9a-f:.%#/é ]{0,30}") {
+        fn arbitrary_text_does_not_panic(
+            text in "(tcp://|tls://|https://)?[\\[\\]0-9a-f:.%#/é ]{0,30}",
+        ) {
             let _ = read(&text);
         }
     }

@@ -1,6 +1,6 @@
-//! The parts of the DNS wire format that other modules share, and codes as text.
+//! The parts of the DNS wire format that other modules share, and their text forms.
 //!
-//! Imports no other module. Reports malformed messages, and leaves the response to its callers.
+//! Imports no other module. Reports malformed messages; the callers decide on the response.
 
 mod query;
 mod records;
@@ -13,15 +13,15 @@ pub use records::{
 };
 pub use text::{extended_error_text, rcode_name, type_name, type_number};
 
-/// Bytes of a message header (RFC 1035 section 4.1.1).
+/// Size of a message header, in bytes (RFC 1035 section 4.1.1).
 pub const HEADER_BYTES: usize = 12;
-/// Largest UDP response in bytes, even if the client advertises more.
+/// Maximum size of a UDP response in bytes, even if the client advertises more.
 ///
 /// Fits IPv6's minimum MTU without fragmentation (DNS flag day 2020).
 pub const MAX_UDP_BYTES: usize = 1232;
-/// Largest UDP response without EDNS, bytes (RFC 1035 section 2.3.4).
+/// Maximum size of a UDP response without EDNS, in bytes (RFC 1035 section 2.3.4).
 pub const MAX_UDP_BYTES_WITHOUT_EDNS: usize = 512;
-/// Largest message over TCP, bytes: the length prefix has two bytes.
+/// Maximum size of a message over TCP, in bytes: the length prefix has two bytes.
 pub const MAX_TCP_BYTES: usize = 65535;
 
 /// Returns the size limit for a response, in bytes (RFC 6891 section 6.2.5).
@@ -44,7 +44,7 @@ pub const OWNER_POINTER: [u8; 2] = [0xC0, 0x0C];
 /// Returns a compression pointer to `offset` in the name of the question section.
 #[must_use]
 pub fn question_pointer(offset: usize) -> [u8; 2] {
-    // A name has at most 255 bytes, which 14 bits of a pointer can address.
+    // A name has at most 255 bytes, so its offsets fit the 14 bits of a pointer.
     (0xC000 | u16::try_from(HEADER_BYTES + offset).unwrap_or(0)).to_be_bytes()
 }
 
@@ -58,7 +58,7 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// Returns the display name.
+    /// Returns the name for display.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -72,7 +72,7 @@ impl Transport {
 ///
 /// RFC 1035 section 4.1.1, RFC 4035 section 3.
 pub mod flags {
-    /// Response.
+    /// The message is a response.
     pub const QR: u16 = 0x8000;
     /// Mask of the opcode.
     pub const OPCODE: u16 = 0x7800;
@@ -92,7 +92,7 @@ pub mod flags {
 
 /// Response codes (RFC 1035 section 4.1.1, RFC 6891 section 9).
 pub mod rcode {
-    /// No error.
+    /// The query succeeded.
     pub const NOERROR: u16 = 0;
     /// Format error.
     pub const FORMERR: u16 = 1;
@@ -100,7 +100,7 @@ pub mod rcode {
     pub const SERVFAIL: u16 = 2;
     /// The name does not exist.
     pub const NXDOMAIN: u16 = 3;
-    /// Not implemented.
+    /// The server does not implement the request.
     pub const NOTIMP: u16 = 4;
     /// Refused by policy.
     pub const REFUSED: u16 = 5;
@@ -147,7 +147,7 @@ pub mod rtype {
 pub struct ExtendedError {
     /// Info code.
     pub code: u16,
-    /// Extra text; short, since it takes room from the answer section.
+    /// Extra text; short, because it takes room from the answer section.
     pub text: &'static str,
 }
 
@@ -174,24 +174,24 @@ impl ExtendedError {
     pub const NETWORK_ERROR: u16 = 23;
 }
 
-/// Bytes of an OPT record without options.
+/// Size of an OPT record without options, in bytes.
 pub const EMPTY_OPT_BYTES: usize = 11;
 
-/// Returns the bytes of the OPT record that [`put_opt`] writes.
+/// Returns the size of the OPT record that [`put_opt`] writes, in bytes.
 #[must_use]
 pub fn opt_len(error: Option<ExtendedError>) -> usize {
     EMPTY_OPT_BYTES + error.map_or(0, |error| 6 + error.text.len())
 }
 
-/// Appends our OPT record (RFC 6891 section 6.1.2).
+/// Appends the server's OPT record (RFC 6891 section 6.1.2).
 ///
-/// Contains our payload size, the upper bits of `rcode`, the DO bit (RFC 3225) and an extended
-/// error.
+/// The record contains the server's payload size, the upper bits of `rcode`, the DO bit (RFC 3225)
+/// and an extended error.
 pub fn put_opt(out: &mut Vec<u8>, rcode: u16, dnssec_ok: bool, error: Option<ExtendedError>) {
     put_opt_with(out, rcode, dnssec_ok, &[], error);
 }
 
-/// Appends our OPT record with other `options` before the EDE.
+/// Appends the server's OPT record with other `options` before the EDE.
 ///
 /// The options must be well-formed, and at most about 60,000 bytes long.
 pub fn put_opt_with(
@@ -226,27 +226,27 @@ pub fn put_extended_error(out: &mut Vec<u8>, ExtendedError { code, text }: Exten
 /// Code of the EDNS option for extended DNS errors (RFC 8914 section 2).
 pub const OPTION_EXTENDED_ERROR: u16 = 15;
 
-/// UDP payload size that we advertise in OPT, bytes.
+/// UDP payload size that the server advertises in OPT, in bytes.
 const UDP_PAYLOAD_BYTES: u16 = 1232;
 
-/// Appends a number in network order.
+/// Appends a 16-bit number in network order.
 pub fn put_u16(out: &mut Vec<u8>, value: u16) {
     out.extend_from_slice(&value.to_be_bytes());
 }
 
-/// Appends a number in network order.
+/// Appends a 32-bit number in network order.
 pub fn put_u32(out: &mut Vec<u8>, value: u32) {
     out.extend_from_slice(&value.to_be_bytes());
 }
 
-/// Reads the big-endian number at `at`, or returns `None` past the end.
+/// Reads the 32-bit number in network order at `at`; `None` if it is incomplete.
 #[must_use]
 pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     let four = bytes.get(at..at.checked_add(4)?)?;
     Some(u32::from_be_bytes([four[0], four[1], four[2], four[3]]))
 }
 
-/// Reads the big-endian number at `at`, or returns `None` past the end.
+/// Reads the 16-bit number in network order at `at`; `None` if it is incomplete.
 #[must_use]
 pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     let pair = bytes.get(at..at.checked_add(2)?)?;

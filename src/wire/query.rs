@@ -1,20 +1,20 @@
 //! A strict parser for queries.
 //!
-//! Enforces RFC 1035 section 4.1, RFC 6891 section 6.1 and RFC 9619 (a single question). Allocates
-//! nothing and follows no compression pointer; every loop consumes bytes, so it ends.
+//! The parser enforces RFC 1035 section 4.1, RFC 6891 section 6.1 and RFC 9619 (a single question).
+//! It allocates nothing and follows no compression pointer. Every loop consumes bytes, so it ends.
 
 use super::{HEADER_BYTES, Transport, flags, rcode, response_limit, rtype, u16_at};
 
-/// A parsed message.
+/// The result of parsing a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed<'a> {
-    /// Shorter than a header, or a response: gets no response, not even an error.
+    /// A response or a message shorter than a header: it gets no response at all.
     ///
-    /// Two servers would answer each other's errors for ever (RUSTSEC-2023-0041).
+    /// Otherwise, two servers would answer each other's errors forever (RUSTSEC-2023-0041).
     Silent,
     /// An invalid or unsupported query, which gets this response code.
     Bad {
-        /// The parts that could be parsed; `question` is empty if it could not.
+        /// The parsed parts; `question` is empty if the question could not be parsed.
         query: Query<'a>,
         /// FORMERR, NOTIMP or BADVERS.
         rcode: u16,
@@ -26,7 +26,7 @@ pub enum Parsed<'a> {
 /// A query: its question, and the fields that decide how to respond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Query<'a> {
-    /// Message id.
+    /// Message ID.
     pub id: u16,
     /// Flags as received.
     pub flags: u16,
@@ -58,9 +58,9 @@ pub struct Edns {
 }
 
 impl<'a> Query<'a> {
-    /// Returns the query name in wire format, with the root label.
+    /// Returns the query name in wire form, with the root label.
     ///
-    /// Empty without a question.
+    /// Empty if there is no question.
     #[must_use]
     pub fn name(&self) -> &'a [u8] {
         self.question.get(..self.question.len().saturating_sub(4)).unwrap_or_default()
@@ -68,8 +68,8 @@ impl<'a> Query<'a> {
 
     /// Returns the header flags that every response to this message has.
     ///
-    /// RA, which `recursion` turns on, and CD have a meaning in the opcode QUERY only (RFC 1035
-    /// section 4.1.1, RFC 4035 section 3.2.2).
+    /// `recursion` sets RA. RA and CD have a meaning only for opcode QUERY (RFC 1035 section 4.1.1,
+    /// RFC 4035 section 3.2.2).
     #[must_use]
     pub fn response_flags(&self, recursion: bool) -> u16 {
         let copied = flags::QR | self.flags & (flags::OPCODE | flags::RD);
@@ -85,7 +85,7 @@ impl<'a> Query<'a> {
         response_limit(transport, self.edns.map(|edns| edns.payload))
     }
 
-    /// Parses a message.
+    /// Parses a message as a query.
     #[must_use]
     pub fn parse(packet: &'a [u8]) -> Parsed<'a> {
         let word = |at| u16_at(packet, at).unwrap_or_default();
@@ -114,7 +114,7 @@ impl<'a> Query<'a> {
             query.qclass = word(end + 2);
         }
         if flags & flags::OPCODE != 0 {
-            // A query with OPT gets a response with OPT, as far as it could be parsed (RFC 6891
+            // A query with OPT gets a response with OPT, even if parsing fails after it (RFC 6891
             // section 6.1.1).
             let _ = query.read_tail(packet, counts);
             return Parsed::Bad { query, rcode: rcode::NOTIMP };
@@ -173,7 +173,7 @@ impl<'a> Query<'a> {
     }
 }
 
-/// Returns the query name of a message in wire format, without other checks.
+/// Returns the query name of a message in wire form, without other checks.
 ///
 /// Returns `None` if the name is compressed, truncated or longer than 255 bytes.
 #[must_use]
@@ -183,8 +183,8 @@ pub fn question_name(message: &[u8]) -> Option<&[u8]> {
 
 /// Returns the offset just after the name at `at`.
 ///
-/// The name has at most 255 bytes, and labels of at most 63. With `pointers`, a compression pointer
-/// may end the name; this function does not follow it.
+/// The name has at most 255 bytes, with labels of at most 63 bytes. With `pointers`, a compression
+/// pointer may end the name; this function does not follow the pointer.
 #[must_use]
 pub fn name_end(packet: &[u8], at: usize, pointers: bool) -> Option<usize> {
     let mut end = at;

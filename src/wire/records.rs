@@ -1,7 +1,8 @@
 //! A strict iterator over the records of a message, for forwarded responses.
 //!
-//! Checks that names are well-formed, that every record lies within the message, and that the last
-//! record ends it. Does not inspect record data. Every loop consumes bytes, so it ends.
+//! The iterator checks that names are well-formed, that every record lies within the message, and
+//! that the last record ends it. It does not inspect record data. Every loop consumes bytes, so it
+//! ends.
 
 use super::query::name_end;
 use super::{HEADER_BYTES, rtype, u16_at, u32_at};
@@ -26,20 +27,21 @@ pub struct Record {
     pub start: usize,
     /// Offset of the fixed fields, which follow the owner name.
     ///
-    /// Type at +0, class at +2, TTL at +4, data length at +8, data at +10.
+    /// Relative to it, the type is at 0, the class at 2, the TTL at 4, the data length at 8, the
+    /// data at 10.
     pub fixed: usize,
     /// Offset just after the data.
     pub end: usize,
     /// Type.
     pub rtype: u16,
-    /// Class; the payload size for OPT.
+    /// Class; in OPT, the payload size.
     pub class: u16,
-    /// TTL in seconds; extended rcode and flags for OPT.
+    /// TTL in seconds; in OPT, the upper bits of the response code and the flags.
     pub ttl: u32,
 }
 
 impl Record {
-    /// Returns the record data. `message` must be the message of this record.
+    /// Returns the record data; `message` must be the message of this record.
     #[must_use]
     pub fn data<'a>(&self, message: &'a [u8]) -> &'a [u8] {
         message.get(self.fixed + 10..self.end).unwrap_or_default()
@@ -58,7 +60,7 @@ impl Record {
     }
 }
 
-/// A message is malformed.
+/// Error: a message is malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the message is not well-formed")]
 pub struct MalformedMessage;
@@ -72,9 +74,9 @@ pub fn question_end(message: &[u8]) -> Option<usize> {
     (end <= message.len()).then_some(end)
 }
 
-/// Iterates over the records after the question section, which ends at `at`.
+/// Iterates over the records from `at`, the end of the question section.
 ///
-/// The iterator ends after the first error. If there is none, the records fill the message exactly.
+/// The iterator ends after the first error. Without an error, the records fill the message exactly.
 #[must_use]
 pub fn records(message: &[u8], at: usize) -> Records<'_> {
     let count = |at| u16_at(message, at).unwrap_or_default();
@@ -137,16 +139,16 @@ impl Iterator for Records<'_> {
 /// section 4.1.4).
 ///
 /// # Errors
-/// If the name leaves the message or is longer than 255 bytes. If a pointer does not lead
-/// backwards, or there are too many pointers.
+/// The name leaves the message or is longer than 255 bytes, a pointer does not lead backwards, or
+/// there are too many pointers.
 pub fn expand_name(message: &[u8], at: usize, out: &mut Vec<u8>) -> Result<(), MalformedMessage> {
     each_label(message, at, |_, label| out.extend(label.iter().map(u8::to_ascii_lowercase)))
 }
 
-/// Appends the name at `at` to `out`, uncompressed, as [`expand_name`] but in its own letter case.
+/// Appends the name at `at` to `out`, uncompressed but in its own letter case.
 ///
 /// # Errors
-/// As [`expand_name`].
+/// The errors are those of [`expand_name`].
 pub fn copy_name(message: &[u8], at: usize, out: &mut Vec<u8>) -> Result<(), MalformedMessage> {
     each_label(message, at, |_, label| out.extend_from_slice(label))
 }
@@ -165,13 +167,13 @@ pub fn name_overlaps(message: &[u8], at: usize, offsets: &[u16]) -> bool {
     found && walked.is_ok()
 }
 
-/// Compression pointers in one name.
+/// Maximum compression pointers in one name.
 ///
-/// Each follows a label, and a name has at most 127 labels. Without this limit, a message full of
-/// chained pointers would be walked to its end for every record.
+/// Each pointer follows a label, and a name has at most 127 labels. Without this limit, a message
+/// full of chained pointers would be walked to its end for every record.
 const MAX_POINTERS: usize = 127;
 
-/// Calls `visit` with the offset and bytes of each label, root included.
+/// Calls `visit` with the offset and bytes of each label, including the root.
 ///
 /// The bytes begin with the length byte.
 fn each_label(
@@ -247,7 +249,7 @@ mod tests {
         for message in [&MESSAGE[..MESSAGE.len() - 1], &[MESSAGE, b"\0"].concat()] {
             assert!(records(message, end).any(|record| record.is_err()));
         }
-        // A wrong record count.
+        // The record count is wrong.
         let mut lying = MESSAGE.to_vec();
         lying[7] = 200;
         assert!(records(&lying, end).any(|record| record.is_err()));
@@ -271,7 +273,7 @@ mod tests {
                 Err(MalformedMessage),
                 "{name:x?}"
             );
-            // The name as the owner of the only record, which has no data.
+            // A record without data, whose owner is the name.
             let record = [
                 &[0, 0, 0x80, 0, 0, 0, 0, 1, 0, 0, 0, 0][..],
                 name,
@@ -299,8 +301,8 @@ mod tests {
 
     #[test]
     fn names_may_use_bytes_outside_names() {
-        // At 12 the label `a`, at 16 a TTL that reads as a one-byte label and the root label, at 20
-        // a pointer to each.
+        // At 12 is the label `a`. At 16 is a TTL that reads as a one-byte label and the root label.
+        // At 20 is a pointer to each.
         let message =
             [&[0; 12][..], b"\x01a\0\0", &[1, b'b', 0, 0], &[0xC0, 12, 0xC0, 16]].concat();
         assert_eq!([20, 22].map(|at| name_overlaps(&message, at, &[16])), [false, true]);

@@ -1,7 +1,6 @@
 //! Record types, response codes and extended DNS errors (EDE) as text.
 //!
-//! The single place that formats and parses them, for commands, the HTTP interface, logs and
-//! metrics.
+//! All commands, the HTTP interface, logs and metrics format and parse them here.
 
 use std::borrow::Cow;
 
@@ -53,7 +52,7 @@ pub fn rcode_name(rcode: u16) -> Cow<'static, str> {
         9 => "NOTAUTH",
         10 => "NOTZONE",
         11 => "DSOTYPENI",
-        // As in OPT. In TSIG, which svcdns does not parse, 16 is BADSIG.
+        // 16 has this name in OPT. In TSIG, which svcdns does not parse, it is BADSIG.
         16 => "BADVERS",
         17 => "BADKEY",
         18 => "BADTIME",
@@ -82,7 +81,7 @@ pub fn extended_error_text(code: u16, extra: &str) -> String {
         ExtendedError::NOT_SUPPORTED => "not supported",
         ExtendedError::NO_REACHABLE_AUTHORITY => "no reachable authority",
         ExtendedError::NETWORK_ERROR => "network error",
-        // svcdns itself sends no other code, but an upstream may.
+        // svcdns itself sends no other code, but an upstream may send one.
         _ => "extended error",
     };
     if extra.is_empty() { format!("{name} ({code})") } else { format!("{name} ({code}): {extra}") }

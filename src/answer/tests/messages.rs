@@ -125,7 +125,7 @@ fn txt_records_hold_the_metadata() {
 }
 
 #[test]
-fn explanations_tell_what_txt_records_lack() {
+fn explanations_name_metadata_missing_from_txt_records() {
     let long = "x".repeat(400);
     let many: Vec<_> = (10..50).map(|number| format!(r#""key{number}":"{long}""#)).collect();
     let harness = Harness::of(&[
@@ -143,7 +143,7 @@ fn explanations_tell_what_txt_records_lack() {
         [r#"TXT: the string of "long" is cut at 255 of 405 bytes"#]
     );
     let cut = |key| format!(r#"TXT: the string of "{key}" is cut at 255 of 406 bytes"#);
-    let rest = r#"TXT: 36 entries from "key14" on are left out, as a record has 1024 bytes"#;
+    let rest = r#"TXT: 36 entries from "key14" on are left out: records have at most 1024 bytes"#;
     assert_eq!(
         omissions("u.svc", rtype::TXT),
         [rest.to_owned(), cut("key10"), cut("key11"), cut("key12"), cut("key13")]
@@ -240,14 +240,14 @@ fn unsupported_messages_are_rejected_or_ignored() {
     );
 }
 
-/// RA and CD belong to the opcode QUERY (`opcodeflg` of ISC's DNS compliance tests).
+/// RA and CD are flags of opcode QUERY only (`opcodeflg` of ISC's tests).
 #[test]
-fn other_opcodes_are_not_implemented_and_get_no_flags_of_queries() {
+fn other_opcodes_are_notimp_without_the_flags_of_queries() {
     for forwarding in [false, true] {
         let harness = Harness::with(Settings { forwarding, ..settings() }, &[HELLO]);
         for opcode in 0..16 {
             let mut message = query("hello.svc", rtype::SOA, None);
-            // TC, RD, RA, Z, AD and CD.
+            // The flags are TC, RD, RA, Z, AD and CD.
             message[2..4].copy_from_slice(&(opcode << 11 | 0x03F0_u16).to_be_bytes());
             let response = respond(&harness.answerer, &message, Transport::Udp, 0).unwrap();
             let flags = u16::from_be_bytes([response[2], response[3]]);

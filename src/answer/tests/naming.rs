@@ -145,7 +145,7 @@ fn versions_fall_back_only_without_latest() {
     );
 }
 
-/// See RFC 8020.
+/// Tests RFC 8020 for versions that look like instances.
 #[test]
 fn versions_that_look_like_instances_exist_above_their_instances() {
     let harness = Harness::of(&[
@@ -207,7 +207,7 @@ fn a_longer_base_owns_a_name_until_it_is_removed() {
         ("/service/default/default/hello.prod/latest/10.0.0.9:80", "{}"),
     ]);
     assert_eq!(harness.a("hello.prod.svc"), "10.0.0.9");
-    // Among interpretations of one kind the longest registered base wins.
+    // Among interpretations of the same kind, the longest registered base wins.
     assert_eq!(harness.a("hello.prod.default.svc"), "10.0.0.9");
     assert_eq!(harness.a("prod._namespace.hello.svc"), "10.0.1.1");
     let key = "/service/default/default/hello.prod/latest/10.0.0.9:80";

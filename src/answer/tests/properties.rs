@@ -82,7 +82,7 @@ fn query_name() -> impl Strategy<Value = String> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Fast and full path agree after any changes, as does a table built at once.
+    /// Both paths agree after any changes, as does a table built at once.
     #[test]
     fn the_fast_and_the_full_path_agree_after_any_changes(
         steps in prop::collection::vec((key(), any::<bool>()), 1..25),
@@ -145,7 +145,9 @@ proptest! {
     }
 
     #[test]
-    fn no_message_panics(bytes in prop::collection::vec(any::<u8>(), 0..120), draw: u64) {
+    fn arbitrary_messages_do_not_panic(
+        bytes in prop::collection::vec(any::<u8>(), 0..120), draw: u64,
+    ) {
         let harness = Harness::of(&[HELLO]);
         let _ = respond(&harness.answerer, &bytes, Transport::Udp, draw);
         let mut tail = query("hello.svc", rtype::A, None)[..12].to_vec();

@@ -6,7 +6,7 @@ use crate::wire::Parsed;
 /// TTL of negative answers in these tests, in seconds.
 const NEGATIVE_TTL: u32 = 7;
 
-/// Services at a private, a unique-local and a public address, and at a loopback address.
+/// Services at a private, a unique-local, a public and a loopback address.
 const KEYS: [(&str, &str); 4] = [
     ("/service/default/default/hello.svc/latest/10.9.0.5:80", "{}"),
     ("/service/default/default/six.svc/latest/[fd00:1::5]:80", "{}"),
@@ -26,7 +26,9 @@ fn reverse(address: &str) -> String {
     crate::name::reverse_name(address.parse().unwrap()).to_string()
 }
 
-/// Returns the owner of the SOA record in the authority section, whose TTLs must be negative-ttl.
+/// Returns the owner of the SOA record in the authority section.
+///
+/// Checks that its TTLs are `negative-ttl`.
 fn soa_owner(message: &Message) -> String {
     let [record] = &message.authorities[..] else { return String::new() };
     let RData::SOA(soa) = &record.data else { panic!("{record}") };
@@ -53,7 +55,8 @@ fn names_above_registered_addresses_exist() {
         (&six[30..], "NODATA", "d.f.ip6.arpa."),
         (&reverse("fd00:1::6"), "NXDOMAIN", "d.f.ip6.arpa."),
         (&reverse("fd00:2::5")[2..], "NXDOMAIN", "d.f.ip6.arpa."),
-        // A public zone is not ours: the name is a zone of its own, as registered addresses are.
+        // svcdns does not serve the public zone, so the name is an apex, as registered addresses
+        // are.
         ("4.8.8.in-addr.arpa", "NODATA", "4.8.8.in-addr.arpa."),
         ("8.8.8.in-addr.arpa", "REFUSED", ""),
     ] {
@@ -110,7 +113,7 @@ fn locally_served_reverse_zones_have_their_records() {
 }
 
 #[test]
-fn absence_is_uncertain_before_the_first_list() {
+fn missing_reverse_names_are_servfail_before_the_first_list() {
     let harness = Harness::empty(negative_settings());
     for (name, short, error) in [
         ("5.0.9.10.in-addr.arpa", "SERVFAIL", Some(14)),
@@ -132,7 +135,7 @@ fn absence_is_uncertain_before_the_first_list() {
 }
 
 #[test]
-fn absence_is_stale_while_a_registry_is_away() {
+fn missing_reverse_names_are_stale_while_a_registry_is_disconnected() {
     let mut harness = harness();
     harness.apply([Change::Connected(false)]);
     for (name, error) in [("6.0.9.10.in-addr.arpa", 19), ("0.9.10.in-addr.arpa", 3)] {
@@ -140,9 +143,9 @@ fn absence_is_stale_while_a_registry_is_away() {
     }
 }
 
-/// With forwarding on, a query that no upstream may get is answered as with forwarding off.
+/// Queries that must not be forwarded are answered as if forwarding were off.
 #[test]
-fn queries_that_no_upstream_may_get_are_answered_locally() {
+fn queries_that_must_not_be_forwarded_are_answered_locally() {
     let settings = Settings { forwarding: true, ..negative_settings() };
     let harness = Harness::with(settings, &KEYS);
     let outside = |name: &str| {
@@ -169,7 +172,7 @@ fn queries_that_no_upstream_may_get_are_answered_locally() {
     }
 }
 
-/// Makes an upstream's negative response with an SOA record of a day, and corrects it.
+/// Corrects an upstream's negative response whose SOA record has TTLs of one day.
 fn corrected(harness: &Harness, name: &str, code: u8) -> (String, u32) {
     let query = query(name, rtype::PTR, None);
     let mut response = query.clone();
@@ -188,7 +191,7 @@ fn corrected(harness: &Harness, name: &str, code: u8) -> (String, u32) {
 }
 
 #[test]
-fn negative_answers_of_upstreams_are_corrected() {
+fn negative_upstream_responses_are_corrected() {
     let settings = Settings { forwarding: true, ..negative_settings() };
     let harness = Harness::with(settings.clone(), &KEYS);
     for (name, code, short, ttl) in [
@@ -197,7 +200,7 @@ fn negative_answers_of_upstreams_are_corrected() {
         ("9.168.192.in-addr.arpa", 3, "NXDOMAIN", NEGATIVE_TTL),
         ("0.9.10.in-addr.arpa", 3, "NODATA", NEGATIVE_TTL),
         (&reverse("fd77::1"), 3, "NXDOMAIN", NEGATIVE_TTL),
-        // In the network of a registered public address, and elsewhere.
+        // Names in the network of a registered public address, and elsewhere.
         ("9.4.8.8.in-addr.arpa", 3, "NXDOMAIN", NEGATIVE_TTL),
         ("4.8.8.in-addr.arpa", 3, "NODATA", NEGATIVE_TTL),
         ("9.5.8.8.in-addr.arpa", 3, "NXDOMAIN", 86_400),
@@ -206,14 +209,14 @@ fn negative_answers_of_upstreams_are_corrected() {
     ] {
         assert_eq!(corrected(&harness, name, code), (short.to_owned(), ttl), "{name}");
     }
-    // Any address may be registered.
+    // Before the first list, any address might be registered.
     let unread = Harness::empty(settings);
     let (short, ttl) = corrected(&unread, "9.5.8.8.in-addr.arpa", 3);
     assert_eq!((&*short, ttl), ("NXDOMAIN", NEGATIVE_TTL));
 }
 
 #[test]
-fn other_answers_of_upstreams_stay_as_they_are() {
+fn other_upstream_responses_are_not_changed() {
     let harness = harness();
     let query = query("0.9.10.in-addr.arpa", rtype::PTR, None);
     let Parsed::Query(parsed) = Query::parse(&query) else { panic!("no query") };

@@ -76,7 +76,7 @@ fn login(layers: &Layers) -> Result<(Option<String>, Option<Credential>), Config
     if username.is_some() == password.is_some() {
         return Ok((username, password));
     }
-    // The error names the one that is set.
+    // The error names whichever of the two is set.
     let given = match (&username, layers.secret(&PASSWORD)) {
         (Some(_), _) => layers.one(USERNAME),
         (None, Some(variable)) => RawValue {

@@ -1,4 +1,4 @@
-//! GoFrame's file registry: `file:///directory`. The kind has no keys of its own.
+//! GoFrame's file registry: `file:///directory`. It has no keys of its own.
 
 use std::path::PathBuf;
 

@@ -30,13 +30,13 @@ keys! { OWN:
 
 /// A kind of registry.
 pub(super) struct RegistryKind {
-    /// Scheme of its URLs, and section of its keys.
+    /// Scheme of the kind's URLs, and section of its keys.
     pub(super) name: &'static str,
-    /// Form of its URLs, for error messages.
+    /// Form of the kind's URLs, for error messages.
     form: &'static str,
     /// Example of a URL, for the documentation.
     pub(super) example: &'static str,
-    /// Keys of its section, in the order of the documentation.
+    /// Keys of the kind's section, in the order of the documentation.
     pub(super) keys: &'static [&'static Key],
     /// Secrets that its registries may need.
     pub(super) secrets: &'static [&'static SecretKey],
@@ -46,12 +46,12 @@ pub(super) struct RegistryKind {
     read: fn(&Layers) -> Result<UrlParser, ConfigError>,
 }
 
-/// Makes a source from the part of a URL after `://`.
+/// Creates a source from the part of a URL after `://`.
 ///
 /// The error is the reason for a [`ConfigError::Invalid`].
 type UrlParser = Box<dyn Fn(&str) -> Result<Source, String>>;
 
-/// All kinds, in the order of messages and documentation.
+/// All kinds, in the order used in messages and documentation.
 pub(super) static KINDS: &[&RegistryKind] = &[&etcd::KIND, &file::KIND];
 
 /// Kinds that GoFrame supports and svcdns does not.
@@ -61,10 +61,10 @@ const UNSUPPORTED_KINDS: &[&str] = &["zookeeper", "consul", "nacos", "polaris"];
 #[derive(Debug)]
 pub(super) struct RegistryEntry {
     pub(super) name: RegistryName,
-    /// The kind of its URL.
+    /// The kind of the registry, from its URL.
     pub(super) kind: &'static RegistryKind,
     pub(super) url: RawValue,
-    /// Its section, by the keys of the kind's section; `None` for an item of a list.
+    /// The registry's section; `None` for an item of a list.
     pub(super) section: Option<Layer>,
 }
 
@@ -74,7 +74,7 @@ pub(super) struct ConfiguredRegistry {
     pub(super) url: RawValue,
     /// Its settings as written.
     pub(super) layers: Layers,
-    /// Its settings after parsing.
+    /// The registry's settings after parsing.
     pub(super) source: NamedSource,
 }
 
@@ -117,7 +117,8 @@ impl RegistryEntry {
             let variable = variables.of(&self.name, secret);
             let has_own_file =
                 self.section.as_ref().is_some_and(|section| section.get(secret.file).is_some());
-            // The section's own file overrides the variable for all registries of the kind.
+            // A file in the registry's section overrides the variable for all registries of the
+            // kind.
             if variable.is_some() || has_own_file {
                 layers.set_secret(secret, variable);
             }
@@ -174,9 +175,9 @@ pub(super) fn kind_of_url(url: &str) -> Result<(&'static RegistryKind, &str), St
     Err(format!("unknown kind of registry {scheme:?}: expected a URL such as {}", forms()))
 }
 
-/// Makes an entry for each URL of a list.
+/// Returns an entry for each URL of a list.
 ///
-/// Its name is that of the kind, with a number from the second entry on: `etcd`, `etcd2`.
+/// An entry is named after its kind, with a number from the second entry on: `etcd`, `etcd2`.
 pub(super) fn listed(urls: &[RawValue]) -> Result<Vec<RegistryEntry>, ConfigError> {
     let mut counts = HashMap::<&str, usize>::new();
     let mut entry = |url: &RawValue| {
@@ -190,7 +191,7 @@ pub(super) fn listed(urls: &[RawValue]) -> Result<Vec<RegistryEntry>, ConfigErro
     urls.iter().map(|url| entry(url).map_err(|why| invalid(url, why))).collect()
 }
 
-/// Parses the registries to follow; without entries, GoFrame's default.
+/// Parses the registries to follow; without entries, GoFrame's default registry.
 pub(super) fn read(
     layers: &Layers,
     entries: &[RegistryEntry],
@@ -218,7 +219,7 @@ pub(super) fn read(
         }
         registries.push(registry);
     }
-    // Checks the sections of kinds without a registry too.
+    // Sections of kinds without a registry are checked, too.
     let is_checked = |kind: &RegistryKind| {
         registries.iter().any(|registry| registry.kind == kind) || variables.has_replaced(kind)
     };
@@ -246,7 +247,7 @@ pub(super) fn shared_member(one: &Source, other: &Source) -> Option<String> {
 
 /// Returns whether two sources are the same registry, written the same way or not.
 ///
-/// The members of a cluster may have another order, and a directory a slash at its end.
+/// The members of a cluster may be in another order, and a directory may end with a slash.
 fn same_store(one: &Source, other: &Source) -> bool {
     match (one, other) {
         (Source::Etcd(one), Source::Etcd(other)) => members(one) == members(other),

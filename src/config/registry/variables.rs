@@ -10,17 +10,17 @@ use crate::service::RegistryName;
 #[derive(Debug, Default)]
 pub(in crate::config) struct RegistryVariables {
     given: Vec<SecretVariable>,
-    /// Registries that a flag or variable replaced; their variables are unused.
+    /// Registries that a flag or variable replaced; their secrets are not used.
     replaced: Vec<RegistryEntry>,
 }
 
 impl RegistryVariables {
-    /// Adds a variable with the prefix of registries.
+    /// Adds an environment variable that begins with [`REGISTRY_PREFIX`].
     pub(in crate::config) fn add(&mut self, variable: SecretVariable) {
         self.given.push(variable);
     }
 
-    /// Adds registries that a source with precedence replaced.
+    /// Adds registries that a source with higher precedence replaced.
     pub(in crate::config) fn replace(&mut self, entries: Vec<RegistryEntry>) {
         self.replaced.extend(entries);
     }

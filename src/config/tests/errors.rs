@@ -115,7 +115,7 @@ fn invalid_upstreams_are_rejected() {
         ),
         (
             "upstream = ['off', '192.0.2.1']",
-            "1:13: upstream: off excludes all other entries: remove either off or them",
+            "1:13: upstream: off excludes all other entries: remove off or all others",
         ),
         (
             "upstream = ['192.0.2.1', 'system']",

@@ -7,7 +7,7 @@ use insta::assert_snapshot;
 use super::*;
 use crate::registry::etcd;
 
-/// Section of a registry `main`; more of its keys may follow.
+/// Section of a registry `main`; further keys of the section may follow.
 pub(super) const MAIN: &str = "[registry.main]\nurl = 'etcd://a'\n";
 
 /// Returns the names and URLs of the registries, in order.
@@ -113,7 +113,7 @@ fn a_list_replaces_the_sections() {
 }
 
 #[test]
-fn items_of_a_list_get_names() {
+fn registries_in_a_list_get_names() {
     let config = read("", &[("SVCDNS_REGISTRY", "etcd://a,file:///x,etcd://b")]);
     assert_eq!(urls(&config), ["etcd etcd://a:2379", "file file:///x", "etcd2 etcd://b:2379"]);
     let default = std::env::temp_dir().join("gsvc");
@@ -138,7 +138,7 @@ fn the_most_specific_password_is_used() {
 }
 
 #[test]
-fn items_of_a_list_have_password_variables() {
+fn registries_in_a_list_have_password_variables() {
     let listed = read(
         "registry = ['etcd://a', 'etcd://b']\n[etcd]\nusername = 'u'",
         &[(PASSWORD_VARIABLE, "all"), ("SVCDNS_REGISTRY_ETCD2_PASSWORD", "second")],
@@ -211,7 +211,7 @@ fn effective_values_of_registries_have_origins() {
 }
 
 #[test]
-fn the_default_registry_is_not_a_configured_one() {
+fn the_default_registry_does_not_count_as_configured() {
     let default = read("", &[]);
     let row = default.effective().iter().find(|row| row.path == "registry.file.url").unwrap();
     assert_eq!((&row.origin, row.written), (&Origin::Default, false));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::random_up_to;
 
-/// Waits between attempts.
+/// Computes the waits between attempts.
 ///
 /// A wait doubles from a minimum to a maximum, with jitter to keep the many followers of one store
 /// from reconnecting at the same time.
@@ -34,7 +34,7 @@ impl Backoff {
         last / 2 + random_up_to(last / 2)
     }
 
-    /// Starts over at the minimum.
+    /// Resets the wait to the minimum.
     pub(super) fn reset(&mut self) {
         self.last = None;
     }

@@ -16,18 +16,18 @@ use super::{GOFRAME_HEADS, Settings, Tls};
 use crate::registry::{Credential, Secret};
 use crate::regular_file;
 
-/// Largest accepted message, in bytes.
+/// Maximum size of an accepted message, in bytes.
 ///
 /// The library's default of 4 MiB always fails at about 43,000 listed keys. It also fails at the
 /// events of 1,000 revisions, regardless of size, because etcd sends them as one message.
 pub(super) const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
-/// Largest PEM file, in bytes; the CA certificates of a system take about 250 KiB.
+/// Maximum size of a PEM file in bytes; a system's CAs take about 250 KiB.
 const MAX_PEM_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A connection to one member.
 ///
-/// One only, because the library's load balancer keeps sending calls to a member that is down.
+/// There is only one, because the library's load balancer keeps using a member that is down.
 /// Failures come from the methods of the connection, which hide the password in them.
 #[derive(Clone)]
 pub(super) struct Connection {
@@ -256,12 +256,12 @@ async fn read(file: &Path) -> Result<Vec<u8>, EtcdFailure> {
     })
 }
 
-/// The prefix of all keys with one head.
+/// The common prefix of all keys with one head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Prefix(String);
 
 impl Prefix {
-    /// Returns the prefixes of these heads, each once; if empty, of GoFrame's heads.
+    /// Returns the distinct prefixes of these heads, or of GoFrame's heads if empty.
     pub(super) fn of_heads(heads: &[String]) -> Vec<Self> {
         let mut prefixes: Vec<Self> = Vec::with_capacity(heads.len().max(GOFRAME_HEADS.len()));
         let trimmed = heads.iter().map(|head| head.trim_matches('/'));
@@ -290,7 +290,7 @@ impl Prefix {
     }
 }
 
-/// The endpoints of the members, and when each last failed.
+/// The endpoints of the members, and the time at which each last failed.
 #[derive(Debug)]
 pub(super) struct ClusterEndpoints {
     endpoints: Vec<(String, Option<Instant>)>,

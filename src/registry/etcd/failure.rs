@@ -33,7 +33,7 @@ pub(super) enum FailureKind {
 }
 
 impl FailureKind {
-    /// Returns whether the store refused the request or our settings prevent it.
+    /// Returns whether the store refused the request or the settings prevent it.
     ///
     /// The connection itself may work.
     pub(super) fn is_refusal(self) -> bool {
@@ -133,7 +133,7 @@ fn classify(error: &Error) -> (FailureKind, String) {
 
 /// Appends the sources of an error to its message, each once.
 ///
-/// The last source often is the most useful, such as "Connection refused".
+/// The last source is often the most useful, such as "Connection refused".
 fn with_sources(message: &str, mut source: Option<&(dyn std::error::Error + 'static)>) -> String {
     let mut text = message.to_owned();
     while let Some(error) = source {

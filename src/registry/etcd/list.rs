@@ -16,10 +16,10 @@ use crate::registry::{Feed, FeedClosed};
 /// Target size of a page in keys and values, in bytes.
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
-/// Largest target size of a page if there are very many keys, in bytes.
+/// Maximum target size of a page if there are very many keys, in bytes.
 const MAX_PAGE_BYTES: usize = 16 * 1024 * 1024;
 
-/// Largest page of small keys, in multiples of the configured page size.
+/// Maximum size of a page of small keys, in multiples of the configured page size.
 const MAX_PAGE_GROWTH: usize = 4;
 
 /// Target number of pages if there are very many keys, to limit the requests.
@@ -107,7 +107,7 @@ impl PageReader {
         }
     }
 
-    /// Moves on to the page after `page`; returns false if there is none.
+    /// Advances to the page after `page`; returns `false` if there is none.
     fn advance(&mut self, page: &GetResponse) -> bool {
         let (keys, end) = (page.kvs(), self.prefix.end().into_bytes());
         self.from = match keys.last() {
@@ -151,7 +151,7 @@ impl PageReader {
     }
 }
 
-/// Returns how many keys the next page should hold.
+/// Returns the number of keys that the next page should hold.
 ///
 /// The previous page had `keys` keys of `bytes` bytes in all; the prefix has `total` keys.
 fn next_limit(keys: usize, bytes: usize, total: usize, page_size: u32) -> u32 {

@@ -5,9 +5,9 @@
 //! connects, lists or resumes, watches, and starts over after every failure. An outage withdraws
 //! nothing that was sent before.
 //!
-//! - `supervisor`: the state machine; the only place that knows how far each head was read
+//! - `supervisor`: the state machine; it alone knows up to which revision each head was read
 //! - `connection`: a client of one member, and the choice of the next member
-//! - `list` and `watch`: the two ways to read; `stride`: the key range of one page of a list
+//! - `list` and `watch`: the readers of a store; `stride`: the key range of one page of a list
 //! - `change`: conversion of etcd's keys and events to [`crate::service`]
 //! - `register`: the only code that writes
 
@@ -71,7 +71,7 @@ impl Registry for EtcdRegistry {
 pub struct Settings {
     /// The cluster members as `host:port`, with IPv6 addresses in brackets.
     ///
-    /// One is used at a time.
+    /// One member is used at a time.
     pub endpoints: Vec<String>,
     /// The user to log in as; requires [`Settings::password`].
     pub username: Option<String>,
@@ -81,14 +81,14 @@ pub struct Settings {
     pub login_keys: Option<String>,
     /// TLS settings; `None` for plain connections.
     pub tls: Option<Tls>,
-    /// First segments of the keys to follow; if empty, [`GOFRAME_HEADS`].
+    /// First segments of the keys to follow; [`GOFRAME_HEADS`] if empty.
     pub heads: Vec<String>,
     /// Page sizes, intervals and timeouts.
     pub tuning: EtcdTuning,
 }
 
 impl Settings {
-    /// Creates settings for these members, with defaults for the rest.
+    /// Creates settings for these members, with default values for all other settings.
     pub fn new(endpoints: Vec<String>) -> Self {
         let heads = GOFRAME_HEADS.map(str::to_owned).to_vec();
         let tuning = EtcdTuning::default();
@@ -120,13 +120,13 @@ impl fmt::Display for Settings {
 /// The files are read again at every connect, so a renewed certificate needs no restart.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
-    /// PEM file of the trusted CA certificates; if `None`, those of the system.
+    /// PEM file of the trusted CA certificates; `None` means those of the system.
     pub ca_file: Option<PathBuf>,
     /// PEM file of the client certificate; requires [`Tls::key_file`].
     pub cert_file: Option<PathBuf>,
     /// PEM file of the client's private key.
     pub key_file: Option<PathBuf>,
-    /// The name expected in a member's certificate; if `None`, the endpoint's host.
+    /// The name expected in a member's certificate; `None` means the endpoint's host.
     pub server_name: Option<String>,
 }
 
@@ -135,22 +135,23 @@ pub struct Tls {
 pub struct EtcdTuning {
     /// Number of keys on the first page of a list.
     ///
-    /// Later pages aim at 4 MiB and at most four times as many keys, or at a sixteenth of all keys
-    /// and at most 16 MiB. A page that exceeds 64 MiB is requested again in parts.
+    /// The target of later pages is 4 MiB, with at most four times as many keys. For a very large
+    /// list it is a sixteenth of all keys, up to 16 MiB. A page that exceeds 64 MiB is requested
+    /// again in parts.
     pub page_size: u32,
     /// Limit on the keys in one update, at least 1.
     ///
     /// Smaller than a page because parsed keys take more memory.
     pub batch_size: usize,
-    /// Longest wait for a TCP connection, and for the login after it.
+    /// Maximum wait for a TCP connection, and for the login after it.
     pub dial_timeout: Duration,
-    /// Longest wait for the response to one request.
+    /// Maximum wait for the response to one request.
     pub request_timeout: Duration,
     /// Time between pings on an idle connection.
     ///
     /// etcd closes connections that are pinged more often than every 5 s.
     pub keepalive_interval: Duration,
-    /// Longest wait for the response to a ping.
+    /// Maximum wait for the response to a ping.
     pub keepalive_timeout: Duration,
     /// Silence on a watch before the supervisor requests a progress notification.
     pub progress_interval: Duration,
@@ -158,7 +159,7 @@ pub struct EtcdTuning {
     pub progress_deadline: Duration,
     /// Upper bound of the wait after a first failure.
     pub backoff_min: Duration,
-    /// Longest wait between attempts; the wait doubles up to it.
+    /// Maximum wait between attempts; the wait doubles up to it.
     pub backoff_max: Duration,
     /// Uptime of a connection after which the next wait is the minimum again.
     pub healthy_after: Duration,
@@ -167,7 +168,7 @@ pub struct EtcdTuning {
     /// The lists find events that the watch missed: some versions of etcd lose events (etcd#17610,
     /// etcd#19179).
     pub relist_interval: Duration,
-    /// Longest time until a list verifies a resumed watch; the actual time is random.
+    /// Maximum time until a list verifies a resumed watch; the actual time is random.
     ///
     /// A store that was restored from a backup and has since grown past our revision looks like
     /// one that was never restored.

@@ -13,10 +13,10 @@ use super::connection::{ClusterEndpoints, Connection};
 use super::failure::{EtcdFailure, FailureKind};
 use crate::registry::{RegisterError, RegisterEvent, Registrant, gsvc};
 
-/// Attempts to remove the key at the end; together they take one request timeout.
+/// Maximum attempts to remove the key; together they take one request timeout.
 const REMOVAL_ATTEMPTS: u32 = 3;
 
-/// Longest time to live that etcd grants, in seconds.
+/// Maximum TTL that etcd grants, in seconds.
 const MAX_TTL_SECONDS: u64 = 9_000_000_000;
 
 /// Registers a service on a lease until `stop` is cancelled, then deletes its key.
@@ -204,7 +204,7 @@ impl<F: Fn(RegisterEvent)> RegistrationKeeper<'_, F> {
         Ok(())
     }
 
-    /// Deletes the key if it still has our lease, and leaves the lease to expire.
+    /// Deletes the key if it still has this lease, and leaves the lease to expire.
     async fn remove(&mut self) -> Result<(), RegisterError> {
         let Some(lease) = self.lease else { return Ok(()) };
         let limit = self.settings.tuning.request_timeout / REMOVAL_ATTEMPTS;
@@ -244,7 +244,7 @@ async fn start_renewal(
         let mut client = connection.lease();
         async move {
             match client.keep_alive(lease).await {
-                // How the library reports a response without a time to live.
+                // The library reports a response without a TTL as this error.
                 Err(etcd_client::Error::LeaseKeepAliveError(_)) => Ok(None),
                 result => result.map(Some),
             }

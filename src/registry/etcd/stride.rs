@@ -5,9 +5,9 @@
 //! wanted number of keys, estimated from the distance of the previous ones. Consecutive ranges
 //! leave no gap, so a wrong estimate costs a request but never a key.
 
-/// Consecutive sparse pages after which a page has no upper bound.
+/// Maximum consecutive sparse pages; the next page then has no upper bound.
 ///
-/// The next keys may then be at any distance.
+/// The next keys may be at any distance.
 const MAX_SPARSE_PAGES: u32 = 8;
 
 /// The estimated distance of keys, learned from the pages so far.
@@ -22,7 +22,7 @@ pub(super) struct Stride {
 }
 
 impl Stride {
-    /// Learns from a page of `keys` keys, from `first` to `last`.
+    /// Updates the estimate from a page of `keys` keys, from `first` to `last`.
     ///
     /// At most `limit` keys were requested. The next page should hold `wanted` keys.
     pub(super) fn record(
@@ -90,7 +90,7 @@ mod tests {
         assert_eq!(stride.range_end(b"/a/"), None);
         stride.record(100, 100, 300, b"/a/0000", b"/a/0100");
         assert_eq!(stride.range_end(b"/a/0100\0").unwrap(), b"/a/0400\0\0\0\0\0");
-        // An empty page doubles the range, here beyond the digits.
+        // An empty page doubles the range, here to beyond the digits.
         stride.record_sparse();
         assert_eq!(stride.range_end(b"/a/0400").unwrap(), b"/a/0:00\0\0\0\0\0");
     }

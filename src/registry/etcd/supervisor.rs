@@ -15,12 +15,12 @@ use super::{Settings, list, random_up_to};
 use crate::registry::{Feed, FeedClosed, RegistryCommand};
 use crate::service::{Change, ListKind};
 
-/// Limit on the lists in one session that only replace a broken watch.
+/// Maximum lists in one session that only replace a broken watch.
 ///
-/// Beyond it, the supervisor leaves the member: something is wrong with it.
+/// Beyond this limit the member seems faulty, so the supervisor leaves it.
 const MAX_RELISTS_PER_SESSION: u32 = 3;
 
-/// Follows one cluster.
+/// Follows one cluster through all failures.
 ///
 /// The supervisor keeps no copy of the keys, only the revisions it has read.
 pub(super) struct Supervisor {
@@ -143,7 +143,7 @@ impl Supervisor {
         let connection = Connection::open(&self.settings, endpoint).await?;
         let status = connection.probe(&self.prefixes).await?;
         while self.commands.try_recv().is_ok() {}
-        // A restored store that has grown past our revision looks unchanged: verify soon.
+        // A restored store that has grown past the last read revision looks unchanged: verify soon.
         let verify_within = random_up_to(self.settings.tuning.verify_within);
         let mut check = (Instant::now() + verify_within, ListKind::Reconnect);
         let mut relists = MAX_RELISTS_PER_SESSION;
@@ -176,7 +176,7 @@ impl Supervisor {
         }
     }
 
-    /// Returns `Restored` if the store went back in time, else `otherwise`.
+    /// Returns `Restored` if the store went back in time, otherwise `otherwise`.
     fn kind_of_list(&self, status: StoreStatus, otherwise: Option<ListKind>) -> Option<ListKind> {
         match &self.position {
             Some(position)
@@ -308,7 +308,7 @@ impl Supervisor {
         }
     }
 
-    /// Lists beside a working watch.
+    /// Lists while the watch works.
     async fn check(
         &mut self,
         connection: &Connection,
@@ -368,7 +368,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Reports that the session failed; logs a failure only once at `warn`.
+    /// Reports that the session failed; logs a lasting failure at `warn` only once.
     async fn report_disconnected(&mut self, failure: EtcdFailure) -> Result<(), FeedClosed> {
         let text = failure.text;
         let was_connected = std::mem::take(&mut self.connected);
@@ -394,7 +394,7 @@ impl Supervisor {
     }
 }
 
-/// The result of a list beside a working watch.
+/// The result of a list during a working watch.
 enum CheckResult {
     /// The list was sent.
     Listed,
@@ -448,7 +448,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_expiry_is_reported_only_if_all_leases_were_seen_alive() {
+    fn a_lease_check_that_saw_too_few_leases_is_inconclusive() {
         assert!(is_conclusive(3, 3, 0));
         assert!(is_conclusive(3, 0, 1));
         assert!(!is_conclusive(3, 1, 0), "the state of two leases is unknown");

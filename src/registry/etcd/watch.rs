@@ -25,7 +25,7 @@ pub(super) struct EtcdWatch {
     begin_after: Vec<u64>,
     /// Arrival time of the last message of any kind.
     last_message: Instant,
-    /// Whether a progress notification was requested since then.
+    /// Whether a progress notification was requested since the last message.
     progress_requested: bool,
 }
 
@@ -127,7 +127,7 @@ impl EtcdWatch {
         }
     }
 
-    /// Measures silence from now on, after a pause in which we did not read the stream.
+    /// Restarts measuring silence after a pause in which the stream was not read.
     pub(super) fn restart_silence(&mut self) {
         self.last_message = Instant::now();
         self.progress_requested = false;

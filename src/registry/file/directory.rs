@@ -213,12 +213,12 @@ fn modified(status: &FileStat) -> SystemTime {
         .unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-/// Returns whether this is root or our own user, who may own a directory that nobody named.
+/// Returns whether an owner is root or the server's own user.
 pub(super) fn is_trusted_owner(owner: Uid) -> bool {
     owner.is_root() || owner == Uid::effective()
 }
 
-/// Returns an error if the owner is neither root nor our own user.
+/// Returns an error if the owner is neither root nor the server's own user.
 fn check_owner(path: &Path, owner: Option<u32>) -> Option<RegistryDirectoryError> {
     let owner = owner.map(Uid::from_raw).filter(|owner| !is_trusted_owner(*owner))?;
     let user = User::from_uid(owner).ok().flatten();

@@ -1,4 +1,4 @@
-//! The files that were sent, so that only differences are sent again.
+//! The files already sent, so that only differences are sent again.
 //!
 //! For each file this is its modification time, the time of its expiry and a digest of its
 //! content, never the content itself.
@@ -19,12 +19,12 @@ use crate::service::{Change, Put, Reason, Registration, Rejected, Removal};
 use super::FileTimings;
 use super::directory::FileRead;
 
-/// Largest difference in the progress of both clocks that is not taken for a jump.
+/// Maximum difference in the progress of both clocks that does not count as a jump.
 const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(2);
 
-/// The file is not a regular file, or may not be read.
+/// The file is not a regular file or cannot be read.
 pub const UNREADABLE: Reason =
-    Reason::new("unreadable", "the file is not a regular file, or may not be read");
+    Reason::new("unreadable", "the file is not a regular file or cannot be read");
 
 /// A reading of both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -41,13 +41,13 @@ pub(super) struct KnownFiles {
     ///
     /// Only the catalog limits how many are served; it lists the rest as rejected.
     files: HashMap<OsString, KnownFile>,
-    /// Time since which a file's content has been invalid, perhaps half written.
+    /// Time since which a file's content has been invalid, for example half written.
     incomplete: HashMap<OsString, Instant>,
     /// Files of directories that vanished, and may come back.
     suspended: HashMap<OsString, SuspendedFile>,
     hasher: RandomState,
     last_reading: Option<ClockReading>,
-    /// Until when an old modification time does not expire a file.
+    /// Time until which an old modification time does not expire a file.
     ///
     /// Set after a jump of the wall clock.
     lenient_until: Option<Instant>,
@@ -73,7 +73,7 @@ struct SuspendedFile {
 }
 
 impl ClockReading {
-    /// Reads both clocks.
+    /// Reads the monotonic clock and the wall clock.
     pub(super) fn now() -> Self {
         Self { wall: SystemTime::now(), monotonic: Instant::now() }
     }
@@ -174,7 +174,7 @@ impl KnownFiles {
         }
     }
 
-    /// Returns when a file with a new modification time expires.
+    /// Returns the expiry time of a file with a new modification time.
     ///
     /// Returns `None` if it has expired already. A time in the future counts as now. A file of a
     /// directory that came back has the time to live that it had left.
@@ -212,7 +212,7 @@ impl KnownFiles {
         Some(Change::Put(Put { key: key(name), revision: 0, lease: 0, content }))
     }
 
-    /// Marks a file as expired if its time has come.
+    /// Marks a file as expired if its expiry time has passed.
     fn expire(&mut self, name: &OsStr, now: ClockReading) -> Option<Change> {
         let file = self.files.get_mut(name)?;
         if !file.alive || file.expires > now.monotonic {
@@ -421,7 +421,7 @@ mod tests {
             assert!(fixture.files.detect_clock_jump(fixture.now));
             fixture.advance(19);
             assert_eq!(fixture.update(FileRead::Unchanged), "nothing");
-            // Written just before the jump, read after it.
+            // The file was written just before the jump and read after it.
             let read = FileRead::Content { modified: before, content: b"{}".to_vec() };
             assert_eq!(fixture.update(read), "nothing");
             fixture.advance(if forward { 1 } else { 20 });

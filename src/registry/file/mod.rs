@@ -57,7 +57,7 @@ impl fmt::Display for Settings {
 pub struct FileTimings {
     /// Age of a file, since its last write, at which it has expired (GoFrame: 20 s).
     pub expire_after: Duration,
-    /// Time between checks of the directory itself and of expired files.
+    /// Time between checks of the directory path and of expired files.
     pub poll_interval: Duration,
     /// Time between scans of the whole directory, for changes without an event.
     pub scan_interval: Duration,
@@ -67,7 +67,7 @@ pub struct FileTimings {
     ///
     /// After that, the file is rejected.
     pub write_grace: Duration,
-    /// Time between writes of our own registration (GoFrame: 10 s).
+    /// Time between writes of a registration's own file (GoFrame: 10 s).
     pub refresh_interval: Duration,
 }
 

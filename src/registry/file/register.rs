@@ -171,7 +171,7 @@ fn stamp(path: &Path) -> Option<FileStamp> {
     Some((metadata.ino(), metadata.modified().ok()?))
 }
 
-/// Returns whether `path` exists and is not a directory of root or of our own user.
+/// Returns whether `path` exists, but is no directory of root or of this user.
 ///
 /// A link to such a directory counts as foreign too, because its owner can redirect it.
 fn is_foreign(path: &Path) -> bool {
@@ -191,7 +191,7 @@ fn readable_name(registrant: &Registrant) -> Result<String, RegisterError> {
     if same && name.starts_with(&format!("{head}#")) && valid_head && !name.contains('/') {
         Ok(name)
     } else {
-        // GoFrame escapes nothing.
+        // GoFrame escapes no character.
         Err(RegisterError::NotWritable(format!(
             "the file registry cannot hold this registration, because its file {name:?} would be \
              read as another: no part may be empty or contain '/' or '#', and at least one \

@@ -25,7 +25,7 @@ pub(super) fn parse_list(
     (endpoints, rejected)
 }
 
-/// Parses `host:port`, the form in keys.
+/// Parses `host:port`, the form in registry keys.
 pub(super) fn parse_endpoint(text: &str) -> Result<Endpoint, Reason> {
     let (host, port) = text.rsplit_once(':').ok_or(Reason::ENDPOINT_MALFORMED)?;
     host_and_port(host.trim(), port.trim())
@@ -33,7 +33,7 @@ pub(super) fn parse_endpoint(text: &str) -> Result<Endpoint, Reason> {
 
 /// Parses `host-port`, the form in file names, or `host:port`.
 ///
-/// GoFrame v2.3.3 to v2.4.0 wrote the latter.
+/// GoFrame v2.3.3 to v2.4.0 wrote the form `host:port`.
 pub(super) fn parse_file_endpoint(text: &str) -> Result<Endpoint, Reason> {
     let (host, port) = text.rsplit_once(['-', ':']).ok_or(Reason::ENDPOINT_MALFORMED)?;
     let host = host.trim();
@@ -88,8 +88,8 @@ pub(super) fn usable(address: IpAddr) -> Result<Host, Reason> {
 
 /// Parses a host name (RFC 1123 2.1) into lower case without a trailing dot.
 ///
-/// Returns `None` even if only the last label is a number: resolvers read names like `10.0.0.01` or
-/// `0x7f.1` as IPv4 addresses, each in its own way.
+/// Returns `None` if the last label is a number: resolvers read names like `10.0.0.01` or `0x7f.1`
+/// as IPv4 addresses, but differently.
 fn parse_host_name(host: &str) -> Option<Box<str>> {
     let host = host.strip_suffix('.').unwrap_or(host);
     let is_label = |label: &str| {

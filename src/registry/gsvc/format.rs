@@ -53,7 +53,7 @@ fn join(endpoints: &[Endpoint]) -> String {
 
 /// Returns the metadata sorted by key at every depth, as Go writes maps.
 fn object(metadata: &Metadata) -> BTreeMap<String, Value> {
-    // Never the default: metadata always serializes to an object with string keys.
+    // The default is never used: metadata always serializes to an object with string keys.
     serde_json::to_value(metadata).and_then(serde_json::from_value).unwrap_or_default()
 }
 

@@ -4,8 +4,8 @@
 //! a JSON object as its value (GoFrame's `net/gsvc`).
 //!
 //! GoFrame escapes nothing, and its own reader fails a whole search, or panics, at one invalid
-//! entry. Here an invalid key is rejected alone, and an invalid endpoint without its neighbours.
-//! Whether a name is a valid DNS name is for the catalog to check.
+//! entry. This parser rejects only the invalid key or the invalid endpoint. The catalog checks
+//! whether a name is a valid DNS name.
 
 mod endpoint;
 mod format;
@@ -22,12 +22,12 @@ use self::endpoint::{parse_endpoint, parse_file_endpoint, parse_list};
 use self::format::UPDATE_AT;
 use crate::service::{Metadata, Reason, Registration, Rejected, ServiceId};
 
-/// Longest key that is parsed, in bytes.
+/// Maximum length of a parsed key, in bytes.
 pub const MAX_KEY_BYTES: usize = 4096;
 
-/// Largest value that is parsed, in bytes (64 KiB).
+/// Maximum length of a parsed value, in bytes (64 KiB).
 ///
-/// Checked before any JSON is parsed.
+/// The length is checked before any JSON is parsed.
 pub const MAX_VALUE_BYTES: usize = 64 * 1024;
 
 /// The key exceeds [`MAX_KEY_BYTES`].
@@ -50,7 +50,7 @@ pub const TOO_FEW_SEGMENTS: Reason = Reason::new(
     "the key has fewer than six segments: /head/deployment/namespace/name/version/endpoints",
 );
 
-/// The key has shifted segments: GoFrame does not escape a `/` in a name.
+/// The key has too many segments: GoFrame does not escape a `/` in a name.
 pub const TOO_MANY_SEGMENTS: Reason = Reason::new(
     "too-many-segments",
     "the key has too many segments: a name cannot contain '/' ('#' in a file name)",
@@ -58,11 +58,11 @@ pub const TOO_MANY_SEGMENTS: Reason = Reason::new(
 
 /// Parses a key and its value.
 ///
-/// Follows GoFrame's reader: `/` and white space at both ends of the key are ignored, as are
-/// segments after the sixth. An empty deployment, namespace or version is read as `default`,
-/// `default` or `latest`. An empty value or `null` means no metadata.
+/// Follows GoFrame's reader: `/` and white space at both ends of the key are ignored, and so are
+/// segments after the sixth. An empty deployment or namespace is read as `default`, an empty
+/// version as `latest`. An empty value or `null` means no metadata.
 ///
-/// The head is not checked: the caller chose it when it listed a prefix.
+/// The head is not checked: the caller chose it when it requested the prefix.
 ///
 /// # Errors
 /// Returns an error if the key as a whole cannot be served. An invalid endpoint is only added to
@@ -88,7 +88,7 @@ impl KeyParser {
     /// Parses a key and its value.
     ///
     /// # Errors
-    /// As for [`parse`].
+    /// The errors are those of [`parse`].
     pub fn parse(&mut self, key: &[u8], value: &[u8]) -> Result<Registration, Rejected> {
         let key = key_text(key)?;
         let segments = Segments::split(key, '/')?;
@@ -126,8 +126,8 @@ impl KeyParser {
 /// caller can know whether a write is in progress.
 ///
 /// # Errors
-/// As for [`parse`], but any seventh segment is an error: a version like `v1-2` in the sixth place
-/// would look like an endpoint.
+/// The errors are those of [`parse`], but any seventh segment is an error: a sixth segment like
+/// `v1-2`, which is a version, would look like an endpoint.
 pub fn parse_file_name(name: &[u8], content: &[u8]) -> Result<Registration, Rejected> {
     let name = key_text(name)?;
     let segments = Segments::split(name, '#')?;
@@ -152,7 +152,7 @@ struct Segments<'a> {
     name: &'a str,
     version: &'a str,
     endpoints: &'a str,
-    /// Whether the key has more segments.
+    /// Whether the key has segments after the sixth.
     more: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Tests of parsing and formatting, among them that they are inverse.
+//! Tests of parsing and formatting, including that each is the inverse of the other.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -257,7 +257,7 @@ fn names_are_not_checked_against_dns() {
 }
 
 #[test]
-fn file_names_are_parsed_where_the_reader_of_goframe_fails() {
+fn file_names_that_break_goframes_reader_are_parsed() {
     for (name, expected) in [
         (
             "service#default#default#demo#latest#10.9.0.5-8000,172.17.0.1-8000",
@@ -403,13 +403,13 @@ proptest! {
     }
 
     #[test]
-    fn no_input_panics(key in any::<Vec<u8>>(), value in any::<Vec<u8>>()) {
+    fn arbitrary_input_does_not_panic(key in any::<Vec<u8>>(), value in any::<Vec<u8>>()) {
         let _ = parse(&key, &value);
         let _ = parse_file_name(&key, &value);
     }
 
     #[test]
-    fn no_input_like_a_key_panics(
+    fn input_similar_to_keys_does_not_panic(
         list in "[\\[\\]:,.#/0-9a-fx% -]{0,40}",
         value in "[\\[\\]{}\":,a0]{0,20}",
     ) {

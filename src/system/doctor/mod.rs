@@ -21,9 +21,9 @@ pub struct Finding {
     pub check: &'static str,
     /// Severity of the finding.
     pub level: Level,
-    /// The finding in one or two sentences.
+    /// Description of the finding in one or two sentences.
     pub says: String,
-    /// The command lines that the user should type; empty if there is nothing to do.
+    /// The command lines that fix the problem; empty if there is nothing to do.
     #[serde(rename = "type")]
     pub to_type: Vec<String>,
 }
@@ -32,9 +32,9 @@ pub struct Finding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// All is well.
+    /// There is no problem.
     Ok,
-    /// Names resolve, but slowly, with old data, or not for every program.
+    /// Names resolve, but slowly, with stale data, or not for every program.
     Warning,
     /// Names do not resolve.
     Broken,
@@ -56,7 +56,7 @@ impl Finding {
         Self { level: Level::Broken, ..Self::ok(check, says) }
     }
 
-    /// Adds a command line that the user should type.
+    /// Adds a command line that fixes the problem.
     #[must_use]
     pub fn typing(mut self, line: impl Into<String>) -> Self {
         self.to_type.push(line.into());
@@ -75,7 +75,7 @@ pub struct DoctorInput<'a> {
     pub machine: &'a Machine,
     /// The routes of systemd-resolved; empty if it does not run.
     pub routes: &'a ResolvedRoutes,
-    /// The first zone that svcdns serves, or would serve.
+    /// The first zone that svcdns serves or, without a server, would serve.
     pub zone: &'a str,
     /// The running server, if any.
     pub server: Option<RunningServer<'a>>,
@@ -88,7 +88,7 @@ pub struct DoctorInput<'a> {
 /// The running server.
 #[derive(Clone, Copy, Debug)]
 pub struct RunningServer<'a> {
-    /// Its process ID.
+    /// The process ID of the server.
     pub process: u32,
     /// The addresses on which it listens.
     pub listen: &'a [SocketAddr],
@@ -105,7 +105,7 @@ pub enum ProbeResult {
     NoResponse,
 }
 
-/// Makes all checks, in the order in which a lookup passes the checked parts.
+/// Runs all checks, in the order in which a lookup passes the checked parts.
 pub fn examine(input: &DoctorInput<'_>) -> Vec<Finding> {
     let mut findings = library::examine(input);
     findings.extend(installation::examine(input));

@@ -17,10 +17,10 @@ const RESOLVED: &str = "systemd-resolved";
 const STUBS: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54))];
 
-/// Limit for `ndots` up to which the search list comes after `hello.svc` itself.
+/// Maximum `ndots` at which `hello.svc` is tried before the search list.
 const MAX_NDOTS: u32 = 1;
 
-/// Commands suggested more than once.
+/// Command that several findings suggest.
 const INSTALL: &str = "sudo svcdns install";
 const RUN: &str = "svcdns run -- COMMAND   # for one command, nothing else changed";
 
@@ -214,7 +214,7 @@ fn check_name_server(
     }
 }
 
-/// Returns how bad it is that a name server does not lead to svcdns.
+/// Returns the severity of a name server that does not lead to svcdns.
 ///
 /// Only the first one, at position 0, matters; not even that one, if the C library bypasses it
 /// through systemd-resolved.

@@ -110,7 +110,7 @@ fn start_command(input: &DoctorInput<'_>, address: IpAddr) -> String {
     }
 }
 
-/// Returns the name of a user, or the ID if there is none.
+/// Returns the name of a user, or the ID if the user has no name.
 fn user_name(id: u32) -> String {
     User::from_uid(Uid::from_raw(id))
         .ok()

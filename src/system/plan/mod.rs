@@ -37,7 +37,7 @@ pub struct InstallOptions {
     pub zones: Vec<String>,
     /// The address at which svcdns answers.
     pub server: SocketAddr,
-    /// Whether the zones are put on the search list.
+    /// Whether to append the zones to the search list.
     pub search: bool,
     /// Whether the name servers in `/etc/resolv.conf` stay in effect, after svcdns.
     pub keep_others: bool,
@@ -57,7 +57,7 @@ pub struct Plan {
 /// Reason why there is no plan, with a remedy for the user.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    /// A file of the machine prevents the installation.
+    /// A file of the machine prevents the installation; the text contains the remedy.
     #[error("{path} {problem}")]
     File {
         /// The path of the file.
@@ -65,7 +65,7 @@ pub enum PlanError {
         /// Problem and remedy, as the rest of a sentence about the file.
         problem: String,
     },
-    /// A program is missing or too old; contains the remedy.
+    /// A program is missing or too old; the text contains the remedy.
     #[error("{0}")]
     Program(String),
 }
@@ -73,7 +73,7 @@ pub enum PlanError {
 /// Plans the integration of the server into this machine's name resolution.
 ///
 /// # Errors
-/// When the user has to change or decide something first.
+/// If the user has to change or decide something first.
 pub fn plan(
     root: &Root,
     machine: &Machine,
@@ -94,7 +94,7 @@ pub fn plan(
     Ok(Plan { steps: plan.steps, notes: plan.notes })
 }
 
-/// A plan in progress.
+/// Builder of a plan.
 struct PlanBuilder<'a> {
     root: &'a Root,
     machine: &'a Machine,
@@ -285,7 +285,7 @@ mod tests {
             steps(&root, &machine, &InstallOptions { search: true, ..options() })
                 .contains("+Domains=svc corp.test")
         );
-        // If it validates, or may, the zones need a link with validation off.
+        // If it validates, or might, the zones need a link with validation off.
         for dnssec in [Some("yes"), Some("allow-downgrade"), None] {
             machine.resolved.as_mut().unwrap().dnssec = dnssec.map(str::to_owned);
             assert_eq!(Integration::for_machine(&machine), Integration::Link);

@@ -1,4 +1,4 @@
-//! Steps for files and units of our own.
+//! Steps for svcdns's own files and units.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::directory::{ROOT_STATE_DIRECTORY, STATE_FILES};
 /// Plans one of svcdns's own files, and the directories that it needs.
 ///
 /// # Errors
-/// When the current file cannot be read.
+/// If the current file cannot be read.
 pub fn plan_file(root: &Root, path: &Path, text: &str) -> Result<Vec<InstallStep>, PlanError> {
     let mut steps = Vec::new();
     let folders: Vec<&Path> =
@@ -35,7 +35,7 @@ pub fn plan_file(root: &Root, path: &Path, text: &str) -> Result<Vec<InstallStep
 /// Plans one of svcdns's own units, started now and at every boot.
 ///
 /// # Errors
-/// When the current file of the unit cannot be read.
+/// If the current file of the unit cannot be read.
 pub fn plan_unit(root: &Root, name: &str, text: &str) -> Result<Vec<InstallStep>, PlanError> {
     Ok(unit_steps(name, plan_file(root, &Path::new(unit::FOLDER).join(name), text)?))
 }

@@ -68,7 +68,7 @@ pub(in crate::system) fn resolv_conf_steps(
 }
 
 impl PlanBuilder<'_> {
-    /// Adds our lines to the file, and saves the file as it was.
+    /// Adds svcdns's lines to the file, and saves a copy of the unchanged file.
     pub(super) fn edit_resolv_conf(&mut self, in_place: bool) -> Result<(), PlanError> {
         self.check_resolv_conf()?;
         let file = &self.machine.file;
@@ -146,7 +146,7 @@ impl PlanBuilder<'_> {
         Ok(())
     }
 
-    /// Notes where the container's name servers can be configured for good.
+    /// Adds a note that names the permanent setting of the container's name servers.
     fn note_container_settings(&mut self) {
         let settings = match self.machine.container {
             Some(Container::Docker | Container::Podman) => {

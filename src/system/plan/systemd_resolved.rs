@@ -20,7 +20,7 @@ const FIRST_VERSION_WITH_ROUTES: u32 = 240;
 /// The link to which systemd-resolved routes the zones.
 const LINK: &str = "svcdns0";
 
-/// The other end of the link, if it is a veth pair.
+/// The peer of the link, if the link is a veth pair.
 const LINK_PEER: &str = "svcdns1";
 
 /// The address of the link.

@@ -1,21 +1,21 @@
-//! Receiving on connected UDP sockets, ICMP errors included.
+//! Receiving on connected UDP sockets, including ICMP errors.
 
 use std::io::{self, ErrorKind};
 
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-/// Limit of the UDP responses that are read whole.
+/// Maximum length of a UDP response that is read whole, in bytes.
 ///
-/// Queries advertise 1,232 bytes, which some upstreams exceed. A longer response is cut, hence
-/// malformed, hence retried over TCP.
+/// Queries advertise 1,232 bytes, which some upstreams exceed. A longer response is cut off, so it
+/// is malformed and the query is retried over TCP.
 pub(super) const MAX_UDP_RESPONSE_BYTES: usize = 4096;
 
 /// Waits until a datagram may have arrived.
 ///
 /// # Errors
-/// Returns the ICMP error that arrived: the port is closed or the host unreachable. The kernel
-/// does not report it as readiness to read, so waiting for that alone would miss it.
+/// Returns the ICMP error that arrived: the port is closed or the host unreachable. The kernel does
+/// not report an error as readiness to read, so waiting for readiness alone would miss it.
 pub(super) async fn readable(io: &UdpSocket) -> io::Result<()> {
     loop {
         let ready = io.ready(Interest::READABLE | Interest::ERROR).await?;
@@ -23,7 +23,7 @@ pub(super) async fn readable(io: &UdpSocket) -> io::Result<()> {
             if let Some(error) = io.take_error()? {
                 return Err(error);
             }
-            // A send call has returned the error already.
+            // An earlier send call has already returned the error.
             clear_readiness(io, Interest::ERROR);
         }
         if ready.is_readable() {
@@ -32,14 +32,14 @@ pub(super) async fn readable(io: &UdpSocket) -> io::Result<()> {
     }
 }
 
-/// Marks a socket as empty, which saves a receive call that would find nothing.
+/// Marks a socket as empty, which saves a receive call that would return nothing.
 ///
-/// A datagram that has arrived meanwhile is read with the next one.
+/// If a datagram arrives in the meantime, it is read together with the next one.
 pub(super) fn mark_empty(io: &UdpSocket) {
     clear_readiness(io, Interest::READABLE);
 }
 
-/// Clears the readiness that Tokio knows of.
+/// Clears the readiness that Tokio has recorded.
 fn clear_readiness(io: &UdpSocket, interest: Interest) {
     let _ = io.try_io(interest, || -> io::Result<()> { Err(ErrorKind::WouldBlock.into()) });
 }

@@ -1,7 +1,6 @@
 //! DNS over HTTPS (RFC 8484): one HTTP/2 connection for each upstream, one POST for each query.
 //!
-//! The connection is opened to the upstream's configured address, so that no name is ever looked
-//! up.
+//! The connection is opened to the upstream's configured address, so no name needs to be looked up.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -30,9 +29,10 @@ const DNS_MESSAGE: &str = "application/dns-message";
 /// Limit on queries in flight to one upstream.
 const MAX_IN_FLIGHT: usize = 1024;
 
-/// Time limit for one query, a new connection included.
+/// Time limit for one query, including a new connection.
 ///
-/// Longer than any client waits, so that a slow response still counts for the upstream's health.
+/// The limit exceeds the longest wait of a client, so that a slow response still counts for the
+/// upstream's health.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Age after which an unused connection is replaced.
@@ -49,7 +49,7 @@ pub(super) struct HttpsLink {
     /// The connection that queries share, if it is open.
     shared: Mutex<Option<HttpsConnection>>,
     slots: Arc<Semaphore>,
-    /// One permit for each connection with a single query.
+    /// One permit for each connection that carries a single query.
     exclusive_permits: Semaphore,
     /// Number of responses that have arrived on all connections.
     responses: AtomicUsize,
@@ -70,30 +70,30 @@ impl Default for HttpsLink {
 #[derive(Clone, Debug)]
 struct HttpsConnection {
     sender: SendRequest<Full<Bytes>>,
-    /// Number of responses that have arrived; identifies the connection.
+    /// Number of responses received on this connection; also identifies the connection.
     responses: Arc<AtomicUsize>,
     last_used: Instant,
 }
 
 impl HttpsConnection {
-    /// Returns the number of responses on this connection, and on all.
+    /// Returns the numbers of responses on this connection and on all connections.
     fn responses(&self, upstream: &Upstream) -> [usize; 2] {
         [&*self.responses, &upstream.https.responses].map(|count| count.load(Ordering::Relaxed))
     }
 }
 
-/// Why one request gave no response.
+/// Reason why one request gave no response.
 enum RequestError {
     /// The connection ended before the response was complete, with the reason.
     Disconnected(String),
-    /// Another connection would not help.
+    /// The request failed, and another connection would not help.
     Failed(AttemptError),
 }
 
-/// Sends a query with id 0 (RFC 8484 section 4.1) and returns the response message.
+/// Sends a query with ID 0 (RFC 8484 section 4.1) and returns the response message.
 ///
-/// Opens a connection if there is none. A query whose connection ends is asked again on the next
-/// one. An `exclusive` query shares its connection with no other if it can.
+/// Opens a connection if there is none. If the connection ends, the query is sent again on the next
+/// one. An `exclusive` query gets its own connection if possible.
 ///
 /// # Errors
 /// Returns an error if the upstream cannot be reached or gives no valid response.
@@ -104,8 +104,8 @@ pub(super) async fn exchange(
 ) -> Result<Vec<u8>, AttemptError> {
     let slot =
         Arc::clone(&upstream.https.slots).try_acquire_owned().map_err(|_| AttemptError::Busy)?;
-    // The task outlives a query that another upstream answered first: a late response, too, tells
-    // how fast this upstream is.
+    // The task outlives a query that another upstream answered first, because even a late response
+    // shows how fast this upstream is.
     let task = {
         let upstream = Arc::clone(upstream);
         async move {
@@ -126,7 +126,7 @@ pub(super) async fn exchange(
         .unwrap_or_else(|_| Err(AttemptError::Unreachable("the connection was closed".to_owned())))
 }
 
-/// Sends one query, again on a new connection whenever the server closes the old one.
+/// Sends one query; repeats it on a new connection if the server closes one.
 async fn send_query(
     upstream: &Arc<Upstream>,
     packet: &Packet,
@@ -205,7 +205,7 @@ async fn send_request(
     }
 }
 
-/// Accepts the response to a query that was sent at `sent`.
+/// Checks the response to a query that was sent at `sent`.
 fn accept(
     upstream: &Upstream,
     packet: &Packet,
@@ -298,7 +298,7 @@ async fn connect(upstream: &Upstream) -> Result<SendRequest<Full<Bytes>>, Connec
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| format!("HTTP/2: {error}"))?;
-    // This code runs on the runtime of the connections, so the spawned task does, too.
+    // This code runs on the runtime of the connections, and so does the spawned task.
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a DNS over HTTPS connection ended");

@@ -1,8 +1,8 @@
-//! Exchange of one query and its response with one upstream, over any transport.
+//! Exchange of a query and its response with one upstream, over any transport.
 //!
-//! Messages are handled as bytes. An outgoing query gets an id, a random letter case where
-//! configured, and padding where the transport is encrypted. A response keeps its id; its question
-//! section gets the original letter case back.
+//! Messages are handled as bytes. An outgoing query gets an ID, a random letter case if configured,
+//! and padding if the transport is encrypted. A response keeps its ID, and its question section
+//! gets the original letter case back.
 
 mod datagram;
 mod https;
@@ -52,27 +52,27 @@ const MAX_CASE_MISMATCHES: u8 = 3;
 /// Time limit for the TCP retry of a truncated response.
 const TCP_RETRY_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// Limit of sockets with one query each, for all lanes and upstreams.
+/// Limit on one-query sockets, over all lanes and upstreams.
 ///
-/// They never take more than a quarter of the descriptors that the process may open.
+/// These sockets never take more than a quarter of the process's file descriptors.
 const MAX_ONE_SHOT_SOCKETS: usize = 4096;
 
 /// What is needed to open connections to upstreams.
 #[derive(Debug)]
 pub(super) struct Connector {
-    /// Runtime of the connections, which all lanes share and which outlive any lane.
+    /// Runtime of the connections, which all lanes share and which outlives any lane.
     runtime: Handle,
     trust_anchors: TrustAnchors,
-    /// Notified when an upstream comes back to life or turns out to be unreachable.
+    /// Notified when an upstream comes back to life or becomes unreachable.
     health_changed: Arc<Notify>,
-    /// One permit for each descriptor of a [`OneShotSocket`](one_shot::OneShotSocket).
+    /// One permit per file descriptor of a [`OneShotSocket`](one_shot::OneShotSocket).
     one_shot_permits: Arc<Semaphore>,
 }
 
 impl Connector {
-    /// Makes a connector whose connections live on `runtime`.
+    /// Creates a connector whose connections run on `runtime`.
     ///
-    /// `ca_file` holds the trusted CAs; `None` uses the system's trust store.
+    /// `ca_file` contains the trusted CAs; `None` uses the system's trust store.
     pub(super) fn new(runtime: Handle, ca_file: Option<PathBuf>) -> Arc<Self> {
         let permits = descriptors::limit() / 4;
         Arc::new(Self {
@@ -86,7 +86,7 @@ impl Connector {
 
 /// An upstream with its health and its connections, shared by all lanes.
 pub(super) struct Upstream {
-    /// Key of the lanes' socket pools, unlike that of any earlier upstream.
+    /// Unique key for the lanes' socket pools; no earlier upstream has had it.
     serial: u64,
     target: Target,
     connector: Arc<Connector>,
@@ -95,13 +95,13 @@ pub(super) struct Upstream {
     https: HttpsLink,
     /// Number of consecutive responses whose question differs in letter case.
     case_mismatches: AtomicU8,
-    /// Whether a response had an OPT record since EDNS was last disabled.
+    /// Whether a response has had an OPT record since EDNS was last disabled.
     speaks_edns: AtomicBool,
     /// The query of probes, with an OPT record.
     probe_query: Outgoing,
-    /// The first query that the upstream answered with records, for probes.
+    /// The first query that the upstream answered with records; probes repeat it.
     answered_query: OnceLock<Outgoing>,
-    /// Which queries the upstream sends back to svcdns.
+    /// Marks of the queries that the upstream sends back to svcdns.
     loops: LoopMarks,
 }
 
@@ -111,7 +111,7 @@ impl fmt::Debug for Upstream {
     }
 }
 
-/// A well-formed response with the original question; its id is as received.
+/// A well-formed response with the original question; its ID is as received.
 #[derive(Debug)]
 pub(super) struct Incoming {
     /// The whole message.
@@ -160,7 +160,7 @@ pub(super) enum AttemptError {
 }
 
 impl AttemptError {
-    /// Makes the error of a UDP socket's system call.
+    /// Returns the error for a failed system call on a UDP socket.
     fn of_socket(error: &io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw) {
             // Local resource exhaustion, not an upstream failure. EAGAIN: no port is free.
@@ -173,15 +173,15 @@ impl AttemptError {
 }
 
 impl Upstream {
-    /// Makes an upstream that may know all names.
+    /// Creates an upstream that may know all names.
     #[cfg(test)]
     pub(super) fn new(target: Target, connector: Arc<Connector>) -> Arc<Self> {
         Self::for_domain(target, connector, &Name::ROOT)
     }
 
-    /// Makes an upstream of unknown health, without opening a socket.
+    /// Creates an upstream of unknown health, without opening a socket.
     ///
-    /// Probes ask for `domain`, the only one that the upstream has to know.
+    /// Probes query `domain`, the only domain that the upstream has to know.
     pub(super) fn for_domain(
         target: Target,
         connector: Arc<Connector>,
@@ -214,19 +214,21 @@ impl Upstream {
         &self.health
     }
 
-    /// Returns the event that an upstream of the same connector came to life or became unreachable.
+    /// Returns the notification that an upstream came to life or became unreachable.
+    ///
+    /// All upstreams of one connector share it.
     pub(super) fn health_changed(&self) -> &Notify {
         &self.connector.health_changed
     }
 
-    /// Returns whether queries have EDNS and the upstream is known to answer them.
+    /// Returns whether EDNS is enabled and the upstream is known to answer with EDNS.
     pub(super) fn speaks_edns(&self) -> bool {
         self.speaks_edns.load(Ordering::Relaxed)
     }
 
     /// Returns whether the upstream's address is private, loopback or link-local.
     ///
-    /// Private are the ranges of RFC 1918, RFC 4193 and RFC 6598.
+    /// The private ranges are those of RFC 1918, RFC 4193 and RFC 6598.
     pub(super) fn is_private(&self) -> bool {
         match self.ip() {
             IpAddr::V4(address) => {
@@ -246,17 +248,17 @@ impl Upstream {
         self.health.report(self.is_looping(), Instant::now())
     }
 
-    /// Returns which queries the upstream sends back to svcdns.
+    /// Returns the marks of the queries that the upstream sends back to svcdns.
     pub(super) fn loops(&self) -> &LoopMarks {
         &self.loops
     }
 
-    /// Marks the upstream as looping, so that it is not queried, or clears the mark.
+    /// Sets or clears the mark that the upstream loops and must not be queried.
     pub(super) fn set_looping(&self, looping: bool) {
         self.loops.set_all(looping);
     }
 
-    /// Returns whether the upstream sends all queries back to svcdns and is not queried.
+    /// Returns whether the upstream is marked as sending all queries back to svcdns.
     pub(super) fn is_looping(&self) -> bool {
         self.loops.covers_all()
     }
@@ -270,8 +272,9 @@ impl Upstream {
 impl Sockets {
     /// Sends a query to `upstream` and waits for the response, without a time limit.
     ///
-    /// A query that fails with EDNS is repeated without it (RFC 6891 section 7). If that helps, and
-    /// EDNS turns out to be the cause, the upstream's next queries have no EDNS.
+    /// A query that fails with EDNS is repeated without it (RFC 6891 section 7). If the repeated
+    /// query succeeds and a check confirms that EDNS is the cause, the upstream's next queries have
+    /// no EDNS.
     pub(super) async fn attempt(
         &self,
         upstream: &Arc<Upstream>,
@@ -283,7 +286,7 @@ impl Sockets {
             && upstream.answered_query.get().is_none()
             && response.has_answers()
         {
-            // Another query may have set it this moment, which is as good.
+            // Another query may have just set it, which does no harm.
             let _ = upstream.answered_query.set(outgoing.clone());
         }
         if !edns {
@@ -337,7 +340,7 @@ impl Sockets {
         }
     }
 
-    /// Repeats a query without EDNS; `failed` is what came of it with EDNS.
+    /// Repeats a query without EDNS; `failed` is the result with EDNS.
     async fn retry_without_edns(
         &self,
         upstream: &Arc<Upstream>,
@@ -351,7 +354,7 @@ impl Sockets {
                 upstream.check_edns();
                 plain
             }
-            // A refusal of the query itself, which may carry an extended error.
+            // The upstream refused the query itself, and its response may carry an extended error.
             _ if failed.is_ok() && !rejected => failed,
             Ok(_) => plain,
             Err(_) => failed.or(plain),
@@ -382,7 +385,8 @@ impl Sockets {
 
     /// Queries over UDP, then over TCP if the response is malformed or suspicious.
     ///
-    /// A truncated response is returned: the caller can use it until TCP brings the whole one.
+    /// A truncated response is returned: the caller can use it until the complete one arrives over
+    /// TCP.
     async fn over_udp_then_tcp(
         &self,
         upstream: &Arc<Upstream>,
@@ -401,8 +405,8 @@ impl Sockets {
                     upstream.case_mismatches.store(0, Ordering::Relaxed);
                 }
                 let may_be_cut = message.len() >= MAX_UDP_RESPONSE_BYTES || is_truncated(&message);
-                // A malformed response may have been cut on the way: TCP decides. Otherwise EDNS
-                // may be the cause.
+                // A malformed response may have been cut on the way, in which case TCP succeeds.
+                // Otherwise, EDNS may be the cause.
                 if let Some(response) = outgoing.read(message) {
                     return Ok(response);
                 }

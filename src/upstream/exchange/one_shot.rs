@@ -1,10 +1,10 @@
 //! UDP sockets with a new source port for each query.
 //!
 //! Connecting such a socket draws a random port, as for a new socket (`inet_autobind` in the
-//! kernel), and dissolving the association gives the port back (`__udp_disconnect`). Both together
-//! cost about 1 µs; opening, registering and closing a socket costs eight. A socket keeps its last
-//! port until the next query to the upstream is on its way, and has none from then until its own
-//! next query: nobody can find the port of a query in advance.
+//! kernel); dissolving the association releases the port (`__udp_disconnect`). Together, they cost
+//! about 1 µs; opening, registering and closing a socket costs about 8 µs. A socket keeps its last
+//! port until the next query to the upstream has been sent. From then until its own next query it
+//! has no port, so nobody can find the port of a query in advance.
 
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,19 +23,23 @@ use super::packet::{Packet, ResponseMatch};
 use super::pending::{ABANDONED_QUERY_LIFETIME, MAX_STRAYS, PendingOutcome};
 use super::{AttemptError, Upstream};
 
-/// Rate of queries to one upstream up to which each gets a port of its own.
+/// Maximum rate of queries to one upstream at which each gets its own port.
 const MAX_RATE_PER_SECOND: u32 = 500;
 
-/// Period over which the rate is measured: so many queries at once get ports of their own.
+/// Period over which the rate is measured.
+///
+/// A burst of as many queries as are allowed in this period gets separate ports.
 const RATE_PERIOD: Duration = Duration::from_secs(1);
 
-/// How far a high rate is remembered, so that short gaps in a load do not end it.
+/// Maximum memory of a high rate, so that short gaps in a load do not end it.
 const MAX_EXCESS: Duration = Duration::from_millis(100);
 
-/// Size of the buffer for late responses; only header and question are read, 271 bytes at most.
+/// Size of the buffer for late responses, in bytes.
+///
+/// Only header and question are read, which have at most 271 bytes.
 const LATE_RESPONSE_BYTES: usize = 512;
 
-/// Measures the rate of queries to one upstream, as a bucket that leaks.
+/// Measures the rate of queries to one upstream as a leaky bucket.
 #[derive(Debug)]
 pub(super) struct QueryRate {
     /// Content of the bucket, as the time it takes to leak out.
@@ -44,12 +48,12 @@ pub(super) struct QueryRate {
 }
 
 impl QueryRate {
-    /// Makes an empty bucket.
+    /// Creates an empty bucket.
     pub(super) fn new(now: Instant) -> Self {
         Self { content: Duration::ZERO, updated: now }
     }
 
-    /// Records a query; returns whether the rate is low enough for a port of its own.
+    /// Records a query; returns whether the rate is low enough for a separate port.
     pub(super) fn record(&mut self, now: Instant) -> bool {
         let leaked = now.saturating_duration_since(self.updated);
         let content = self.content.saturating_sub(leaked) + RATE_PERIOD / MAX_RATE_PER_SECOND;
@@ -59,7 +63,7 @@ impl QueryRate {
     }
 }
 
-/// The buffer into which the sockets of one lane receive in turn.
+/// The receive buffer that the sockets of one lane share.
 #[derive(Debug, Default)]
 pub(super) struct ReceiveBuffer(Mutex<Vec<u8>>);
 
@@ -73,11 +77,11 @@ impl ReceiveBuffer {
     }
 }
 
-/// A socket for one query at a time, each from a new port.
+/// A socket for one query at a time; each query has a new port.
 #[derive(Debug)]
 pub(super) struct OneShotSocket {
     io: UdpSocket,
-    /// Permit to hold a descriptor.
+    /// Permit for one file descriptor.
     _permit: OwnedSemaphorePermit,
 }
 
@@ -90,16 +94,17 @@ impl OneShotSocket {
         Ok(Self { io: UdpSocket::from_std(socket.into())?, _permit: permit })
     }
 
-    /// Gives the port of the last query back; returns the socket if it can be used again.
+    /// Releases the port of the last query; returns the socket if it can be reused.
     ///
-    /// A socket that holds another datagram cannot: the next query would take it for a forgery.
+    /// A socket that holds another datagram cannot be reused: the next query would take the
+    /// datagram for a forgery.
     pub(super) fn release_port(self) -> Option<Self> {
         rustix::net::connect_unspec(&self.io).ok()?;
         let rest = self.io.try_recv(&mut [0]);
         rest.is_err_and(|error| error.kind() == ErrorKind::WouldBlock).then_some(self)
     }
 
-    /// Sends a query with a random id from a new port.
+    /// Sends a query with a random ID from a new port.
     pub(super) async fn send(
         self,
         upstream: &Arc<Upstream>,
@@ -109,7 +114,7 @@ impl OneShotSocket {
         packet.bytes[..2].copy_from_slice(&[high, low]);
         rustix::net::connect(&self.io, &upstream.target.address)
             .map_err(|error| AttemptError::of_socket(&error.into()))?;
-        // Tokio learns only in its next turn that a new socket is writable, and most are.
+        // Tokio learns only in its next turn that a new socket is writable, but most are.
         match rustix::net::send(&self.io, &packet.bytes, SendFlags::DONTWAIT) {
             Ok(_) => {}
             Err(rustix::io::Errno::AGAIN) => {
@@ -127,10 +132,10 @@ impl OneShotSocket {
     }
 }
 
-/// A query on a socket of its own, which outlives it until the response or a timeout.
+/// A query on a separate socket, which stays open until the response or a timeout.
 ///
-/// A closed port would answer a late response with an ICMP error. The response still shows that the
-/// upstream is alive.
+/// A closed port would answer a late response with an ICMP error. A late response also shows that
+/// the upstream is alive.
 #[derive(Debug)]
 pub(super) struct OneShotQuery(Option<QueryInFlight>);
 
@@ -143,7 +148,7 @@ struct QueryInFlight {
 }
 
 impl QueryInFlight {
-    /// Checks whether `message` is the response; if so, records it.
+    /// Checks whether `message` is the response; if it is, records the response.
     fn accept(&self, message: &[u8]) -> ResponseMatch {
         if message.get(..2) != self.packet.bytes.get(..2) {
             return ResponseMatch::Stray;
@@ -177,7 +182,9 @@ impl QueryInFlight {
 }
 
 impl OneShotQuery {
-    /// Waits for the outcome, without a time limit; returns the socket if it can be used again.
+    /// Waits for the outcome, without a time limit.
+    ///
+    /// Also returns the socket if it can be reused.
     pub(super) async fn outcome(
         &mut self,
         buffer: &ReceiveBuffer,
@@ -231,21 +238,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rate_of_queries_is_limited_without_bursts_at_its_limit() {
+    fn only_queries_up_to_the_rate_limit_get_their_own_port() {
         let began = Instant::now();
         let at = |millis| began + Duration::from_millis(millis);
-        // Up to the limit, for ever.
+        // Every query up to the limit gets a port, forever.
         let mut rate = QueryRate::new(began);
         assert!((0..20_000).all(|query| rate.record(at(query * 2))));
-        // A second's queries at once, but no more.
+        // One period's queries at once get a port each, but no more.
         let mut rate = QueryRate::new(began);
         assert_eq!((0..2000).filter(|_| rate.record(began)).count(), 500);
-        // 2,000 a second: none from then on, also after a short gap.
+        // At 2,000 queries a second, none gets a port from then on, even after a short gap.
         let mut rate = QueryRate::new(began);
         let low: Vec<_> = (0..20_000).filter(|query| rate.record(at(query / 2))).collect();
         assert!(low.len() < 700 && low[low.len() - 1] < 700, "{low:?}");
         assert!(!rate.record(at(10_090)));
-        // 400 a second: all again, after a second.
+        // At 400 queries a second, all get a port again after one second.
         assert!((0..4000).all(|query| rate.record(at(11_000 + query * 5 / 2)) || query < 400));
     }
 }

@@ -1,4 +1,4 @@
-//! Outgoing queries, and the check whether a message is the response to one (RFC 5452).
+//! Outgoing queries, and the matching of responses to them (RFC 5452).
 
 use rand::Rng;
 
@@ -11,7 +11,7 @@ use crate::wire::{
 /// Code of the EDNS padding option (RFC 7830).
 const PADDING_OPTION: u16 = 12;
 
-/// A query ready to send: id 0, one question, usually an OPT record.
+/// A query ready to be sent: ID 0, one question, usually an OPT record.
 #[derive(Clone, Debug)]
 pub(in crate::upstream) struct Outgoing {
     message: Vec<u8>,
@@ -24,10 +24,10 @@ pub(in crate::upstream) struct Outgoing {
 }
 
 impl Outgoing {
-    /// Makes a query of a complete message.
+    /// Creates a query from a complete message.
     ///
-    /// With `random_case`, each attempt randomizes the letter case anew, and the response must echo
-    /// it. Returns `None` if the message is malformed, does not have exactly one question, or
+    /// With `random_case`, each attempt randomizes the letter case again, and the response must
+    /// echo it. Returns `None` if the message is malformed, does not have exactly one question, or
     /// leaves no room for padding.
     pub(in crate::upstream) fn new(message: Vec<u8>, random_case: bool) -> Option<Self> {
         if message.len() > MAX_TCP_BYTES - 256 {
@@ -45,7 +45,7 @@ impl Outgoing {
         Some(Self { message, question_end: end, opt, random_case })
     }
 
-    /// Makes a query for the NS records of `domain`, with RD and an OPT record.
+    /// Creates a query for the NS records of `domain`, with RD and an OPT record.
     pub(super) fn probe(domain: &Name) -> Self {
         let mut message = Vec::with_capacity(HEADER_BYTES + domain.as_wire().len() + 4 + 11);
         for word in [0, flags::RD, 1, 0, 0, 1] {
@@ -86,10 +86,10 @@ impl Outgoing {
         self.random_case
     }
 
-    /// Builds the packet of one attempt, with id 0.
+    /// Builds the packet of one attempt, with ID 0.
     ///
-    /// `padded` pads the message to a multiple of 128 bytes (RFC 8467 section 4.1) if it has an OPT
-    /// record to hold the padding. Without `edns` the OPT record is left out.
+    /// With `padded`, a message with an OPT record is padded to a multiple of 128 bytes (RFC 8467
+    /// section 4.1). Without `edns`, the OPT record is left out.
     pub(super) fn to_packet(&self, edns: bool, random_case: bool, padded: bool) -> Packet {
         let mut bytes = Vec::with_capacity(self.message.len() + 2);
         match self.opt {
@@ -117,9 +117,9 @@ impl Outgoing {
         Packet { bytes, question_end: self.question_end, exact_case: random_case }
     }
 
-    /// Adds `by` to the data length of the OPT record.
+    /// Increases the data length of the OPT record by `by`.
     ///
-    /// The length follows one byte of owner name, type, class and TTL.
+    /// The length follows the owner name (one byte), type, class and TTL.
     fn lengthen_opt(&self, bytes: &mut [u8], by: usize) {
         if let Some((start, _)) = self.opt
             && let Some(length) = u16_at(bytes, start + 9)
@@ -134,7 +134,7 @@ impl Outgoing {
     /// Returns `None` if the message is malformed.
     pub(super) fn read(&self, mut message: Vec<u8>) -> Option<UpstreamResponse> {
         if u16_at(&message, 4) == Some(0) {
-            // A header alone is an error response without a question section (RFC 1035 section
+            // An error response may be only a header, without a question section (RFC 1035 section
             // 4.1.1).
             message.truncate(HEADER_BYTES);
             message.extend_from_slice(&self.message[HEADER_BYTES..self.question_end]);
@@ -161,12 +161,14 @@ impl Outgoing {
     }
 }
 
-/// Returns whether the message says that it is truncated (TC).
+/// Returns whether the message has TC set.
 pub(super) fn is_truncated(message: &[u8]) -> bool {
     u16_at(message, 2).unwrap_or_default() & flags::TC != 0
 }
 
-/// Randomizes the case of the letters in `name`; length bytes are below any letter.
+/// Randomizes the case of the letters in `name`.
+///
+/// Length bytes are not affected, because they are below any letter.
 fn randomize_case(name: &mut [u8]) {
     let mut random = rand::rng();
     for chunk in name.chunks_mut(64) {
@@ -180,7 +182,7 @@ fn randomize_case(name: &mut [u8]) {
     }
 }
 
-/// The bytes of one attempt.
+/// The packet of one attempt.
 #[derive(Debug)]
 pub(super) struct Packet {
     pub(super) bytes: Vec<u8>,
@@ -202,7 +204,7 @@ pub(super) enum ResponseMatch {
 }
 
 impl Packet {
-    /// Returns a copy with this id.
+    /// Returns a copy with this ID.
     pub(super) fn with_id(&self, id: u16) -> Self {
         let mut bytes = self.bytes.clone();
         bytes[..2].copy_from_slice(&id.to_be_bytes());
@@ -215,7 +217,7 @@ impl Packet {
         [&length.to_be_bytes(), self.bytes.as_slice()].concat()
     }
 
-    /// Checks whether `message`, whose id matches, is the response to this query.
+    /// Checks whether `message`, whose ID matches, is the response to this query.
     ///
     /// The opcode and the question must be those of the query (RFC 5452 section 9.1).
     pub(super) fn match_response(&self, message: &[u8]) -> ResponseMatch {
@@ -278,7 +280,7 @@ impl UpstreamResponse {
         u16_at(&self.message, 6).unwrap_or_default() > 0
     }
 
-    /// Returns whether the response is conclusive: the name exists or it does not.
+    /// Returns whether the response is conclusive: NOERROR or NXDOMAIN.
     pub(in crate::upstream) fn is_final(&self) -> bool {
         matches!(self.rcode, rcode::NOERROR | rcode::NXDOMAIN)
     }

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::packet::{Packet, ResponseMatch};
 
-/// End of a pending query.
+/// Outcome of a pending query.
 #[derive(Debug)]
 pub(super) enum PendingOutcome {
     /// The response arrived.
@@ -18,21 +18,23 @@ pub(super) enum PendingOutcome {
     CaseMismatch(Vec<u8>),
     /// Too many unexpected packets: an attacker may be guessing, so retry over TCP.
     Suspicious,
-    /// The upstream cannot be reached, with the reason.
+    /// The upstream cannot be reached; the text gives the reason.
     Unreachable(String),
-    /// The connection ended before the response arrived, with the reason: another may do.
+    /// The connection ended before the response arrived; the text gives the reason.
+    ///
+    /// The query can be sent again on another connection.
     Disconnected(String),
 }
 
-/// Time that an abandoned query stays in the table.
+/// Time for which an abandoned query remains in the table.
 ///
 /// A late response still shows that the upstream is alive.
 pub(super) const ABANDONED_QUERY_LIFETIME: Duration = Duration::from_secs(5);
 
-/// Number of unexpected packets after which the pending queries move to TCP.
+/// Unexpected packets after which the pending queries are retried over TCP.
 pub(super) const MAX_STRAYS: u32 = 3;
 
-/// The pending queries by message id, shared by their senders and the reader.
+/// The pending queries by message ID, shared by their senders and the reader.
 #[derive(Debug)]
 pub(super) struct Pending {
     table: Mutex<PendingTable>,
@@ -47,7 +49,7 @@ pub(super) struct PendingTable {
     by_id: HashMap<u16, PendingQuery, foldhash::fast::RandomState>,
 }
 
-/// A query that awaits its response.
+/// A query that waits for its response.
 #[derive(Debug)]
 struct PendingQuery {
     packet: Packet,
@@ -58,14 +60,14 @@ struct PendingQuery {
 /// Result of [`Pending::deliver`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Delivery {
-    /// The message answered a query sent this long ago.
+    /// The message answered a query that was sent this long ago.
     Response(Duration),
     /// The message answered no pending query.
     Stray,
 }
 
 impl Pending {
-    /// Makes a table of at most `limit` queries.
+    /// Creates a table of at most `limit` queries.
     pub(super) fn new(limit: usize) -> Self {
         Self { table: Mutex::new(PendingTable { limit, closed: false, by_id: HashMap::default() }) }
     }
@@ -75,7 +77,7 @@ impl Pending {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Delivers `message` to the query it answers.
+    /// Delivers `message` to the query that it answers.
     pub(super) fn deliver(&self, message: &[u8], now: Instant) -> Delivery {
         let mut table = self.lock();
         let Some(id) = message.first_chunk().map(|id| u16::from_be_bytes(*id)) else {
@@ -95,12 +97,12 @@ impl Pending {
         } else {
             PendingOutcome::Response(message.to_vec())
         };
-        // The receiver may have given up; the response still counts for the upstream's health.
+        // The receiver may have given up, but the response still counts for the upstream's health.
         let _ = entry.outcome.send(outcome);
         Delivery::Response(now.saturating_duration_since(entry.sent))
     }
 
-    /// Ends all pending queries and refuses new ones.
+    /// Ends all pending queries; later ones are refused.
     pub(super) fn close(&self, mut outcome: impl FnMut() -> PendingOutcome) {
         let mut table = self.lock();
         table.closed = true;
@@ -116,7 +118,7 @@ impl Pending {
         self.lock().closed
     }
 
-    /// Returns when the oldest pending query was sent.
+    /// Returns the send time of the oldest pending query.
     pub(super) fn oldest_sent(&self) -> Option<Instant> {
         self.lock().by_id.values().map(|entry| entry.sent).min()
     }
@@ -133,7 +135,7 @@ impl PendingTable {
         self.by_id.is_empty()
     }
 
-    /// Returns a random unused id, or `None` if the table is full.
+    /// Returns a random unused ID, or `None` if the table is full.
     pub(super) fn free_id(&mut self, now: Instant) -> Option<u16> {
         if self.by_id.len() >= self.limit {
             self.by_id.retain(|_, entry| {
@@ -154,7 +156,7 @@ impl PendingTable {
         }
     }
 
-    /// Adds a query under `id`, which must come from [`Self::free_id`].
+    /// Adds a query under `id`, which must be a result of [`Self::free_id`].
     ///
     /// The returned receiver gets the outcome.
     pub(super) fn insert(

@@ -1,9 +1,9 @@
-//! Queries of our own that tell whether an upstream answers, and whether it copes with EDNS.
+//! Probes: svcdns's own queries that find out whether an upstream is alive and supports EDNS.
 //!
-//! They ask for the NS records of the root, or of the domain that the upstream was configured for,
-//! which every resolver has in its cache. Some upstreams drop queries for names that they do not
-//! serve: the first name that the upstream has answered is asked for as well. Each probe has a
-//! socket of its own.
+//! A probe queries the NS records of the root, or of the domain for which the upstream is
+//! configured, which every resolver has in its cache. Some upstreams drop queries for names that
+//! they do not serve, so the first query that the upstream has answered is sent as well. Each probe
+//! has its own socket.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,23 +13,23 @@ use tokio::time::{sleep, timeout};
 
 use super::{AttemptError, Outgoing, Sockets, Upstream, UpstreamResponse};
 
-/// Time limit for the response to a probe, longer than any usual round trip.
+/// Time limit for the response to a probe; longer than usual round trips.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Time limit for the responses of an EDNS check.
 const EDNS_CHECK_TIMEOUT: Duration = Duration::from_millis(800);
 
-/// Time after which a probe is repeated, because a datagram may be lost.
+/// Time after which a probe is repeated, because a datagram may have been lost.
 const PROBE_REPEAT: Duration = Duration::from_millis(150);
 
-/// Shortest time between two EDNS checks of an upstream.
+/// Minimum time between two EDNS checks of an upstream.
 const EDNS_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Upstream {
-    /// Sends a probe, unless one was sent less than `gap` ago.
+    /// Sends a probe unless one was sent less than `gap` ago.
     ///
     /// Its result changes the upstream's health. Probes have no EDNS, because an upstream that
-    /// ignores queries with EDNS is alive, too.
+    /// ignores queries with EDNS is also alive.
     pub(in crate::upstream) fn probe(self: &Arc<Self>, gap: Duration) {
         if !self.health.may_probe(Instant::now(), gap) {
             return;
@@ -46,10 +46,10 @@ impl Upstream {
         });
     }
 
-    /// Checks whether the upstream fails queries because of EDNS, and if so disables EDNS.
+    /// Disables EDNS if the upstream fails queries because of it.
     ///
-    /// Called when a query failed with EDNS and succeeded without it. A single name that fails, or
-    /// a lost datagram, must not turn EDNS off for all names: queries of our own decide.
+    /// Called after a query failed with EDNS and succeeded without it. A single failing name or a
+    /// lost datagram must not disable EDNS for all names, so svcdns checks with its own queries.
     pub(in crate::upstream) fn check_edns(self: &Arc<Self>) {
         if !self.health.may_check_edns(Instant::now(), EDNS_CHECK_INTERVAL) {
             return;
@@ -63,7 +63,7 @@ impl Upstream {
         });
     }
 
-    /// Returns whether the upstream answers a probe without EDNS, but not the same with EDNS.
+    /// Returns whether the upstream answers a probe without EDNS but not one with EDNS.
     async fn fails_with_edns(self: &Arc<Self>) -> bool {
         let (sockets, query) = (Sockets::default(), &self.probe_query);
         let with_edns = sockets.send_twice(self, [query, query], true);
@@ -81,9 +81,11 @@ impl Upstream {
 }
 
 impl Sockets {
-    /// Sends the first query and, unless a result arrives within [`PROBE_REPEAT`], the second one.
+    /// Sends the first query and, without a result in time, the second one.
     ///
-    /// Returns the first result of either.
+    /// The time is [`PROBE_REPEAT`].
+    ///
+    /// Returns whichever result arrives first.
     async fn send_twice(
         &self,
         upstream: &Arc<Upstream>,

@@ -1,15 +1,16 @@
-//! Decides whether a query is asked again after its connection has ended.
+//! Decides whether a query is sent again after its connection has ended.
 //!
-//! An upstream may close a connection at any time, with queries in flight (RFC 7766 section
-//! 6.2.4): some do so after each answer, some while they restart. The query then goes to a new
-//! connection, until its time is up or the upstream turns out to accept connections only to close
-//! them.
+//! An upstream may close a connection at any time, with queries in flight (RFC 7766 section 6.2.4):
+//! some do so after each answer, some while they restart. The query is then sent on a new
+//! connection, until its deadline passes or the upstream turns out to close every connection
+//! without answering.
 
 use std::time::Duration;
 
-/// Pauses before the next connection, by the number of connections in a row without any answer.
+/// Pauses before the next connection, by the number of consecutive unanswered ones.
 ///
-/// The first is none: a connection that was idle ends that way. The last one is repeated.
+/// There is no pause after the first, because idle connections usually end this way. The last pause
+/// is repeated.
 const PAUSES: [Duration; 4] = [
     Duration::ZERO,
     Duration::from_millis(100),
@@ -17,24 +18,24 @@ const PAUSES: [Duration; 4] = [
     Duration::from_millis(400),
 ];
 
-/// Number of lost connections after which a query gets a connection of its own.
+/// Lost connections after which a query gets its own connection.
 ///
 /// An upstream that answers one query for each connection would otherwise answer all queries in
-/// flight one after another.
+/// flight one after the other.
 const MAX_SHARED_LOSSES: usize = 2;
 
-/// Limit of connections to one upstream that carry a single query.
+/// Limit on connections to one upstream that carry a single query.
 pub(super) const MAX_EXCLUSIVE_CONNECTIONS: usize = 16;
 
-/// Limit of lost connections in a row while the upstream answers nobody.
+/// Limit on consecutive lost connections without any answer of the upstream.
 ///
-/// With that, the upstream counts as unreachable.
+/// At this limit, the upstream counts as unreachable.
 const MAX_SILENT_LOSSES: usize = 5;
 
-/// Who was answered while a query waited on a connection that it lost.
+/// Which queries were answered while a query waited on a connection that it lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Answered {
-    /// No query on any connection to the upstream.
+    /// No query, on any connection to the upstream.
     Nobody,
     /// A query on another connection.
     Elsewhere,
@@ -43,7 +44,9 @@ pub(super) enum Answered {
 }
 
 impl Answered {
-    /// Compares the numbers of responses on a connection and on all, before and after a query.
+    /// Compares numbers of responses before and after a query.
+    ///
+    /// Each pair has the number on the query's connection and on all connections.
     pub(super) fn between(before: [usize; 2], after: [usize; 2]) -> Self {
         if after[0] != before[0] {
             Self::Here
@@ -59,14 +62,14 @@ impl Answered {
 #[derive(Debug, Default)]
 pub(super) struct LostConnections {
     all: usize,
-    /// Those in a row that answered nobody.
+    /// Consecutive lost connections that answered no query.
     unanswered: usize,
-    /// Those in a row during which the upstream answered nobody.
+    /// Consecutive lost connections during which the upstream answered no query.
     silent: usize,
 }
 
 impl LostConnections {
-    /// Records a lost connection; returns the pause before the next one, if any.
+    /// Records a lost connection; returns the pause before the next; `None`: give up.
     pub(super) fn record(&mut self, answered: Answered) -> Option<Duration> {
         self.all += 1;
         self.unanswered = if answered == Answered::Here { 0 } else { self.unanswered + 1 };
@@ -78,17 +81,17 @@ impl LostConnections {
         Some(pause.map_or(Duration::ZERO, |index| PAUSES[index]))
     }
 
-    /// Returns whether the query should not share its next connection.
+    /// Returns whether the query should get its own connection next.
     pub(super) fn need_exclusive(&self) -> bool {
         self.all >= MAX_SHARED_LOSSES
     }
 }
 
-/// Why a connection could not be opened.
+/// Reason why a connection could not be opened.
 #[derive(Debug)]
 pub(super) struct ConnectError {
     pub(super) reason: String,
-    /// Whether the upstream accepted the connection and closed it.
+    /// Whether the upstream accepted the connection and then closed it.
     pub(super) closed: bool,
 }
 
@@ -103,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_query_is_asked_again_while_the_upstream_answers_anybody() {
+    fn a_query_is_repeated_while_the_upstream_answers_any_query() {
         let mut lost = LostConnections::default();
         assert!(!lost.need_exclusive());
         for _ in 0..1000 {

@@ -1,7 +1,7 @@
 //! DNS over TCP and TLS: one connection for each upstream, with pipelined queries.
 //!
-//! RFC 7766 section 6.2.1 asks for the reuse and section 6.2.1.1 for the pipelining. Queries in
-//! flight on a connection that ends are asked again on a new one.
+//! RFC 7766 section 6.2.1 recommends reusing connections, section 6.2.1.1 pipelining. If a
+//! connection ends, its queries in flight are sent again on a new one.
 
 use std::io;
 use std::pin::pin;
@@ -28,7 +28,7 @@ const MAX_IN_FLIGHT: usize = 4096;
 /// Limit on queries sent in one write.
 const MAX_QUERIES_PER_WRITE: usize = 256;
 
-/// Time limit for opening a connection, TLS handshake included.
+/// Time limit for opening a connection, including the TLS handshake.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Time limit for a pending response, for one message, and for one write.
@@ -39,7 +39,7 @@ const IO_TIMEOUT: Duration = Duration::from_secs(3);
 /// RFC 7766 section 6.2.3 recommends a few seconds.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time to read what has arrived when a write fails.
+/// Time limit for reading the remaining responses when a write fails.
 const LAST_RESPONSES_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The connections to one upstream.
@@ -47,9 +47,9 @@ const LAST_RESPONSES_TIMEOUT: Duration = Duration::from_millis(100);
 pub(super) struct StreamLink {
     /// The connection that queries share, if it is open.
     shared: Mutex<Option<Arc<UpstreamConnection>>>,
-    /// One permit for each connection with a single query.
+    /// One permit for each connection that carries a single query.
     exclusive_permits: Arc<Semaphore>,
-    /// Number of responses that have arrived on all connections.
+    /// Number of responses received on all connections.
     responses: AtomicUsize,
 }
 
@@ -63,21 +63,21 @@ impl Default for StreamLink {
     }
 }
 
-/// A connection as queries see it; a task of its own reads and writes.
+/// A connection from the view of its queries; a separate task reads and writes.
 #[derive(Debug)]
 struct UpstreamConnection {
     pending: Pending,
     queue: mpsc::Sender<Vec<u8>>,
-    /// Number of responses that have arrived on this connection.
+    /// Number of responses received on this connection.
     responses: AtomicUsize,
-    /// Permit of a connection that ends with its first response.
+    /// Permit of a connection that ends after its first response.
     exclusive: Option<OwnedSemaphorePermit>,
 }
 
-/// Queries on the upstream's connection and opens one if there is none.
+/// Sends a query on the upstream's connection, which is opened if there is none.
 ///
-/// A query whose connection ends is asked again on the next one. An `exclusive` query shares its
-/// connection with no other if it can.
+/// If the connection ends, the query is sent again on the next one. An `exclusive` query gets its
+/// own connection if possible.
 ///
 /// # Errors
 /// Returns [`AttemptError::Busy`] if too many queries are in flight.
@@ -90,7 +90,7 @@ pub(super) async fn exchange(
     loop {
         let connection = upstream.link.connection(upstream, exclusive || lost.need_exclusive());
         let before = connection.responses(upstream);
-        // Without a receiver, the connection ended this moment: take the next one.
+        // Without a receiver, the connection has just ended: take the next one.
         let Some(reply) = connection.send(upstream, packet)? else { continue };
         let reason = match reply.await {
             Ok(PendingOutcome::Disconnected(reason)) => reason,
@@ -108,7 +108,7 @@ pub(super) async fn exchange(
 impl StreamLink {
     /// Returns the open connection, or starts to open a new one.
     ///
-    /// An `exclusive` one is always new, unless there are too many of them.
+    /// An `exclusive` connection is always new, unless there are too many of them.
     fn connection(&self, upstream: &Arc<Upstream>, exclusive: bool) -> Arc<UpstreamConnection> {
         if exclusive && let Ok(permit) = Arc::clone(&self.exclusive_permits).try_acquire_owned() {
             return UpstreamConnection::open(upstream, Some(permit));
@@ -141,7 +141,7 @@ impl UpstreamConnection {
         connection
     }
 
-    /// Sends a query under a free id and returns the receiver of its outcome.
+    /// Sends a query under a free ID and returns the receiver of its outcome.
     ///
     /// Returns `None` if the connection has ended.
     fn send(
@@ -166,18 +166,18 @@ impl UpstreamConnection {
                 return Ok(None);
             }
         }
-        // The health must know of the query before its response can arrive: otherwise the
-        // upstream would seem to owe a response for ever.
+        // The query must be recorded before its response can arrive: otherwise, the upstream would
+        // seem to owe a response forever.
         upstream.health.record_query(now);
         Ok(Some(table.insert(id, packet, now)))
     }
 
-    /// Returns the number of responses on this connection, and on all.
+    /// Returns the numbers of responses on this connection and on all connections.
     fn responses(&self, upstream: &Upstream) -> [usize; 2] {
         [&self.responses, &upstream.link.responses].map(|count| count.load(Ordering::Relaxed))
     }
 
-    /// Ends all queries in flight, which are then asked again elsewhere.
+    /// Ends all queries in flight, so that they are sent again elsewhere.
     fn disconnect(&self) {
         self.pending.close(|| PendingOutcome::Disconnected("the connection was closed".to_owned()));
     }
@@ -189,7 +189,7 @@ async fn run_connection(
     upstream: Arc<Upstream>,
     queued: mpsc::Receiver<Vec<u8>>,
 ) {
-    // If this task is cancelled or panics, its queries must still end.
+    // If this task is cancelled or panics, the guard still ends its queries.
     let closing = CloseOnDrop(&connection);
     let reply = match timeout(CONNECT_TIMEOUT, connect(&upstream)).await {
         Ok(Ok(UpstreamStream::Tcp(stream))) => serve(&connection, &upstream, stream, queued).await,
@@ -209,7 +209,7 @@ async fn run_connection(
     drop(closing);
 }
 
-/// Ends all pending queries of a connection when dropped.
+/// Guard that ends all pending queries of a connection when dropped.
 struct CloseOnDrop<'a>(&'a UpstreamConnection);
 
 impl Drop for CloseOnDrop<'_> {
@@ -220,21 +220,21 @@ impl Drop for CloseOnDrop<'_> {
 
 /// Reason for the end of a connection.
 enum ConnectionEnd {
-    /// It could not be opened, with the reason.
+    /// The connection could not be opened; the text gives the reason.
     Unreachable(String),
-    /// It was open and is no longer usable, with the reason.
+    /// The open connection is no longer usable; the text gives the reason.
     Disconnected(String),
-    /// Too many messages answered no query.
+    /// Too many messages answered no pending query.
     Strays,
 }
 
-/// A connected transport.
+/// A connected stream, with or without TLS.
 enum UpstreamStream {
     Tcp(TcpStream),
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
 }
 
-/// Opens a connection to the upstream, with a TLS handshake where configured.
+/// Opens a connection to the upstream, with a TLS handshake if configured.
 async fn connect(upstream: &Upstream) -> Result<UpstreamStream, ConnectError> {
     let stream = connect_tcp(upstream).await?;
     match &upstream.target.protocol {
@@ -271,7 +271,7 @@ async fn serve<S: AsyncRead + AsyncWrite>(
     let mut reading = pin!(read_responses(connection, upstream, BufReader::new(reader)));
     tokio::select! {
         error = write_queries(writer, queued) => {
-            // The upstream has closed the connection. It may have answered before that.
+            // The upstream has closed the connection, but may have answered before that.
             timeout(LAST_RESPONSES_TIMEOUT, reading).await.unwrap_or_else(|_| {
                 ConnectionEnd::Disconnected(format!("cannot write to the connection: {error}"))
             })
@@ -280,7 +280,7 @@ async fn serve<S: AsyncRead + AsyncWrite>(
     }
 }
 
-/// Writes queued queries, many at a time; returns the error that ended it.
+/// Writes queued queries in batches; returns the error of a failed write.
 async fn write_queries<W: AsyncWrite + Unpin>(
     mut writer: W,
     mut queued: mpsc::Receiver<Vec<u8>>,

@@ -1,7 +1,7 @@
 //! TLS to upstreams: trust anchors and handshake.
 //!
 //! Authentication is strict (RFC 8310 section 5): the certificate must be signed by a trusted CA
-//! and contain the configured name, or else the upstream's address. Sessions are resumed.
+//! and contain the configured name or, without one, the upstream's address. Sessions are resumed.
 
 use std::io;
 use std::net::IpAddr;
@@ -20,10 +20,10 @@ use tokio_rustls::rustls::{self, CertificateError, ClientConfig, RootCertStore};
 use super::reconnect::ConnectError;
 use crate::regular_file;
 
-/// How long the system's CA certificates are used before they are read again.
+/// Time after which the system's CA certificates are read again.
 const SYSTEM_ROOTS_MAX_AGE: Duration = Duration::from_secs(600);
 
-/// Size limit for a CA file; the bundle of a whole system has some 250 KiB.
+/// Maximum size of a CA file in bytes; a system's bundle has about 250 KiB.
 const MAX_CA_FILE_BYTES: u64 = 4 << 20;
 
 /// The trusted CA certificates and the TLS configurations made from them.
@@ -32,11 +32,11 @@ pub(super) struct TrustAnchors {
     /// PEM file; `None` uses the system's trust store.
     ca_file: Option<PathBuf>,
     configs: Mutex<Option<TlsConfigs>>,
-    /// Warning logged last about unusable CA certificates.
+    /// The last logged warning about unusable CA certificates.
     last_warning: Mutex<Option<String>>,
 }
 
-/// The CA file cannot be used.
+/// Error: the CA file cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("upstreams over TLS or HTTPS cannot be verified, as upstream-ca-file cannot be used: {0}")]
 pub struct CaFileError(String);
@@ -56,7 +56,7 @@ pub(in crate::upstream) fn check_ca_file(file: &Path) -> Result<(), CaFileError>
 /// The TLS configurations of one set of CA certificates.
 #[derive(Clone, Debug)]
 struct TlsConfigs {
-    /// Content of the CA file, to detect changes.
+    /// Content of the CA file, for detecting changes.
     pem: Option<Vec<u8>>,
     loaded: Instant,
     dns: Arc<ClientConfig>,
@@ -64,16 +64,15 @@ struct TlsConfigs {
 }
 
 impl TrustAnchors {
-    /// Makes trust anchors of `ca_file` or the system's trust store; reads neither yet.
+    /// Creates trust anchors from `ca_file` or the system's store, without reading it.
     pub(super) fn new(ca_file: Option<PathBuf>) -> Self {
         Self { ca_file, configs: Mutex::default(), last_warning: Mutex::default() }
     }
 
     /// Performs a TLS handshake and verifies the certificate.
     ///
-    /// The certificate must contain `name`, or else `address`.
-    ///
-    /// `https` offers HTTP/2 by ALPN.
+    /// The certificate must contain `name` or, without one, `address`. With `https`, ALPN offers
+    /// HTTP/2.
     ///
     /// # Errors
     /// Returns an error if the CA certificates cannot be read or the handshake fails.
@@ -106,7 +105,7 @@ impl TrustAnchors {
 
     /// Returns the TLS configurations and logs a warning when they become unavailable.
     ///
-    /// The same configurations are returned until the CA certificates change, because they hold the
+    /// The configurations stay the same until the CA certificates change, because they contain the
     /// sessions to resume.
     async fn configs(&self) -> Result<TlsConfigs, String> {
         let configs = self.load_if_changed().await;
@@ -148,7 +147,7 @@ impl TrustAnchors {
     }
 }
 
-/// Describes a handshake error, in plain words where rustls only names a variant.
+/// Describes a handshake error in words, even if rustls names only a variant.
 fn describe_error(error: &io::Error) -> String {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
@@ -165,7 +164,7 @@ fn describe_unreadable(file: &Path, error: &io::Error) -> String {
     format!("cannot read the CA certificates in {}: {error}", file.display())
 }
 
-/// Builds the configurations from the certificates in `pem`, or else the system's.
+/// Builds the configurations from the certificates in `pem`, or from the system's.
 fn load_configs(pem: Option<Vec<u8>>, file: Option<&Path>) -> Result<TlsConfigs, String> {
     let mut roots = RootCertStore::empty();
     if let (Some(pem), Some(file)) = (&pem, file) {
@@ -236,7 +235,7 @@ mod tests {
         let own = rcgen::generate_simple_self_signed(["dns.example".to_owned()]).unwrap();
         fs::write(&file, own.cert.pem()).unwrap();
         check_ca_file(&file).unwrap();
-        // Text around the certificates is ignored, but the file is not read beyond the limit.
+        // Text around the certificates is ignored, but the file is read only up to the limit.
         let filled = |bytes: u64| {
             own.cert.pem() + &"\n".repeat(usize::try_from(bytes).unwrap() - own.cert.pem().len())
         };

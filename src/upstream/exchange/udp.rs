@@ -1,9 +1,10 @@
-//! DNS over UDP, from ports that a forger has to guess (RFC 5452 section 9.2).
+//! DNS over UDP, with ports that a forger has to guess (RFC 5452 section 9.2).
 //!
-//! A connected socket receives packets from its upstream only, and ICMP errors. Up to a moderate
-//! rate, each query has a socket and a new port to itself. Above it, and when descriptors are
-//! scarce, queries share a pool: each takes a random socket of it, whose reader task serves all its
-//! queries, and each socket is replaced after a limited number of queries and seconds.
+//! A connected socket receives only packets from its upstream and ICMP errors. Up to a moderate
+//! rate, each query has a separate socket with a new port. Above that rate, and when file
+//! descriptors are scarce, queries share a pool. Each query takes a random socket of the pool,
+//! whose reader task serves all of its queries. A pooled socket is replaced after a limited number
+//! of queries and seconds.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -31,7 +32,7 @@ const MAX_QUERIES_PER_SOCKET: u32 = 256;
 /// Age after which a socket is replaced.
 const MAX_SOCKET_AGE: Duration = Duration::from_secs(10);
 
-/// Limit of idle sockets kept for queries with a port of their own, for each upstream.
+/// Limit on idle sockets kept for one-query use, per upstream.
 const MAX_IDLE_SOCKETS: usize = 8;
 
 /// Limit on queries in flight on one socket.
@@ -48,7 +49,7 @@ const UNUSED_POOL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Their readers run on the Tokio runtime of the query that opens them.
 #[derive(Debug, Default)]
 pub(in crate::upstream) struct Sockets {
-    /// Whether each query over TCP, TLS or HTTPS gets a connection of its own.
+    /// Whether each query over TCP, TLS or HTTPS gets its own connection.
     pub(super) exclusive: bool,
     pools: Mutex<HashMap<u64, SocketPool, foldhash::fast::RandomState>>,
     buffer: ReceiveBuffer,
@@ -59,22 +60,22 @@ pub(in crate::upstream) struct Sockets {
 struct SocketPool {
     sockets: [Option<OpenSocket>; SOCKETS_PER_UPSTREAM],
     lingering: Vec<OpenSocket>,
-    /// Sockets without a query and a port.
+    /// Idle sockets, which have no query and no port.
     idle: Vec<OneShotSocket>,
-    /// Sockets without a query that still have its port.
+    /// Sockets whose last query has ended, but which still have its port.
     used: Vec<OneShotSocket>,
     rate: QueryRate,
     last_used: Instant,
 }
 
-/// A socket for one query.
+/// The socket chosen for a query.
 #[derive(Debug)]
 enum ChosenSocket {
     OneShot(OneShotSocket),
     Shared(Arc<QuerySocket>),
 }
 
-/// A socket with its reader task, which is aborted with it.
+/// A socket with its reader task; dropping the socket aborts the task.
 #[derive(Debug)]
 struct OpenSocket {
     socket: Arc<QuerySocket>,
@@ -100,7 +101,7 @@ struct QuerySocket {
 }
 
 impl Sockets {
-    /// Makes sockets whose queries do not share connections with other queries.
+    /// Creates sockets for queries that share no connection with other queries.
     pub(in crate::upstream) fn exclusive() -> Self {
         Self { exclusive: true, ..Self::default() }
     }
@@ -114,7 +115,7 @@ impl Sockets {
         match self.socket(upstream).map_err(|error| AttemptError::of_socket(&error))? {
             ChosenSocket::OneShot(socket) => {
                 let mut query = socket.send(upstream, packet).await?;
-                // Now, while the upstream works: a client waits for everything after the response.
+                // Released while the upstream works: later, this would delay the client.
                 self.release_ports(upstream);
                 let (outcome, socket) = query.outcome(&self.buffer).await;
                 if let Some(socket) = socket {
@@ -125,13 +126,13 @@ impl Sockets {
             ChosenSocket::Shared(socket) => {
                 let reply = socket.send(packet).await?;
                 drop(socket);
-                // The socket was dropped with responses pending: too many sockets were lingering.
+                // The socket was dropped with pending responses, because too many sockets lingered.
                 reply.await.map_err(|_| AttemptError::Busy)
             }
         }
     }
 
-    /// Keeps a socket for a later query to the same upstream.
+    /// Keeps an idle socket for a later query to the same upstream.
     fn keep(&self, upstream: &Upstream, socket: OneShotSocket) {
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pool) = pools.get_mut(&upstream.serial)
@@ -141,7 +142,7 @@ impl Sockets {
         }
     }
 
-    /// Gives back the ports of earlier queries to the same upstream.
+    /// Releases the ports of earlier queries to the same upstream.
     fn release_ports(&self, upstream: &Upstream) {
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pool) = pools.get_mut(&upstream.serial) {
@@ -170,7 +171,7 @@ impl Sockets {
 }
 
 impl SocketPool {
-    /// Makes a pool without open sockets.
+    /// Creates a pool without open sockets.
     fn new(now: Instant) -> Self {
         Self {
             sockets: [const { None }; SOCKETS_PER_UPSTREAM],
@@ -182,7 +183,7 @@ impl SocketPool {
         }
     }
 
-    /// Returns a socket that serves no other query, unless too many are open.
+    /// Returns an unshared socket for one query, unless too many are open.
     fn one_shot(&mut self, upstream: &Upstream) -> Option<OneShotSocket> {
         self.idle.pop().or_else(|| {
             let permits = Arc::clone(&upstream.connector.one_shot_permits);
@@ -190,7 +191,7 @@ impl SocketPool {
         })
     }
 
-    /// Returns a random socket of those that queries share, replaced if it is worn out.
+    /// Returns a random shared socket; replaces the socket first if it is worn out.
     fn shared(&mut self, upstream: &Arc<Upstream>, now: Instant) -> io::Result<Arc<QuerySocket>> {
         let slot =
             usize::try_from(rand::rng().next_u32()).unwrap_or_default() % SOCKETS_PER_UPSTREAM;
@@ -237,9 +238,9 @@ impl OpenSocket {
         Ok(Self { socket, queries: 1, opened: now, reader })
     }
 
-    /// Returns whether the socket has to be replaced.
+    /// Returns whether the socket must be replaced.
     fn is_retired(&self, now: Instant) -> bool {
-        // When a runtime shuts down, it ends the reader with it.
+        // The reader also ends when its runtime shuts down.
         self.queries >= MAX_QUERIES_PER_SOCKET
             || now.saturating_duration_since(self.opened) >= MAX_SOCKET_AGE
             || self.socket.pending.is_closed()
@@ -248,15 +249,15 @@ impl OpenSocket {
 }
 
 impl QuerySocket {
-    /// Sends a query under a free id and returns the receiver of its outcome.
+    /// Sends a query under a free ID and returns the receiver of its outcome.
     async fn send(
         &self,
         mut packet: Packet,
     ) -> Result<tokio::sync::oneshot::Receiver<PendingOutcome>, AttemptError> {
         loop {
             {
-                // The lock is held while sending: the response may arrive before its query is
-                // registered.
+                // The lock is held while sending, because the response may arrive before its query
+                // is registered.
                 let mut table = self.pending.lock();
                 if table.is_closed() {
                     return Err(AttemptError::Unreachable("the socket was closed".to_owned()));
@@ -269,7 +270,7 @@ impl QuerySocket {
                         self.upstream.health.record_query(now);
                         return Ok(table.insert(id, packet, now));
                     }
-                    // The runtime does not know yet that a new socket is writable.
+                    // The runtime does not know yet that the new socket is writable.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(error) => {
                         drop(table);
@@ -299,7 +300,7 @@ async fn read_responses(socket: Arc<QuerySocket>) {
             Ok(length) => length,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => {
-                // All pending queries fail at once, so that other upstreams are asked.
+                // All pending queries fail at once, so that other upstreams are queried.
                 let reason = error.to_string();
                 socket.pending.close(|| PendingOutcome::Unreachable(reason.clone()));
                 return;
@@ -336,14 +337,14 @@ mod tests {
     use crate::upstream::{Protocol, Target};
     use crate::wire::flags;
 
-    /// Makes an upstream for whose queries no descriptor is left.
+    /// Creates an upstream with no file descriptor left for its queries.
     fn upstream_without_permits(address: SocketAddr) -> Arc<Upstream> {
         let connector = Connector::new(Handle::current(), None);
         connector.one_shot_permits.forget_permits(usize::MAX);
         Upstream::new(Target { address, protocol: Protocol::Plain }, connector)
     }
 
-    /// The query for `a. A`.
+    /// Returns the packet of a query for `a. A`.
     fn packet() -> Packet {
         let message = b"\0\0\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01".to_vec();
         Outgoing::new(message, false).unwrap().to_packet(false, false, false)
@@ -365,12 +366,12 @@ mod tests {
             let (outcome, ()) = tokio::join!(sockets.over_udp(&upstream, packet()), answer);
             assert!(matches!(outcome.unwrap(), PendingOutcome::Response(_)));
         }
-        // All of the pool, unless a busy machine took so long that it was replaced.
+        // All sockets of the pool were used; a busy machine may have replaced some of them.
         assert!((60..=2 * SOCKETS_PER_UPSTREAM).contains(&ports.len()), "{} ports", ports.len());
     }
 
     #[tokio::test]
-    async fn duplicate_responses_do_not_disturb_later_queries() {
+    async fn duplicate_responses_do_not_affect_later_queries() {
         let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = server.local_addr().unwrap();
         let target = Target { address, protocol: Protocol::Plain };
@@ -392,7 +393,7 @@ mod tests {
 
     #[tokio::test]
     async fn shared_sockets_notice_closed_ports_at_once() {
-        // Below the ephemeral ports, at an unused address.
+        // The port is below the ephemeral ports, and the address is unused.
         let upstream = upstream_without_permits("127.94.0.1:9".parse().unwrap());
         let outcome = Sockets::default().over_udp(&upstream, packet()).await.unwrap();
         assert!(matches!(outcome, PendingOutcome::Unreachable(_)), "{outcome:?}");

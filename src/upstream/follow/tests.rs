@@ -5,7 +5,7 @@ use super::*;
 use crate::name::Zones;
 use crate::wire::{ExtendedError, rtype};
 
-/// Upper bound of waiting for a change, long enough for a very busy machine.
+/// Maximum wait for a change, long enough for a very busy machine.
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 const A_QUERY: RouteQuery = RouteQuery { qtype: rtype::A, recursion_desired: true };
@@ -39,7 +39,7 @@ fn settings(servers: Servers) -> Settings {
 }
 
 fn long() -> FollowTimings {
-    // Only events cause readings.
+    // The timings are so long that only events cause readings.
     FollowTimings {
         settle: Duration::from_millis(20),
         poll: Duration::from_secs(3600),
@@ -98,7 +98,7 @@ impl FollowedRoot {
             .join(" ")
     }
 
-    /// Waits until these upstreams are used.
+    /// Waits until svcdns uses these upstreams.
     async fn wait_for(&self, shown: &str) {
         let begin = Instant::now();
         while self.shown() != shown {
@@ -109,7 +109,7 @@ impl FollowedRoot {
 
     /// Waits until the files have been read, although the upstreams remain the same.
     ///
-    /// The canary domain shows whether the file names svcdns, which each caller changes as well.
+    /// Each caller also changes whether the file names svcdns; the canary domain shows that change.
     async fn wait_for_snapshot(&self, canary: bool) {
         let name = Name::from_text("use-application-dns.net").unwrap();
         let begin = Instant::now();
@@ -176,7 +176,7 @@ async fn polling_finds_changes_without_events() {
 #[tokio::test]
 async fn empty_files_keep_the_upstreams_for_a_while() {
     let followed = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), Servers::System, long());
-    // Our own address in the file shows that it was read.
+    // The server's own address in the file shows that the file was read.
     for (text, canary) in [
         ("nameserver 127.0.0.1\n", true),
         ("", false),
@@ -192,7 +192,7 @@ async fn empty_files_keep_the_upstreams_for_a_while() {
 }
 
 #[tokio::test]
-async fn upstreams_are_dropped_after_a_while_without_any() {
+async fn upstreams_are_dropped_once_files_name_none_for_a_while() {
     let timings = FollowTimings { keep_last_known: Duration::from_millis(100), ..long() };
     let followed = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), Servers::System, timings);
     fs::remove_file(followed.etc("resolv.conf")).unwrap();
@@ -232,17 +232,17 @@ fn unreadable_files_keep_the_upstreams_without_limit() {
     };
     assert_eq!(servers(&unreadable), Some(1));
     assert_eq!(servers(&|_| {}), Some(1));
-    // A missing file is different: without a period to keep the upstreams, they are dropped at
-    // once.
+    // A missing file differs from an unreadable one: without a period for which upstreams are kept,
+    // it drops them at once.
     assert_eq!(servers(&|path| fs::remove_dir(path).unwrap()), Some(0));
 }
 
 #[tokio::test]
-async fn configured_upstreams_exclude_our_own_address() {
+async fn configured_upstreams_exclude_the_servers_own_address() {
     let named = Servers::Named(vec!["127.0.0.1".parse().unwrap(), "192.0.2.9".parse().unwrap()]);
     let followed = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), named, long());
     assert_eq!(followed.shown(), "192.0.2.9");
-    // Whether svcdns is the system's resolver is followed all the same.
+    // The follower still follows whether svcdns is the system's resolver.
     followed.wait_for_snapshot(false).await;
     followed.replace("nameserver 127.0.0.1\n");
     followed.wait_for_snapshot(true).await;
@@ -270,7 +270,7 @@ async fn the_origin_of_a_list_decides_its_order() {
         assert_eq!(order_of(&followed, "www.example"), order, "{text} {servers:?}");
         assert_eq!(order_of(&followed, "a.corp.example"), UpstreamOrder::Strict);
     }
-    // The setting counts for all lists.
+    // The setting applies to all lists.
     for order in [UpstreamOrder::Strict, UpstreamOrder::Fastest] {
         for (text, servers) in [(&*rotating, &Servers::System), (two, &named)] {
             let settings = Settings { order: Some(order), ..settings(servers.clone()) };

@@ -1,4 +1,4 @@
-//! Tests with real sockets on loopback and misbehaving upstreams.
+//! Tests with misbehaving upstreams on real loopback sockets.
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
@@ -16,7 +16,7 @@ mod edns;
 mod order;
 mod secure;
 
-/// The test upstream, which the integration tests use, too.
+/// The test upstream, which the integration tests also use.
 #[path = "../../../tests/support/upstream/mod.rs"]
 #[allow(dead_code, unused_qualifications, reason = "each test program takes what it needs")]
 mod upstream;
@@ -26,7 +26,7 @@ use upstream::{Behaviour, Damage, Edns, Forged, Record, Tcp};
 type TestServer = upstream::Upstream;
 
 impl Sockets {
-    /// Queries the upstreams, the fastest first.
+    /// Queries the upstreams in the order `fastest`.
     async fn query(
         &self,
         upstreams: &[Arc<Upstream>],
@@ -90,10 +90,9 @@ fn long() -> Instant {
     Instant::now() + seconds(30)
 }
 
-/// Queries, and returns the most queries that one upstream may have received.
+/// Sends a query; returns how many queries one upstream may have received.
 ///
-/// The limit is one; if a busy machine took longer than the hedge delay, one more for each
-/// second.
+/// The limit is one, plus one for each second if a busy machine took longer than the hedge delay.
 async fn ask_counting(
     sockets: &Sockets,
     upstreams: &[Arc<Upstream>],
@@ -152,10 +151,10 @@ fn both(one: &TestServer, other: &TestServer) -> [Arc<Upstream>; 2] {
     [upstream_of(target(one)), upstream_of(target(other))]
 }
 
-/// Returns an address where nobody listens.
+/// Returns a target on which no program listens.
 fn closed() -> Target {
-    // The port is below the kernel's ephemeral range and the address unused, so nobody can start to
-    // listen there.
+    // The port is below the kernel's ephemeral range and the address is unused, so no program can
+    // start to listen there.
     Target { address: "127.94.0.1:9".parse().unwrap(), protocol: Protocol::Plain }
 }
 
@@ -174,7 +173,7 @@ async fn queries_fail_without_a_usable_upstream() {
         QueryFailure::NoUpstream
     );
     assert!(upstream.report().looping);
-    // A probe queries it all the same.
+    // `query_one` queries the upstream even so.
     assert_correct(&sockets.query_one(&upstream, &outgoing(), deadline()).await.unwrap());
     upstream.set_looping(false);
     assert_correct(&sockets.query(&[upstream], &outgoing(), deadline()).await.unwrap());
@@ -190,8 +189,8 @@ async fn truncated_responses_are_retried_over_tcp() {
         assert_correct(&sockets.query(&upstream, &outgoing(), deadline()).await.unwrap());
     }
     assert_eq!(server.connections(), 1);
-    // If TCP fails, a truncated response is better than none, and another upstream's complete one
-    // better still.
+    // If TCP fails, a truncated response is better than none, and a complete response of another
+    // upstream is better still.
     for tcp in [Tcp::Closes, Tcp::Silent, Tcp::Half] {
         server.behave(Behaviour::truncating().over_tcp(tcp));
         let incoming = sockets.query(&upstream, &outgoing(), deadline()).await.unwrap();
@@ -257,7 +256,7 @@ async fn invalid_responses_do_not_delay_the_deadline() {
 async fn forged_responses_are_ignored() {
     let sockets = Sockets::default();
     for forged in [Forged::OtherPort, Forged::OtherAddress, Forged::Ids(2), Forged::Ids(40)] {
-        // Try until one query was enough: forged responses to two could meet on one socket.
+        // Repeat until one query is enough: forged responses to two could meet on one socket.
         let server = loop {
             let server = server();
             server.behave(Behaviour::forged(forged));
@@ -337,7 +336,7 @@ async fn dead_upstreams_do_not_delay_queries() {
             sockets.query(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap();
         assert!(Arc::ptr_eq(&incoming.upstream, &upstreams[1]));
     }
-    // Occasional probes find out whether it is alive again.
+    // Occasional probes find out whether the upstream is alive again.
     let probes = dead.queries().len() - before;
     assert!(probes < 20, "{probes}");
     dead.behave(Behaviour::default());
@@ -377,7 +376,7 @@ async fn the_last_of_three_upstreams_is_reached_in_time() {
         measure(&sockets, upstream).await;
         server.forget();
     }
-    // No upstream is known to be dead, and the one that answers has any rank.
+    // All upstreams may be alive, and the one that answers may have any rank.
     servers[..2].iter().for_each(|server| server.behave(Behaviour::never()));
     assert_correct(
         &sockets.query(&upstreams, &outgoing(), Instant::now() + seconds(30)).await.unwrap(),
@@ -424,7 +423,7 @@ async fn closed_ports_fail_without_a_timeout() {
 #[tokio::test]
 async fn hedged_queries_overtake_slow_upstreams() {
     let (slow, good) = (server(), server());
-    // The delay makes it the second choice.
+    // The delay makes this upstream the second choice.
     good.behave(Behaviour::default().delayed(Duration::from_millis(60)));
     let sockets = Sockets::default();
     let upstreams = both(&slow, &good);
@@ -440,7 +439,7 @@ async fn hedged_queries_overtake_slow_upstreams() {
     let began = Instant::now();
     let incoming = sockets.query(&upstreams, &outgoing(), began + seconds(15)).await.unwrap();
     assert!(Arc::ptr_eq(&incoming.upstream, &upstreams[1]));
-    // It is queried again each second until the other one answers.
+    // The upstream is queried again each second until the other one answers.
     let limit = 1 + usize::try_from(began.elapsed().as_secs()).unwrap();
     assert!(
         (1..=limit).contains(&slow.queries().len()),
@@ -450,7 +449,7 @@ async fn hedged_queries_overtake_slow_upstreams() {
 }
 
 #[tokio::test]
-async fn the_letter_case_of_clients_needs_no_echo() {
+async fn upstreams_need_not_echo_the_letter_case_of_clients() {
     let server = server();
     server.behave(Behaviour::damaged(Damage::LowerCase));
     let mut message = query_message();
@@ -491,7 +490,7 @@ async fn lost_datagrams_are_retransmitted() {
     );
 }
 
-/// Returns the ids and the source ports of all queries that a server received.
+/// Returns the IDs and the source ports of all queries that a server received.
 fn ids_and_ports(server: &TestServer) -> [HashSet<u16>; 2] {
     let queries = server.queries();
     [
@@ -508,13 +507,13 @@ async fn each_query_has_an_id_and_a_port_of_its_own() {
     for _ in 0..400 {
         assert_correct(&sockets.query(&upstream, &outgoing(), long()).await.unwrap());
     }
-    // Some are drawn twice: 1 id, and 3 ports of 28,232.
+    // Some values are drawn twice: 1 ID, and 3 ports of 28,232.
     let [ids, ports] = ids_and_ports(&server).map(|seen| seen.len());
     assert!(ids > 390 && ports > 380, "{ids} ids and {ports} ports of 400 queries");
 }
 
 #[tokio::test]
-async fn queries_share_ports_under_load() {
+async fn queries_share_ports_at_a_high_rate() {
     const QUERIES: usize = 4000;
     let server = server();
     let sockets = Arc::new(Sockets::default());
@@ -530,7 +529,7 @@ async fn queries_share_ports_under_load() {
         assert_correct(&one.await.unwrap().unwrap());
     }
     let [_, ports] = ids_and_ports(&server).map(|seen| seen.len());
-    // 500 at once, and 500 in each second; the 64 shared ones are replaced every two seconds.
+    // 500 queries at once and 500 a second get ports; the 64 shared ones change every few seconds.
     let seconds = usize::try_from(began.elapsed().as_secs()).unwrap() + 1;
     let limit = 500 + 500 * seconds + 64 * (seconds / 2 + 1);
     assert!((65..limit).contains(&ports), "{ports} ports, below {limit}");
@@ -575,10 +574,10 @@ async fn ports_stay_open_until_the_response_and_are_given_back_with_the_next_que
     }
 }
 
-/// Sends a datagram over a connected socket and returns the ICMP error that it causes, if any.
+/// Sends a datagram over a connected socket; returns the resulting ICMP error.
 async fn answer_from(socket: &UdpSocket, datagram: &[u8]) -> Result<(), ErrorKind> {
     socket.send(datagram).await.unwrap();
-    // On loopback, the error is there when the call returns.
+    // On loopback, the error has arrived when the call returns.
     socket.take_error().unwrap().map_or(Ok(()), |error| Err(error.kind()))
 }
 
@@ -594,8 +593,8 @@ async fn letter_case_is_randomized_and_restored() {
     let names: HashSet<_> = server.queries().into_iter().map(|asked| asked.query.name).collect();
     assert!(names.len() > 3, "{names:?}");
     assert_eq!(server.connections(), 0);
-    // An upstream that answers in lower case is queried once over TCP, and then with the original
-    // case.
+    // An upstream that answers in lower case is queried once over TCP, then with the original
+    // letter case.
     let server = self::server();
     server.behave(Behaviour::damaged(Damage::LowerCase));
     let upstream = [upstream_of(target(&server))];
@@ -606,7 +605,7 @@ async fn letter_case_is_randomized_and_restored() {
     }
     assert_eq!(server.connections(), 1);
     assert_eq!(server.queries().last().unwrap().query.name, NAME);
-    // If TCP fails as well, the case is kept after three mismatches.
+    // If TCP also fails, the letter case is kept after three mismatches.
     let server = self::server();
     server.behave(Behaviour::damaged(Damage::LowerCase).over_tcp(Tcp::Closes));
     let upstream = [upstream_of(target(&server))];
@@ -641,7 +640,7 @@ async fn failures_are_retried_at_other_upstreams() {
     bad.behave(Behaviour::code(3));
     let upstreams = [upstream_of(target(&bad))];
     assert_eq!(sockets.query(&upstreams, &outgoing(), deadline()).await.unwrap().rcode, 3);
-    // An upstream that refuses everything loses its rank.
+    // An upstream that refuses all queries loses its rank.
     bad.behave(Behaviour::code(5));
     let upstreams = both(&bad, &good);
     for _ in 0..20 {
@@ -663,7 +662,7 @@ async fn one_connection_carries_many_queries() {
     let sockets = Arc::new(Sockets::default());
     server.behave(Behaviour::default().delayed(Duration::from_millis(200)));
     let outgoing = outgoing();
-    // More than one write carries, all of them queued before the connection is open.
+    // These are more queries than one write carries, all queued before the connection is open.
     let many: Vec<_> = (0..600)
         .map(|_| {
             let (sockets, upstream, outgoing) =

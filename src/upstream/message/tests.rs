@@ -118,7 +118,7 @@ fn upstream_queries_carry_end_to_end_options_only() {
     assert_eq!(read.edns.map(|edns| (edns.payload, edns.dnssec_ok)), Some((1232, true)));
     assert!(!is_plain(&query(&came)));
 
-    // Without options to forward, the client's message is not needed.
+    // Without options to forward, the query is built without the client's message.
     for came in [
         request(flags::RD, None, &[]),
         request(0, Some((512, true, &option(10, b"12345678"))), &[]),
@@ -129,7 +129,7 @@ fn upstream_queries_carry_end_to_end_options_only() {
             plain_upstream_query(&query(&came))
         );
     }
-    // The client's records are forwarded.
+    // The client's additional records are forwarded.
     let more = record(b"\0", 250, 0, b"signature");
     let came = request(flags::RD, Some((1232, false, b"")), &[&more]);
     assert!(!is_plain(&query(&came)));
@@ -242,7 +242,7 @@ fn ttls_age_and_stale_answers_carry_an_extended_error() {
     );
     assert_eq!(options_of(&stale), option(15, &3u16.to_be_bytes()));
 
-    // A client that takes the negative TTL from the SOA record must not cache longer than we do.
+    // A client that uses the TTL of the SOA record must not cache longer than svcdns does.
     let missing = StoredResponse::new(&response(3, [&[], &[soa(900, 60)], &[]]), true).unwrap();
     assert_eq!(ttls(&written(&missing, &plain, Transport::Udp, Age::Fresh)), [900]);
     assert_eq!(ttls(&written(&missing, &plain, Transport::Udp, Age::Cached(10))), [50]);
@@ -252,7 +252,7 @@ fn ttls_age_and_stale_answers_carry_an_extended_error() {
 }
 
 #[test]
-fn extended_errors_pass_and_other_options_for_their_client_only() {
+fn only_extended_errors_are_passed_to_other_clients() {
     let options =
         [option(15, b"\0\x09why"), option(8, b"\0\x01\x18\x18\xC0\0\x02"), option(10, b"12345678")]
             .concat();
@@ -305,7 +305,7 @@ fn large_responses_are_truncated_at_a_record() {
             1600 + if opt.is_some() { 11 } else { 0 }
         );
     }
-    // Missing additional records do not set TC, except in a referral; missing authority records do.
+    // Missing additional records set TC only in a referral; missing authority records always do.
     let tc = |sections: [&[Vec<u8>]; 3]| {
         let out = written(
             &StoredResponse::new(&response(0, sections), true).unwrap(),
@@ -354,9 +354,9 @@ fn local_failures_are_well_formed() {
     );
 }
 
-/// Builds a message of random records, with names that point to earlier names.
+/// Builds a message of random records whose names may point to earlier names.
 ///
-/// The OPT record is at a random place in the additional section.
+/// The OPT record is at a random position in the additional section.
 fn build(counts: [usize; 3], opt_at: usize, draws: &[(u8, u8, u32)]) -> Vec<u8> {
     let mut out = response(flags::RA, [&[], &[], &[]]);
     let mut targets: Vec<u16> = vec![12, 16];
@@ -435,7 +435,7 @@ proptest! {
     }
 
     #[test]
-    fn no_message_panics(
+    fn arbitrary_messages_do_not_panic(
         tail in proptest::collection::vec(any::<u8>(), 0..80),
         counts in [0u8..4, 0u8..4, 0u8..4],
     ) {

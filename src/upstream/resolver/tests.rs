@@ -1,4 +1,4 @@
-//! Tests with paused time, which advances as soon as all tasks wait.
+//! Tests with paused time, which advances while all tasks wait.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -15,27 +15,27 @@ const STALE: Duration = Duration::from_secs(3600);
 const NO_RESPONSE: ExchangeError = ExchangeError { error: TOO_LATE, sent: true };
 const NOT_SENT: ExchangeError = ExchangeError { error: TOO_LATE, sent: false };
 
-/// The scripted upstream's reaction to a query.
+/// An action of the scripted upstream in response to a query.
 #[derive(Clone, Copy, Debug)]
 enum ScriptedAction {
-    /// Answers with an address of this TTL, after so many milliseconds.
+    /// Answers with an address of this TTL in seconds, after a delay in milliseconds.
     Answer(u32, u64),
     /// Answers NXDOMAIN with this TTL.
     NxDomain(u32),
-    /// Answers with this code and no records, not even an SOA record.
+    /// Answers with this code and without records, not even an SOA record.
     Empty(u16),
     /// Answers SERVFAIL.
     ServFail,
-    /// Answers truncated, with this code.
+    /// Answers with this code and TC set.
     Truncate(u16),
     /// Does not answer before the deadline.
     Hang,
-    /// Fails at once, as no upstream is alive.
+    /// Fails at once, because no upstream is alive.
     Fail,
     Panic,
 }
 
-/// An upstream that performs its actions in turn and repeats the last one.
+/// An upstream that performs its actions in order and repeats the last one.
 #[derive(Debug)]
 struct ScriptedUpstream {
     next: Mutex<VecDeque<ScriptedAction>>,
@@ -268,7 +268,7 @@ async fn popular_entries_are_prefetched_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn equal_queries_are_sent_once() {
+async fn identical_queries_are_sent_once() {
     let fixture = fixture(&[ScriptedAction::Answer(60, 100)], Duration::ZERO);
     let equal: Vec<_> = (0..10)
         .map(|n| fixture.ask(&plain(if n % 2 == 0 { "a" } else { "A" }), Transport::Udp))
@@ -288,7 +288,7 @@ async fn equal_queries_are_sent_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn followers_outlive_the_first_client() {
+async fn followers_get_a_response_after_the_first_client_leaves() {
     let fixture = fixture(&[ScriptedAction::Answer(60, 100)], Duration::ZERO);
     let first = fixture.ask(&plain("a"), Transport::Tcp);
     sleep(Duration::from_millis(10)).await;
@@ -360,7 +360,7 @@ async fn panics_wake_all_waiting_clients() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn clients_get_a_failure_in_time_and_it_is_cached() {
+async fn clients_get_a_failure_in_time_which_is_cached() {
     let fixture = fixture(&[ScriptedAction::Hang], STALE);
     let mut rests = Vec::new();
     for _ in 0..5 {
@@ -392,7 +392,7 @@ async fn repeated_failures_are_cached_longer() {
         rests.push((now() - asked).as_secs());
     }
     assert_eq!(rests, [1, 2, 4, 8, 16, 30, 30, 30]);
-    // After a pause, a failure is no longer consecutive.
+    // After a longer pause, a failure is not consecutive.
     advance(seconds(61)).await;
     fixture.answer(&plain("a")).await;
     advance(Duration::from_millis(1100)).await;
@@ -447,14 +447,14 @@ async fn stale_answers_are_served_at_once_while_all_upstreams_are_dead() {
         sleep(seconds(1)).await;
         assert_eq!(fixture.asked(), asked);
     }
-    // A caller that did not look into the cache does not wait either.
+    // A caller that did not check the cache does not wait either.
     let began = now();
     let request = plain("a");
     let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
     let (_, age) =
         fixture.resolver.resolve_entry(&fixture.upstream, &query, now(), true, None).await.unwrap();
     assert_eq!((age, now()), (Age::Stale, began));
-    // Once an upstream is back, it is asked at once: no failure defers that.
+    // Once an upstream is back, it is queried at once: no failure defers the query.
     sleep(seconds(1)).await;
     fixture.upstream.down.store(false, Ordering::Relaxed);
     assert_eq!(
@@ -484,7 +484,7 @@ async fn slow_upstreams_that_turn_out_to_be_dead_defer_no_refresh() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failures_for_want_of_a_live_upstream_are_not_cached() {
+async fn failures_without_a_live_upstream_are_not_cached() {
     let fixture = fixture(&[ScriptedAction::Fail, ScriptedAction::Answer(10, 0)], STALE);
     fixture.upstream.down.store(true, Ordering::Relaxed);
     assert_eq!(fixture.answer(&plain("a")).await, failure(NOT_SENT.error.code));
@@ -530,7 +530,7 @@ async fn stale_answers_are_preferred_to_failures_until_too_old() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn contradicted_answers_do_not_come_back_as_stale() {
+async fn contradicted_answers_are_not_served_as_stale() {
     use ScriptedAction::{Answer, Empty, Hang, NxDomain, Truncate};
     let missing = rcode::NXDOMAIN;
     for (before, then) in [
@@ -557,21 +557,21 @@ async fn contradicted_answers_do_not_come_back_as_stale() {
     }
 }
 
-/// A truncated response is no whole answer: with the same code it contradicts nothing.
+/// A truncated response is incomplete: with the same code it contradicts no answer.
 #[tokio::test(start_paused = true)]
 async fn truncated_responses_leave_the_stale_answer() {
     use ScriptedAction::{Answer, Hang, Truncate};
     let fixture = fixture(&[Answer(1, 0), Truncate(rcode::NOERROR), Hang], STALE);
     fixture.answer(&plain("a")).await;
     advance(seconds(2)).await;
-    // Over UDP the client can retry over TCP; over TCP the stale answer is the best there is.
+    // Over UDP, the client can retry over TCP; over TCP, the stale answer is the best one.
     fixture.answer(&plain("a")).await;
     assert_eq!(fixture.answer(&plain("a")).await, stale(ExtendedError::STALE_ANSWER));
 }
 
-/// Entries for DO and CD hold the same data: what one contradicts, the others do not serve.
+/// Entries for other DO and CD hold the same data, so they are contradicted too.
 #[tokio::test(start_paused = true)]
-async fn contradicted_answers_do_not_come_back_for_other_flags() {
+async fn contradicted_answers_are_not_served_for_other_flags() {
     use ScriptedAction::{Answer, Hang, NxDomain};
     let (dnssec, unchecked) =
         (request("a", flags::RD, true, b""), request("a", flags::RD | flags::CD, true, b""));
@@ -579,7 +579,7 @@ async fn contradicted_answers_do_not_come_back_for_other_flags() {
         (plain("a"), dnssec.clone(), true),
         (dnssec.clone(), plain("a"), true),
         (unchecked.clone(), plain("a"), true),
-        // Unvalidated data contradicts no validated data.
+        // Unvalidated data does not contradict validated data.
         (plain("a"), unchecked, false),
     ] {
         let fixture = fixture(&[Answer(1, 0), NxDomain(60), Hang], STALE);
@@ -593,14 +593,14 @@ async fn contradicted_answers_do_not_come_back_for_other_flags() {
         };
         assert_eq!(fixture.answer(&first).await, expected, "{first:x?} {second:x?}");
     }
-    // Within its TTL an answer is valid, whatever others hear later.
+    // An answer is valid until its TTL expires, even if other clients get a newer one.
     let fixture = fixture(&[Answer(60, 0), NxDomain(60), Hang], STALE);
     fixture.answer(&plain("a")).await;
     assert_eq!(fixture.answer(&dnssec).await.rcode, rcode::NXDOMAIN);
     assert_eq!(fixture.answer(&plain("a")).await.rcode, rcode::NOERROR);
 }
 
-/// Clients of a chain have one time limit, upstreams one per query.
+/// A chain has one time limit for the client; upstreams have one per query.
 #[tokio::test(start_paused = true)]
 async fn clients_of_aliases_wait_no_longer_than_others() {
     let fixture =
@@ -631,20 +631,20 @@ async fn clients_of_aliases_wait_no_longer_than_others() {
 #[tokio::test(start_paused = true)]
 async fn uncacheable_responses_are_not_cached() {
     let fixture = fixture(&[ScriptedAction::Answer(60, 0)], STALE);
-    // Without RD; with an option to forward.
+    // One query has no RD; the other has an option to forward.
     for request in [request("a", 0, false, b""), request("a", flags::RD, false, b"\xFD\xE9\0\x01x")]
     {
         fixture.answer(&request).await;
         assert_eq!(fixture.cached_response(&plain("a"), Transport::Udp), None);
     }
-    // A response from before the upstreams changed is not cached, even if it arrives later.
+    // A response to a query from before a change of upstreams is not cached.
     let slow = self::fixture(&[ScriptedAction::Answer(60, 100)], STALE);
     let waiting = slow.ask(&plain("a"), Transport::Udp);
     sleep(Duration::from_millis(50)).await;
     slow.resolver.cache.clear();
     assert_eq!(waiting.await.unwrap().ttls, [60]);
     assert_eq!(slow.cached_response(&plain("a"), Transport::Udp), None);
-    // TTL 0, then no cache at all.
+    // An answer with TTL 0, then a resolver without a cache.
     let none = self::fixture(&[ScriptedAction::Answer(0, 0)], STALE);
     none.answer(&plain("a")).await;
     assert_eq!(none.cached_response(&plain("a"), Transport::Udp), None);
@@ -718,7 +718,7 @@ fn the_cache_stays_within_its_size_limit() {
 
 proptest! {
     #[test]
-    fn keys_are_equal_for_equal_queries_only(
+    fn cache_keys_are_equal_only_for_identical_queries(
         a in "[a-cA-C]{1,3}",
         b in "[a-cA-C]{1,3}",
         bits in 0u16..64,

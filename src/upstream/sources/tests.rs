@@ -29,7 +29,7 @@ impl SourcesRoot {
         Sources { root: self.root.path().into(), own }.snapshot()
     }
 
-    /// Returns the name servers and where they come from.
+    /// Returns the name servers and the file or directory that names them.
     fn servers(&self) -> String {
         self.snapshot().to_string()
     }
@@ -115,12 +115,12 @@ fn other_loopback_resolvers_are_upstreams() {
 }
 
 #[test]
-fn our_own_addresses_are_excluded() {
+fn the_servers_own_addresses_are_excluded() {
     let machine = SourcesRoot::new(&["127.0.0.1:53"])
         .file(RESOLV_CONF, "nameserver 127.0.0.1\nnameserver 192.0.2.1\n");
     assert_eq!(machine.servers(), "192.0.2.1 (from /etc/resolv.conf)");
     assert!(machine.snapshot().is_system_resolver);
-    // There is no other name server: none is used rather than svcdns itself.
+    // There is no other name server: svcdns uses none rather than itself.
     let machine = SourcesRoot::new(&["127.0.0.1:53"])
         .file(RESOLV_CONF, "nameserver 0.0.0.0\n")
         .file(RESOLV_CONF_BACKUP, "nameserver 127.0.0.1\n");
@@ -133,7 +133,7 @@ fn the_stub_itself_is_the_last_resort() {
     let machine =
         SourcesRoot::new(&["127.0.0.1:53"]).file(RESOLV_CONF, STUB).file(RESOLVED, "# nobody\n");
     assert_eq!(machine.servers(), "127.0.0.53 (from /etc/resolv.conf)");
-    // The saved file counts only while /etc/resolv.conf names svcdns.
+    // The saved file is used only while /etc/resolv.conf names svcdns.
     let machine = machine.file(RESOLV_CONF_BACKUP, "nameserver 192.0.2.1\n");
     assert_eq!(machine.servers(), "127.0.0.53 (from /etc/resolv.conf)");
 }
@@ -175,7 +175,7 @@ fn unreadable_files_are_faults() {
         SourcesRoot::new(&[]).file(RESOLV_CONF, vec![b'#'; MAX_RESOLV_CONF_BYTES + 1]).snapshot();
     assert!(long.unreadable, "{long:?}");
 
-    // A loop of symbolic links.
+    // The path is a loop of symbolic links.
     let machine = SourcesRoot::new(&[]);
     symlink("resolv.conf", machine.path(RESOLV_CONF)).unwrap();
     assert!(machine.snapshot().unreadable);
@@ -229,7 +229,7 @@ fn scoped_addresses_keep_their_interface() {
 }
 
 #[test]
-fn a_file_that_names_only_us_is_a_fault() {
+fn a_file_that_names_only_svcdns_is_a_fault() {
     let machine = || SourcesRoot::new(&["127.0.0.1:53"]);
     let faults = |text: &str| machine().file(RESOLV_CONF, text).snapshot().faults;
     assert_eq!(faults("nameserver 127.0.0.1\n"), ["/etc/resolv.conf names only svcdns itself"]);
@@ -259,7 +259,7 @@ fn a_file_that_names_only_us_is_a_fault() {
 }
 
 #[test]
-fn options_rotate_counts_for_the_servers_of_its_file() {
+fn options_rotate_applies_to_the_servers_of_its_file() {
     let machine = || SourcesRoot::new(&["127.0.0.1:53"]);
     let rotating = "options timeout:1 rotate\nnameserver 192.0.2.1\nnameserver 192.0.2.2\n";
     assert!(machine().file(RESOLV_CONF, rotating).snapshot().rotate);

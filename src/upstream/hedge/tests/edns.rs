@@ -30,7 +30,7 @@ async fn upstreams_that_fail_with_edns_are_queried_without_it() {
         assert_correct(&answer.unwrap_or_else(|failure| panic!("{edns:?}: {failure}")));
         assert!(took < seconds(2), "{edns:?}: {took:?}");
         if edns == Edns::Ignored {
-            // No fault: it answers as if there were no OPT record.
+            // Success does not matter here: the upstream answers as if there were no OPT record.
             tokio::time::sleep(seconds(1)).await;
             sockets.query(&upstream, &outgoing(), deadline()).await.unwrap();
             assert!(server.queries_for(NAME).iter().all(|asked| asked.query.opt.is_some()));
@@ -55,7 +55,7 @@ async fn upstreams_over_tcp_that_fail_with_edns_are_queried_without_it() {
 }
 
 #[tokio::test]
-async fn a_lost_datagram_does_not_turn_edns_off() {
+async fn a_lost_datagram_does_not_disable_edns() {
     for drop in [1, 2, 3] {
         let server = server();
         server.behave(Behaviour::default().dropping(drop));
@@ -70,7 +70,7 @@ async fn a_lost_datagram_does_not_turn_edns_off() {
 }
 
 #[tokio::test]
-async fn a_broken_name_does_not_turn_edns_off() {
+async fn a_failing_name_does_not_disable_edns() {
     for edns in Edns::FAULTS {
         let server = server();
         server.put([Record::a("other.example", 60, "192.0.2.2")]);
@@ -84,7 +84,7 @@ async fn a_broken_name_does_not_turn_edns_off() {
     }
 }
 
-/// Queries another name than `NAME`.
+/// Queries a name other than `NAME`.
 async fn ask_other(sockets: &Sockets, upstreams: &[Arc<Upstream>]) {
     let mut message = query_message();
     message.splice(12..29, *b"\x05other\x07example\0");
@@ -93,7 +93,7 @@ async fn ask_other(sockets: &Sockets, upstreams: &[Arc<Upstream>]) {
 }
 
 #[tokio::test]
-async fn failures_of_an_upstream_that_speaks_edns_do_not_turn_it_off() {
+async fn failures_of_an_upstream_with_edns_do_not_disable_it() {
     for edns in [Edns::FormErr, Edns::Code(2), Edns::Code(5), Edns::CodeWithOpt(2)] {
         let server = server();
         server.put([Record::a("other.example", 60, "192.0.2.2")]);

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A name that only the first of two upstreams knows, as `NAME`.
+/// Returns a list in strict order; only the first upstream knows `NAME`.
 fn strict(upstreams: &[Arc<Upstream>]) -> UpstreamList {
     UpstreamList::new(upstreams, UpstreamOrder::Strict)
 }
@@ -11,7 +11,7 @@ fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// A server that answers NXDOMAIN to every query, and at once.
+/// Starts a server that answers NXDOMAIN to every query at once.
 fn denying() -> TestServer {
     TestServer::start()
 }
@@ -34,7 +34,7 @@ async fn wait_until(what: &str, ready: impl Fn() -> bool) {
     }
 }
 
-/// Lets the upstream miss a query of a client and a probe.
+/// Lets the upstream miss a client's query and a probe, so that it counts as dead.
 async fn kill(sockets: &Sockets, server: &TestServer, upstream: &Arc<Upstream>) {
     server.behave(Behaviour::never());
     let list = strict(std::slice::from_ref(upstream));
@@ -52,13 +52,13 @@ async fn a_later_answer_does_not_replace_that_of_a_slower_earlier_upstream() {
     let sockets = Sockets::default();
     for _ in 0..30 {
         let (answer, took) = ask(&sockets, &strict(&upstreams), seconds(4)).await;
-        // On a machine this busy, the first one was silent for too long.
+        // On a very busy machine, the first upstream may have been silent for too long.
         if took < millis(400) {
             assert_correct(&answer.unwrap());
         }
     }
     assert!(second.queries().len() < 5, "{:?}", second.queries());
-    // The fastest one would deny the name.
+    // The fastest upstream would deny the name.
     let list = UpstreamList::new(&upstreams[..], UpstreamOrder::Fastest);
     assert_eq!(ask(&sockets, &list, seconds(4)).await.0.unwrap().rcode, rcode::NXDOMAIN);
 }
@@ -88,7 +88,7 @@ async fn the_next_upstream_is_asked_at_once_after_a_failure() {
             let (answer, _) = ask(&sockets, &strict(&upstreams), seconds(4)).await;
             assert_correct(&answer.unwrap());
         }
-        // It is asked first every time: another name may be one that it knows.
+        // The first upstream is queried first every time, because it may know another name.
         assert!(first.queries_for(NAME).len() >= 5, "{code}");
     }
     let upstreams = [upstream_of(closed()), upstream_of(target(&second))];
@@ -106,7 +106,7 @@ async fn silent_upstreams_are_overtaken_after_400_ms() {
     let answer = answer.unwrap();
     assert_correct(&answer);
     assert!(Arc::ptr_eq(&answer.upstream, &upstreams[1]) && took >= millis(400), "{took:?}");
-    // Both were asked, and the one that answers first wins.
+    // Both upstreams were queried, and the first to answer wins.
     let (first, second) = (server(), denying());
     first.behave(Behaviour::default().delayed(millis(600)));
     second.behave(Behaviour::default().delayed(seconds(3)));
@@ -145,7 +145,7 @@ async fn dead_upstreams_get_probes_instead_of_clients_queries() {
     wait_until("a probe", || !first.probes().is_empty()).await;
     assert!(first.queries_for(NAME).is_empty(), "{:?}", first.queries());
     assert!(first.probes().iter().all(|probe| probe.query.name.is_empty()));
-    // Once it is back, a probe notices, and its answers count again.
+    // Once the upstream is back, a probe notices it, and its answers count again.
     first.behave(Behaviour::default());
     let began = Instant::now();
     loop {
@@ -159,7 +159,7 @@ async fn dead_upstreams_get_probes_instead_of_clients_queries() {
 }
 
 #[tokio::test]
-async fn a_silent_name_does_not_make_an_upstream_dead() {
+async fn silence_about_one_name_does_not_make_an_upstream_dead() {
     let (first, second) = (server(), denying());
     first.on("slow.example", Behaviour::never());
     let sockets = Sockets::default();
@@ -176,7 +176,7 @@ async fn a_silent_name_does_not_make_an_upstream_dead() {
     assert_correct(&ask(&sockets, &list, seconds(4)).await.0.unwrap());
 }
 
-/// Some servers drop queries for names that they do not serve.
+/// Some upstreams drop queries for names that they do not serve.
 #[tokio::test]
 async fn an_upstream_that_drops_unknown_names_stays_alive() {
     let (first, second) = (server(), denying());
@@ -196,7 +196,7 @@ async fn an_upstream_that_drops_unknown_names_stays_alive() {
         assert!(!upstreams[0].report().dead);
         assert_correct(&ask(&sockets, &list, seconds(4)).await.0.unwrap());
     }
-    // Alone, it is found again after an outage.
+    // As the only upstream, it is found again after an outage.
     first.on(NAME, Behaviour::never());
     kill(&sockets, &first, &upstreams[0]).await;
     assert!(ask(&sockets, &strict(&upstreams[..1]), seconds(4)).await.0.is_err());
@@ -205,11 +205,11 @@ async fn an_upstream_that_drops_unknown_names_stays_alive() {
 }
 
 #[tokio::test]
-async fn a_later_upstream_cannot_deny_what_an_earlier_one_truncates() {
+async fn a_later_upstream_cannot_deny_a_name_with_a_truncated_answer() {
     let (first, second) = (server(), denying());
     let sockets = Sockets::default();
     let upstreams = both(&first, &second);
-    // Whether TCP fails at once, or only after the second upstream has answered.
+    // TCP fails at once, or only after the second upstream has answered.
     for tcp in [Tcp::Closes, Tcp::Silent] {
         first.behave(Behaviour::truncating().over_tcp(tcp));
         let answer = ask(&sockets, &strict(&upstreams), seconds(4)).await.0.unwrap();
@@ -234,7 +234,7 @@ async fn queries_fail_within_1_s_while_all_upstreams_are_dead() {
         }
         for server in [&one, &other] {
             assert!(server.queries_for(NAME).is_empty(), "{:?}", server.queries());
-            // About four a second, each of two datagrams.
+            // About four probes a second, each of two datagrams.
             assert!((3..=24).contains(&server.probes().len()), "{}", server.probes().len());
         }
         other.behave(Behaviour::default());
@@ -266,7 +266,7 @@ async fn the_first_upstream_is_preferred_when_all_return_together() {
     let upstreams = both(&first, &second);
     kill(&sockets, &first, &upstreams[0]).await;
     kill(&sockets, &second, &upstreams[1]).await;
-    // The second one's answer to the probe arrives first.
+    // The second upstream's answer to the probe arrives first.
     first.behave(Behaviour::default().delayed(millis(100)));
     second.behave(Behaviour::default());
     assert_correct(&ask(&sockets, &strict(&upstreams), seconds(4)).await.0.unwrap());

@@ -1,4 +1,4 @@
-//! Tests of TLS and HTTPS, with a CA of their own.
+//! Tests of TLS and HTTPS, with their own CA.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -68,7 +68,7 @@ impl Authority {
     }
 }
 
-/// Observations of a server.
+/// A server's handshakes, and the sizes and hosts of its queries.
 #[derive(Debug, Default)]
 struct ServerLog {
     handshakes: Mutex<Vec<HandshakeKind>>,
@@ -111,8 +111,8 @@ async fn over_tls(acceptor: TlsAcceptor, limit: usize) -> (SocketAddr, Arc<Serve
 
 /// Starts a DoT server whose connections end after a number of answers each.
 ///
-/// `limit` returns that number for a connection, counted from 0. At 0 the connection ends with its
-/// first query.
+/// `limit` returns the number for a connection, counted from 0. With 0, the connection ends with
+/// its first query.
 async fn over_tls_that_ends(
     acceptor: TlsAcceptor,
     limit: impl Fn(usize) -> usize + Copy + Send + 'static,
@@ -138,7 +138,7 @@ async fn over_tls_that_ends(
     .await
 }
 
-/// Makes the HTTPS response to a query.
+/// Builds the HTTPS response to a query.
 type MakeResponse = fn(&[u8]) -> Response<Full<Bytes>>;
 
 fn respond(bytes: &[u8]) -> Response<Full<Bytes>> {
@@ -225,16 +225,16 @@ async fn https_queries_share_one_connection() {
     }
 }
 
-/// When a connection of a DoH server breaks.
+/// The point at which a connection of a DoH server breaks.
 #[derive(Clone, Copy, Debug)]
 struct Break {
-    /// Number of queries it answers.
+    /// Number of queries that the connection answers.
     answers: usize,
-    /// Number of queries at which it breaks.
+    /// Number of queries at which the connection breaks.
     queries: usize,
 }
 
-/// Starts a DoH server whose connections break, each as `script` says by its number from 0.
+/// Starts a DoH server whose connections break as `script` says for their number.
 async fn over_https_that_breaks(
     acceptor: TlsAcceptor,
     script: impl Fn(usize) -> Option<Break> + Copy + Send + 'static,
@@ -270,7 +270,7 @@ async fn over_https_that_breaks(
     .await
 }
 
-/// Time in which an answer has left the server.
+/// Time within which an answer has left the server.
 const SOON: Duration = Duration::from_millis(10);
 
 /// Sends rounds of six queries at once; all must be answered.
@@ -305,7 +305,7 @@ async fn queries_survive_tls_connections_that_end() {
     for (number, script) in scripts.into_iter().enumerate() {
         let acceptor = authority.acceptor("dns.example", false, &[]);
         let (address, _) = over_tls_that_ends(acceptor, script).await;
-        // The first connection ends before its handshake, too.
+        // The first connection even ends before its handshake.
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let front = listener.local_addr().unwrap();
         tokio::spawn(async move {
@@ -407,7 +407,7 @@ async fn invalid_certificates_are_rejected() {
             assert!(error.contains("dns.example") && error.contains(reason), "{error}");
         }
     }
-    // Without a name the certificate must contain the address.
+    // Without a name, the certificate must contain the address.
     let address = over_tls(authority.acceptor("dns.example", false, &[]), 9).await.0;
     let upstream = [authority.upstream(tls(address, None))];
     assert_eq!(

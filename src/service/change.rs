@@ -21,7 +21,7 @@ pub enum Change {
         key: Box<str>,
         /// The store's revision of the removal; 0 if the registry counts none.
         revision: u64,
-        /// Kind of the removal, as far as known.
+        /// Reason for the removal, as far as known.
         removal: Removal,
     },
     /// The list is complete as of this revision.
@@ -33,8 +33,8 @@ pub enum Change {
     ///
     /// Its data stays, and answers say that it may be stale.
     Connected(bool),
-    /// The reply to a lease check: these of the checked leases no longer exist.
-    LeasesGone(Vec<i64>),
+    /// The reply to a lease check.
+    LeasesChecked(LeaseReply),
 }
 
 /// Reason for a list; decides which of its removals apply at once.
@@ -57,17 +57,35 @@ pub struct Put {
     pub key: Box<str>,
     /// The revision of the key's last change; 0 if the registry counts none.
     pub revision: u64,
-    /// The lease of the key; 0 for none.
+    /// The lease, or session, without which the registry drops the key; 0 for none.
     pub lease: i64,
     /// The parsed registration, or why it cannot be served.
     pub content: Result<Registration, Rejected>,
 }
 
-/// Kind of the removal of a key.
+/// Reason for the removal of a key, as far as the registry knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
-    /// Deleted without a lease, or known to be expired. Applies at once.
+    /// A program or a person removed the key. Applies at once.
     Explicit,
-    /// Deleted while it had this lease, which may have expired or not.
-    Lease(i64),
+    /// The registry cannot tell yet: the key is gone, or its lease is.
+    ///
+    /// Applies at once if the key had no lease. Otherwise the removal may be part of a mass
+    /// expiry; before the catalog holds it, it checks whether the lease still exists.
+    Unknown,
+}
+
+/// The reply to a lease check.
+///
+/// A lease in neither list is unknown: its keys stay in doubt.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeaseReply {
+    /// The store's revision when it replied; 0 if the registry counts none.
+    ///
+    /// The reply says nothing about removals after this revision.
+    pub revision: u64,
+    /// Checked leases that no longer exist: their keys expired.
+    pub gone: Vec<i64>,
+    /// Checked leases that still exist: their keys were removed explicitly.
+    pub alive: Vec<i64>,
 }

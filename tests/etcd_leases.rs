@@ -4,14 +4,20 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use etcd_client::PutOptions;
 use nix::sys::signal::Signal;
 use support::etcd::Etcd;
 use support::svcdns::Svcdns;
 use support::{SOON, dns, eventually, seconds};
+use tokio::runtime::Runtime;
 
 const HTTP: &str = r#"{"insecure":true,"protocol":"http"}"#;
 
@@ -34,8 +40,13 @@ fn register(etcd: &Etcd, address: &str) -> i64 {
 }
 
 /// Starts a server whose removal grace outlasts the test, so every removal is an immediate one.
-fn serve(etcd: &Etcd) -> Svcdns {
-    Svcdns::serve(&["--registry", &etcd.url(), "--removal-grace", "1h"])
+fn serve(etcd: &Etcd, flags: &[&str]) -> Svcdns {
+    serve_from(&etcd.url(), flags)
+}
+
+fn serve_from(url: &str, flags: &[&str]) -> Svcdns {
+    let registry = ["--registry", url, "--removal-grace", "1h", "--log", "debug"];
+    Svcdns::serve(&[&registry, flags].concat())
 }
 
 /// Returns all addresses of `hello.svc`.
@@ -66,33 +77,53 @@ fn deregister(etcd: &Etcd, server: &Svcdns, address: &String) {
 
 #[test]
 fn a_rolling_restart_with_a_crash_holds_no_removal() {
-    let etcd = Etcd::start();
+    expect_no_hold_in_a_rolling_restart(&Etcd::start(), &[]);
+}
+
+/// Recent versions of etcd list leases only for users that may read the keys of all leases.
+#[test]
+fn a_rolling_restart_holds_no_removal_if_only_own_keys_are_readable() {
+    let mut etcd = Etcd::builder().argument("--bcrypt-cost=4").start();
+    let other = etcd.grant(LONG_TTL);
+    etcd.put_leased("/other/program", HTTP, other);
+    etcd.add_reader("reader", "s3cret", "/service");
+    etcd.enable_auth();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    fs::write(&file, "s3cret").unwrap();
+    let path = file.to_str().unwrap();
+    let flags = ["--etcd-username", "reader", "--etcd-password-file", path];
+    expect_no_hold_in_a_rolling_restart(&etcd, &flags);
+}
+
+/// Restarts 100 instances, one of which has crashed and lost its lease instead.
+fn expect_no_hold_in_a_rolling_restart(etcd: &Etcd, flags: &[&str]) {
     let old: Vec<String> = (1..=100).map(|last| format!("10.0.0.{last}")).collect();
     let new: Vec<String> = (1..=100).map(|last| format!("10.0.1.{last}")).collect();
-    let leases: Vec<i64> = old.iter().map(|address| register(&etcd, address)).collect();
+    let leases: Vec<i64> = old.iter().map(|address| register(etcd, address)).collect();
     let new_leases: Vec<i64> = new.iter().map(|_| etcd.grant(LONG_TTL)).collect();
-    let server = serve(&etcd);
+    let server = serve(etcd, flags);
     wait_for(&server, &old);
 
-    // Each instance stops and then starts at another address; one lost its lease instead.
+    // Each instance stops and then starts at another address.
     let crashed = 10;
-    let removed: Arc<Mutex<BTreeMap<String, Instant>>> = Arc::default();
-    let restart = {
-        let (old, new, removed) = (old.clone(), new.clone(), Arc::clone(&removed));
-        move |etcd: &Etcd| {
-            for (instance, address) in old.iter().enumerate() {
-                if instance == crashed {
-                    etcd.ctl(&["lease", "revoke", &format!("{:x}", leases[instance])]);
-                } else {
-                    etcd.delete(&key(address));
-                }
-                removed.lock().unwrap().insert(address.clone(), Instant::now());
-                etcd.put_leased(&key(&new[instance]), HTTP, new_leases[instance]);
+    let removed: Mutex<BTreeMap<String, Instant>> = Mutex::default();
+    let restart = async || {
+        let mut client = etcd.client().await;
+        for (instance, address) in old.iter().enumerate() {
+            if instance == crashed {
+                client.lease_revoke(leases[instance]).await.unwrap();
+            } else {
+                client.delete(key(address), None).await.unwrap();
             }
+            removed.lock().unwrap().insert(address.clone(), Instant::now());
+            let options = PutOptions::new().with_lease(new_leases[instance]);
+            client.put(key(&new[instance]), HTTP, Some(options)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     thread::scope(|scope| {
-        let restarting = scope.spawn(|| restart(&etcd));
+        let restarting = scope.spawn(|| Runtime::new().unwrap().block_on(restart()));
         let mut checks = 0;
         loop {
             let ended = restarting.is_finished();
@@ -114,6 +145,7 @@ fn a_rolling_restart_with_a_crash_holds_no_removal() {
     });
     wait_for(&server, &new);
     assert_eq!(held(&server), 0);
+    assert!(server.log().contains("leases checked"), "the restart was too slow");
 }
 
 /// Returns the number of held removals as `svcdns status` prints it.
@@ -137,7 +169,7 @@ fn deregistrations_are_not_held_with_the_keys_of_an_ended_lease() {
     for address in &of_one {
         etcd.put_leased(&key(address), HTTP, lease);
     }
-    let server = serve(&etcd);
+    let server = serve(&etcd, &[]);
     wait_for(&server, programs.iter().chain(&of_one));
 
     let (stopped, kept) = programs.split_at(12);
@@ -181,7 +213,7 @@ fn a_compaction_before_the_delete_is_reported_makes_no_expiry_a_deregistration()
         for address in kept {
             register(&etcd, address);
         }
-        let server = serve(&etcd);
+        let server = serve(&etcd, &[]);
         wait_for(&server, &addresses);
         // The server does not read, and etcd cannot send it more than these values. By the time
         // it sends the deletes, it no longer has the previous version of their keys.
@@ -211,4 +243,76 @@ fn a_compaction_before_the_delete_is_reported_makes_no_expiry_a_deregistration()
             assert_eq!(held(&server), 0);
         }
     }
+}
+
+/// A path to etcd that loses what is sent to it, while what etcd sends still arrives.
+struct OneWayPath {
+    address: SocketAddr,
+    is_blocked: Arc<AtomicBool>,
+}
+
+impl OneWayPath {
+    fn to(etcd: &Etcd) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (target, is_blocked) = (etcd.endpoint(0), Arc::<AtomicBool>::default());
+        let blocked = Arc::clone(&is_blocked);
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let (client, server) = (client.unwrap(), TcpStream::connect(&target).unwrap());
+                let (from, to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                let blocked = Arc::clone(&blocked);
+                thread::spawn(move || copy(&from, &to, &blocked));
+                thread::spawn(move || copy(&server, &client, &AtomicBool::new(false)));
+            }
+        });
+        Self { address, is_blocked }
+    }
+
+    fn block(&self, blocked: bool) {
+        self.is_blocked.store(blocked, Ordering::SeqCst);
+    }
+}
+
+/// Copies bytes until the end of the connection, waiting while it is blocked.
+fn copy(mut from: &TcpStream, mut to: &TcpStream, is_blocked: &AtomicBool) {
+    let mut buffer = [0; 16 * 1024];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        while is_blocked.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        if to.write_all(&buffer[..length]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+#[test]
+fn keys_are_held_while_etcd_does_not_reply_about_their_leases() {
+    let etcd = Etcd::start();
+    let programs: Vec<String> = (1..=30).map(|last| format!("10.0.0.{last}")).collect();
+    let lease = etcd.grant(LONG_TTL);
+    let of_one: Vec<String> = (1..=30).map(|last| format!("10.0.2.{last}")).collect();
+    for address in &programs {
+        register(&etcd, address);
+    }
+    for address in &of_one {
+        etcd.put_leased(&key(address), HTTP, lease);
+    }
+    let path = OneWayPath::to(&etcd);
+    let server = serve_from(&format!("etcd://{}", path.address), &[]);
+    wait_for(&server, programs.iter().chain(&of_one));
+    eventually("the watch", SOON, || server.log().contains("supervisor: following").then_some(()));
+
+    path.block(true);
+    etcd.ctl(&["lease", "revoke", &format!("{lease:x}")]);
+    etcd.delete(&key(&programs[0]));
+    eventually("31 held removals", SOON, || (held(&server) == 31).then_some(()));
+    // Longer than the wait for a reply.
+    thread::sleep(seconds(4));
+    assert_eq!((served(&server).len(), held(&server)), (60, 31));
+    path.block(false);
+    wait_for(&server, programs[1..].iter().chain(&of_one));
+    assert_eq!(held(&server), 30);
 }

@@ -310,7 +310,7 @@ fn keys_are_held_while_etcd_does_not_reply_about_their_leases() {
     etcd.delete(&key(&programs[0]));
     eventually("31 held removals", SOON, || (held(&server) == 31).then_some(()));
     // Longer than the wait for a reply.
-    thread::sleep(seconds(4));
+    thread::sleep(seconds(5));
     assert_eq!((served(&server).len(), held(&server)), (60, 31));
     path.block(false);
     wait_for(&server, programs[1..].iter().chain(&of_one));

@@ -13,12 +13,16 @@ pub(super) const BURST_WINDOW: Duration = Duration::from_secs(5);
 
 /// Shortest time between two lease checks.
 ///
-/// A registry may list all its leases for each. A program that was stopped during a mass expiry is
-/// served as long.
-pub(super) const CHECK_INTERVAL: Duration = Duration::from_millis(250);
+/// A program that stops during a mass expiry is served as long.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Least pause after a reply, as a multiple of the time until the reply.
+///
+/// A registry may list all its leases for a check: etcd takes nearly a second for 100,000.
+const PAUSE_FACTOR: u32 = 3;
 
 /// Longest wait for the reply to a lease check, before another.
-pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// A key that was deleted while it had a lease, and may still come back.
 #[derive(Debug)]
@@ -53,9 +57,9 @@ impl Tombstone {
 /// tombstones reach 2,000 instances, or 10 instances that are 30 % of those before:
 ///
 /// - Keys whose removal is not published yet, and keys deleted meanwhile, are held for the removal
-///   grace, and the registry is asked which of the leases are gone: about all in one check, and at
-///   most four times a second. If it replies in time, clients see an expiry only up to the
-///   threshold.
+///   grace, and the registry is asked which of the leases are gone: about all in one check, at most
+///   four times a second, and for at most a quarter of the time. Clients see an expiry only up to
+///   the threshold.
 /// - A key whose lease still exists was deregistered (GoFrame does not revoke the lease then). Its
 ///   tombstone is dropped and its hold ends.
 /// - If the keys whose leases are gone reach the threshold by themselves, they expired together: a
@@ -78,8 +82,8 @@ pub(super) struct ExpiryDetector {
     mass_expiry: Option<Instant>,
     /// Time of the last lease check.
     checked: Option<Instant>,
-    /// Whether the reply to that is missing.
-    is_reply_missing: bool,
+    /// Earliest time of the next one.
+    next_check: Option<Instant>,
 }
 
 /// Consequences of a lease check for the tombstones.
@@ -143,8 +147,7 @@ impl ExpiryDetector {
 
     /// Returns the time of the next check, if one is needed.
     fn next_check(&self, now: Instant) -> Option<Instant> {
-        let wait = if self.is_reply_missing { REPLY_TIMEOUT } else { CHECK_INTERVAL };
-        self.needs_check().then(|| self.checked.map_or(now, |checked| checked + wait))
+        self.needs_check().then(|| self.next_check.unwrap_or(now))
     }
 
     /// Returns the leases to check now.
@@ -164,14 +167,15 @@ impl ExpiryDetector {
         let mut leases: Vec<i64> = suspects.map(|tombstone| tombstone.key.lease).collect();
         leases.sort_unstable();
         leases.dedup();
+        let wait = if leases.is_empty() { CHECK_INTERVAL } else { REPLY_TIMEOUT };
         self.checked = Some(now);
-        self.is_reply_missing = !leases.is_empty();
-        self.is_reply_missing.then_some(leases)
+        self.next_check = Some(now + wait);
+        (!leases.is_empty()).then_some(leases)
     }
 
     /// Stops waiting for the reply, since the connection to the registry has changed.
     pub(super) fn forget_check(&mut self) {
-        self.is_reply_missing = false;
+        self.next_check = self.checked.map(|checked| checked + CHECK_INTERVAL);
     }
 
     /// Takes out the unpublished tombstones if there is a doubt.
@@ -192,8 +196,11 @@ impl ExpiryDetector {
     }
 
     /// Takes the registry's reply.
-    pub(super) fn conclude(&mut self, mut reply: LeaseReply) -> CheckOutcome {
-        self.is_reply_missing = false;
+    pub(super) fn conclude(&mut self, mut reply: LeaseReply, now: Instant) -> CheckOutcome {
+        self.next_check = self.checked.map(|checked| {
+            let pause = now.saturating_duration_since(checked) * PAUSE_FACTOR;
+            (checked + CHECK_INTERVAL).max(now + pause)
+        });
         reply.gone.sort_unstable();
         reply.alive.sort_unstable();
         let mut outcome = CheckOutcome::default();

@@ -61,7 +61,7 @@ impl Catalog {
     ) {
         self.advance_time(registry, now);
         let detector = &mut self.trackers[registry.index()].detector;
-        let CheckOutcome { deregistered, expired, is_settled } = detector.conclude(reply);
+        let CheckOutcome { deregistered, expired, is_settled } = detector.conclude(reply, now);
         let released = if is_settled { detector.release() } else { Vec::new() };
         for tombstone in deregistered {
             self.finalize(&tombstone);

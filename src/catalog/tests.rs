@@ -598,11 +598,11 @@ fn expired_keys_count_until_they_are_five_seconds_old() {
 
 #[test]
 fn keys_stay_held_while_their_leases_are_unknown() {
-    // No reply: asked again every 2 s, at most until the end of the grace.
+    // No reply: asked again every 4 s, at most until the end of the grace.
     let (mut test, _) = burst(20, 12);
     for seconds in 1..12 {
         let checks = test.advance(SECOND).lease_checks.len();
-        assert_eq!(checks, usize::from(seconds % 2 == 0), "after {seconds} s");
+        assert_eq!(checks, usize::from(seconds % 4 == 0), "after {seconds} s");
         assert_eq!(test.hello(), (20, 12));
     }
     assert_eq!(test.advance(SECOND).lease_checks, []);
@@ -632,6 +632,15 @@ fn leases_that_a_reply_leaves_open_are_checked_again() {
     assert_eq!(test.advance(SECOND / 4).lease_checks, [(id(0), (6..=20).collect())]);
     test.reply([20], 6..=15);
     assert_eq!(test.hello(), (0, 0), "few are in doubt");
+}
+
+#[test]
+fn slow_replies_make_checks_rare() {
+    let (mut test, _) = burst(20, 20);
+    test.now += SECOND;
+    test.reply([], 1..=5);
+    let checks = |test: &mut TestCatalog| test.advance(SECOND).lease_checks.len();
+    assert_eq!([0; 4].map(|_| checks(&mut test)), [0, 0, 1, 0]);
 }
 
 #[test]

@@ -68,10 +68,10 @@ pub struct Put {
 pub enum Removal {
     /// A program or a person removed the key. Applies at once.
     Explicit,
-    /// The registry cannot tell yet: the key is gone, or its lease is.
+    /// The key was removed explicitly, or it expired with its lease.
     ///
-    /// Applies at once if the key had no lease. Otherwise the removal may be part of a mass
-    /// expiry; before the catalog holds it, it checks whether the lease still exists.
+    /// Explicit if the key had no lease. Otherwise it may be part of a mass expiry: the catalog
+    /// then asks whether the lease still exists, and holds the key until it knows.
     Unknown,
 }
 

@@ -251,7 +251,7 @@ impl Following {
             let command = RegistryCommand::CheckLeases(leases.to_vec());
             self.commands.send(command).await.unwrap();
             let asked = Instant::now();
-            while asked.elapsed() < Duration::from_secs(3) {
+            while asked.elapsed() < Duration::from_secs(5) {
                 if let Some(reply) = self.received().lease_replies.get(before) {
                     return reply.clone();
                 }

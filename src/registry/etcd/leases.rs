@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use etcd_client::ResponseHeader;
+use etcd_client::{LeaseStatus, ResponseHeader};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -12,21 +12,38 @@ use super::failure::EtcdFailure;
 use crate::registry::Feed;
 use crate::service::{Change, LeaseReply};
 
-/// Longest lease check; about when the catalog asks again.
-const MAX_CHECK_TIME: Duration = Duration::from_secs(2);
+/// Longest wait for a list of all leases.
+const MAX_LIST_TIME: Duration = Duration::from_secs(2);
+
+/// Longest wait for lookups of leases.
+const MAX_LOOKUP_TIME: Duration = Duration::from_secs(2);
 
 /// Limit on the leases to look up one by one if etcd does not list them.
 const MAX_LOOKUPS: usize = 32;
 
 /// Checks which leases still exist, and sends the reply if anything is known.
 ///
-/// `connection` must lead to the member that reported the removals. A member answers from its own
-/// state, and removes an expired lease before it reports that the keys are gone.
-pub(super) async fn check(connection: Connection, leases: Vec<i64>, feed: Feed) {
+/// Makes one call that lists all leases, if `may_list`. If that fails, looks up some of `leases`.
+/// Returns whether the list failed.
+///
+/// `connection` must lead to the member that reported the removals. A member lists the leases of
+/// its own state, from which it removes an expired one before it reports that the keys are gone.
+pub(super) async fn check(
+    connection: Connection,
+    leases: Vec<i64>,
+    may_list: bool,
+    feed: Feed,
+) -> bool {
     let registry = feed.state();
-    let reply = match timeout(MAX_CHECK_TIME, reply(&connection, &leases, registry)).await {
-        Ok(reply) => reply,
-        Err(_) => LeaseReply::default(),
+    let failed = |failure: EtcdFailure| {
+        tracing::debug!(%registry, reason = failure.text, "looking up leases one by one");
+    };
+    let listed =
+        if may_list { list(&connection, &leases).await.map_err(failed).ok() } else { None };
+    let has_list_failed = may_list && listed.is_none();
+    let reply = match listed {
+        Some(reply) => reply,
+        None => timeout(MAX_LOOKUP_TIME, look_up(&connection, &leases)).await.unwrap_or_default(),
     };
     let unknown = leases.len().saturating_sub(reply.gone.len() + reply.alive.len());
     tracing::debug!(
@@ -36,28 +53,24 @@ pub(super) async fn check(connection: Connection, leases: Vec<i64>, feed: Feed) 
         // If the feed is closed, the supervisor ends by itself.
         let _ = feed.send(vec![Change::LeasesChecked(reply)]).await;
     }
+    has_list_failed
 }
 
-/// Lists all leases with one call; if that fails, looks up some.
+/// Lists all leases with one call.
 ///
-/// Since 3.5.32 and 3.6.9, an etcd with authentication lists leases only for a user that may read
-/// every key of every lease, those of other programs too.
-async fn reply(connection: &Connection, leases: &[i64], registry: &impl ToString) -> LeaseReply {
+/// With authentication, etcd 3.5.31 and 3.6.9 list leases only for a user that may read every key
+/// of every lease, those of other programs too; 3.4.23 lists them for everyone.
+async fn list(connection: &Connection, leases: &[i64]) -> Result<LeaseReply, EtcdFailure> {
+    let action = "list the leases";
     let list = || {
         let mut client = connection.lease();
         async move { client.leases().await }
     };
-    match connection.call("list the leases", list).await {
-        Ok(response) => {
-            let existing = response.leases().iter().map(|lease| lease.id());
-            compare(leases, existing, revision(response.header()))
-        }
-        Err(failure) => {
-            let registry = registry.to_string();
-            tracing::debug!(registry, reason = failure.text, "looking up leases one by one");
-            look_up(connection, leases).await
-        }
-    }
+    let response = timeout(MAX_LIST_TIME, connection.call(action, list))
+        .await
+        .unwrap_or_else(|_| Err(EtcdFailure::timeout(action, MAX_LIST_TIME)))?;
+    let existing = response.leases().iter().map(LeaseStatus::id);
+    Ok(compare(leases, existing, revision(response.header())))
 }
 
 /// Tells the gone leases from those that are in the store's list.

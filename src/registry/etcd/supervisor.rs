@@ -1,7 +1,7 @@
 //! The state machine that follows one cluster through its failures.
 
 use std::convert::Infallible;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -19,6 +19,11 @@ use crate::service::{Change, ListKind};
 ///
 /// Beyond it, the supervisor leaves the member: something is wrong with it.
 const MAX_RELISTS_PER_SESSION: u32 = 3;
+
+/// Time without lists of all leases after one that failed.
+///
+/// They are costly with very many leases, and may be refused.
+const LEASE_LIST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Follows one cluster.
 ///
@@ -263,6 +268,7 @@ impl Supervisor {
         working_since: &mut Option<Instant>,
     ) -> Result<StoreStatus, SessionEnd> {
         let mut lease_check = JoinSet::new();
+        let mut list_leases_after = Instant::now();
         let tuning = self.settings.tuning.clone();
         loop {
             let positions = self.revisions();
@@ -300,9 +306,14 @@ impl Supervisor {
                     if lease_check.is_empty() =>
                 {
                     let (connection, feed) = (watch.connection().clone(), self.feed.clone());
-                    lease_check.spawn(leases::check(connection, checked, feed));
+                    let may_list = list_leases_after <= Instant::now();
+                    lease_check.spawn(leases::check(connection, checked, may_list, feed));
                 }
-                Some(_) = lease_check.join_next(), if !lease_check.is_empty() => {}
+                Some(ended) = lease_check.join_next(), if !lease_check.is_empty() => {
+                    if matches!(ended, Ok(true)) {
+                        list_leases_after = Instant::now() + LEASE_LIST_PAUSE;
+                    }
+                }
             }
         }
     }

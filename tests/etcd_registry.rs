@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use etcd_client::{GetOptions, PutOptions};
 use svcdns::registry::etcd::Settings;
 use svcdns::registry::{RegisterError, RegisterEvent, gsvc};
-use svcdns::service::{ListKind, Reason, Removal};
+use svcdns::service::{ListKind, Reason};
 use tokio::runtime::Handle;
 
 use support::etcd::Etcd;
@@ -70,7 +70,7 @@ async fn both_heads_are_listed_and_watched() {
     etcd.delete(old);
     following.wait_until("the removals", |received| received.removals.len() == 2).await;
     assert_eq!(following.keys(), [key("hello.svc", 2)]);
-    assert!(following.received().removals.iter().all(|(_, removal)| *removal == Removal::Explicit));
+    assert!(following.received().removals.iter().all(|(_, lease)| *lease == 0));
     let revision = etcd.revision();
     following.wait_for_report("the last revision", |report| report.revision == revision).await;
     let report = following.state.report();
@@ -95,10 +95,50 @@ async fn expiries_are_distinguished_from_deletions() {
     etcd.delete(&key("kept", 1));
     drop(keep_alive);
     following.wait_until("both removals", |received| received.removals.len() == 2).await;
-    let expected = [(key("kept", 1), Removal::Lease(kept)), (key("lost", 1), Removal::Lease(lost))];
-    assert_eq!(following.received().removals, expected);
-    assert_eq!(following.check_leases(&[kept, lost]).await, [lost]);
-    assert_eq!(following.check_leases(&[kept]).await, [0_i64; 0]);
+    assert_eq!(following.received().removals, [(key("kept", 1), kept), (key("lost", 1), lost)]);
+    let mut leases = [kept, lost];
+    leases.sort_unstable();
+    let reply = following.check_leases(&leases).await;
+    assert_eq!((&reply.gone[..], &reply.alive[..]), (&[lost][..], &[kept][..]));
+    assert_eq!(reply.revision, etcd.revision());
+    assert_eq!(following.gone_of(&[kept]).await, [0_i64; 0]);
+    following.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_leases_are_checked_at_once() {
+    let etcd = Etcd::start();
+    let mut client = etcd.client().await.lease_client();
+    let mut leases = Vec::new();
+    for _ in 0..1000 {
+        leases.push(client.grant(600, None).await.unwrap().id());
+    }
+    leases.sort_unstable();
+    let (gone, alive): (Vec<i64>, Vec<i64>) = leases.iter().partition(|lease| **lease % 4 == 0);
+    for lease in &gone {
+        client.revoke(*lease).await.unwrap();
+    }
+    let following = Following::start_synced(settings(&etcd)).await;
+    let reply = following.check_leases(&leases).await;
+    assert_eq!((reply.gone, reply.alive), (gone, alive));
+    following.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stalled_store_is_asked_about_leases_again() {
+    let etcd = Etcd::start();
+    let lease = etcd.grant(600);
+    let following = Following::start_synced(settings(&etcd)).await;
+    etcd.stall(0);
+    let resume = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let replies = following.received().lease_replies.len();
+        etcd.resume(0);
+        replies
+    };
+    let checked = [1, lease];
+    let (gone, replies_before) = tokio::join!(following.gone_of(&checked), resume);
+    assert_eq!((gone, replies_before), (vec![1], 0));
     following.stop().await;
 }
 
@@ -524,8 +564,8 @@ async fn registrations_live_as_long_as_their_registrant() {
     let removals = following.received().removals.len();
     mine.stop().await.unwrap();
     following.wait_until("the removal", |received| received.removals.len() == removals + 1).await;
-    assert_eq!(following.received().removals[removals], (key, Removal::Lease(new_lease)));
-    assert_eq!(following.check_leases(&[new_lease]).await, [0_i64; 0]);
+    assert_eq!(following.received().removals[removals], (key, new_lease));
+    assert_eq!(following.gone_of(&[new_lease]).await, [0_i64; 0]);
     assert_eq!(mine.events.lock().unwrap().last(), Some(&RegisterEvent::Removed));
     following.stop().await;
 }

@@ -140,7 +140,7 @@ impl Following {
                 self.lists += 1;
             }
             Change::Connected(connected) => self.connected.push(connected),
-            Change::LeasesGone(_) => panic!("files have no leases"),
+            Change::LeasesChecked(_) => panic!("files have no leases"),
         }
     }
 

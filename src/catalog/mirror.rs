@@ -55,7 +55,7 @@ pub(super) enum EntryState {
     Present,
     /// The registry has removed the key, and a hold keeps it served.
     Held,
-    /// The key was deleted with its lease moments ago; it may still become held.
+    /// The key was deleted moments ago, perhaps with its lease; it may still become held.
     Tombstoned,
     /// The key is gone; the next rebuild of its service frees the entry.
     Removed,

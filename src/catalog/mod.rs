@@ -5,6 +5,7 @@
 //! leases to check with each registry.
 
 mod conflicts;
+mod expiry;
 mod grace;
 mod hosts;
 mod intern;
@@ -44,6 +45,7 @@ use intern::Interner;
 use key::SharedKeyFields;
 use mirror::{EntryState, Mirror};
 use rejections::Ledger;
+use removals::is_pending;
 use tracker::RegistryTracker;
 
 /// Upper bound of [`Settings::max_instances_per_service`].
@@ -122,7 +124,7 @@ pub struct Catalog {
 pub struct SettleOutcome {
     /// The services that were added, changed or removed, sorted by base name.
     pub changed: Vec<ServiceChange>,
-    /// Leases for each registry to check; the reply is a [`Change::LeasesGone`].
+    /// Leases for each registry to check; the reply is a [`Change::LeasesChecked`].
     pub lease_checks: Vec<(RegistryId, Vec<i64>)>,
     /// Host names whose addresses to look up from now on, or no longer.
     ///
@@ -197,8 +199,11 @@ impl Catalog {
                     self.end_list(registry, list, now);
                 }
             }
-            Change::Connected(connected) => tracker.disconnected = !connected,
-            Change::LeasesGone(gone) => self.conclude_lease_check(registry, &gone, now),
+            Change::Connected(connected) => {
+                tracker.disconnected = !connected;
+                tracker.detector.forget_check();
+            }
+            Change::LeasesChecked(reply) => self.conclude_lease_check(registry, reply, now),
         }
     }
 
@@ -214,14 +219,12 @@ impl Catalog {
         let mut outcome = SettleOutcome::default();
         for registry in self.registries() {
             self.advance_time(registry, now);
-            let tracker = &mut self.trackers[registry.index()];
-            outcome
-                .lease_checks
-                .extend(tracker.detector.take_lease_check(now).map(|leases| (registry, leases)));
             self.hold_unpublished(registry, now);
-            let tracker = &self.trackers[registry.index()];
-            outcome.wake =
-                earlier(outcome.wake, earlier(tracker.detector.wake(), tracker.holds.wake()));
+            let Self { mirror, trackers, .. } = &mut *self;
+            let RegistryTracker { detector, holds, .. } = &mut trackers[registry.index()];
+            let leases = detector.take_lease_check(now, |tombstone| is_pending(mirror, tombstone));
+            outcome.lease_checks.extend(leases.map(|leases| (registry, leases)));
+            outcome.wake = earlier(outcome.wake, earlier(detector.wake(now), holds.wake()));
         }
         outcome.changed = self.mirror.rebuild(self.settings.docker0);
         // A list arrives in key order, and a stable sort is fast on nearly sorted input.

@@ -8,7 +8,7 @@ use proptest::sample::Index;
 use super::key::{KeyLayout, UncommonFields};
 use super::tests::{JUNK, id, registration, zones};
 use super::*;
-use crate::service::{ListKind, Put, Reason, Rejected, Removal};
+use crate::service::{LeaseReply, ListKind, Put, Reason, Rejected, Removal};
 
 const NAMES: [&str; 8] =
     ["hello.svc", "hello", "Hello.internal", "v1.hello", "other", "bad name", "ns", "_x"];
@@ -38,7 +38,7 @@ enum ModelStep {
         /// The content for [`CatalogModel::put`].
         content: u8,
     },
-    /// Deletes keys from a store, explicitly or with their leases.
+    /// Deletes keys from a store, explicitly or perhaps with their leases.
     Delete { registry: u8, keys: Vec<usize>, lease: bool },
     /// Sends an earlier event of this epoch again.
     Replay { registry: u8, which: Index },
@@ -51,7 +51,9 @@ enum ModelStep {
     /// Reports the state of the connection.
     Connected { registry: u8, connected: bool },
     /// Replies to all lease checks.
-    LeaseReply { gone: bool },
+    ///
+    /// A lease is gone, alive or unknown by one bit of each number.
+    LeaseReply { gone: u8, alive: u8 },
     /// Advances the time.
     Advance { milliseconds: u64 },
     /// Settles the catalog.
@@ -81,7 +83,7 @@ fn step() -> impl Strategy<Value = ModelStep> {
             .prop_map(|(registry, kind, cut)| ModelStep::List { registry, kind, cut }),
         1 => (registry(), any::<bool>())
             .prop_map(|(registry, connected)| ModelStep::Connected { registry, connected }),
-        2 => any::<bool>().prop_map(|gone| ModelStep::LeaseReply { gone }),
+        2 => any::<(u8, u8)>().prop_map(|(gone, alive)| ModelStep::LeaseReply { gone, alive }),
         3 => (0..7_000_u64).prop_map(|milliseconds| ModelStep::Advance { milliseconds }),
         6 => Just(ModelStep::Settle),
     ]
@@ -163,10 +165,15 @@ impl CatalogModel {
             ModelStep::Connected { registry, connected } => {
                 self.catalog.apply_change(id(registry), Change::Connected(connected), self.now);
             }
-            ModelStep::LeaseReply { gone } => {
+            ModelStep::LeaseReply { gone, alive } => {
                 for (registry, leases) in std::mem::take(&mut self.lease_checks) {
-                    let leases = if gone { leases } else { Vec::new() };
-                    self.catalog.apply_change(registry, Change::LeasesGone(leases), self.now);
+                    let of = |bits: u8| {
+                        let is_set = |lease: &&i64| bits >> (**lease % 8) & 1 == 1;
+                        leases.iter().filter(is_set).copied().collect()
+                    };
+                    let (gone, alive) = (of(gone), of(alive & !gone));
+                    let reply = LeaseReply { revision: 0, gone, alive };
+                    self.catalog.apply_change(registry, Change::LeasesChecked(reply), self.now);
                 }
             }
             ModelStep::Advance { milliseconds } => self.now += Duration::from_millis(milliseconds),
@@ -214,7 +221,7 @@ impl CatalogModel {
         if store.watching {
             store.reported.remove(&key);
             store.removed.insert(key, self.now);
-            let removal = if lease { Removal::Lease(put.lease) } else { Removal::Explicit };
+            let removal = if lease { Removal::Unknown } else { Removal::Explicit };
             let revision = if registry == 1 { 0 } else { store.revision };
             self.event(registry, Change::Delete { key: put.key, revision, removal });
         }
@@ -428,7 +435,7 @@ proptest! {
         prop_assert_eq!(&model.catalog.rejections().counts, &rejections);
         prop_assert_eq!(model.catalog.registry_status(model.now).held_keys, 0);
         // No tombstone outlives the burst window.
-        model.now += grace::BURST_WINDOW;
+        model.now += expiry::BURST_WINDOW;
         model.settle();
         let SettleOutcome { changed, lease_checks, wake, .. } = model.catalog.settle(model.now);
         prop_assert!(changed.is_empty() && lease_checks.is_empty() && wake.is_none());

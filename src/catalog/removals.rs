@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Catalog;
-use super::grace::{Conclusion, Hold, LEASE_CHECK_HOLD, Sweep, Tombstone};
+use super::expiry::{CheckOutcome, Tombstone};
+use super::grace::{Hold, Sweep};
 use super::key::{RegistryKey, SharedKeyFields};
-use super::mirror::EntryState;
+use super::mirror::{EntryState, Mirror};
 use super::tracker::ListInProgress;
-use crate::service::{ListKind, RegistryId, Removal};
+use crate::service::{LeaseReply, ListKind, RegistryId, Removal};
 
 impl Catalog {
-    /// Applies a delete event; one of a leased key may be held ([`super::grace`]).
+    /// Applies a delete event; one of a leased key may be held ([`super::expiry`]).
     pub(super) fn delete(
         &mut self,
         registry: RegistryId,
@@ -28,60 +29,59 @@ impl Catalog {
         self.trackers[registry.index()].removals.record(hash, revision);
         self.ledger.remove_key(registry, hash);
         let Some(slot) = slot else { return };
-        match removal {
-            Removal::Lease(lease) if lease != 0 && !self.grace(registry).is_zero() => {
-                if self.mirror.state(slot) == EntryState::Present {
-                    self.delete_leased(registry, slot, lease, now);
-                }
-            }
-            Removal::Lease(_) | Removal::Explicit => {
-                self.update_entry(slot, None, EntryState::Removed);
-                self.mark_changed(slot, registry);
-            }
-        }
-    }
-
-    /// Applies the delete of a leased key: leaves a tombstone, or holds the key.
-    fn delete_leased(&mut self, registry: RegistryId, slot: u32, lease: i64, now: Instant) {
-        self.advance_time(registry, now);
-        let before = self.mirror.tally(registry).instances;
         let Some(key) = self.mirror.key(slot).map(Arc::clone) else { return };
-        let detector = &mut self.trackers[registry.index()].detector;
-        if detector.is_expiry() {
-            detector.extend(now);
-            self.hold(registry, slot, now + self.grace(registry), EntryState::Removed);
-        } else {
-            detector.add(Tombstone { at: now, slot, key, lease, before });
+        if removal == Removal::Explicit || key.lease == 0 || self.grace(registry).is_zero() {
+            self.update_entry(slot, None, EntryState::Removed);
+        } else if self.mirror.state(slot) == EntryState::Present {
+            self.advance_time(registry, now);
+            let before = self.mirror.tally(registry).instances;
+            let tombstone = Tombstone {
+                at: now,
+                revision,
+                slot,
+                key,
+                before,
+                held_until: None,
+                expired: false,
+            };
+            self.trackers[registry.index()].detector.add(tombstone);
             self.update_entry(slot, None, EntryState::Tombstoned);
+        } else {
+            return;
         }
         self.mark_changed(slot, registry);
     }
 
-    /// Takes the reply to a lease check: these of the checked leases no longer exist.
+    /// Takes the reply to a lease check.
     pub(super) fn conclude_lease_check(
         &mut self,
         registry: RegistryId,
-        gone: &[i64],
+        reply: LeaseReply,
         now: Instant,
     ) {
         self.advance_time(registry, now);
-        match self.trackers[registry.index()].detector.conclude(gone) {
-            Conclusion::NotAsked => {}
-            Conclusion::Expired(tombstones) => {
-                for tombstone in tombstones {
-                    let until = tombstone.at + self.grace(registry);
-                    if until > now && self.is_pending(&tombstone) {
-                        self.hold(registry, tombstone.slot, until, EntryState::Removed);
-                        self.mirror.mark_changed(self.mirror.base(tombstone.slot), None);
-                    } else {
-                        self.finalize(&tombstone);
-                    }
-                }
+        let detector = &mut self.trackers[registry.index()].detector;
+        let CheckOutcome { deregistered, expired, is_settled } = detector.conclude(reply, now);
+        let released = if is_settled { detector.release() } else { Vec::new() };
+        for tombstone in deregistered {
+            self.finalize(&tombstone);
+        }
+        for tombstone in expired {
+            let until = tombstone.at + self.grace(registry);
+            if tombstone.held_until.is_some() || !is_pending(&self.mirror, &tombstone) {
+                continue;
             }
-            Conclusion::Deregistered(tombstones) => {
-                for tombstone in &tombstones {
-                    self.finalize(tombstone);
-                }
+            if until > now {
+                self.hold(registry, tombstone.slot, until);
+                self.mirror.mark_changed(self.mirror.base(tombstone.slot), None);
+            } else {
+                self.finalize(&tombstone);
+            }
+        }
+        for (slot, key) in released {
+            if is_unchanged(&self.mirror, slot, &key, EntryState::Held) {
+                self.update_entry(slot, None, EntryState::Tombstoned);
+                self.mirror.mark_changed(self.mirror.base(slot), None);
             }
         }
     }
@@ -107,7 +107,7 @@ impl Catalog {
         }
         for slot in swept {
             if hold {
-                self.hold(registry, slot, now + grace, EntryState::Removed);
+                self.hold(registry, slot, now + grace);
             } else {
                 self.update_entry(slot, None, EntryState::Removed);
             }
@@ -117,49 +117,42 @@ impl Catalog {
         self.mirror.queue_waiting(registry);
     }
 
-    /// Expires tombstones, bursts and holds that are over at this time.
+    /// Ends the tombstones and holds that are over at this time.
     pub(super) fn advance_time(&mut self, registry: RegistryId, now: Instant) {
         let tracker = &mut self.trackers[registry.index()];
         let (tombstones, holds) = (tracker.detector.advance(now), tracker.holds.take_ended(now));
         for tombstone in tombstones {
             self.finalize(&tombstone);
         }
-        for Hold { slot, key, after } in holds {
-            if self.is_unchanged(slot, &key, EntryState::Held) {
-                self.update_entry(slot, None, after);
+        for Hold { slot, key } in holds {
+            if is_unchanged(&self.mirror, slot, &key, EntryState::Held) {
+                self.update_entry(slot, None, EntryState::Removed);
                 self.mirror.mark_changed(self.mirror.base(slot), None);
             }
         }
     }
 
-    /// Holds recent tombstones while a lease check is pending.
+    /// Holds the keys of recent deletes while there is a doubt about them.
     ///
     /// Only the keys whose removal no [`Self::settle`] has published yet are held.
     pub(super) fn hold_unpublished(&mut self, registry: RegistryId, now: Instant) {
         let mut tombstones = self.trackers[registry.index()].detector.take_unpublished();
         for tombstone in &mut tombstones {
-            let until = tombstone.at + LEASE_CHECK_HOLD.min(self.grace(registry));
+            let until = tombstone.at + self.grace(registry);
             if until > now
-                && self.is_pending(tombstone)
-                && let Some(held) =
-                    self.hold(registry, tombstone.slot, until, EntryState::Tombstoned)
+                && is_pending(&self.mirror, tombstone)
+                && let Some(held) = self.hold(registry, tombstone.slot, until)
             {
                 tombstone.key = held;
+                tombstone.held_until = Some(until);
             }
         }
         self.trackers[registry.index()].detector.put_back(tombstones);
     }
 
-    /// Returns whether a tombstone's key was neither put again nor removed for good.
-    fn is_pending(&self, tombstone: &Tombstone) -> bool {
-        [EntryState::Tombstoned, EntryState::Held]
-            .into_iter()
-            .any(|state| self.is_unchanged(tombstone.slot, &tombstone.key, state))
-    }
-
     /// Removes a tombstone's key for good.
     fn finalize(&mut self, tombstone: &Tombstone) {
-        if self.is_pending(tombstone) {
+        if is_pending(&self.mirror, tombstone) {
             self.update_entry(tombstone.slot, None, EntryState::Removed);
             self.mirror.mark_changed(self.mirror.base(tombstone.slot), None);
         }
@@ -171,7 +164,6 @@ impl Catalog {
         registry: RegistryId,
         slot: u32,
         until: Instant,
-        after: EntryState,
     ) -> Option<Arc<RegistryKey>> {
         let mut held = RegistryKey::clone(self.mirror.key(slot)?);
         held.shared = self.shared_fields.intern(Arc::new(SharedKeyFields {
@@ -180,17 +172,21 @@ impl Catalog {
         }));
         let held = Arc::new(held);
         self.update_entry(slot, Some(Arc::clone(&held)), EntryState::Held);
-        self.trackers[registry.index()]
-            .holds
-            .add(until, Hold { slot, key: Arc::clone(&held), after });
+        self.trackers[registry.index()].holds.add(until, Hold { slot, key: Arc::clone(&held) });
         Some(held)
     }
+}
 
-    /// Returns whether an entry still has this very key and state.
-    ///
-    /// A put of a held or tombstoned key creates a new key, even with the same content.
-    fn is_unchanged(&self, slot: u32, key: &Arc<RegistryKey>, state: EntryState) -> bool {
-        self.mirror.state(slot) == state
-            && self.mirror.key(slot).is_some_and(|known| Arc::ptr_eq(known, key))
-    }
+/// Returns whether a tombstone's key was neither put again nor removed for good.
+pub(super) fn is_pending(mirror: &Mirror, tombstone: &Tombstone) -> bool {
+    [EntryState::Tombstoned, EntryState::Held]
+        .into_iter()
+        .any(|state| is_unchanged(mirror, tombstone.slot, &tombstone.key, state))
+}
+
+/// Returns whether an entry still has this very key and state.
+///
+/// A put of a held or tombstoned key creates a new key, even with the same content.
+fn is_unchanged(mirror: &Mirror, slot: u32, key: &Arc<RegistryKey>, state: EntryState) -> bool {
+    mirror.state(slot) == state && mirror.key(slot).is_some_and(|known| Arc::ptr_eq(known, key))
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use foldhash::fast::RandomState;
 
-use super::grace::{ExpiryDetector, Holds, MAX_REMOVAL_GRACE};
+use super::expiry::ExpiryDetector;
+use super::grace::{Holds, MAX_REMOVAL_GRACE};
 use crate::service::ListKind;
 
 /// The catalog's state of one registry, except for its keys.

@@ -51,8 +51,9 @@ pub trait Registry: Send + 'static {
 pub enum RegistryCommand {
     /// Check which of these leases no longer exist.
     ///
-    /// The reply is a [`Change::LeasesGone`] on the feed. No reply comes if the store cannot be
-    /// reached. A registry without leases ignores the command.
+    /// The reply is a [`Change::LeasesChecked`] on the feed. No reply comes if the store cannot be
+    /// reached; the catalog then asks again. A registry that cannot look up its leases replies
+    /// that all are gone, one without leases ignores the command.
     CheckLeases(Vec<i64>),
 }
 

@@ -21,7 +21,7 @@ pub enum Change {
         key: Box<str>,
         /// The store's revision of the removal; 0 if the registry has no revisions.
         revision: u64,
-        /// Kind of the removal, if known.
+        /// Reason for the removal, as far as known.
         removal: Removal,
     },
     /// The list is complete as of this revision.
@@ -33,8 +33,8 @@ pub enum Change {
     ///
     /// The catalog keeps the registry's data and marks it as stale.
     Connected(bool),
-    /// The reply to a lease check: the checked leases that no longer exist.
-    LeasesGone(Vec<i64>),
+    /// The reply to a lease check.
+    LeasesChecked(LeaseReply),
 }
 
 /// Reason for a list; decides which of its removals apply at once.
@@ -57,17 +57,35 @@ pub struct Put {
     pub key: Box<str>,
     /// The revision of the key's last change; 0 if the registry has no revisions.
     pub revision: u64,
-    /// The ID of the key's lease; 0 for none.
+    /// The lease, or session, without which the registry drops the key; 0 for none.
     pub lease: i64,
     /// The parsed registration, or the reason why it cannot be served.
     pub content: Result<Registration, Rejected>,
 }
 
-/// Kind of the removal of a key.
+/// Reason for the removal of a key, as far as the registry knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
-    /// The key had no lease, or its lease has certainly expired. Applies at once.
+    /// A program or a person removed the key. Applies at once.
     Explicit,
-    /// The key was deleted while it had this lease, which may or may not have expired.
-    Lease(i64),
+    /// The key was removed explicitly, or it expired with its lease.
+    ///
+    /// Explicit if the key had no lease. Otherwise it may be part of a mass expiry: the catalog
+    /// then asks whether the lease still exists, and holds the key until it knows.
+    Unknown,
+}
+
+/// The reply to a lease check.
+///
+/// A lease in neither list is unknown: its keys stay in doubt.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeaseReply {
+    /// The store's revision when it replied; 0 if the registry counts none.
+    ///
+    /// The reply says nothing about removals after this revision.
+    pub revision: u64,
+    /// Checked leases that no longer exist: their keys expired.
+    pub gone: Vec<i64>,
+    /// Checked leases that still exist: their keys were removed explicitly.
+    pub alive: Vec<i64>,
 }

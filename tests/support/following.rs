@@ -18,7 +18,7 @@ use svcdns::registry::{
     RegistryReport, RegistryState, Secret,
 };
 use svcdns::service::{
-    Change, Endpoint, ListKind, Metadata, Put, RegistryId, Removal, ServiceId, Update,
+    Change, Endpoint, LeaseReply, ListKind, Metadata, Put, RegistryId, Removal, ServiceId, Update,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -87,9 +87,10 @@ pub struct Received {
     pub lists: Vec<ListKind>,
     pub lists_ended: usize,
     pub connected: Vec<bool>,
-    pub removals: Vec<(String, Removal)>,
+    /// The removed keys with the leases of their last puts.
+    pub removals: Vec<(String, i64)>,
     /// The replies to lease checks.
-    pub lease_replies: Vec<Vec<i64>>,
+    pub lease_replies: Vec<LeaseReply>,
     pub largest_batch: usize,
 }
 
@@ -118,12 +119,10 @@ impl Received {
                 }
                 Change::Delete { key, revision, removal } => {
                     assert!(self.list_in_progress.is_none(), "a delete within a list");
-                    let before = self.keys.remove(&*key);
-                    assert!(
-                        before.is_some_and(|before| before.revision < revision),
-                        "a delete for {key} is unexpected or has an old revision"
-                    );
-                    self.removals.push((key.into(), removal));
+                    let before = self.keys.remove(&*key).expect("only known keys are deleted");
+                    assert!(before.revision < revision, "a delete for {key} has an old revision");
+                    assert_eq!(removal, Removal::Unknown, "etcd does not tell why {key} is gone");
+                    self.removals.push((key.into(), before.lease));
                 }
                 Change::ListEnd { .. } => {
                     let listed = self.list_in_progress.take().expect("a list that has begun");
@@ -131,7 +130,7 @@ impl Received {
                     self.lists_ended += 1;
                 }
                 Change::Connected(connected) => self.connected.push(connected),
-                Change::LeasesGone(leases) => self.lease_replies.push(leases),
+                Change::LeasesChecked(reply) => self.lease_replies.push(reply),
             }
         }
     }
@@ -243,14 +242,31 @@ impl Following {
         self.received().keys.keys().cloned().collect()
     }
 
-    /// Returns which of these leases are gone.
-    pub async fn check_leases(&self, leases: &[i64]) -> Vec<i64> {
+    /// Checks these leases, which must be sorted; returns the reply.
+    ///
+    /// Like the catalog, asks again while no reply comes.
+    pub async fn check_leases(&self, leases: &[i64]) -> LeaseReply {
         let before = self.received().lease_replies.len();
-        let command = RegistryCommand::CheckLeases(leases.to_vec());
-        self.commands.send(command).await.unwrap();
-        self.wait_until("a reply about leases", |received| received.lease_replies.len() > before)
-            .await;
-        self.received().lease_replies[before].clone()
+        let deadline = Instant::now() + SOON;
+        loop {
+            let command = RegistryCommand::CheckLeases(leases.to_vec());
+            self.commands.send(command).await.unwrap();
+            let asked = Instant::now();
+            while asked.elapsed() < Duration::from_secs(5) {
+                if let Some(reply) = self.received().lease_replies.get(before) {
+                    return reply.clone();
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            assert!(Instant::now() < deadline, "no reply about leases: {:?}", self.state.report());
+        }
+    }
+
+    /// Checks leases; returns those that are gone, once all others are known to be alive.
+    pub async fn gone_of(&self, leases: &[i64]) -> Vec<i64> {
+        let reply = self.check_leases(leases).await;
+        assert_eq!(reply.gone.len() + reply.alive.len(), leases.len(), "{reply:?} of {leases:?}");
+        reply.gone
     }
 
     /// Stops following, which must end soon and without a panic.

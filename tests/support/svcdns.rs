@@ -72,6 +72,11 @@ impl Svcdns {
         self.process.log()
     }
 
+    /// Sends a signal to the server.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
     /// Returns whether it still runs.
     pub(crate) fn is_running(&mut self) -> bool {
         self.process.ended().is_none()

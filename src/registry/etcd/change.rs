@@ -23,13 +23,11 @@ pub(super) fn event(event: &Event, parser: &mut KeyParser) -> Option<(u64, Chang
     if kv.version() != 0 {
         return Some((event_revision, put(kv.clone(), parser)));
     }
-    // The previous key is missing if it was compacted; then the removal counts as explicit.
-    let removal = match event.prev_kv().map_or(0, KeyValue::lease) {
-        0 => Removal::Explicit,
-        lease => Removal::Lease(lease),
-    };
+    // The expiry of a lease causes the same event as a delete. The watch does not request the
+    // previous key: its lease is that of the last put, and etcd may have compacted it.
     let key = key_text(kv.key().to_vec());
-    Some((event_revision, Change::Delete { key, revision: event_revision, removal }))
+    let delete = Change::Delete { key, revision: event_revision, removal: Removal::Unknown };
+    Some((event_revision, delete))
 }
 
 /// Converts a revision; etcd's are never negative.

@@ -8,6 +8,7 @@
 //! - `supervisor`: the state machine; it alone knows up to which revision each head was read
 //! - `connection`: a client of one member, and the choice of the next member
 //! - `list` and `watch`: the readers of a store; `stride`: the key range of one page of a list
+//! - `leases`: which leases still exist
 //! - `change`: conversion of etcd's keys and events to [`crate::service`]
 //! - `register`: the only code that writes
 
@@ -15,6 +16,7 @@ mod backoff;
 mod change;
 mod connection;
 mod failure;
+mod leases;
 mod list;
 mod register;
 mod stride;

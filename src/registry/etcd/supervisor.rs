@@ -11,7 +11,7 @@ use super::backoff::Backoff;
 use super::connection::{ClusterEndpoints, Connection, Prefix, StoreStatus};
 use super::failure::{EtcdFailure, FailureKind};
 use super::watch::{EtcdWatch, WatchEvent};
-use super::{Settings, list, random_up_to};
+use super::{Settings, leases, list, random_up_to};
 use crate::registry::{Feed, FeedClosed, RegistryCommand};
 use crate::service::{Change, ListKind};
 
@@ -19,6 +19,11 @@ use crate::service::{Change, ListKind};
 ///
 /// Beyond this limit the member seems faulty, so the supervisor leaves it.
 const MAX_RELISTS_PER_SESSION: u32 = 3;
+
+/// Time without lists of all leases after one that failed.
+///
+/// They are costly with very many leases, and may be refused.
+const LEASE_LIST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Follows one cluster through all failures.
 ///
@@ -263,6 +268,7 @@ impl Supervisor {
         working_since: &mut Option<Instant>,
     ) -> Result<StoreStatus, SessionEnd> {
         let mut lease_check = JoinSet::new();
+        let mut list_leases_after = Instant::now();
         let tuning = self.settings.tuning.clone();
         loop {
             let positions = self.revisions();
@@ -296,14 +302,18 @@ impl Supervisor {
                         CheckResult::Restored(status) => return Ok(status),
                     }
                 }
-                Some(RegistryCommand::CheckLeases(leases)) = self.commands.recv(),
+                Some(RegistryCommand::CheckLeases(checked)) = self.commands.recv(),
                     if lease_check.is_empty() =>
                 {
-                    let (connection, feed) = (connection.clone(), self.feed.clone());
-                    let limit = tuning.request_timeout;
-                    lease_check.spawn(check_leases(connection, leases, feed, limit));
+                    let (connection, feed) = (watch.connection().clone(), self.feed.clone());
+                    let may_list = list_leases_after <= Instant::now();
+                    lease_check.spawn(leases::check(connection, checked, may_list, feed));
                 }
-                Some(_) = lease_check.join_next(), if !lease_check.is_empty() => {}
+                Some(ended) = lease_check.join_next(), if !lease_check.is_empty() => {
+                    if matches!(ended, Ok(true)) {
+                        list_leases_after = Instant::now() + LEASE_LIST_PAUSE;
+                    }
+                }
             }
         }
     }
@@ -402,56 +412,4 @@ enum CheckResult {
     Refused,
     /// The store went back in time: nothing was sent yet, and the watch is obsolete.
     Restored(StoreStatus),
-}
-
-/// Checks which leases are gone and sends the result if it is conclusive.
-async fn check_leases(connection: Connection, leases: Vec<i64>, feed: Feed, limit: Duration) {
-    let deadline = Instant::now() + limit;
-    let checked = leases.len();
-    let mut alive = 0;
-    let mut gone = Vec::new();
-    for lease in leases {
-        let time_to_live = || {
-            let mut client = connection.lease();
-            async move { client.time_to_live(lease, None).await }
-        };
-        let call = connection.call("check a lease", time_to_live);
-        match tokio::time::timeout_at(deadline, call).await {
-            Ok(Ok(response)) => {
-                if response.ttl() < 0 {
-                    gone.push(lease);
-                } else {
-                    alive += 1;
-                }
-            }
-            Ok(Err(failure)) if failure.kind.is_refusal() => break,
-            Ok(Err(_)) => {}
-            Err(_) => break,
-        }
-    }
-    if is_conclusive(checked, alive, gone.len()) {
-        // If the feed is closed, the supervisor ends by itself.
-        let _ = feed.send(vec![Change::LeasesGone(gone)]).await;
-    }
-}
-
-/// Returns whether checks of `checked` leases found out enough to send a reply.
-///
-/// One gone lease proves an expiry. To say that no lease is gone, all must have been seen: a store
-/// that falls silent in between may be the very reason why leases expire.
-fn is_conclusive(checked: usize, alive: usize, gone: usize) -> bool {
-    gone > 0 || alive == checked
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lease_check_that_saw_too_few_leases_is_inconclusive() {
-        assert!(is_conclusive(3, 3, 0));
-        assert!(is_conclusive(3, 0, 1));
-        assert!(!is_conclusive(3, 1, 0), "the state of two leases is unknown");
-        assert!(!is_conclusive(3, 0, 0));
-    }
 }

@@ -57,7 +57,6 @@ impl EtcdWatch {
                 .with_range(prefix.end())
                 .with_start_revision(i64::try_from(position.saturating_add(1)).unwrap_or(i64::MAX))
                 .with_watch_id(index)
-                .with_prev_key()
                 .with_progress_notify();
             match &mut stream {
                 None => {
@@ -125,6 +124,11 @@ impl EtcdWatch {
                 }
             }
         }
+    }
+
+    /// Returns the watch's connection, for a call that the same member must execute.
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
     }
 
     /// Restarts measuring silence after a pause in which the stream was not read.

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use svcdns::answer::{Answerer, Answers, Published, Publisher, Settings};
 use svcdns::catalog::{self, Docker0};
 use svcdns::name::Zones;
-use svcdns::service::{Addresses, Change, HostChange, ListKind, Put, RegistryId, Removal, Update};
+use svcdns::service::{
+    Addresses, Change, HostChange, LeaseReply, ListKind, Put, RegistryId, Removal, Update,
+};
 
 use super::answers::{Kinds, answer, without_serial};
 use super::choices::Choices;
@@ -124,7 +126,7 @@ impl World {
             18..=23 => {
                 if let Some((registry, put)) = self.pick(choices) {
                     let lease = put.lease != 0 && choices.one_in(2);
-                    let removal = if lease { Removal::Lease(put.lease) } else { Removal::Explicit };
+                    let removal = if lease { Removal::Unknown } else { Removal::Explicit };
                     self.forget(registry, &put);
                     self.report(registry, Change::Delete { key: put.key, revision: 0, removal });
                 }
@@ -153,9 +155,10 @@ impl World {
                 self.report(registry, Change::Connected(connected));
             }
             27 => {
-                let leases =
+                let gone =
                     (0..choices.below(4)).map(|lease| i64::try_from(lease).unwrap()).collect();
-                self.report(registry, Change::LeasesGone(leases));
+                let reply = LeaseReply { gone, ..LeaseReply::default() };
+                self.report(registry, Change::LeasesChecked(reply));
             }
             28 | 29 => self.now += Duration::from_millis(u64::from(choices.byte()) * 100),
             _ => self.resolve(choices),

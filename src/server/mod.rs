@@ -6,7 +6,7 @@
 //! - No socket error and no client ends a receive or accept loop.
 //! - Every wait has a deadline and every queue a limit (RFC 7766 sections 6 and 10, RFC 9210
 //!   section 4).
-//! A source without access gets only REFUSED or a closed connection.
+//! - A source without access gets only REFUSED or a closed connection.
 
 mod access;
 mod activity;

@@ -1,8 +1,8 @@
 //! Adds svcdns's lines to a resolv.conf that another program or person wrote, and removes them.
 //!
 //! Our lines are between two marker lines. The lines that they replace stay in the file as
-//! comments with the prefix [`REPLACED_LINE_MARK`]. The file alone is therefore enough to undo the edit, even
-//! after other changes to it.
+//! comments with the prefix [`REPLACED_LINE_MARK`]. The file alone is therefore enough to undo the
+//! edit, even after other changes to it.
 
 use std::fmt::Write;
 use std::net::IpAddr;

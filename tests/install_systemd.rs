@@ -428,12 +428,12 @@ fn an_uninstall_while_the_route_is_made_leaves_no_link() {
         assert!(!has_link());
         // A `resolvectl` of the unit now waits for systemd-resolved.
         let resolved = systemd.main_process(RESOLVED);
-        systemd.ends_with(0, &["kill", "-STOP", &resolved.to_string()]);
+        systemd.ends_with(0, &["sh", "-c", &format!("kill -STOP {resolved}")]);
         systemd.ends_with(0, &["systemctl", "start", "--no-block", ROUTE]);
         eventually("the link", SOON, || has_link().then_some(()));
         systemd.ends_with(0, &[PROGRAM, "uninstall"]);
         assert!(!has_link());
-        systemd.ends_with(0, &["kill", "-CONT", &resolved.to_string()]);
+        systemd.ends_with(0, &["sh", "-c", &format!("kill -CONT {resolved}")]);
         let units = systemd.ends_with(0, &["systemctl", "list-units", "--all", "svcdns*"]);
         assert!(!units.contains("svcdns"), "{units}");
         resolved_route::expect_outside_name(systemd, "after uninstall");

@@ -33,7 +33,7 @@ pub struct Publisher {
     answerer: Arc<Answerer>,
     /// Older generations that readers may still hold.
     retired: Vec<Arc<Snapshot>>,
-    /// Services per [`Publication::compile_next`]; fewer in tests.
+    /// Maximum services compiled per call of [`Publication::compile_next`]; lower in tests.
     pub(super) services_per_step: usize,
 }
 

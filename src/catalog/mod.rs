@@ -59,7 +59,7 @@ pub const MAX_INSTANCES_PER_SERVICE: usize = (u16::MAX / 3) as usize;
 /// 32-bit indices must cover the keys of [`MAX_REGISTRIES`] registries.
 pub const MAX_KEYS: usize = (u32::MAX as usize) / MAX_REGISTRIES;
 
-/// Maximum wait for the first list of every registry, once one list is complete.
+/// Maximum wait from startup for the first list of every registry, if one list is complete.
 const MAX_SYNC_WAIT: Duration = Duration::from_secs(10);
 
 /// Configuration of the catalog.
@@ -212,8 +212,8 @@ impl Catalog {
     /// The caller settles when no update is waiting, and at [`SettleOutcome::wake`].
     ///
     /// The changes of a list become visible after its [`Change::ListEnd`]. A service that is
-    /// rebuilt earlier for another reason (an event of another registry, the end of a hold) also
-    /// shows its instances of the list so far.
+    /// rebuilt earlier for another reason (an event of another registry, the end of a hold)
+    /// already includes the instances that the list has delivered so far.
     pub fn settle(&mut self, now: Instant) -> SettleOutcome {
         let started = *self.started.get_or_insert(now);
         let mut outcome = SettleOutcome::default();

@@ -130,7 +130,9 @@ pub struct Selector<'a> {
     pub unsatisfiable: bool,
 }
 
-/// Parses the labels in front of a zone: in lower case, left to right.
+/// Parses the labels of a name in front of its zone.
+///
+/// The labels must be in lower case; they are ordered left to right.
 ///
 /// The name begins with an optional chain, which ends with the last label that begins with `_`. A
 /// chain is an optional `_<protocol>._tcp` followed by selectors.

@@ -20,7 +20,7 @@ pub struct Settings {
     pub allow: Vec<IpNet>,
     /// Whether loopback has access without an entry in `allow`; `true` by default.
     pub allow_loopback: bool,
-    /// Logs one of this many queries per thread; 0 turns the query log off.
+    /// Each thread logs one query of this many; 0 turns the query log off.
     ///
     /// The log then contains client addresses and query names.
     pub log_queries: u32,

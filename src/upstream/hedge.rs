@@ -128,7 +128,7 @@ struct HedgedQuery<'a> {
     hedge_at: Option<Instant>,
     /// Time of the next check of silent upstreams.
     next_tick: Instant,
-    /// Time at which to retransmit or to query more of the fastest upstreams.
+    /// Time at which to query further upstreams, in the order `fastest`, or else to retransmit.
     next_round: Instant,
     /// Response to return if no conclusive response arrives.
     fallback: Option<Incoming>,

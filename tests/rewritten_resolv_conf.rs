@@ -63,6 +63,12 @@ fn lease_file(lease: usize) -> String {
     )
 }
 
+/// Writes the file of the first lease; returns its and the other name server, and a registry.
+fn first_lease() -> ([Upstream; 2], Files) {
+    fs::write(RESOLV_CONF, lease_file(0)).unwrap();
+    (upstreams(), registry())
+}
+
 /// The ways in which programs rewrite the file.
 #[derive(Clone, Copy, Debug)]
 enum Rewriting {
@@ -143,9 +149,7 @@ fn keep() -> Process {
 #[test]
 fn a_rewritten_file_is_reported() {
     on_a_machine("a_rewritten_file_is_reported", || {
-        let _upstreams = upstreams();
-        fs::write(RESOLV_CONF, lease_file(0)).unwrap();
-        let files = registry();
+        let (_upstreams, files) = first_lease();
         let server = serve(&["--registry", &files.url(), "--listen", SERVER]);
         assert_eq!(status()["resolv-conf"], Value::Null, "nothing is installed");
         let install = ["install", "--registry", &files.url()];
@@ -210,9 +214,7 @@ fn a_rewritten_file_is_reported() {
 #[test]
 fn a_rewriting_before_the_start_is_reported() {
     on_a_machine("a_rewriting_before_the_start_is_reported", || {
-        let _upstreams = upstreams();
-        fs::write(RESOLV_CONF, lease_file(0)).unwrap();
-        let files = registry();
+        let (_upstreams, files) = first_lease();
         let serving = ["--registry", &files.url(), "--listen", SERVER];
         let mut server = serve(&serving);
         done(&["install", "--registry", &files.url()]);
@@ -241,9 +243,7 @@ fn a_rewriting_before_the_start_is_reported() {
 #[test]
 fn a_kept_line_is_put_back_with_the_new_upstreams() {
     on_a_machine("a_kept_line_is_put_back_with_the_new_upstreams", || {
-        let _upstreams = upstreams();
-        fs::write(RESOLV_CONF, lease_file(0)).unwrap();
-        let files = registry();
+        let (_upstreams, files) = first_lease();
         let serving = ["--registry", &files.url(), "--listen", SERVER];
         let mut server = serve(&serving);
         let told = refused(&["keep"], 1);
@@ -290,10 +290,7 @@ fn a_kept_line_is_put_back_with_the_new_upstreams() {
 #[test]
 fn a_restored_file_brings_back_its_upstreams() {
     on_a_machine("a_restored_file_brings_back_its_upstreams", || {
-        let _upstreams = upstreams();
-        fs::write(RESOLV_CONF, lease_file(0)).unwrap();
-        let before = lease_file(0);
-        let files = registry();
+        let (_upstreams, files) = first_lease();
         let serving = ["--registry", &files.url(), "--listen", SERVER];
         let mut server = serve(&serving);
         done(&["install", "--keep", "--registry", &files.url()]);
@@ -312,7 +309,7 @@ fn a_restored_file_brings_back_its_upstreams() {
         let _server = serve(&serving);
         expect_found(&name, &address);
         done(&["uninstall"]);
-        assert_eq!(fs::read_to_string(RESOLV_CONF).unwrap(), before);
+        assert_eq!(fs::read_to_string(RESOLV_CONF).unwrap(), lease_file(0));
         assert!(tree("/var/lib").is_empty(), "{:?}", tree("/var/lib"));
     });
 }
@@ -320,9 +317,7 @@ fn a_restored_file_brings_back_its_upstreams() {
 #[test]
 fn a_kept_line_waits_for_the_writer_and_for_svcdns() {
     on_a_machine("a_kept_line_waits_for_the_writer_and_for_svcdns", || {
-        let _upstreams = upstreams();
-        fs::write(RESOLV_CONF, lease_file(0)).unwrap();
-        let files = registry();
+        let (_upstreams, files) = first_lease();
         let serving = ["--registry", &files.url(), "--listen", SERVER];
         let mut server = serve(&serving);
         let search = ["install", "--keep", "--search", "--registry", &files.url()];
@@ -358,9 +353,7 @@ fn a_kept_line_waits_for_the_writer_and_for_svcdns() {
 #[test]
 fn a_fight_over_the_file_slows_down() {
     on_a_machine("a_fight_over_the_file_slows_down", || {
-        let _upstreams = upstreams();
-        fs::write(RESOLV_CONF, lease_file(0)).unwrap();
-        let files = registry();
+        let (_upstreams, files) = first_lease();
         let _server = serve(&["--registry", &files.url(), "--listen", SERVER]);
         done(&["install", "--keep", "--registry", &files.url()]);
         let keeper = keep();
@@ -508,9 +501,7 @@ fn wsl_is_named_with_the_setting_to_change() {
 #[test]
 fn the_search_of_the_writer_reaches_programs() {
     on_a_machine("the_search_of_the_writer_reaches_programs", || {
-        let _upstreams = upstreams();
-        fs::write(RESOLV_CONF, lease_file(0)).unwrap();
-        let files = registry();
+        let (_upstreams, files) = first_lease();
         let server: SocketAddr = SERVER.parse().unwrap();
         let _server = serve(&["--registry", &files.url(), "--listen", SERVER]);
         done(&["install", "--keep", "--registry", &files.url()]);
@@ -534,9 +525,7 @@ fn the_script_of_dhclient_leaves_the_kept_line() {
     let Some(folder) = unpacked(TEST, &["isc-dhcp-client"]) else { return };
     let script = folder.join("sbin/dhclient-script");
     on_a_machine(TEST, || {
-        let _upstreams = upstreams();
-        fs::write(RESOLV_CONF, lease_file(0)).unwrap();
-        let files = registry();
+        let (_upstreams, files) = first_lease();
         let _server = serve(&["--registry", &files.url(), "--listen", SERVER]);
         done(&["install", "--keep", "--registry", &files.url()]);
         let keeper = keep();

@@ -32,6 +32,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_util::sync::CancellationToken;
 
+use support::counters;
 use support::echo::Echo;
 use support::files::Files;
 use support::svcdns::Svcdns;
@@ -166,15 +167,7 @@ impl Server {
     }
 
     async fn until(&self, what: &str, holds: impl Fn(&Counters) -> bool) {
-        let start = Instant::now();
-        while !holds(&self.counters) {
-            assert!(
-                start.elapsed() < TEST_TIMEOUT,
-                "not within {TEST_TIMEOUT:?}: {what}; {:?}",
-                self.counters
-            );
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        counters::until(&self.counters, TEST_TIMEOUT, what, holds).await;
     }
 }
 

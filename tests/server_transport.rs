@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use support::counters;
 use support::echo::Echo;
 
 /// Time limit for everything that must happen; only a failing test reaches it.
@@ -84,15 +85,7 @@ impl Server {
 
     /// Waits until the counters satisfy `holds`.
     async fn until(&self, what: &str, holds: impl Fn(&Counters) -> bool) {
-        let start = Instant::now();
-        while !holds(&self.counters) {
-            assert!(
-                start.elapsed() < TEST_TIMEOUT,
-                "not within {TEST_TIMEOUT:?}: {what}; {:?}",
-                self.counters
-            );
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        counters::until(&self.counters, TEST_TIMEOUT, what, holds).await;
     }
 }
 

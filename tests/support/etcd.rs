@@ -542,6 +542,15 @@ impl Certificates {
         certificates
     }
 
+    /// Replaces all files but one, which does not match the others then; returns its new content.
+    pub fn replace_all_but(&self, file: &Path) -> Vec<u8> {
+        let old = fs::read(file).expect("read the old file");
+        self.replace();
+        let new = fs::read(file).expect("read the new file");
+        fs::write(file, old).expect("restore the old file");
+        new
+    }
+
     /// Replaces the CA and all certificates under the same file names.
     pub fn replace(&self) {
         self.openssl(&[

@@ -8,6 +8,7 @@
 )]
 
 pub(crate) mod booted_debian;
+pub(crate) mod counters;
 pub(crate) mod dns;
 pub(crate) mod echo;
 pub(crate) mod etcd;

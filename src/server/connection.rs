@@ -232,9 +232,9 @@ impl<R: Respond> StreamConnection<'_, R> {
             Disposition::Silent => None,
             Disposition::Deferred => {
                 let (context, queue) = (Arc::clone(context), queue.clone());
-                let in_work = self.permit.begin(ConnectionUse::Query);
+                let in_progress = self.permit.begin(ConnectionUse::Query);
                 deferred.spawn(async move {
-                    let _in_work = in_work;
+                    let _in_progress = in_progress;
                     if let Some(response) =
                         context.await_response(kind, request, client, received).await
                     {

@@ -1,8 +1,8 @@
 //! The open connections, and the order in which they are closed to make room.
 //!
-//! A connection can be evicted while nothing is owed to its client: while it is idle, or while it
-//! is stalled, which means that it waits for the client in the middle of an exchange. A connection
-//! with a query in work cannot.
+//! A connection can be evicted while it is idle, or while it is stalled, which means that it waits
+//! for the client in the middle of an exchange. A query in progress protects its connection, unless
+//! the client does not read: the response could not be sent.
 //!
 //! The source with the most connections gives up one first, so that a flood from one source costs
 //! the other sources nothing while the flood's own connections wait. Within a source, the one that

@@ -79,8 +79,8 @@ impl Server {
         client
     }
 
-    /// Opens a connection with a query that is in work until [`Echo::release`].
-    async fn hold_in_work(&self, source: &str) -> Client {
+    /// Opens a connection with a query that is in progress until [`Echo::release`].
+    async fn hold_in_progress(&self, source: &str) -> Client {
         let queries = self.counters.tcp.queries.get();
         let client = self.hold(source, &framed(b"hold")).await;
         self.until("the query is read", |c| c.tcp.queries.get() > queries).await;
@@ -199,16 +199,16 @@ async fn the_connection_that_is_idle_longest_is_closed_then_the_one_stalled_long
     assert_eq!(idle_first.ask(b"hello").await.unwrap(), b"tcp hello");
     // Those that have just become idle would be kept.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
-    let mut newer = vec![server.hold_in_work("127.0.0.1").await];
+    let mut newer = vec![server.hold_in_progress("127.0.0.1").await];
     idle_second.ends().await;
     assert_eq!(server.closed(), [1, 0, 0]);
-    newer.push(server.hold_in_work("127.0.0.1").await);
+    newer.push(server.hold_in_progress("127.0.0.1").await);
     idle_first.ends().await;
     assert_eq!(server.closed(), [2, 0, 0]);
-    newer.push(server.hold_in_work("127.0.0.1").await);
+    newer.push(server.hold_in_progress("127.0.0.1").await);
     stalled_first.ends().await;
     assert!(stalled_second.is_open());
-    newer.push(server.hold_in_work("127.0.0.1").await);
+    newer.push(server.hold_in_progress("127.0.0.1").await);
     stalled_second.ends().await;
     assert_eq!(server.closed(), [2, 2, 0]);
     // A stalled message that is completed in time is answered.
@@ -236,30 +236,30 @@ async fn a_client_that_has_just_connected_is_kept_while_others_stall() {
 }
 
 #[tokio::test]
-async fn a_connection_with_a_query_in_work_is_never_closed() {
+async fn a_connection_with_a_query_in_progress_is_never_closed() {
     let server = start(Limits { connections_per_loopback_source: 2, ..Limits::default() });
-    let mut in_work =
-        [server.hold_in_work("127.0.0.1").await, server.hold_in_work("127.0.0.1").await];
+    let mut in_progress =
+        [server.hold_in_progress("127.0.0.1").await, server.hold_in_progress("127.0.0.1").await];
     // The half message that follows does not make the query less valuable.
-    in_work[0].0.write_all(HALF_MESSAGE).await.unwrap();
+    in_progress[0].0.write_all(HALF_MESSAGE).await.unwrap();
     server.connect().await.ends().await;
     assert_eq!(server.closed(), [0, 0, 1]);
-    for client in &mut in_work {
+    for client in &mut in_progress {
         server.echo.release();
         assert_eq!(client.next().await.unwrap(), b"tcp hold, at last");
     }
     // Both wait now, the first in the middle of a message and for longer.
     server.serves("127.0.0.1").await;
-    in_work[0].ends().await;
+    in_progress[0].ends().await;
     assert_eq!(server.closed()[2], 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_does_not_read_is_closed_for_a_new_one() {
     let server = start(Limits { connections_per_loopback_source: 2, ..Limits::default() });
-    let mut in_work = server.hold_in_work("127.0.0.1").await;
+    let mut in_progress = server.hold_in_progress("127.0.0.1").await;
     let mut blocked = server.connect().await;
-    // A query in work does not protect the connection: its response could not be sent.
+    // A query in progress does not protect the connection: its response could not be sent.
     let queries = [framed(b"hold"), framed(b"big").repeat(100)].concat();
     blocked.0.write_all(&queries).await.unwrap();
     let start = Instant::now();
@@ -271,9 +271,9 @@ async fn a_client_that_does_not_read_is_closed_for_a_new_one() {
     }
     server.serves("127.0.0.1").await;
     assert_eq!(server.closed(), [0, 1, 0]);
-    assert!(in_work.is_open());
+    assert!(in_progress.is_open());
     server.echo.release();
-    assert_eq!(in_work.next().await.unwrap(), b"tcp hold, at last");
+    assert_eq!(in_progress.next().await.unwrap(), b"tcp hold, at last");
     // The responses in the kernel's buffers, and then the end.
     let mut rest = Vec::new();
     let end = timeout(TEST_TIMEOUT, blocked.0.read_to_end(&mut rest)).await.unwrap();
@@ -305,7 +305,7 @@ async fn a_flood_from_one_source_costs_other_sources_nothing() {
     server.until("the flood is gone", |c| c.tcp.open.get() == others.len() as u64).await;
     let mut busy = Vec::new();
     for _ in 0..14 {
-        busy.push(server.hold_in_work("127.0.0.1").await);
+        busy.push(server.hold_in_progress("127.0.0.1").await);
     }
     others[0].ends().await;
     assert!(others[1..].iter().all(Client::is_open) && busy.iter().all(Client::is_open));

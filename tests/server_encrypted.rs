@@ -397,14 +397,14 @@ async fn the_source_limit_covers_all_kinds_of_connections() {
     });
     let mut tls = server.tls().await;
     let (one, two) = (server.quic().await.unwrap(), server.quic().await.unwrap());
-    let mut in_work = tokio::task::JoinSet::new();
+    let mut in_progress = tokio::task::JoinSet::new();
     for connection in [&one, &two] {
         let connection = connection.clone();
-        in_work.spawn(async move { exchange(&connection, &framed([0, 0], b"never")).await });
+        in_progress.spawn(async move { exchange(&connection, &framed([0, 0], b"never")).await });
     }
     tls.send(&[b"never"]).await;
     server
-        .until("three queries are in work", |c| c.tls.queries.get() + c.quic.queries.get() == 3)
+        .until("three queries are in progress", |c| c.tls.queries.get() + c.quic.queries.get() == 3)
         .await;
     let refused = server.quic().await.unwrap_err();
     assert!(matches!(refused, ConnectionError::ConnectionClosed(_)), "{refused}");
@@ -457,7 +457,7 @@ async fn waiting_connections_of_each_kind_make_room_for_new_ones() {
     assert_eq!(ask(&other, b"hello").await, b"quic hello");
     let end = timeout(TEST_TIMEOUT, handshake.read(&mut [0])).await.expect("an end in time");
     assert!(end.is_ok_and(|read| read == 0), "the handshake was stalled longest");
-    assert_eq!(client.next().await.unwrap(), b"tls slow, at last", "a query in work is kept");
+    assert_eq!(client.next().await.unwrap(), b"tls slow, at last", "a query in progress is kept");
     let [tls, quic] = [&server.counters.tls, &server.counters.quic]
         .map(|kind| (kind.evicted_idle.get(), kind.evicted_stalled.get(), kind.rejected.get()));
     assert_eq!((tls, quic), ((0, 1, 0), (1, 0, 0)));

@@ -120,8 +120,8 @@ impl Client {
         self.next().await
     }
 
-    /// Sends a query that is in work until [`Echo::release`].
-    async fn with_query_in_work(mut self, server: &Server) -> Self {
+    /// Sends a query that is in progress until [`Echo::release`].
+    async fn with_query_in_progress(mut self, server: &Server) -> Self {
         let queries = server.counters.tcp.queries.get();
         self.send(&[b"hold"]).await;
         server.until("the query is read", |c| c.tcp.queries.get() > queries).await;
@@ -316,7 +316,7 @@ async fn connections_beyond_the_source_limit_are_closed_at_once() {
     for _ in 0..3 {
         let mut client = server.connect().await;
         assert_eq!(client.ask(b"hello").await.unwrap(), b"tcp hello");
-        held.push(client.with_query_in_work(&server).await);
+        held.push(client.with_query_in_progress(&server).await);
     }
     server.connect().await.closed().await;
     assert_eq!(server.counters.tcp.rejected.get(), 1);
@@ -334,8 +334,8 @@ async fn connections_beyond_the_total_limit_are_closed_at_once() {
     let mut one = server.connect_from("127.0.0.2").await;
     let mut two = server.connect_from("127.0.0.3").await;
     assert!(one.ask(b"hello").await.is_ok() && two.ask(b"hello").await.is_ok());
-    let mut one = one.with_query_in_work(&server).await;
-    let mut two = two.with_query_in_work(&server).await;
+    let mut one = one.with_query_in_progress(&server).await;
+    let mut two = two.with_query_in_progress(&server).await;
     server.connect_from("127.0.0.4").await.closed().await;
     assert!(one.ask(b"hello").await.is_ok() && two.ask(b"hello").await.is_ok());
 }

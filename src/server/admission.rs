@@ -1,8 +1,8 @@
 //! Limits open connections, and closes waiting ones to make room for new clients.
 //!
 //! A new client is served while any connection of its source, or of all if the server is full, is
-//! idle or stalled. `connection_table` has the order in which they are closed. A connection in the
-//! middle of a query is never closed, so a client is rejected once all of them are.
+//! idle or stalled. `connection_table` has the order in which they are closed. The client is
+//! rejected if there is none: a query in progress protects its connection while the client reads.
 
 use std::net::IpAddr;
 use std::pin::pin;
@@ -380,10 +380,10 @@ mod tests {
         Arc::new(Admission::new(limits, Arc::default()))
     }
 
-    /// A connection with a query in work, which cannot be evicted.
+    /// A connection with a query in progress, which cannot be evicted.
     #[derive(Debug)]
     struct BusyConnection {
-        _in_work: UseGuard,
+        _query: UseGuard,
         _permit: Arc<ConnectionPermit>,
     }
 
@@ -399,7 +399,7 @@ mod tests {
 
         fn admit_busy(self: &Arc<Self>, source: &str, denied: bool) -> Option<BusyConnection> {
             let permit = self.admit_from(source, denied)?;
-            Some(BusyConnection { _in_work: permit.begin(ConnectionUse::Query), _permit: permit })
+            Some(BusyConnection { _query: permit.begin(ConnectionUse::Query), _permit: permit })
         }
     }
 
@@ -483,7 +483,7 @@ mod tests {
         admission.make_room();
         assert_eq!(admission.counters.tcp.evicted_stalled.get(), 1);
         admission.make_room();
-        assert!(second.is_evicted() && !third.is_evicted(), "a query in work is kept");
+        assert!(second.is_evicted() && !third.is_evicted(), "a query in progress is kept");
         drop(stalled);
     }
 
@@ -524,7 +524,7 @@ mod tests {
         held.push(admit());
         sleep(Duration::from_millis(200)).await;
         assert_eq!(evicted(&held), [0], "the connection that is idle longest");
-        // Those that are in work have no deadline.
+        // Those with a query in progress have no deadline.
         stalled.extend(held[2..].iter().map(|permit| permit.begin(ConnectionUse::Query)));
         held.push(admit());
         sleep(Duration::from_millis(200)).await;

@@ -128,8 +128,8 @@ impl<R: Respond> StreamConnection<'_, R> {
             return reason;
         }
         let drain_limit = if reason == CloseReason::Evicted {
-            // Another connection has this one's place: send what is ready, if the client reads it.
-            deferred.abort_all();
+            // Another connection has this one's place: send what is ready soon, if the client reads
+            // it. A query that was read just before the eviction may be in progress.
             if self.permit.is_blocked() { Duration::ZERO } else { CLOSE_STEP_TIMEOUT }
         } else {
             let limits = &self.context.limits;
@@ -232,9 +232,9 @@ impl<R: Respond> StreamConnection<'_, R> {
             Disposition::Silent => None,
             Disposition::Deferred => {
                 let (context, queue) = (Arc::clone(context), queue.clone());
-                let in_work = self.permit.begin(ConnectionUse::Query);
+                let in_progress = self.permit.begin(ConnectionUse::Query);
                 deferred.spawn(async move {
-                    let _in_work = in_work;
+                    let _in_progress = in_progress;
                     if let Some(response) =
                         context.await_response(kind, request, client, received).await
                     {
@@ -476,5 +476,59 @@ impl ResponseQueue {
         let Ok(room) = Arc::clone(&self.room).acquire_many_owned(room).await else { return };
         let response = QueuedResponse { bytes, _permit: permit, _room: room, _unread: unread };
         let _ = self.sender.send(response).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::Limits;
+    use crate::server::admission::Admission;
+    use crate::server::context::tests::context;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+    use tokio::io::{ReadBuf, duplex, join};
+    use tokio_util::sync::CancellationToken;
+
+    /// Evicts a connection while its task reads a query.
+    struct EvictingReader<R> {
+        reading: R,
+        admission: Arc<Admission>,
+    }
+
+    impl<R: AsyncRead + Unpin> AsyncRead for EvictingReader<R> {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            let Self { reading, admission } = self.get_mut();
+            admission.make_room();
+            Pin::new(reading).poll_read(context, buffer)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_query_that_was_read_before_the_eviction_is_answered() {
+        let context = context(Limits::default());
+        let (admission, source) = (&context.admission, SocketAddr::from(([127, 0, 0, 1], 9)));
+        let permit =
+            admission.admit(StreamKind::Tcp, source.ip(), false, CancellationToken::new()).unwrap();
+        let (mut client, server) = duplex(1024);
+        client.write_all(b"\0\x05later").await.unwrap();
+        let (reading, writing) = split(server);
+        let reading = EvictingReader { reading, admission: Arc::clone(admission) };
+        let connection = StreamConnection {
+            kind: StreamKind::Tcp,
+            source,
+            destination: source,
+            context: &context,
+            permit: &permit,
+        };
+        connection.serve(join(reading, writing), true).await;
+        assert!(permit.is_evicted());
+        let mut response = Vec::new();
+        client.read_to_end(&mut response).await.unwrap();
+        assert_eq!(response, b"\0\x12tcp later, at last");
     }
 }

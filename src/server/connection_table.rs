@@ -1,8 +1,8 @@
 //! The open connections, and the order in which they are closed to make room.
 //!
-//! A connection can be evicted while nothing is owed to its client: while it is idle, or while it
-//! is stalled, which means that it waits for the client in the middle of an exchange. A connection
-//! with a query in work cannot.
+//! A connection can be evicted while it is idle, or while it is stalled, which means that it waits
+//! for the client in the middle of an exchange. A query in progress protects its connection, unless
+//! the client does not read: the response could not be sent.
 //!
 //! The source with the most connections gives up one first, so that a flood from one source costs
 //! the other sources nothing while the flood's own connections wait. Within a source, the one that
@@ -121,10 +121,7 @@ struct SourceEntry {
 impl SourceEntry {
     /// Returns the connections that have been idle and stalled longest, if any.
     fn oldest(&self) -> [Option<(u64, ConnectionId)>; 2] {
-        [ConnectionWait::Idle, ConnectionWait::Stalled].map(|wait| {
-            let oldest = self.waiting.range((wait, 0)..=(wait, u64::MAX)).next();
-            oldest.map(|(&(_, serial), &id)| (serial, id))
-        })
+        [ConnectionWait::Idle, ConnectionWait::Stalled].map(|wait| oldest(&self.waiting, wait))
     }
 
     /// Returns the place among the sources, if a connection can be evicted.
@@ -137,6 +134,15 @@ impl SourceEntry {
         };
         Some((rank, Reverse(serial)))
     }
+}
+
+/// Returns the serial number of the oldest wait of one kind, and its connection.
+fn oldest(
+    waiting: &BTreeMap<WaitOrder, ConnectionId>,
+    wait: ConnectionWait,
+) -> Option<(u64, ConnectionId)> {
+    let (&(_, serial), &id) = waiting.range((wait, 0)..=(wait, u64::MAX)).next()?;
+    Some((serial, id))
 }
 
 /// Limits that apply to a new connection.
@@ -277,7 +283,7 @@ impl ConnectionTable {
     ) -> Option<Eviction> {
         let deadlines = [(ConnectionWait::Idle, idle), (ConnectionWait::Stalled, stalled)];
         let overdue = deadlines.into_iter().find_map(|(wait, deadline)| {
-            let (_, &id) = self.waiting.range((wait, 0)..=(wait, u64::MAX)).next()?;
+            let (_, id) = oldest(&self.waiting, wait)?;
             let (_, since) = self.connections.get(&id)?.waiting?;
             (now.saturating_duration_since(since) >= deadline).then_some(id)
         });

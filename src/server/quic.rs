@@ -349,7 +349,7 @@ impl<R: Respond> QuicListener<R> {
             Disposition::Ready => Some(response),
             Disposition::Silent => None,
             Disposition::Deferred => {
-                let _in_work = connection.begin(ConnectionUse::Query);
+                let _in_progress = connection.begin(ConnectionUse::Query);
                 return self
                     .context
                     .await_response(StreamKind::Quic, request, client, received)

@@ -54,8 +54,8 @@ impl<R: Respond> StreamListener<R> {
                     backoff.reset();
                     self.admit(stream, source);
                     if self.context.admission.has_evicted() {
-                        // Evicted connections must close before the next ones are accepted, else
-                        // the descriptors run out.
+                        // Usually lets the evicted connection close before the next accept, which
+                        // keeps descriptors free. If they run out all the same, accepting pauses.
                         tokio::task::yield_now().await;
                     }
                 }

@@ -132,7 +132,7 @@ impl Sockets {
         }
     }
 
-    /// Keeps an idle socket for a later query to the same upstream.
+    /// Keeps a socket whose query has ended for a later query to the same upstream.
     fn keep(&self, upstream: &Upstream, socket: OneShotSocket) {
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pool) = pools.get_mut(&upstream.serial)

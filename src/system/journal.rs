@@ -291,6 +291,22 @@ impl CommandStep {
 }
 
 impl FileStep {
+    /// Returns whether the file has the content of this step.
+    ///
+    /// That may be a part of it, after an interrupted write in place. A file that cannot be read
+    /// counts as written.
+    pub(super) fn is_made(&self, root: &Root) -> bool {
+        let Ok(now) = PathState::read(&root.path(&self.path)) else { return true };
+        let is_partly_made = || {
+            self.in_place
+                && !now.has_same_content(&self.before)
+                && now
+                    .content()
+                    .is_some_and(|now| is_interrupted_write(now, &self.after, &self.before))
+        };
+        now.has_same_content(&self.after) || is_partly_made()
+    }
+
     fn undo(&self, root: &Root) -> Result<Option<String>, JournalError> {
         let name = self.path.display();
         let path = root.path(&self.path);

@@ -110,7 +110,10 @@ pub fn restore_line(root: &Root) -> Result<bool, RestoreError> {
     let steps = plan::resolv_conf_steps(root, &file, &line.edit(), file.mounted)?;
     let inserted = journal.insert(steps);
     journal.save(root)?;
-    let applied = journal.apply(root, inserted);
+    let applied = journal.apply(root, inserted.clone());
+    if applied.is_err() {
+        journal.drop_unmade(root, inserted);
+    }
     journal.join_rewritten_files();
     journal.save(root)?;
     applied?;
@@ -136,6 +139,17 @@ impl Journal {
         let end = start + steps.len();
         self.steps.splice(start..start, steps);
         start..end
+    }
+
+    /// Drops those of these steps that were not made.
+    fn drop_unmade(&mut self, root: &Root, steps: Range<usize>) {
+        let is_made = |step: &InstallStep| match step {
+            InstallStep::File(file) => file.is_made(root),
+            InstallStep::Folder(_) | InstallStep::Command(_) => true,
+        };
+        let start = steps.start;
+        let made: Vec<_> = self.steps.drain(steps).filter(is_made).collect();
+        self.steps.splice(start..start, made);
     }
 
     /// Makes one step of several for the same file.
@@ -176,6 +190,7 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
 
+    use super::super::path_state;
     use super::*;
 
     const OURS: &str = "nameserver 127.0.0.1\n";
@@ -259,6 +274,29 @@ mod tests {
         assert!(text(&root, RESOLV_CONF).contains(OURS));
         assert_undone(&root, "nameserver 192.0.2.7\n");
         assert!(fs::read_link(root.path(RESOLV_CONF)).is_ok());
+    }
+
+    #[test]
+    fn a_failed_restoration_leaves_the_steps_that_were_made() {
+        let (_folder, root) = installed();
+        let written = "nameserver 192.0.2.2\n";
+        fs::write(root.path(RESOLV_CONF), written).unwrap();
+        let before = Journal::load(&root).unwrap().unwrap();
+        // The new file cannot be created.
+        let obstacle = path_state::temporary_path(&root.path(RESOLV_CONF));
+        fs::create_dir(&obstacle).unwrap();
+        for _ in 0..3 {
+            let error = restore_line(&root).unwrap_err();
+            assert!(error.to_string().starts_with("/etc/resolv.conf: "), "{error}");
+            assert_eq!(text(&root, RESOLV_CONF), written);
+            let now = Journal::load(&root).unwrap().unwrap();
+            assert!(now.steps.contains(&before.steps[1]), "the step for the file: {now:?}");
+            // The copy, which was made, is removed by `uninstall`.
+            assert_eq!(text(&root, RESOLV_CONF_BACKUP), written);
+            assert_eq!(now.steps.len(), 2, "{now:?}");
+        }
+        fs::remove_dir(&obstacle).unwrap();
+        assert_undone(&root, written);
     }
 
     #[test]

@@ -187,8 +187,8 @@ fn is_backup(file: &FileStep) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::os::unix::fs::symlink;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::super::path_state;
     use super::*;
@@ -297,6 +297,81 @@ mod tests {
         }
         fs::remove_dir(&obstacle).unwrap();
         assert_undone(&root, written);
+    }
+
+    #[test]
+    fn a_link_that_another_user_can_change_is_refused() {
+        let (_folder, root) = installed();
+        let secret = "nameserver 192.0.2.66\n";
+        for path in ["/home", "/run/vpn"] {
+            fs::create_dir(root.path(path)).unwrap();
+        }
+        fs::write(root.path("/etc/secret"), secret).unwrap();
+        let (conf, copy) = (root.path(RESOLV_CONF), text(&root, RESOLV_CONF_BACKUP));
+        let link = |from: &str, to: &str| {
+            let _ = fs::remove_file(root.path(from));
+            symlink(to, root.path(from)).unwrap();
+        };
+        let loosen = |path: &str| {
+            fs::set_permissions(root.path(path), Permissions::from_mode(0o777)).unwrap();
+        };
+        loosen("/home");
+        loosen("/run/vpn");
+        let is_refused = |path: &str| {
+            let before = fs::read_link(&conf).unwrap();
+            let error = restore_line(&root).unwrap_err().to_string();
+            assert!(error.contains(&format!("because {path} can be written to")), "{error}");
+            assert_eq!(fs::read_link(&conf).unwrap(), before);
+            assert_eq!(text(&root, "/etc/secret"), secret);
+            assert_eq!(text(&root, RESOLV_CONF_BACKUP), copy);
+        };
+
+        // The file that is edited, or the way to it.
+        fs::write(root.path("/home/conf"), "nameserver 192.0.2.3\n").unwrap();
+        link(RESOLV_CONF, "../home/conf");
+        is_refused("/home");
+        link("/home/conf", "../etc/secret");
+        is_refused("/home");
+        // The link would be replaced, but another user has chosen the file that is read.
+        link("/run/vpn/conf", "../../etc/secret");
+        link(RESOLV_CONF, "../run/vpn/conf");
+        is_refused("/run/vpn");
+        fs::write(root.path("/run/secret"), secret).unwrap();
+        link("/home/conf", "../run/secret");
+        link(RESOLV_CONF, "../home/conf");
+        is_refused("/home");
+
+        // A manager that is not root links within its directory, as systemd-resolved does.
+        fs::write(root.path("/run/vpn/other"), "nameserver 192.0.2.4\n").unwrap();
+        link("/run/vpn/conf", "other");
+        link(RESOLV_CONF, "../run/vpn/conf");
+        assert!(restore_line(&root).unwrap());
+        assert_eq!(text(&root, "/run/vpn/other"), "nameserver 192.0.2.4\n");
+        assert_eq!(text(&root, RESOLV_CONF_BACKUP), "nameserver 192.0.2.4\n");
+        // A link into /run is replaced wherever it leads.
+        link("/run/conf", "../etc/secret");
+        link(RESOLV_CONF, "../run/conf");
+        assert!(restore_line(&root).unwrap());
+        assert!(fs::read_link(&conf).is_err());
+        assert_eq!(text(&root, "/etc/secret"), secret);
+    }
+
+    #[test]
+    fn a_link_to_a_mounted_file_is_replaced() {
+        let (_folder, root) = installed();
+        let written = "nameserver 192.0.2.5\n";
+        fs::write(root.path("/run/mounted"), written).unwrap();
+        fs::remove_file(root.path(RESOLV_CONF)).unwrap();
+        symlink("../run/mounted", root.path(RESOLV_CONF)).unwrap();
+        let LineCheck::Removed(removed) = check_line(&root).unwrap() else { panic!() };
+        let edit = removed.line.edit();
+        let steps = plan::resolv_conf_steps(&root, &removed.file, &edit, true).unwrap();
+        let journal = Journal::new(String::new(), steps);
+        journal.apply(&root, 0..journal.steps.len()).unwrap();
+        assert_eq!(text(&root, "/run/mounted"), written);
+        assert!(text(&root, RESOLV_CONF).contains(OURS));
+        journal.undo(&root);
+        assert_eq!(fs::read_link(root.path(RESOLV_CONF)).unwrap(), Path::new("../run/mounted"));
     }
 
     #[test]

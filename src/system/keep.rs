@@ -8,7 +8,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::detect::{ResolvConfContent, ResolvConfFile};
-use super::journal::{FileStep, IfEdited, InstallStep, Journal};
+use super::install_step::{FileStep, IfEdited, InstallStep};
+use super::journal::Journal;
 use super::lost_line::LostLine;
 use super::plan::{self, PlanError};
 use super::resolv_conf_edit::{self, KeptLine, ResolvConfEdit};

@@ -6,7 +6,7 @@ use super::super::Root;
 use super::super::detect::{
     Container, ResolvConfContent, ResolvConfFile, ResolverManager, WSL_CONF, WSL_FOLDER,
 };
-use super::super::journal::{FileStep, IfEdited, InstallStep};
+use super::super::install_step::{FileStep, IfEdited, InstallStep};
 use super::super::journal_folder::find_unsafe_path;
 use super::super::path_state::PathState;
 use super::super::resolv_conf_edit::{self, ResolvConfEdit};

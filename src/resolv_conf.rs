@@ -19,6 +19,9 @@ pub const RESOLV_CONF_BACKUP: &str = "/var/lib/svcdns-install/resolv.conf.before
 /// The path of the same copy in installations of older versions.
 pub const FORMER_RESOLV_CONF_BACKUP: &str = "/var/lib/svcdns/resolv.conf.before";
 
+/// Both places of the copy, the current one first.
+pub const RESOLV_CONF_BACKUPS: [&str; 2] = [RESOLV_CONF_BACKUP, FORMER_RESOLV_CONF_BACKUP];
+
 /// The mark of a line of [`RESOLV_CONF`] that a line of svcdns replaces.
 ///
 /// Installed machines have this text.

@@ -59,7 +59,8 @@ pub(super) async fn run() -> anyhow::Result<ExitCode> {
 /// Keeps the line until nothing is installed any more.
 struct Keeper<'a> {
     root: &'a Root,
-    pace: RestorePace,
+    restorations: AttemptPace,
+    errors: AttemptPace,
     /// Since when the file has been empty or incomplete.
     unfinished_since: Option<Instant>,
     /// The last warning, which is not repeated.
@@ -70,7 +71,8 @@ impl<'a> Keeper<'a> {
     fn new(root: &'a Root) -> Self {
         Self {
             root,
-            pace: RestorePace::default(),
+            restorations: AttemptPace::default(),
+            errors: AttemptPace::default(),
             unfinished_since: None,
             last_warning: String::new(),
         }
@@ -92,7 +94,7 @@ impl<'a> Keeper<'a> {
                     POLL_INTERVAL
                 }
                 Ok(LineCheck::Removed(removed)) => self.restore(removed).await,
-                Err(error) => self.report(&error),
+                Err(error) => self.report(&error).await,
             };
             tokio::select! {
                 () = changes.changed() => tokio::time::sleep(SETTLE).await,
@@ -119,8 +121,8 @@ impl<'a> Keeper<'a> {
             ));
             return RETRY_PAUSE;
         }
-        let pause = self.pace.pause(Instant::now());
-        if let Some(times) = self.pace.fight() {
+        let pause = self.restorations.pause(Instant::now());
+        if let Some(times) = self.restorations.fight() {
             warn!(
                 "another program rewrites resolv.conf each time svcdns puts its line back ({times} \
                  times in a row): {lost}. The line is put back again in {}. Turn the rewriting off \
@@ -131,7 +133,7 @@ impl<'a> Keeper<'a> {
         tokio::time::sleep(pause).await;
         match system::restore_line(self.root) {
             Ok(true) => {
-                self.pace.restored(Instant::now());
+                self.restorations.record(Instant::now());
                 let servers: Vec<String> = lost
                     .servers
                     .iter()
@@ -145,12 +147,14 @@ impl<'a> Keeper<'a> {
                 POLL_INTERVAL
             }
             Ok(false) => RETRY_PAUSE,
-            Err(error) => self.report(&error),
+            Err(error) => self.report(&error).await,
         }
     }
 
-    /// Logs why the line cannot be put back; returns the time until the next attempt.
-    fn report(&mut self, error: &RestoreError) -> Duration {
+    /// Logs an error and pauses; returns the time until the next reading if nothing changes.
+    ///
+    /// Changes do not end the pause: the attempt may have caused them, in the journal's directory.
+    async fn report(&mut self, error: &RestoreError) -> Duration {
         if matches!(
             error,
             RestoreError::Journal(JournalError::Locked(_) | JournalError::Changed(_))
@@ -158,7 +162,12 @@ impl<'a> Keeper<'a> {
             return RETRY_PAUSE;
         }
         self.warn(format!("the line in resolv.conf cannot be put back now: {error}"));
-        POLL_INTERVAL
+        let now = Instant::now();
+        // The next reading is never later than without a change.
+        let pause = self.errors.pause(now).min(POLL_INTERVAL);
+        self.errors.record(now);
+        tokio::time::sleep(pause).await;
+        POLL_INTERVAL.saturating_sub(pause)
     }
 
     fn warn(&mut self, message: String) {
@@ -176,23 +185,27 @@ async fn responds(server: IpAddr) -> bool {
     resolve::query(SocketAddr::new(server, 53), &name, RecordType::A).await.is_ok()
 }
 
-/// Pauses before the line is put back, longer each time while two programs fight over the file.
+/// Pauses between attempts, longer each time while they follow one another.
+///
+/// An attempt puts the line back, which another program soon removes; or it ends with an error.
 #[derive(Debug, Default)]
-struct RestorePace {
-    /// The number of times the line was put back and soon removed.
+struct AttemptPace {
+    /// The number of attempts in a row.
     in_a_row: u32,
     last: Option<Instant>,
 }
 
-impl RestorePace {
+impl AttemptPace {
     /// The first pause.
     const MIN_PAUSE: Duration = Duration::from_secs(1);
     /// The longest pause.
     const MAX_PAUSE: Duration = Duration::from_secs(300);
-    /// The time in effect after which the line counts as accepted by other programs.
+    /// The time after an attempt from which the next one is no longer in a row with it.
+    ///
+    /// Other programs have then accepted the line.
     const ACCEPTED_AFTER: Duration = Duration::from_secs(60);
 
-    /// Returns the pause before the line, found missing at `now`, is put back.
+    /// Returns the pause before an attempt that is due at `now`.
     fn pause(&mut self, now: Instant) -> Duration {
         if self.last.is_some_and(|last| now.duration_since(last) >= Self::ACCEPTED_AFTER) {
             self.in_a_row = 0;
@@ -203,8 +216,8 @@ impl RestorePace {
         }
     }
 
-    /// Records that the line was put back.
-    fn restored(&mut self, now: Instant) {
+    /// Records an attempt.
+    fn record(&mut self, now: Instant) {
         self.in_a_row = self.in_a_row.saturating_add(1);
         self.last = Some(now);
     }
@@ -219,15 +232,41 @@ impl RestorePace {
 mod tests {
     use super::*;
 
+    #[tokio::test(start_paused = true)]
+    async fn a_lasting_error_slows_down() {
+        let root = Root::at("/nonexistent");
+        let mut keeper = Keeper::new(&root);
+        let error = || {
+            let error = std::io::Error::from(std::io::ErrorKind::StorageFull);
+            RestoreError::from(JournalError::System { path: RESOLV_CONF.into(), error })
+        };
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            let begun = Instant::now();
+            let wait = keeper.report(&error()).await;
+            pauses.push(begun.elapsed().as_secs());
+            assert_eq!(begun.elapsed() + wait, POLL_INTERVAL);
+            // A change that the attempt itself has caused.
+            tokio::time::sleep(SETTLE).await;
+        }
+        assert_eq!(pauses, [0, 1, 2, 4, 8, 16, 30, 30]);
+        assert_eq!(keeper.restorations.fight(), None);
+        // A later error is the first one again.
+        tokio::time::sleep(AttemptPace::ACCEPTED_AFTER).await;
+        let begun = Instant::now();
+        assert_eq!(keeper.report(&error()).await, POLL_INTERVAL);
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+    }
+
     #[test]
     fn pauses_double_while_two_programs_fight() {
-        let mut pace = RestorePace::default();
+        let mut pace = AttemptPace::default();
         let mut now = Instant::now();
         let mut pauses = Vec::new();
         for _ in 0..11 {
             let pause = pace.pause(now);
             now += pause;
-            pace.restored(now);
+            pace.record(now);
             now += Duration::from_millis(200);
             pauses.push(pause.as_secs());
         }
@@ -235,9 +274,9 @@ mod tests {
         assert_eq!(pace.fight(), Some(11));
         // A DHCP client that renews its lease is no fight.
         for _ in 0..3 {
-            now += RestorePace::ACCEPTED_AFTER;
+            now += AttemptPace::ACCEPTED_AFTER;
             assert_eq!(pace.pause(now), Duration::ZERO);
-            pace.restored(now);
+            pace.record(now);
             assert_eq!(pace.fight(), None);
         }
     }

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::AdminContext;
 use crate::path_watch::{ChangeSignal, PathWatches};
-use crate::resolv_conf::{FORMER_RESOLV_CONF_BACKUP, RESOLV_CONF, RESOLV_CONF_BACKUP};
+use crate::resolv_conf::{RESOLV_CONF, RESOLV_CONF_BACKUPS};
 use crate::system::{LineState, Root};
 
 /// Time for which the line must be missing before that is reported.
@@ -26,8 +26,8 @@ pub(super) async fn follow_line(
     stop: CancellationToken,
 ) {
     let changes = ChangeSignal::default();
-    let paths = [RESOLV_CONF, RESOLV_CONF_BACKUP, FORMER_RESOLV_CONF_BACKUP];
-    let mut watches = PathWatches::new(paths.map(Into::into).to_vec(), changes.clone());
+    let paths = [RESOLV_CONF].into_iter().chain(RESOLV_CONF_BACKUPS).map(Into::into).collect();
+    let mut watches = PathWatches::new(paths, changes.clone());
     let own: Arc<[SocketAddr]> = own.into();
     let mut known = LineState::NotInstalled;
     let mut unconfirmed = false;

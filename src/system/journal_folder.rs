@@ -70,7 +70,11 @@ impl InstallLock {
             };
             // The umask may forbid it, but the server, as another user, reads
             // `resolv.conf.before` in this directory.
-            file.set_permissions(Permissions::from_mode(0o755)).map_err(at(name))?;
+            // `svcdns keep` watches the directory: an unneeded change of mode would wake it.
+            let mode = file.metadata().map_err(at(name))?.mode() & 0o7777;
+            if mode != 0o755 {
+                file.set_permissions(Permissions::from_mode(0o755)).map_err(at(name))?;
+            }
             // Commands inherit the lock: if this process is killed, a command that still runs
             // keeps others from undoing a step that it has yet to do.
             rustix::io::fcntl_setfd(&file, FdFlags::empty())
@@ -362,6 +366,22 @@ mod tests {
         symlink("/disk", root.path(ROOT_STATE_DIRECTORY)).unwrap();
         assert_eq!(remove_state_directory(&root).unwrap(), None);
         assert!(root.has("/disk") && fs::symlink_metadata(root.path(ROOT_STATE_DIRECTORY)).is_ok());
+    }
+
+    #[test]
+    fn the_lock_changes_nothing_in_a_directory_that_exists() {
+        let (_folder, root) = machine(&[JOURNAL_FOLDER]);
+        write(&root, JOURNAL, EMPTY);
+        let changed = || {
+            let metadata = fs::metadata(root.path(JOURNAL_FOLDER)).unwrap();
+            (metadata.ctime(), metadata.ctime_nsec())
+        };
+        drop(InstallLock::take(&root).unwrap());
+        let before = changed();
+        // Longer than a tick of the kernel's clock.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        drop(InstallLock::take(&root).unwrap());
+        assert_eq!(changed(), before);
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::detect::{ResolvConfContent, ResolvConfFile};
-use super::journal::{FileStep, IfEdited, InstallStep, Journal};
+use super::install_step::{FileStep, IfEdited, InstallStep};
+use super::journal::Journal;
 use super::lost_line::LostLine;
 use super::plan::{self, PlanError};
 use super::resolv_conf_edit::{self, KeptLine, ResolvConfEdit};
@@ -110,7 +111,10 @@ pub fn restore_line(root: &Root) -> Result<bool, RestoreError> {
     let steps = plan::resolv_conf_steps(root, &file, &line.edit(), file.mounted)?;
     let inserted = journal.insert(steps);
     journal.save(root)?;
-    let applied = journal.apply(root, inserted);
+    let applied = journal.apply(root, inserted.clone());
+    if applied.is_err() {
+        journal.drop_unmade(root, inserted);
+    }
     journal.join_rewritten_files();
     journal.save(root)?;
     applied?;
@@ -136,6 +140,17 @@ impl Journal {
         let end = start + steps.len();
         self.steps.splice(start..start, steps);
         start..end
+    }
+
+    /// Drops those of these steps that were not made.
+    fn drop_unmade(&mut self, root: &Root, steps: Range<usize>) {
+        let is_made = |step: &InstallStep| match step {
+            InstallStep::File(file) => file.is_made(root),
+            InstallStep::Folder(_) | InstallStep::Command(_) => true,
+        };
+        let start = steps.start;
+        let made: Vec<_> = self.steps.drain(steps).filter(is_made).collect();
+        self.steps.splice(start..start, made);
     }
 
     /// Makes one step of several for the same file.
@@ -173,9 +188,10 @@ fn is_backup(file: &FileStep) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::os::unix::fs::symlink;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
+    use super::super::path_state;
     use super::*;
 
     const OURS: &str = "nameserver 127.0.0.1\n";
@@ -259,6 +275,104 @@ mod tests {
         assert!(text(&root, RESOLV_CONF).contains(OURS));
         assert_undone(&root, "nameserver 192.0.2.7\n");
         assert!(fs::read_link(root.path(RESOLV_CONF)).is_ok());
+    }
+
+    #[test]
+    fn a_failed_restoration_leaves_the_steps_that_were_made() {
+        let (_folder, root) = installed();
+        let written = "nameserver 192.0.2.2\n";
+        fs::write(root.path(RESOLV_CONF), written).unwrap();
+        let before = Journal::load(&root).unwrap().unwrap();
+        // The new file cannot be created.
+        let obstacle = path_state::temporary_path(&root.path(RESOLV_CONF));
+        fs::create_dir(&obstacle).unwrap();
+        for _ in 0..3 {
+            let error = restore_line(&root).unwrap_err();
+            assert!(error.to_string().starts_with("/etc/resolv.conf: "), "{error}");
+            assert_eq!(text(&root, RESOLV_CONF), written);
+            let now = Journal::load(&root).unwrap().unwrap();
+            assert!(now.steps.contains(&before.steps[1]), "the step for the file: {now:?}");
+            // The copy, which was made, is removed by `uninstall`.
+            assert_eq!(text(&root, RESOLV_CONF_BACKUP), written);
+            assert_eq!(now.steps.len(), 2, "{now:?}");
+        }
+        fs::remove_dir(&obstacle).unwrap();
+        assert_undone(&root, written);
+    }
+
+    #[test]
+    fn a_link_that_another_user_can_change_is_refused() {
+        let (_folder, root) = installed();
+        let secret = "nameserver 192.0.2.66\n";
+        for path in ["/home", "/run/vpn"] {
+            fs::create_dir(root.path(path)).unwrap();
+        }
+        fs::write(root.path("/etc/secret"), secret).unwrap();
+        let (conf, copy) = (root.path(RESOLV_CONF), text(&root, RESOLV_CONF_BACKUP));
+        let link = |from: &str, to: &str| {
+            let _ = fs::remove_file(root.path(from));
+            symlink(to, root.path(from)).unwrap();
+        };
+        let loosen = |path: &str| {
+            fs::set_permissions(root.path(path), Permissions::from_mode(0o777)).unwrap();
+        };
+        loosen("/home");
+        loosen("/run/vpn");
+        let is_refused = |path: &str| {
+            let before = fs::read_link(&conf).unwrap();
+            let error = restore_line(&root).unwrap_err().to_string();
+            assert!(error.contains(&format!("because {path} can be written to")), "{error}");
+            assert_eq!(fs::read_link(&conf).unwrap(), before);
+            assert_eq!(text(&root, "/etc/secret"), secret);
+            assert_eq!(text(&root, RESOLV_CONF_BACKUP), copy);
+        };
+
+        // The file that is edited, or the way to it.
+        fs::write(root.path("/home/conf"), "nameserver 192.0.2.3\n").unwrap();
+        link(RESOLV_CONF, "../home/conf");
+        is_refused("/home");
+        link("/home/conf", "../etc/secret");
+        is_refused("/home");
+        // The link would be replaced, but another user has chosen the file that is read.
+        link("/run/vpn/conf", "../../etc/secret");
+        link(RESOLV_CONF, "../run/vpn/conf");
+        is_refused("/run/vpn");
+        fs::write(root.path("/run/secret"), secret).unwrap();
+        link("/home/conf", "../run/secret");
+        link(RESOLV_CONF, "../home/conf");
+        is_refused("/home");
+
+        // A manager that is not root links within its directory, as systemd-resolved does.
+        fs::write(root.path("/run/vpn/other"), "nameserver 192.0.2.4\n").unwrap();
+        link("/run/vpn/conf", "other");
+        link(RESOLV_CONF, "../run/vpn/conf");
+        assert!(restore_line(&root).unwrap());
+        assert_eq!(text(&root, "/run/vpn/other"), "nameserver 192.0.2.4\n");
+        assert_eq!(text(&root, RESOLV_CONF_BACKUP), "nameserver 192.0.2.4\n");
+        // A link into /run is replaced wherever it leads.
+        link("/run/conf", "../etc/secret");
+        link(RESOLV_CONF, "../run/conf");
+        assert!(restore_line(&root).unwrap());
+        assert!(fs::read_link(&conf).is_err());
+        assert_eq!(text(&root, "/etc/secret"), secret);
+    }
+
+    #[test]
+    fn a_link_to_a_mounted_file_is_replaced() {
+        let (_folder, root) = installed();
+        let written = "nameserver 192.0.2.5\n";
+        fs::write(root.path("/run/mounted"), written).unwrap();
+        fs::remove_file(root.path(RESOLV_CONF)).unwrap();
+        symlink("../run/mounted", root.path(RESOLV_CONF)).unwrap();
+        let LineCheck::Removed(removed) = check_line(&root).unwrap() else { panic!() };
+        let edit = removed.line.edit();
+        let steps = plan::resolv_conf_steps(&root, &removed.file, &edit, true).unwrap();
+        let journal = Journal::new(String::new(), steps);
+        journal.apply(&root, 0..journal.steps.len()).unwrap();
+        assert_eq!(text(&root, "/run/mounted"), written);
+        assert!(text(&root, RESOLV_CONF).contains(OURS));
+        journal.undo(&root);
+        assert_eq!(fs::read_link(root.path(RESOLV_CONF)).unwrap(), Path::new("../run/mounted"));
     }
 
     #[test]

@@ -9,7 +9,8 @@ use std::path::Path;
 use std::{fmt, fs};
 
 use super::detect::{Machine, Resolvconf};
-use super::journal::{FileStep, IfEdited, InstallStep, Journal};
+use super::install_step::{FileStep, IfEdited, InstallStep};
+use super::journal::Journal;
 use super::journal_error::{JOURNAL, JournalError, at};
 use super::journal_folder::FORMER_JOURNAL;
 use super::path_state::PathState;

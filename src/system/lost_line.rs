@@ -8,9 +8,7 @@ use std::path::PathBuf;
 
 use super::detect::{ResolvConfContent, ResolvConfFile};
 use super::{Root, RuntimeState, resolv_conf_edit};
-use crate::resolv_conf::{
-    FORMER_RESOLV_CONF_BACKUP, MAX_NAME_SERVERS, RESOLV_CONF, RESOLV_CONF_BACKUP,
-};
+use crate::resolv_conf::{MAX_NAME_SERVERS, RESOLV_CONF, RESOLV_CONF_BACKUPS};
 
 /// Limit for the characters of a comment that is shown.
 const MAX_COMMENT_CHARACTERS: usize = 80;
@@ -50,8 +48,7 @@ impl LineState {
     /// `was_in_effect` tells whether the line of this server was in effect before. Without that,
     /// the lines of an installation count, unless they name another server.
     pub fn read(root: &Root, own: &[SocketAddr], was_in_effect: bool) -> Self {
-        let is_installed = [RESOLV_CONF_BACKUP, FORMER_RESOLV_CONF_BACKUP];
-        if !is_installed.iter().any(|path| root.has(path)) {
+        if !RESOLV_CONF_BACKUPS.iter().any(|path| root.has(path)) {
             return Self::NotInstalled;
         }
         let file = ResolvConfFile::read(root, &RuntimeState::default());
@@ -128,6 +125,7 @@ mod tests {
 
     use super::super::resolv_conf_edit::{ResolvConfEdit, add_lines};
     use super::*;
+    use crate::resolv_conf::RESOLV_CONF_BACKUP;
 
     fn machine() -> (tempfile::TempDir, Root) {
         let folder = tempfile::tempdir().unwrap();

@@ -7,6 +7,7 @@
 mod command;
 mod detect;
 mod doctor;
+mod install_step;
 mod integration;
 mod journal;
 mod journal_error;
@@ -34,8 +35,9 @@ pub use detect::{
     ResolvedAccess, ResolverManager, detect,
 };
 pub use doctor::{DoctorInput, Finding, Level, ProbeResult, RunningServer, examine};
+pub use install_step::{CommandStep, FileStep, IfEdited, InstallStep};
 pub use integration::Integration;
-pub use journal::{CommandStep, FileStep, IfEdited, InstallStep, Journal, UndoReport};
+pub use journal::{Journal, UndoReport};
 pub use journal_error::{JournalError, UnsafePath, listed};
 pub use journal_folder::{InstallLock, JOURNAL_FOLDER};
 pub use keep::{LineCheck, RemovedLine, RestoreError, check_line, restore_line};

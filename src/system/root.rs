@@ -41,6 +41,15 @@ impl Root {
         self.resolve(path.as_ref()).map(|(target, _)| target)
     }
 
+    /// Returns where a link leads, without following further links there.
+    ///
+    /// The directories of the path are followed. Returns `None` if the path is no link.
+    pub fn link_target(&self, path: impl AsRef<Path>) -> Option<PathBuf> {
+        let path = path.as_ref();
+        let target = path.parent()?.join(fs::read_link(self.path(path)).ok()?);
+        Some(self.follow(target.parent()?).ok()?.join(target.file_name()?))
+    }
+
     /// Returns the directories and links on a path, from `/` to its target.
     ///
     /// # Errors
@@ -159,6 +168,11 @@ mod tests {
             Path::new("/run/nowhere/file")
         );
         assert!(root.follow("/etc/a").is_err());
+        assert_eq!(root.link_target("/etc/absolute").unwrap(), Path::new("/etc/resolv.conf"));
+        symlink("../run", root.path("/etc/folder")).unwrap();
+        symlink("folder/nowhere", root.path("/etc/through")).unwrap();
+        assert_eq!(root.link_target("/etc/through").unwrap(), Path::new("/run/nowhere"));
+        assert_eq!(root.link_target("/etc/folder/systemd"), None);
         let steps = root.path_steps("/etc/resolv.conf").unwrap();
         let steps: Vec<&str> = steps.iter().filter_map(|path| path.to_str()).collect();
         let target = ["/run", "/run/systemd", "/run/systemd/resolve"];

@@ -68,6 +68,8 @@ pub(super) fn server_path() -> PathBuf {
 pub(super) fn is_current(path: &Path, unit: &[u8]) -> bool {
     let (current, of_machine): (_, &[&str]) = if path == server_path() {
         (server(Path::new("/"), None), &["ExecStart="])
+    } else if path == Path::new(FOLDER).join(KEEP) {
+        (keep(Path::new("/")), &["ExecStart="])
     } else if path == Path::new(FOLDER).join(HOOK) {
         let of_machine = &["After=", "Description=", "Exec", "PartOf=", "WantedBy="];
         (HookUnit::default().to_unit(), of_machine)
@@ -169,6 +171,15 @@ mod tests {
         let families =
             unit.lines().find_map(|line| line.strip_prefix("RestrictAddressFamilies=")).unwrap();
         assert!(families.split(' ').any(|family| family == "AF_NETLINK"), "{families}");
+    }
+
+    #[test]
+    fn the_unit_of_an_older_keeper_is_not_current() {
+        let path = Path::new(FOLDER).join(KEEP);
+        let unit = keep(Path::new("/opt/a b/svcdns"));
+        assert!(is_current(&path, unit.as_bytes()));
+        let older = unit.replace("NoNewPrivileges=yes\n", "");
+        assert!(!is_current(&path, older.as_bytes()));
     }
 
     #[test]

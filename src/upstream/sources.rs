@@ -14,8 +14,7 @@ use nix::net::if_::if_nametoindex;
 use super::{Protocol, Target};
 use crate::regular_file;
 use crate::resolv_conf::{
-    FORMER_RESOLV_CONF_BACKUP, MAX_RESOLV_CONF_BYTES, REPLACED_LINE_MARK, RESOLV_CONF,
-    RESOLV_CONF_BACKUP, ResolvConf,
+    MAX_RESOLV_CONF_BYTES, REPLACED_LINE_MARK, RESOLV_CONF, RESOLV_CONF_BACKUPS, ResolvConf,
 };
 
 /// Files of network managers, in order of preference.
@@ -92,8 +91,7 @@ impl Sources {
     pub(super) fn paths(&self) -> impl Iterator<Item = PathBuf> {
         let managed =
             MANAGED.iter().map(|(SourceLocation::File(path) | SourceLocation::Folder(path))| *path);
-        let backups = [RESOLV_CONF_BACKUP, FORMER_RESOLV_CONF_BACKUP];
-        let paths = [RESOLV_CONF].into_iter().chain(managed).chain(backups);
+        let paths = [RESOLV_CONF].into_iter().chain(managed).chain(RESOLV_CONF_BACKUPS);
         paths.map(|path| self.below_root(path))
     }
 
@@ -124,7 +122,7 @@ impl Sources {
             if !usable.is_empty() {
                 return snapshot.with_servers(usable, rotate, Vec::new(), RESOLV_CONF);
             }
-            for path in [RESOLV_CONF_BACKUP, FORMER_RESOLV_CONF_BACKUP] {
+            for path in RESOLV_CONF_BACKUPS {
                 let LocationContent { usable, rotate, unreadable, faults, .. } =
                     self.read(SourceLocation::File(path));
                 snapshot.unreadable |= unreadable;

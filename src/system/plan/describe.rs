@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::super::command::shell_quoted;
-use super::super::journal::{FileStep, InstallStep};
+use super::super::install_step::{FileStep, InstallStep};
 use super::super::path_state::PathState;
 
 /// The unchanged lines shown around each difference.

@@ -1,7 +1,7 @@
 //! Files of svcdns that other programs read.
 
 use super::super::command::words;
-use super::super::journal::{CommandStep, InstallStep};
+use super::super::install_step::{CommandStep, InstallStep};
 
 /// A file of svcdns that another program reads.
 #[derive(Debug)]

@@ -25,8 +25,8 @@ pub(super) use systemd_resolved::leftover_link;
 use super::Root;
 use super::command::words;
 use super::detect::Machine;
+use super::install_step::{CommandStep, InstallStep};
 use super::integration::Integration;
-use super::journal::{CommandStep, InstallStep};
 use super::nsswitch::NSSWITCH_CONF;
 use super::unit::{HEADING, HOOK, HookUnit};
 

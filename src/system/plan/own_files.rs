@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::super::Root;
 use super::super::command::words;
-use super::super::journal::{CommandStep, FileStep, IfEdited, InstallStep};
+use super::super::install_step::{CommandStep, FileStep, IfEdited, InstallStep};
 use super::super::path_state::PathState;
 use super::super::unit;
 use super::PlanError;

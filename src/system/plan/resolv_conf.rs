@@ -6,7 +6,8 @@ use super::super::Root;
 use super::super::detect::{
     Container, ResolvConfContent, ResolvConfFile, ResolverManager, WSL_CONF, WSL_FOLDER,
 };
-use super::super::journal::{FileStep, IfEdited, InstallStep};
+use super::super::install_step::{FileStep, IfEdited, InstallStep};
+use super::super::journal_folder::find_unsafe_path;
 use super::super::path_state::PathState;
 use super::super::resolv_conf_edit::{self, ResolvConfEdit};
 use super::own_files::read_state;
@@ -21,20 +22,21 @@ use crate::resolv_conf::{
 /// a file that has the effect of the edit, except for the copy if there is none.
 ///
 /// # Errors
-/// When a file cannot be read, or has changed since it was read as `file`.
+/// When a file cannot be read, has changed since it was read as `file`, or is reached through a
+/// link that another user can change.
 pub(in crate::system) fn resolv_conf_steps(
     root: &Root,
     file: &ResolvConfFile,
     edit: &ResolvConfEdit<'_>,
     in_place: bool,
 ) -> Result<Vec<InstallStep>, PlanError> {
-    // A link to a manager's directory is replaced, and so is a dangling one. Any other link is
-    // kept, and its target edited.
-    let is_replaced_link = file.is_link
-        && (file.target.starts_with("/run")
-            || file.target.starts_with(WSL_FOLDER)
-            || matches!(file.content, ResolvConfContent::Missing));
+    let is_replaced_link = file.is_link && is_replaced(root, file);
+    if file.is_link {
+        check_link(root, file, is_replaced_link)?;
+    }
     let path = if is_replaced_link { PathBuf::from(RESOLV_CONF) } else { file.target.clone() };
+    // A write in place would follow the link that it has to replace.
+    let in_place = in_place && !is_replaced_link;
     let edited = resolv_conf_edit::add_lines(file.bytes(), edit);
     let is_in_effect = edited == file.bytes() && path == file.target;
     let original = resolv_conf_edit::remove_lines(file.bytes());
@@ -67,6 +69,34 @@ pub(in crate::system) fn resolv_conf_steps(
     Ok(steps)
 }
 
+/// Returns whether a link is replaced; otherwise it is kept, and its target edited.
+///
+/// A link to a manager's directory is replaced, whatever the manager's file is, and so is a
+/// dangling one.
+fn is_replaced(root: &Root, file: &ResolvConfFile) -> bool {
+    let is_managed = |path: &Path| path.starts_with("/run") || path.starts_with(WSL_FOLDER);
+    matches!(file.content, ResolvConfContent::Missing)
+        || is_managed(&file.target)
+        || root.link_target(RESOLV_CONF).is_some_and(|first| is_managed(&first))
+}
+
+/// Checks that no other user decides which file is read as resolv.conf, or changed.
+///
+/// A file that is only read, because the link to it is replaced, may belong to its manager.
+fn check_link(root: &Root, file: &ResolvConfFile, is_replaced: bool) -> Result<(), PlanError> {
+    let refuse = |problem: String| Err(PlanError::File { path: RESOLV_CONF.into(), problem });
+    match find_unsafe_path(root, Path::new(RESOLV_CONF)) {
+        Ok(None) => Ok(()),
+        Ok(Some(cause)) if is_replaced && file.target.starts_with(&cause.path) => Ok(()),
+        Ok(Some(cause)) => refuse(format!(
+            "is a link to {}, which another user than root may have chosen because {cause}: make \
+             that path root's alone, or replace the link with a file, and run this command again",
+            file.target.display()
+        )),
+        Err(error) => refuse(format!("is a link that cannot be followed: {error}")),
+    }
+}
+
 impl PlanBuilder<'_> {
     /// Adds svcdns's lines to the file, and saves a copy of the unchanged file.
     pub(super) fn edit_resolv_conf(&mut self, in_place: bool) -> Result<(), PlanError> {
@@ -76,15 +106,17 @@ impl PlanBuilder<'_> {
         let search = if self.options.search { self.options.zones.as_slice() } else { &[] };
         let edit = ResolvConfEdit { server, search, keep_others: self.options.keep_others };
         let steps = resolv_conf_steps(self.root, file, &edit, in_place)?;
-        let is_edited = steps.iter().any(|step| match step {
-            InstallStep::File(step) => step.if_edited == IfEdited::OwnLines,
-            InstallStep::Folder(_) | InstallStep::Command(_) => false,
+        let edited_in_place = steps.iter().find_map(|step| match step {
+            InstallStep::File(step) => {
+                (step.if_edited == IfEdited::OwnLines).then_some(step.in_place)
+            }
+            InstallStep::Folder(_) | InstallStep::Command(_) => None,
         });
         self.steps.extend(steps);
-        if !is_edited {
+        let Some(in_place) = edited_in_place else {
             self.notes.push(format!("{RESOLV_CONF} already names {server}"));
             return Ok(());
-        }
+        };
         if in_place {
             self.note_container_settings();
         }

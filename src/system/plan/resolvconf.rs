@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::super::Root;
 use super::super::command::words;
 use super::super::detect::{Resolvconf, ResolverManager};
-use super::super::journal::{CommandStep, InstallStep};
+use super::super::install_step::{CommandStep, InstallStep};
 use super::super::unit::{self, HookUnit};
 use super::{PlanBuilder, PlanError};
 use crate::resolv_conf::RESOLV_CONF;

@@ -1,6 +1,7 @@
 use std::os::unix::fs::symlink;
 
 use super::*;
+use crate::resolv_conf::{FORMER_RESOLV_CONF_BACKUP, RESOLV_CONF_BACKUP};
 
 /// Files below a temporary root, for a server that listens on these addresses.
 struct SourcesRoot {

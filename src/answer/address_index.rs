@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
+use std::slice;
 use std::sync::Arc;
 
 /// Maximum entries of a chunk. A change copies every chunk that it affects.
@@ -124,18 +125,18 @@ impl<T: Copy + Ord> SortedChunks<T> {
 /// Returns the entries with the changes applied; both are sorted.
 fn merged<T: Copy + Ord>(entries: &[T], changes: &[(T, bool)]) -> Vec<T> {
     let mut next = Vec::with_capacity(entries.len() + changes.len());
-    let mut old = entries.iter().copied().peekable();
+    // Whole runs are copied: a typical change concerns one entry of a long chunk.
+    let mut rest = entries;
     for (entry, add) in changes {
-        while let Some(lower) = old.next_if(|old| old < entry) {
-            next.push(lower);
-        }
-        let _replaced = old.next_if_eq(entry);
+        let (lower, from) = rest.split_at(rest.partition_point(|old| old < entry));
+        next.extend_from_slice(lower);
+        rest = from.strip_prefix(slice::from_ref(entry)).unwrap_or(from);
         // Two bases may have the same hash.
         if *add && next.last() != Some(entry) {
             next.push(*entry);
         }
     }
-    next.extend(old);
+    next.extend_from_slice(rest);
     next
 }
 

@@ -12,7 +12,6 @@
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::mem;
-use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{info, warn};
@@ -20,6 +19,7 @@ use tracing::{info, warn};
 use super::Settings;
 use super::directory::{DirectoryIdentity, RegistryDirectory, RegistryDirectoryError};
 use super::files::{ClockReading, KnownFiles};
+use super::vanished::{VanishedDirectory, another_directory};
 use super::watch::{DirectoryEvents, DirectoryWatch, FileEvent, WatchEnd};
 use crate::registry::Feed;
 use crate::service::{Change, ListKind};
@@ -59,17 +59,6 @@ pub(super) struct DirectoryFollower {
     next_scan: Option<Instant>,
     /// Whether the lack of inotify was logged.
     warned: bool,
-}
-
-/// A directory that vanished with its files.
-struct VanishedDirectory {
-    identity: DirectoryIdentity,
-    /// What happened, as far as it can be seen.
-    event: String,
-    /// Registered files that were in it.
-    files: usize,
-    /// The end of the removal grace.
-    held_until: Instant,
 }
 
 /// The outcome of one step.
@@ -468,33 +457,10 @@ impl DirectoryFollower {
     }
 }
 
-/// Says that there is a directory in the place of the one that vanished.
-fn another_directory(path: &Path) -> String {
-    format!(
-        "{} is now another directory: the one before was moved away, unmounted or covered by a \
-         mount",
-        path.display()
-    )
-}
-
-impl VanishedDirectory {
-    /// Says what happened, what became of the registrations, and what to do.
-    fn note(&self, grace: Duration) -> String {
-        let Self { event, files, .. } = self;
-        if grace.is_zero() {
-            return format!("{event}; its registrations ({files}) were removed");
-        }
-        format!(
-            "{event}; its registrations ({files}) are served for {} s (removal-grace): put it \
-             back, or let the programs register again",
-            grace.as_secs_f64()
-        )
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::Path;
     use std::sync::Arc;
 
     use tokio::sync::mpsc;

@@ -11,6 +11,7 @@ mod directory;
 mod files;
 mod follower;
 mod register;
+mod vanished;
 mod watch;
 
 pub use files::UNREADABLE;

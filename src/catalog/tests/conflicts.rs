@@ -1,0 +1,78 @@
+//! Tests of conflicts between names of services.
+
+use super::*;
+
+fn conflicts_of(keys: &[&str]) -> Vec<(String, ConflictKind, String, String)> {
+    let mut test = TestCatalog::new();
+    for text in keys {
+        test.put(text, 0, 0);
+    }
+    test.settle();
+    let catalog = &test.catalog;
+    conflicts(catalog.services(), |base| catalog.service(base).cloned(), &zones(), "d", "n")
+        .into_iter()
+        .map(|conflict| (conflict.name, conflict.kind, conflict.winner, conflict.loser))
+        .collect()
+}
+
+#[test]
+fn shadowed_spellings_are_conflicts() {
+    let keys = [
+        "/s/d/n/hello/v1/10.0.0.1:80",
+        "/s/d/n/hello/v2/10.0.0.1:80",
+        "/s/d/n/Hello.SVC/v1/10.0.0.1:80",
+        "/s/d/n/hello.internal/v1/10.0.0.1:80",
+        "/s/d/m/hello/v1/10.0.0.1:80",
+    ];
+    let shadowed = |winner: &str, loser: &str| {
+        ("hello".to_owned(), ConflictKind::Shadowed, winner.to_owned(), loser.to_owned())
+    };
+    assert_eq!(
+        conflicts_of(&keys),
+        [shadowed("hello.svc", "hello"), shadowed("hello.svc", "hello.internal")]
+    );
+}
+
+#[test]
+fn names_with_a_preferred_interpretation_are_conflicts() {
+    let hidden = |name: &str, winner: &str, loser: &str| {
+        (name.to_owned(), ConflictKind::Hidden, winner.to_owned(), loser.to_owned())
+    };
+    assert_eq!(
+        conflicts_of(&["/s/d/n/hello/v1/10.0.0.1:80", "/s/d/prod/hello/v1/10.0.0.1:80"]),
+        []
+    );
+    assert_eq!(
+        conflicts_of(&["/s/d/prod/hello/v1/10.0.0.1:80", "/s/d/n/hello.prod/v2/10.0.0.2:80"]),
+        [hidden("hello.prod", "service hello.prod", "service hello in namespace prod")]
+    );
+    assert_eq!(
+        conflicts_of(&["/s/d/n/hello/v1.2/10.0.0.1:80", "/s/d/n/v1.2.hello/v2/10.0.0.2:80"]),
+        [hidden("v1.2.hello", "service v1.2.hello", "version v1.2 of service hello")]
+    );
+    assert_eq!(
+        conflicts_of(&["/s/d/prod/v1/x/10.0.0.1:80", "/s/d/n/prod/v1/10.0.0.2:80"]),
+        [hidden("v1.prod", "service v1 in namespace prod", "version v1 of service prod")]
+    );
+    assert_eq!(
+        conflicts_of(&["/s/d/n/hello/10-0-0-1/10.0.0.1:80"]),
+        [hidden(
+            "10-0-0-1.hello",
+            "instance 10-0-0-1 of service hello",
+            "version 10-0-0-1 of service hello"
+        )]
+    );
+    assert_eq!(
+        conflicts_of(&["/s/d/n/hello/v1/10.0.0.1:80", "/s/d/n/10-0-0-1.hello/v2/10.0.0.2:80"]),
+        [hidden("10-0-0-1.hello", "service 10-0-0-1.hello", "instance 10-0-0-1 of service hello")]
+    );
+    assert_eq!(
+        conflicts_of(&["/s/d/n/hello/a.b/10.0.0.1:80", "/s/d/n/b.hello/a/10.0.0.2:80"]),
+        [hidden("a.b.hello", "version a of service b.hello", "version a.b of service hello")]
+    );
+    assert_eq!(
+        conflicts_of(&["/s/d/has.dot/hello/v 1/10.0.0.1:80", "/s/e//hello/_v/10.0.0.1:80"]),
+        [],
+        "no query can have such names"
+    );
+}

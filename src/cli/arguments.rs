@@ -139,7 +139,7 @@ Exit codes:
   0  done, or nothing to do
   1  an error; the output names the files that could not be restored")]
     Uninstall(UninstallArgs),
-    /// Put back the line of `install --keep` when it is removed.
+    /// Restore the name server line that another program removes.
     ///
     /// Watch /etc/resolv.conf. When another program rewrites the file, put svcdns's line back, and
     /// make the name servers of the new file the upstreams. While two programs fight over the file,

@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_used_by_one_server() {
+    fn a_directory_can_be_used_by_one_server_only() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/b");
         let first = take(&path, TrustRule::Named).unwrap();
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_state_directory_is_closed_to_others() {
+    fn other_users_can_read_the_runtime_but_not_the_state_directory() {
         let folder = tempfile::tempdir().unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o077;
         for (name, kind, others) in
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_symlinked_default_directory_is_trusted_only_in_an_own_directory() {
+    fn a_symlink_in_the_temp_directory_is_not_trusted_as_the_default() {
         let folder = tempfile::tempdir().unwrap();
         let link = folder.path().join("link");
         symlink(folder.path(), &link).unwrap();
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_of_another_user_is_refused_unless_named() {
+    fn a_directory_of_another_user_is_refused_unless_configured() {
         if !Uid::effective().is_root() {
             // The test needs a directory that is writable but owned by another user: root's /tmp.
             assert!(candidate(Path::new("/tmp"), TrustRule::Owned).is_trusted());
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_or_pipe_in_place_of_the_lock_is_an_error() {
+    fn a_lock_file_that_is_a_link_or_a_pipe_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let (lock, elsewhere) = (folder.path().join(LOCK_FILE), folder.path().join("elsewhere"));
         symlink(&elsewhere, &lock).unwrap();

@@ -55,7 +55,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn regular_files_are_read_whole_or_not_at_all() {
+    fn only_regular_files_within_the_size_limit_are_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         let why = || read_blocking(&path, 4).unwrap_err().to_string();

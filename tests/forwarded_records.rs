@@ -223,7 +223,7 @@ fn aliases_to_special_names_are_followed() {
 
 /// AA belongs to the first owner (RFC 1035 section 4.1.1), AD to all data (RFC 4035 section 3.2.3).
 #[test]
-fn flags_of_joined_responses_combine_those_of_all_parts() {
+fn aa_and_ad_of_a_joined_response_depend_on_all_its_parts() {
     let (rest, corp, fixture) = over_two(&[]);
     let alias = |name: &str, target: &str, authentic_data| Message {
         authoritative: true,
@@ -255,7 +255,7 @@ fn flags_of_joined_responses_combine_those_of_all_parts() {
 }
 
 #[test]
-fn aliases_without_rd_are_followed_in_the_cache_only() {
+fn without_rd_aliases_are_followed_only_in_the_cache() {
     let (rest, corp, fixture) = over_two(&[]);
     rest.put([
         Record::cname("api.example.test", 60, "hello.svc"),
@@ -384,7 +384,7 @@ fn the_rebinding_guard_checks_addresses_behind_aliases() {
 
 /// A registered host name may be an alias that leads to another upstream, never to a served zone.
 #[test]
-fn registered_hosts_may_be_aliases_into_other_domains() {
+fn registered_host_names_may_be_aliases_into_other_domains() {
     let (rest, corp) = (Upstream::start(), Upstream::start());
     rest.put([Record::cname("backend.example.test", 1, "host.corp.test")]);
     corp.put([Record::a("host.corp.test", 1, "192.0.2.9")]);
@@ -404,7 +404,7 @@ fn signature(name: &str) -> Record {
 }
 
 #[test]
-fn smuggled_records_are_dropped() {
+fn records_that_do_not_belong_to_a_response_are_dropped() {
     let upstream = Upstream::start();
     let fixture = Fixture::start(&["--upstream", &upstream.flag()]);
     let poison = |name: &str| Record::a(name, 3600, "192.0.2.66");
@@ -464,7 +464,7 @@ fn smuggled_records_are_dropped() {
 
 /// An outage must not bring back what the upstream has since contradicted.
 #[test]
-fn contradicted_answers_are_not_served_as_stale() {
+fn answers_contradicted_by_a_later_response_are_not_served_stale() {
     let upstream = Upstream::start();
     let fixture = Fixture::start(&["--upstream", &upstream.flag()]);
     let address = |ttl| Behaviour::reply(Message::of([Record::a("x.test", ttl, "192.0.2.1")]));

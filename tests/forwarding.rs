@@ -767,7 +767,7 @@ fn queries_survive_upstreams_that_close_their_connections() {
 }
 
 #[test]
-fn looping_upstreams_are_skipped_until_the_loop_is_gone() {
+fn looping_upstreams_are_skipped_until_the_loop_ends() {
     let upstream = upstream();
     let server = Server::over(&[&upstream]);
     upstream.behave(Behaviour::forward(server.address()));

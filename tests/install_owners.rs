@@ -143,8 +143,8 @@ fn a_link_that_bypasses_systemd_resolved_is_changed_to_its_stub() {
 }
 
 #[test]
-fn a_record_is_added_to_debians_resolvconf_and_removed() {
-    const TEST: &str = "a_record_is_added_to_debians_resolvconf_and_removed";
+fn install_adds_a_record_to_debians_resolvconf_and_uninstall_removes_it() {
+    const TEST: &str = "install_adds_a_record_to_debians_resolvconf_and_uninstall_removes_it";
     let Some(folder) = unpacked(TEST, &["resolvconf"]) else { return };
     on_a_machine(TEST, || {
         put_among(&folder.join("sbin"), "/usr/sbin");
@@ -173,8 +173,8 @@ fn a_record_is_added_to_debians_resolvconf_and_removed() {
 }
 
 #[test]
-fn a_record_is_added_to_openresolv_and_removed() {
-    const TEST: &str = "a_record_is_added_to_openresolv_and_removed";
+fn install_adds_a_record_to_openresolv_and_uninstall_removes_it() {
+    const TEST: &str = "install_adds_a_record_to_openresolv_and_uninstall_removes_it";
     let Some(folder) = unpacked(TEST, &["openresolv"]) else { return };
     on_a_machine(TEST, || {
         add_openresolv(&folder);

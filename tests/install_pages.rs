@@ -232,8 +232,11 @@ fn dnsmasq_resolves_with_the_documented_lines() {
 
 /// `stop-dns-rebind` and `dnssec` work with the page's additional lines.
 #[test]
-fn strict_dnsmasq_resolves_with_the_documented_lines() {
-    if !is_installed("strict_dnsmasq_resolves_with_the_documented_lines", "dnsmasq") {
+fn dnsmasq_with_rebind_protection_and_dnssec_resolves_with_the_documented_lines() {
+    if !is_installed(
+        "dnsmasq_with_rebind_protection_and_dnssec_resolves_with_the_documented_lines",
+        "dnsmasq",
+    ) {
         return;
     }
     let backends = Backends::start();

@@ -225,7 +225,7 @@ async fn closed(connection: &quinn::Connection) -> VarInt {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_responder_sees_client_and_destination_behind_a_wildcard() {
+async fn a_wildcard_listener_passes_client_and_destination_to_the_responder() {
     let pair = Pair::new();
     let any = || vec!["0.0.0.0:0".parse().unwrap()];
     let settings = settings(&pair, Limits::default());
@@ -427,7 +427,7 @@ async fn the_source_limit_covers_all_kinds_of_connections() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn waiting_connections_of_each_kind_make_room_for_new_ones() {
+async fn idle_and_stalled_connections_of_every_kind_are_evicted() {
     let long = Duration::from_secs(600);
     let server = start_with(Limits {
         connections_per_loopback_source: 3,
@@ -469,7 +469,7 @@ async fn waiting_connections_of_each_kind_make_room_for_new_ones() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn forged_quic_addresses_close_nobodys_connections() {
+async fn forged_quic_addresses_evict_no_connection() {
     // Below half of all connections, but with half of those of the source.
     let server = start_with(Limits { connections_per_loopback_source: 4, ..Limits::default() });
     let held = [server.quic().await.unwrap(), server.quic().await.unwrap()];
@@ -573,7 +573,7 @@ async fn quic_protocol_violations_close_the_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_quic_wait_has_a_timeout() {
+async fn every_stage_of_a_quic_query_has_a_timeout() {
     let limits = Limits {
         message_timeout: Duration::from_millis(200),
         response_timeout: Duration::from_millis(200),

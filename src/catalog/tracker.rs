@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn recent_removals_are_bounded_and_keep_the_latest() {
+    fn memory_of_recent_removals_is_bounded_and_keeps_the_latest() {
         let mut removals = RecentRemovals::default();
         for n in 1..=200_000 {
             removals.record(n, n);

@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_valid() {
+    fn command_line_definitions_are_consistent() {
         command_line().debug_assert();
     }
 

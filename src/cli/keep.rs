@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_lasting_error_slows_down() {
+    async fn retries_slow_down_while_an_error_lasts() {
         let root = Root::at("/nonexistent");
         let mut keeper = Keeper::new(&root);
         let error = || {
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_while_two_programs_fight() {
+    fn pauses_double_while_two_programs_overwrite_each_other() {
         let mut pace = AttemptPace::default();
         let mut now = Instant::now();
         let mut pauses = Vec::new();

@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn completed_names_that_may_be_outside_the_zones_get_a_hint() {
+    fn names_that_may_be_outside_the_zones_get_a_hint_when_completed() {
         assert!(
             hint("www.example.com", "www.example.com.svc.")
                 .is_some_and(|hint| hint.ends_with("www.example.com."))

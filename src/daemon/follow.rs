@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn removals_found_after_a_panic_are_held() {
+    async fn keys_missing_after_a_follower_panics_are_held() {
         let (sender, mut inlet) = mpsc::channel(MAX_WAITING_UPDATES);
         let (_commands, received) = mpsc::channel(MAX_WAITING_COMMANDS);
         let feed = Feed::new(

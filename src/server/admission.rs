@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn the_total_limit_covers_all_sources() {
+    fn the_total_limit_applies_to_all_sources_together() {
         let admission = admission(4);
         let held: Vec<_> = (0..9)
             .filter_map(|host| admission.admit_busy(&format!("10.0.0.{host}"), false))
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_shared_by_all_kinds_of_connections() {
+    fn connections_of_all_kinds_share_the_limits() {
         let admission = admission(4);
         let source: IpAddr = "10.0.0.1".parse().unwrap();
         let admit = |kind| {
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn an_evicted_connection_is_told_and_frees_its_permit_once() {
+    fn an_evicted_connection_is_closed_and_frees_its_permit_once() {
         let admission = admission(100);
         let first = admission.admit_from("10.0.0.1", false).unwrap();
         let second = admission.admit_from("10.0.0.1", false).unwrap();
@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn deadlines_shorten_while_more_than_half_of_the_limit_is_used() {
+    async fn timeouts_shorten_above_half_of_the_limit_until_connections_close() {
         let limits = Limits {
             connections: 10,
             idle_timeout: Duration::from_secs(10),

@@ -87,7 +87,7 @@ mod tests {
     use tokio::task::{spawn_local, yield_now};
 
     #[test]
-    fn the_worker_blocks_once_only_long_lived_tasks_remain() {
+    fn the_worker_blocks_on_the_socket_once_only_long_lived_tasks_remain() {
         let runtime = Builder::new_current_thread().build_local(LocalOptions::default()).unwrap();
         let mut tasks = WorkerTasks::new(&runtime);
         let start = tasks.window_start;

@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn both_resolvconf_programs_but_not_systemds_are_detected() {
+    fn debians_resolvconf_and_openresolv_are_detected_but_not_systemds() {
         let link = ("/etc/resolv.conf", "->../run/resolvconf/resolv.conf");
         let generated = (
             "/run/resolvconf/resolv.conf",

@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_format_of_installed_machines_is_kept() {
+    fn journals_of_installed_machines_remain_readable() {
         let text = include_str!("../../tests/former/install.json");
         let journal: Journal = serde_json::from_str(text).unwrap();
         let expected: serde_json::Value = serde_json::from_str(text).unwrap();
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_edits_are_kept() {
+    fn edits_by_others_are_kept() {
         let (_folder, root) = machine();
         let _lock = InstallLock::take(&root).unwrap();
         let journal = journal(&root);
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_an_earlier_installation_are_not_restored() {
+    fn undo_does_not_restore_lines_of_an_earlier_installation() {
         let (_folder, root) = machine();
         let conf = root.path("/etc/resolv.conf");
         let original = fs::read(&conf).unwrap();
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lock_is_exclusive_and_other_formats_are_rejected() {
+    fn the_lock_is_exclusive_and_unknown_journal_formats_are_rejected() {
         let (_folder, root) = machine();
         let lock = InstallLock::take(&root).unwrap();
         assert!(matches!(InstallLock::take(&root), Err(JournalError::Locked(_))));

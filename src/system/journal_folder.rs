@@ -305,14 +305,14 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_of_an_older_version_is_never_up_to_date() {
+    fn a_journal_of_an_older_version_is_outdated() {
         let (_folder, root) = machine(&[ROOT_STATE_DIRECTORY]);
         write(&root, FORMER_JOURNAL, EMPTY);
         assert!(!Journal::load(&root).unwrap().unwrap().is_up_to_date());
     }
 
     #[test]
-    fn files_saved_by_an_older_version_are_moved() {
+    fn files_saved_by_an_older_version_are_moved_to_the_journal_directory() {
         let (_folder, root) = machine(&[JOURNAL_FOLDER, ROOT_STATE_DIRECTORY]);
         write(&root, FORMER_JOURNAL, EMPTY);
         write(&root, "/var/lib/svcdns/.install.json.svcdns-new~", "half");
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn the_state_directory_is_removed_with_the_servers_files_only() {
+    fn the_state_directory_is_removed_only_if_all_files_are_the_servers() {
         let private = &["/var/lib/private", PRIVATE_STATE_DIRECTORY][..];
         for (folders, real) in [
             (private, PRIVATE_STATE_DIRECTORY),
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lock_changes_nothing_in_a_directory_that_exists() {
+    fn taking_the_lock_does_not_modify_an_existing_directory() {
         let (_folder, root) = machine(&[JOURNAL_FOLDER]);
         write(&root, JOURNAL, EMPTY);
         let changed = || {
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn the_directory_is_readable_by_the_server_and_removed_if_empty() {
+    fn the_journal_directory_is_readable_by_the_server_and_removed_if_empty() {
         let (_folder, root) = machine(&[]);
         DirBuilder::new().mode(0o700).create(root.path(JOURNAL_FOLDER)).unwrap();
         let lock = InstallLock::take(&root).unwrap();

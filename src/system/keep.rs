@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interruption_at_any_step_can_be_undone() {
+    fn a_restoration_interrupted_at_any_step_can_be_undone() {
         let written = "search a.test\nnameserver 192.0.2.2\noptions edns0\n";
         for applied in 0..=3 {
             let (_folder, root) = installed();
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_does_not_grow_and_undoes_the_last_rewriting() {
+    fn the_journal_stays_bounded_and_undo_restores_the_last_rewritten_file() {
         let (_folder, root) = installed();
         for last in 2..20 {
             let written = format!("nameserver 192.0.2.{last}\n");
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_restoration_leaves_the_steps_that_were_made() {
+    fn a_failed_restoration_keeps_the_journal_of_completed_steps() {
         let (_folder, root) = installed();
         let written = "nameserver 192.0.2.2\n";
         fs::write(root.path(RESOLV_CONF), written).unwrap();
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_done_during_an_installation_or_without_one() {
+    fn keep_changes_nothing_during_an_installation_or_without_one() {
         let (_folder, root) = installed();
         fs::write(root.path(RESOLV_CONF), "nameserver 192.0.2.2\n").unwrap();
         let lock = InstallLock::take(&root).unwrap();

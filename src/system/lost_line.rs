@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rewritten_file_is_told_from_one_of_another_server() {
+    fn a_lost_nameserver_line_is_detected_only_for_the_installed_server() {
         let (_folder, root) = machine();
         let conf = root.path(RESOLV_CONF);
         let own: Vec<SocketAddr> = vec!["127.0.0.1:53".parse().unwrap()];

@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_and_absence_are_restored() {
+    fn a_link_and_a_missing_file_are_restored() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("link");
         symlink("../run/nowhere", &path).unwrap();

@@ -182,7 +182,7 @@ mod tests {
     use std::net::{TcpListener, UdpSocket};
 
     #[test]
-    fn sockets_of_this_process_have_it_as_owner() {
+    fn the_owner_of_a_socket_is_found() {
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         for (transport, address) in [

@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn other_name_servers_are_dropped_or_follow() {
+    fn other_name_servers_are_dropped_or_kept_below_svcdns() {
         let server = IpAddr::from([127, 0, 0, 54]);
         let alone = PrivateResolvConf { server, keep_others: false, search: &[] };
         let kept = ["search corp.example", "options rotate ndots:2 edns0", "sortlist 10.0.0.0"];

@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_of_the_status_are_parsed() {
+    fn fields_of_proc_pid_status_are_parsed() {
         let status = "Name:\tState:\\nZ\nState:\tZ (zombie)\nNSpid:\t4711\t1\n";
         assert!(has_ended(status));
         assert!(!has_ended(&status.replace("Z (zombie)", "S (sleeping)")));
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_that_cannot_be_read_does_not_differ() {
+    fn an_unreadable_namespace_counts_as_equal_unless_the_depth_differs() {
         let namespaces = |pid: Option<&str>, net: Option<&str>, depth| Namespaces {
             links: [pid.map(PathBuf::from), net.map(PathBuf::from)],
             depth,

@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn the_unit_of_an_older_keeper_is_not_current() {
+    fn the_keep_unit_of_an_older_version_is_outdated() {
         let path = Path::new(FOLDER).join(KEEP);
         let unit = keep(Path::new("/opt/a b/svcdns"));
         assert!(is_current(&path, unit.as_bytes()));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_unit_starts_and_stops_with_another_unit() {
+    fn a_hook_unit_starts_and_stops_with_the_unit_it_is_bound_to() {
         let line = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         let hook = HookUnit {
             description: "x".to_owned(),

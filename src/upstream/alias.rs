@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_has_no_records_but_all_extended_errors() {
+    fn a_failed_chain_has_all_extended_errors_and_no_records() {
         let chain = chain();
         let Parsed::Query(query) = Query::parse(chain.query()) else { panic!("no query") };
         let mut last = Vec::new();

@@ -431,7 +431,7 @@ mod tests {
     use crate::wire::{ExtendedError, Parsed, rcode};
 
     #[test]
-    fn entry_overhead_covers_the_memory_in_use() {
+    fn the_entry_overhead_covers_the_memory_of_the_cache_index() {
         let cache = Cache::new(1 << 20, Duration::ZERO);
         let now = Instant::now();
         for n in 0..50_000u32 {

@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_have_room_below_every_name() {
+    fn every_name_or_its_parent_has_room_for_a_token() {
         let name = |text: &str| Name::from_text(text).unwrap();
         let long = ["x".repeat(60), "y".repeat(60), "z".repeat(60), "w".repeat(60)];
         assert_eq!(with_room(&name(&long.join("."))), name(&long[1..].join(".")));

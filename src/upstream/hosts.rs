@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn dropped_hosts_are_not_looked_up() {
+    async fn hosts_no_longer_requested_are_not_looked_up() {
         let mut following = RunningLookups::start();
         following.zone.set("web.example", addresses(&["192.0.2.1"], 5));
         following.requests.update(vec![HostChange::Wanted("web.example".into())]);

@@ -326,7 +326,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prefixes_cover_exactly_the_keys_of_their_head() {
+    fn a_prefix_covers_exactly_the_keys_with_its_head() {
         let heads = ["service", "/services/", "service"].map(str::to_owned);
         let prefixes = Prefix::of_heads(&heads);
         let ranges: Vec<_> =

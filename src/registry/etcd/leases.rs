@@ -134,13 +134,13 @@ mod tests {
     }
 
     #[test]
-    fn leases_that_the_store_does_not_list_are_gone() {
+    fn leases_missing_from_the_list_of_the_store_are_gone() {
         assert_eq!(compare(&[1, 3, 5], [9, 5, 4, 1].into_iter(), 7), reply(&[3], &[1, 5]));
         assert_eq!(compare(&[1, 3], [].into_iter(), 7), reply(&[1, 3], &[]));
     }
 
     #[test]
-    fn only_unanimous_lookups_decide_about_other_leases() {
+    fn only_unanimous_lookups_are_extrapolated_to_other_leases() {
         let leases = [1, 2, 3, 4, 5, 6];
         let after = |gone: &[i64], alive: &[i64]| extrapolate(&leases, 3, reply(gone, alive));
         assert_eq!(after(&[1, 3, 5], &[]), reply(&leases, &[]));

@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_have_no_bound_after_many_sparse_pages() {
+    fn ranges_are_unbounded_after_many_sparse_pages() {
         let mut stride = Stride::default();
         stride.record(100, 100, 100, b"/a/0000", b"/a/0100");
         for _ in 0..MAX_SPARSE_PAGES {

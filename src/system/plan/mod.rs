@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delegate_is_planned_unless_resolved_may_validate() {
+    fn a_delegate_is_planned_unless_resolved_may_validate_dnssec() {
         let (_folder, root, mut machine) = machine(ResolverManager::Resolved);
         let text = steps(&root, &machine, &options());
         for expected in [
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn dhcp_clients_are_noted_and_missing_programs_are_refused() {
+    fn a_dhcp_client_is_noted_and_a_missing_program_is_an_error() {
         let (_folder, root, mut machine) = machine(ResolverManager::Nothing);
         machine.dhcp_client = Some("dhclient");
         let plan_of =

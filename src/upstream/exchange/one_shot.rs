@@ -238,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_queries_up_to_the_rate_limit_get_their_own_port() {
+    fn queries_get_a_port_of_their_own_up_to_a_rate_limit() {
         let began = Instant::now();
         let at = |millis| began + Duration::from_millis(millis);
         // Every query up to the limit gets a port, forever.

@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_query_is_repeated_while_the_upstream_answers_any_query() {
+    fn queries_on_lost_connections_are_repeated_while_any_is_answered() {
         let mut lost = LostConnections::default();
         assert!(!lost.need_exclusive());
         for _ in 0..1000 {

@@ -66,7 +66,7 @@ impl ServerRequirements<'_> {
     /// Finds a running server with these settings, or plans a new one.
     ///
     /// # Errors
-    /// If a running server that svcdns does not manage has other settings, or none could run.
+    /// If a running server that svcdns does not manage has other settings, or no server can run.
     pub(super) async fn arrange(&self) -> anyhow::Result<ArrangedServer> {
         let running = running(self.location).await?;
         let mut own_addresses: &[SocketAddr] = &[];

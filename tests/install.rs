@@ -445,7 +445,7 @@ fn missing_prerequisites_are_refused() {
         );
         assert_as_before(&before, "refused after the first steps");
 
-        // Another user than root.
+        // A user other than root.
         fs::copy(env!("CARGO_BIN_EXE_svcdns"), "/run/svcdns-program").unwrap();
         let output = Command::new("/run/svcdns-program")
             .args(["install", "--registry", &url])

@@ -391,7 +391,7 @@ fn the_route_in_systemd_resolved_survives_restarts_and_kills() {
     }
 }
 
-/// systemd stops starting a unit after five starts in ten seconds, if the unit does not say else.
+/// systemd stops starting a unit after five starts in ten seconds, unless it says otherwise.
 #[test]
 fn the_route_in_systemd_resolved_survives_many_restarts_in_a_row() {
     const TEST: &str = "the_route_in_systemd_resolved_survives_many_restarts_in_a_row";

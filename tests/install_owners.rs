@@ -336,8 +336,8 @@ fn an_installation_killed_at_any_call_leaves_no_record() {
 }
 
 #[test]
-fn a_file_that_openresolv_would_empty_is_left_alone() {
-    with_openresolv("a_file_that_openresolv_would_empty_is_left_alone", |install| {
+fn a_file_that_openresolv_would_empty_is_not_changed() {
+    with_openresolv("a_file_that_openresolv_would_empty_is_not_changed", |install| {
         // The records are lost, such as those of an interface that was renamed; the file is not.
         netns::run("sh", &["-c", "rm /run/resolvconf/*/eth0.dhclient /etc/resolv.conf.bak"]);
         let before = tree("/etc");

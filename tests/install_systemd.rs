@@ -500,8 +500,8 @@ fn the_resolvconf_record_exists_only_while_the_server_runs() {
 }
 
 #[test]
-fn the_resolvconf_record_exists_only_while_a_stand_in_runs_the_server() {
-    const TEST: &str = "the_resolvconf_record_exists_only_while_a_stand_in_runs_the_server";
+fn the_resolvconf_record_follows_the_server_under_a_stand_in_for_systemd() {
+    const TEST: &str = "the_resolvconf_record_follows_the_server_under_a_stand_in_for_systemd";
     expect_record_while_the_server_runs(TEST, StandIn::start, 2);
 }
 

@@ -430,7 +430,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_status_of_an_older_server_can_be_decoded() {
+    fn the_status_sent_by_an_older_server_can_be_decoded() {
         // `install` may query an older server before it replaces that server.
         let status: ServerStatus =
             serde_json::from_str(include_str!("../../tests/former/status.json")).unwrap();

@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn the_serve_command_has_all_flags() {
+    fn the_suggested_serve_command_contains_every_flag() {
         let flags =
             Flags::default().with("registry", "file:///var/lib/a b").with("listen", "127.0.0.1:53");
         let line = serve_command(Some(Path::new("/etc/x.toml")), &flags);

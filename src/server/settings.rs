@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_exposure_error_suggests_a_rule() {
+    fn the_error_for_a_reachable_address_suggests_an_access_rule() {
         let message = listening(&["192.0.2.2:53"], &[]).check().unwrap_err().to_string();
         assert!(
             message.contains("192.0.2.2:53") && message.contains("--allow 192.0.2.0/24"),

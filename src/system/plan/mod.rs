@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delegate_is_planned_unless_resolved_may_validate_dnssec() {
+    fn a_dns_delegate_is_planned_unless_resolved_may_validate_dnssec() {
         let (_folder, root, mut machine) = machine(ResolverManager::Resolved);
         let text = steps(&root, &machine, &options());
         for expected in [
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_planned_in_a_unit_bound_to_systemd_resolved() {
+    fn a_network_link_is_planned_in_a_unit_bound_to_systemd_resolved() {
         let (_folder, root, mut machine) = machine(ResolverManager::Resolved);
         machine.resolved.as_mut().unwrap().version = Some(252);
         machine.networkd = true;

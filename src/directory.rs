@@ -1,7 +1,7 @@
 //! Directories of a running server.
 //!
-//! A server has two directories: the runtime directory, with its socket, is lost at a reboot; the
-//! state directory survives it. A lock in each directory keeps out other servers.
+//! A server has two directories. The runtime directory, with its socket, is lost at a reboot; the
+//! state directory is kept. A lock in each directory keeps out other servers.
 //!
 //! Imports no other module.
 
@@ -29,7 +29,7 @@ const LOCK_FILE: &str = "svcdns.lock";
 pub enum DirectoryKind {
     /// For the socket; lost at a reboot.
     Runtime,
-    /// For data that must survive a reboot.
+    /// For data that is kept across reboots.
     State,
     /// For both purposes: the directory that `state-dir` names.
     Both,

@@ -1,6 +1,6 @@
-//! Processes of containers are not taken for those of the machine.
+//! Processes of containers are not mistaken for those of the machine.
 //!
-//! The processes are real, in their own namespaces, and have the names of name managers.
+//! The processes are real, in their own namespaces, and named like resolver managers.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -17,7 +17,7 @@ use support::process::Process;
 use support::{SOON, eventually, netns};
 use svcdns::system::RuntimeState;
 
-/// The programs whose processes decide what `install` and `doctor` do, and others of containers.
+/// Programs whose processes affect `install` and `doctor`, and other programs of containers.
 const NAMES: [&str; 10] = [
     "systemd-resolved",
     "systemd-networkd",

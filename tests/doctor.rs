@@ -96,7 +96,7 @@ impl Diagnosis {
         found.unwrap_or_else(|| panic!("no {level} of {check} with {words:?} in\n{}", self.text))
     }
 
-    /// Fails the test unless such a finding suggests this command.
+    /// Fails the test unless a finding like that of [`Self::expect`] suggests this command.
     fn expect_command(&self, check: &str, level: &str, words: &str, command: &str) {
         let commands = self.expect(check, level, words)["type"].as_array().unwrap();
         assert!(

@@ -169,7 +169,7 @@ fn expect_no_loss_in_an_outage(outage: Duration) {
 }
 
 #[test]
-fn a_disconnected_store_marks_only_its_own_answers_as_stale() {
+fn only_answers_from_a_disconnected_store_are_stale() {
     let [healthy, mut killed] = [Etcd::start(), Etcd::start()];
     healthy.put(&key("here.svc", "10.0.0.1:80"), HTTP);
     killed.put(&key("there.svc", "10.0.0.2:80"), HTTP);

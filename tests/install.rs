@@ -359,8 +359,8 @@ fn a_file_mounted_by_a_container_engine_is_written_in_place() {
 }
 
 #[test]
-fn a_link_of_networkmanager_is_replaced_and_restored() {
-    on_a_machine("a_link_of_networkmanager_is_replaced_and_restored", || {
+fn the_symlink_of_networkmanager_is_replaced_and_restored() {
+    on_a_machine("the_symlink_of_networkmanager_is_replaced_and_restored", || {
         fs::create_dir_all("/run/NetworkManager").unwrap();
         fs::write(
             "/run/NetworkManager/resolv.conf",
@@ -445,7 +445,7 @@ fn missing_prerequisites_are_refused() {
         );
         assert_as_before(&before, "refused after the first steps");
 
-        // Another user than root.
+        // A user other than root.
         fs::copy(env!("CARGO_BIN_EXE_svcdns"), "/run/svcdns-program").unwrap();
         let output = Command::new("/run/svcdns-program")
             .args(["install", "--registry", &url])

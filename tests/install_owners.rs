@@ -300,7 +300,7 @@ fn an_installation_killed_at_any_time_leaves_no_record() {
             let mut command = support::svcdns::command();
             let quiet = command.args(install).stdout(Stdio::null()).stderr(Stdio::null());
             let mut killed = quiet.spawn().unwrap();
-            // Evenly over the whole run, with a random offset: the time is what the test varies.
+            // The kills are spread evenly over the whole run, with a random offset.
             let after = whole * kill / KILLS + whole.mul_f64(fastrand::f64()) / KILLS;
             thread::sleep(after);
             killed.kill().unwrap();
@@ -336,13 +336,13 @@ fn an_installation_killed_at_any_call_leaves_no_record() {
 }
 
 #[test]
-fn a_file_that_openresolv_would_empty_is_left_alone() {
-    with_openresolv("a_file_that_openresolv_would_empty_is_left_alone", |install| {
+fn a_file_that_openresolv_would_empty_is_not_changed() {
+    with_openresolv("a_file_that_openresolv_would_empty_is_not_changed", |install| {
         // The records are lost, such as those of an interface that was renamed; the file is not.
         netns::run("sh", &["-c", "rm /run/resolvconf/*/eth0.dhclient /etc/resolv.conf.bak"]);
         let before = tree("/etc");
         let told = refused(install, 1);
-        assert!(told.contains("which has no records any more"), "{told}");
+        assert!(told.contains("which no longer has any records"), "{told}");
         assert_as_before(&before, "refused");
         // Name servers of its settings need no record.
         let settings = "/etc/resolvconf.conf";

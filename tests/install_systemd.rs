@@ -391,7 +391,7 @@ fn the_route_in_systemd_resolved_survives_restarts_and_kills() {
     }
 }
 
-/// systemd stops starting a unit after five starts in ten seconds, if the unit does not say else.
+/// systemd stops starting a unit after five starts in ten seconds, unless it says otherwise.
 #[test]
 fn the_route_in_systemd_resolved_survives_many_restarts_in_a_row() {
     const TEST: &str = "the_route_in_systemd_resolved_survives_many_restarts_in_a_row";
@@ -500,8 +500,8 @@ fn the_resolvconf_record_exists_only_while_the_server_runs() {
 }
 
 #[test]
-fn the_resolvconf_record_exists_only_while_a_stand_in_runs_the_server() {
-    const TEST: &str = "the_resolvconf_record_exists_only_while_a_stand_in_runs_the_server";
+fn the_resolvconf_record_follows_the_server_under_a_stand_in_for_systemd() {
+    const TEST: &str = "the_resolvconf_record_follows_the_server_under_a_stand_in_for_systemd";
     expect_record_while_the_server_runs(TEST, StandIn::start, 2);
 }
 

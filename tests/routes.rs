@@ -205,7 +205,7 @@ fn a_domain_that_loops_at_all_upstreams_fails_at_once() {
         assert_eq!(seen, ("SERVFAIL".to_owned(), vec!["22".to_owned()], vec![]), "{name}: {log}");
         assert!(began.elapsed() < AT_ONCE, "{name}: {:?}", began.elapsed());
     }
-    // The widest domain is marked, so that further names do not circle.
+    // The widest domain is marked, so that further names do not loop.
     eventually("the domain to be marked", SOON, || {
         server.log().contains("domain=corp.test.").then_some(())
     });

@@ -240,7 +240,7 @@ async fn a_connection_with_a_query_in_progress_is_never_evicted() {
     let server = start(Limits { connections_per_loopback_source: 2, ..Limits::default() });
     let mut in_progress =
         [server.hold_in_progress("127.0.0.1").await, server.hold_in_progress("127.0.0.1").await];
-    // The half message that follows does not make the query less valuable.
+    // The half message that follows does not end the query's protection.
     in_progress[0].0.write_all(HALF_MESSAGE).await.unwrap();
     server.connect().await.ends().await;
     assert_eq!(server.closed(), [0, 0, 1]);

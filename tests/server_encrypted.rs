@@ -249,7 +249,7 @@ async fn a_wildcard_listener_passes_client_and_destination_to_the_responder() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tls_pipelines_queries_and_sends_responses_when_ready() {
+async fn pipelined_tls_queries_are_answered_as_responses_become_ready() {
     let server = start_with(Limits::default());
     let mut client = server.tls().await;
     assert_eq!(client.0.get_ref().1.alpn_protocol(), Some(&b"dot"[..]));

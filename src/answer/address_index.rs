@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_with_an_address_are_found() {
+    fn networks_with_a_registered_address_are_found() {
         let mut index = AddressIndex::default();
         let change = |address: &str, base, add| (address.parse().unwrap(), base, add);
         index.update(

@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_may_be_empty() {
+    fn a_service_without_keys_is_valid() {
         let service = service(&[], Docker0::Drop);
         assert_eq!(
             (service.keys().len(), service.instances().len(), service.visible_groups().count()),

@@ -433,7 +433,7 @@ fn differences_found_by_routine_lists_are_counted() {
 }
 
 #[test]
-fn a_disconnected_registry_makes_only_its_data_stale() {
+fn only_the_data_of_a_disconnected_registry_is_stale() {
     let mut test = TestCatalog::with(|_| {}, 3);
     for registry in 0..3 {
         test.apply(registry, Change::list_begin(ListKind::Routine));

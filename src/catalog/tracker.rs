@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_of_recent_removals_is_bounded_and_keeps_the_latest() {
+    fn the_latest_removals_are_remembered_in_bounded_memory() {
         let mut removals = RecentRemovals::default();
         for n in 1..=200_000 {
             removals.record(n, n);

@@ -184,7 +184,7 @@ async fn install(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Plans that the line in resolv.conf is put back each time, if the user wants that.
+/// Plans that `svcdns keep` restores the `nameserver` line, if the user wants that.
 ///
 /// Returns the line, for the journal.
 fn plan_keep(
@@ -207,8 +207,9 @@ fn plan_keep(
         plan.steps.extend(system::plan_unit(root, KEEP_UNIT, &system::keep_unit(&program))?);
     } else {
         plan.notes.push(
-            "there is no systemd to keep the line in /etc/resolv.conf: let the service manager of \
-             this machine run `svcdns keep` as root, and restart it when it exits"
+            "there is no systemd to restore the nameserver line in /etc/resolv.conf: let the \
+             service manager of this machine run `svcdns keep` as root, and restart it when it \
+             exits"
                 .to_owned(),
         );
     }

@@ -66,7 +66,7 @@ impl ServerRequirements<'_> {
     /// Finds a running server with these settings, or plans a new one.
     ///
     /// # Errors
-    /// If a running server that svcdns does not manage has other settings, or none could run.
+    /// If a running server that svcdns does not manage has other settings, or no server can run.
     pub(super) async fn arrange(&self) -> anyhow::Result<ArrangedServer> {
         let running = running(self.location).await?;
         let mut own_addresses: &[SocketAddr] = &[];
@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn the_serve_command_has_all_flags() {
+    fn the_suggested_serve_command_contains_every_flag() {
         let flags =
             Flags::default().with("registry", "file:///var/lib/a b").with("listen", "127.0.0.1:53");
         let line = serve_command(Some(Path::new("/etc/x.toml")), &flags);

@@ -18,7 +18,7 @@ use crate::wire::rcode_name;
 /// Names that every name server of the Internet finds, of three operators.
 const PUBLIC_NAMES: [&str; 3] = ["a.root-servers.net", "www.iana.org", "www.ietf.org"];
 
-/// Limit for the names that are tried; the machine's own come first.
+/// Limit on the names that are tried; the machine's own come first.
 const MAX_TRIED_NAMES: usize = 8;
 
 /// Pause between two lookups of a name.
@@ -46,7 +46,7 @@ impl OutsideNames {
         Self { tried, found }
     }
 
-    /// Returns a note for an installation that is not new, if no name was found.
+    /// Returns a note for the user if none of the names was found.
     pub(super) fn note(&self) -> Option<String> {
         self.found.is_empty().then(|| {
             format!(
@@ -57,10 +57,10 @@ impl OutsideNames {
         })
     }
 
-    /// Looks up the names that were found again, for this long at most.
+    /// Repeats the lookups of the names that were found, for at most this long.
     ///
     /// # Errors
-    /// If one is not found; the error says how it was looked up, and what the server responds.
+    /// If a name is not found; the error contains the lookup and the server's response.
     pub(super) async fn check(
         &self,
         root: &Root,
@@ -103,7 +103,7 @@ impl fmt::Display for OutsideNames {
 
 /// Returns the names to try, the machine's own first.
 ///
-/// Without names of /etc/hosts, which are found without a name server.
+/// Names in /etc/hosts are left out: they are found without a name server.
 fn candidates(root: &Root, config: &Config, machine: &Machine) -> Vec<String> {
     let hosts_file = root.text("/etc/hosts").unwrap_or_default().to_ascii_lowercase();
     let in_hosts_file = |name: &str| hosts_file.split_ascii_whitespace().any(|word| word == name);

@@ -59,7 +59,7 @@ fn format_status(status: &ServerStatus) -> String {
         let _ = writeln!(
             text,
             "programs bypass svcdns, because another program has rewritten resolv.conf: {problem}; \
-             `sudo svcdns install` puts the line back"
+             `sudo svcdns install` restores the nameserver line"
         );
     }
     for registry in &status.registries {

@@ -678,7 +678,7 @@ mod tests {
     }
 
     #[test]
-    fn names_above_a_valid_name_are_valid(owned in any_labels()) {
+    fn ancestors_of_a_valid_name_are_valid(owned in any_labels()) {
         let labels: Vec<&[u8]> = owned.iter().map(Vec::as_slice).collect();
         if parse_labels(&labels).is_some() {
             for cut in 1..labels.len() {

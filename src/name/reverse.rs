@@ -337,7 +337,7 @@ mod tests {
         }
 
         #[test]
-        fn an_address_is_in_the_network_of_every_name_above_it(
+        fn an_address_is_in_the_network_of_every_ancestor_of_its_name(
             address in any_address(),
             labels in 0_usize..32,
         ) {

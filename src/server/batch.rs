@@ -54,7 +54,7 @@ impl RawAddress for SockaddrIn6 {
 pub(super) struct Batch<A> {
     receiving: MultiHeaders<A>,
     sending: MultiHeaders<A>,
-    /// Datagram buffers, one after the other; pages take memory once written.
+    /// Datagram buffers, one after the other; a page takes memory once it is written.
     requests: Box<[u8]>,
     /// Length and source of each received datagram.
     received: Vec<(usize, SocketAddr)>,

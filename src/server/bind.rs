@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_free_port_is_the_same_for_udp_and_tcp() {
+    fn port_0_selects_one_port_for_udp_and_tcp() {
         let bound = bind(&listening(&["127.0.0.1:0", "[::1]:0", "[::ffff:127.0.0.1]:0"])).unwrap();
         assert_eq!(bound.addresses().len(), 3);
         assert!(bound.addresses().iter().filter(|address| address.is_ipv4()).count() == 2);

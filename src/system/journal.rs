@@ -32,10 +32,10 @@ pub struct Journal {
     pub steps: Vec<InstallStep>,
     /// Whether all steps were done and the final lookup succeeded.
     pub complete: bool,
-    /// The line in resolv.conf that is put back when another program removes it, if any.
+    /// The `nameserver` line to restore when another program removes it, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<KeptLine>,
-    /// Whether an older version wrote it, in another place.
+    /// Whether an older version wrote the journal, at another path.
     #[serde(skip)]
     former: bool,
 }
@@ -111,7 +111,7 @@ impl Journal {
         journal_folder::clear_former_folder(root)
     }
 
-    /// Removes the state directory of the server that this installation added, if any.
+    /// Removes the server's state directory if this installation added the server.
     ///
     /// Returns a message if the directory is kept because other files are in it.
     ///

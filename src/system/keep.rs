@@ -1,4 +1,4 @@
-//! Puts the line of svcdns back into a resolv.conf that another program has rewritten.
+//! Restores svcdns's `nameserver` line in a resolv.conf that was rewritten.
 //!
 //! The result is as if `uninstall` and `install` had run: the file as the other program wrote it is
 //! what `uninstall` restores, and its name servers are the new upstreams. The steps are in the
@@ -17,7 +17,7 @@ use super::runtime_state;
 use super::{InstallLock, JournalError, Root, RuntimeState};
 use crate::resolv_conf::{Fault, RESOLV_CONF, RESOLV_CONF_BACKUP};
 
-/// What has to be done about the kept line.
+/// State of the `nameserver` line of an installation with `--keep`.
 #[derive(Debug)]
 pub enum LineCheck {
     /// Nothing is installed with `--keep`.
@@ -42,7 +42,7 @@ pub struct RemovedLine {
     file: ResolvConfFile,
 }
 
-/// Reason why the line cannot be put back.
+/// Reason why the `nameserver` line cannot be restored.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     /// The journal cannot be used.
@@ -56,7 +56,7 @@ pub enum RestoreError {
 /// Checks whether the kept line is in effect.
 ///
 /// # Errors
-/// When the journal or the file cannot be read.
+/// If the journal or the file cannot be read.
 pub fn check_line(root: &Root) -> Result<LineCheck, RestoreError> {
     match Journal::load(root)? {
         Some(journal) => check_journal(root, &journal),
@@ -92,13 +92,13 @@ fn check_journal(root: &Root, journal: &Journal) -> Result<LineCheck, RestoreErr
     Ok(LineCheck::Removed(RemovedLine { line, lost, unfinished, file }))
 }
 
-/// Puts the kept line back; returns whether another program had removed it.
+/// Restores the `nameserver` line; returns whether another program had removed it.
 ///
 /// The file's name servers become the upstreams, if it has any.
 ///
 /// # Errors
-/// When `install` or `uninstall` runs now, another program changes the file now, or the system
-/// refuses. The journal can be undone in each case.
+/// If `install` or `uninstall` is running, another program changes the file at the same time, or
+/// the system refuses. The journal can be undone in each case.
 pub fn restore_line(root: &Root) -> Result<bool, RestoreError> {
     let _lock = InstallLock::take(root)?;
     let Some(mut journal) = Journal::load(root)? else { return Ok(false) };
@@ -142,7 +142,7 @@ impl Journal {
         start..end
     }
 
-    /// Drops those of these steps that were not made.
+    /// Drops the steps in this range that were not made.
     fn drop_unmade(&mut self, root: &Root, steps: Range<usize>) {
         let is_made = |step: &InstallStep| match step {
             InstallStep::File(file) => file.is_made(root),
@@ -153,10 +153,11 @@ impl Journal {
         self.steps.splice(start..start, made);
     }
 
-    /// Makes one step of several for the same file.
+    /// Merges the steps for one file into one.
     ///
-    /// Of the backup of resolv.conf, the state before the first step is restored. Of resolv.conf
-    /// itself, only the last state before svcdns's line matters: another program wrote it.
+    /// For the backup of resolv.conf, undo restores the state before the first step. For
+    /// resolv.conf itself, undo restores the last state before svcdns's line: another program wrote
+    /// it.
     fn join_rewritten_files(&mut self) {
         let mut joined: Vec<InstallStep> = Vec::with_capacity(self.steps.len());
         for mut step in std::mem::take(&mut self.steps) {

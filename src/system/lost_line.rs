@@ -1,4 +1,4 @@
-//! The line of svcdns in `/etc/resolv.conf` after `install`: is it still in effect?
+//! Checks whether svcdns's line in `/etc/resolv.conf` is still in effect.
 //!
 //! DHCP and VPN clients rewrite the file, and programs then bypass svcdns.
 
@@ -19,7 +19,7 @@ const DNS_PORT: u16 = 53;
 /// The state of svcdns's line in `/etc/resolv.conf`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LineState {
-    /// `install` did not change the file, or another server is named in it.
+    /// `install` did not change the file, or added the line of another server.
     NotInstalled,
     /// The file cannot be read.
     Unknown,
@@ -36,7 +36,7 @@ pub struct LostLine {
     pub servers: Vec<IpAddr>,
     /// Whether svcdns is still named, after other name servers.
     pub named_later: bool,
-    /// The first comment of the file, in which its writer names itself; empty if there is none.
+    /// The first comment of the file, often naming its writer; empty if there is none.
     pub comment: String,
     /// The target of the path, if it is a symbolic link.
     pub link: Option<PathBuf>,
@@ -45,8 +45,8 @@ pub struct LostLine {
 impl LineState {
     /// Reads the file, for a server that listens on `own`.
     ///
-    /// `was_in_effect` tells whether the line of this server was in effect before. Without that,
-    /// the lines of an installation count, unless they name another server.
+    /// `was_in_effect` is whether the line of this server was in effect before. If it was not, the
+    /// lines of an installation count, unless they name another server.
     pub fn read(root: &Root, own: &[SocketAddr], was_in_effect: bool) -> Self {
         if !RESOLV_CONF_BACKUPS.iter().any(|path| root.has(path)) {
             return Self::NotInstalled;

@@ -1,8 +1,8 @@
 //! The machine's own resolver: its detection, and the installation and removal of svcdns.
 //!
 //! [`detect()`] finds the manager of name resolution, [`plan()`] plans the steps of `install`, the
-//! [`Journal`] undoes them, and [`examine`] makes the checks of `doctor`. All files are below a
-//! [`Root`], which tests choose. Only [`enter_namespace`] works on the running machine alone.
+//! [`Journal`] undoes them, and [`examine`] runs the checks of `doctor`. All files are below a
+//! [`Root`], which tests choose. Only [`enter_namespace`] always works on the running machine.
 
 mod command;
 mod detect;

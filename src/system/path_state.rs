@@ -196,7 +196,7 @@ impl PathState {
 }
 
 impl FileState {
-    /// Creates the state of a file of root's that every user can read.
+    /// Creates the state of a file that root owns and every user can read.
     pub fn new(content: impl Into<Vec<u8>>) -> Self {
         Self {
             content: content.into().into(),

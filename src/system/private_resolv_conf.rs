@@ -10,7 +10,7 @@ use crate::resolv_conf::{Directive, MAX_NAME_SERVERS, ResolvConf};
 pub struct PrivateResolvConf<'a> {
     /// The address at which svcdns answers on port 53.
     pub server: IpAddr,
-    /// Whether the machine's name servers follow, if this one refuses other names.
+    /// Whether the machine's name servers follow, because this one refuses other names.
     pub keep_others: bool,
     /// The domains to append to the search list.
     pub search: &'a [&'a str],

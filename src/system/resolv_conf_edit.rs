@@ -24,21 +24,21 @@ const END: &str = "# svcdns end\n";
 pub(super) struct ResolvConfEdit<'a> {
     /// The address of svcdns.
     pub(super) server: IpAddr,
-    /// The zones to put first on the search list.
+    /// The zones to put first in the search list.
     pub(super) search: &'a [String],
-    /// Whether the other name servers stay in effect, after svcdns.
+    /// Whether to keep the existing name servers, listed after svcdns.
     pub(super) keep_others: bool,
 }
 
-/// The line of an installation with `--keep`.
+/// The `nameserver` line of an installation with `--keep`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct KeptLine {
     /// The address of svcdns.
     pub server: IpAddr,
-    /// The zones on the search list; empty without `--search`.
+    /// The zones in the search list; empty without `--search`.
     pub search: Vec<String>,
-    /// Whether other name servers stay in effect, after svcdns.
+    /// Whether the existing name servers are kept, listed after svcdns.
     pub keep_nameservers: bool,
 }
 

@@ -41,7 +41,7 @@ impl Root {
         self.resolve(path.as_ref()).map(|(target, _)| target)
     }
 
-    /// Returns where a link leads, without following further links there.
+    /// Returns the target of a link, without following further links.
     ///
     /// The directories of the path are followed. Returns `None` if the path is no link.
     pub fn link_target(&self, path: impl AsRef<Path>) -> Option<PathBuf> {

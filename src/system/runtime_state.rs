@@ -56,7 +56,7 @@ impl RuntimeState {
 
     /// Returns whether a process of this name runs.
     ///
-    /// A longer name is cut like in the kernel.
+    /// A longer name is truncated as in the kernel.
     pub fn runs(&self, name: &str) -> bool {
         let name = name.get(..MAX_PROCESS_NAME_BYTES).unwrap_or(name);
         self.processes.iter().any(|process| process == name)

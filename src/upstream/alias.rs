@@ -196,7 +196,7 @@ fn put_errors(message: &[u8], record: &Record, out: &mut Vec<u8>) {
     }
 }
 
-/// Builds the client's query for another name, in wire form.
+/// Encodes a copy of the client's query with `name` as its QNAME.
 fn query_for(query: &Query<'_>, name: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(name.len() + query.options.len() + 32);
     put_u16(&mut out, query.id);

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_names_in_data_are_errors() {
+    fn malformed_names_in_record_data_are_errors() {
         // MX data of one byte; a CNAME whose name exceeds its data; a forward pointer.
         for record in [
             &b"\xC0\x0C\0\x0F\0\x01\0\0\0\x3C\0\x01\0"[..],

@@ -315,12 +315,12 @@ impl Health {
         due
     }
 
-    /// Returns whether no probe was sent within `gap`, and records one.
+    /// Returns whether a probe may be sent, at least `gap` after the last; records it.
     pub(super) fn may_probe(&self, now: Instant, gap: Duration) -> bool {
         elapsed(&mut self.lock().probed_at, now, gap)
     }
 
-    /// Returns whether no EDNS check was started within `gap`, and records one.
+    /// Returns whether EDNS may be checked, at least `gap` after the last; records it.
     pub(super) fn may_check_edns(&self, now: Instant, gap: Duration) -> bool {
         elapsed(&mut self.lock().edns_checked_at, now, gap)
     }

@@ -32,7 +32,7 @@ impl Borders<'_> {
         self.zones.split(name).is_some()
     }
 
-    /// Returns whether `target` is resolved elsewhere than the forwarded `name`.
+    /// Returns whether `target` is resolved elsewhere than `name`, which is forwarded.
     ///
     /// That is also the case if the upstreams differ, because some of them send queries for one of
     /// the names back to svcdns.

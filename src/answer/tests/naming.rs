@@ -124,7 +124,7 @@ fn every_form_of_a_name_is_resolved() {
 }
 
 #[test]
-fn queries_without_version_get_all_versions_only_if_latest_is_missing() {
+fn queries_without_a_version_get_all_versions_only_if_latest_is_missing() {
     let keys = [
         ("/service/default/default/ver/v1/10.0.0.1:80", "{}"),
         ("/service/default/default/ver/v2/10.0.0.2:80", "{}"),

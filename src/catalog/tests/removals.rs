@@ -319,7 +319,7 @@ fn slow_replies_make_lease_checks_less_frequent() {
 }
 
 #[test]
-fn a_lease_reply_older_than_a_delete_is_ignored_for_it() {
+fn a_lease_reply_older_than_a_delete_does_not_apply_to_it() {
     let (mut test, _) = burst(20, 20);
     let reply = |revision| LeaseReply { revision, gone: Vec::new(), alive: (1..=20).collect() };
     test.apply(0, Change::LeasesChecked(reply(7)));

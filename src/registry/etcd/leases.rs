@@ -73,7 +73,7 @@ async fn list(connection: &Connection, leases: &[i64]) -> Result<LeaseReply, Etc
     Ok(compare(leases, existing, revision(response.header())))
 }
 
-/// Tells the gone leases from those that are in the store's list.
+/// Separates the leases that are gone from those in the store's list.
 fn compare(leases: &[i64], existing: impl Iterator<Item = i64>, revision: u64) -> LeaseReply {
     let mut alive: Vec<i64> =
         existing.filter(|lease| leases.binary_search(lease).is_ok()).collect();

@@ -69,7 +69,7 @@ pub(super) struct LostConnections {
 }
 
 impl LostConnections {
-    /// Records a lost connection; returns the pause before the next; `None`: give up.
+    /// Records a lost connection; returns the pause before the next, `None` to give up.
     pub(super) fn record(&mut self, answered: Answered) -> Option<Duration> {
         self.all += 1;
         self.unanswered = if answered == Answered::Here { 0 } else { self.unanswered + 1 };

@@ -43,7 +43,7 @@ pub use journal_folder::{InstallLock, JOURNAL_FOLDER};
 pub use keep::{LineCheck, RemovedLine, RestoreError, check_line, restore_line};
 pub use leftovers::Leftovers;
 pub use lookup::look_up;
-pub use lost_line::{LineState, LostLine};
+pub use lost_line::{LineLoss, LineState, LostLine};
 pub use nsswitch::{HostsLine, HostsLookup, NssAction, NssService};
 pub use path_state::{FileBytes, FileState, PathState};
 pub use plan::{

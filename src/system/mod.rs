@@ -16,6 +16,7 @@ mod keep;
 mod leftovers;
 mod lookup;
 mod lost_line;
+mod nscd;
 mod nsswitch;
 mod path_state;
 mod plan;
@@ -42,8 +43,9 @@ pub use journal_error::{JournalError, UnsafePath, listed};
 pub use journal_folder::{InstallLock, JOURNAL_FOLDER};
 pub use keep::{LineCheck, RemovedLine, RestoreError, check_line, restore_line};
 pub use leftovers::Leftovers;
-pub use lookup::look_up;
+pub use lookup::{look_up, look_up_afresh};
 pub use lost_line::{LineLoss, LineState, LostLine};
+pub use nscd::forget_hosts;
 pub use nsswitch::{HostsLine, HostsLookup, NssAction, NssService};
 pub use path_state::{FileBytes, FileState, PathState};
 pub use plan::{

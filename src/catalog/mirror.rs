@@ -4,6 +4,7 @@
 //! a base name. The content of a key is stored only in its [`RegistryKey`], which services share. A
 //! base name is stored only in its [`Service`].
 
+use std::collections::HashSet;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
@@ -46,15 +47,6 @@ struct KeyEntry {
     /// Number of the last list that named the key or began before its put.
     generation: u32,
     state: EntryState,
-}
-
-impl KeyEntry {
-    /// Returns whether a registry's list of this number should have named this present key.
-    fn is_missing(&self, registry: RegistryId, generation: u32) -> bool {
-        self.state == EntryState::Present
-            && self.generation != generation
-            && self.key.as_ref().is_some_and(|key| key.registry() == registry)
-    }
 }
 
 /// Relation of an entry to its registry.
@@ -240,35 +232,61 @@ impl Mirror {
     ///
     /// O(all entries).
     pub(super) fn not_in_list(&self, registry: RegistryId, generation: u32) -> Vec<u32> {
+        let is_missing = |entry: &KeyEntry| {
+            entry.state == EntryState::Present
+                && entry.generation != generation
+                && entry.key.as_ref().is_some_and(|key| key.registry() == registry)
+        };
         (0..)
             .zip(&self.entries)
-            .filter(|(_, entry)| entry.is_missing(registry, generation))
+            .filter(|(_, entry)| is_missing(entry))
             .map(|(slot, _)| slot)
             .collect()
     }
 
-    /// Returns a base's present entries of a registry that the list of this number did not name.
+    /// Returns a registry's present entries whose keys begin with none of these prefixes.
     ///
-    /// Only those of keys whose text begins with the prefix. O(entries of the base).
-    pub(super) fn not_in_service_list(
+    /// A prefix ends with the first slash of a key. O(all entries).
+    pub(super) fn of_other_names(
         &self,
         registry: RegistryId,
-        base: &str,
-        prefix: &str,
-        generation: u32,
+        prefixes: &HashSet<String>,
     ) -> Vec<u32> {
-        let Some(base) = self.find_base(base) else { return Vec::new() };
-        let first = self.bases[base as usize].head;
-        let chain = std::iter::successors(Some(first).filter(|slot| *slot != NO_INDEX), |slot| {
-            Some(self.entries[*slot as usize].next).filter(|slot| *slot != NO_INDEX)
-        });
-        let has_prefix = |key: &Arc<RegistryKey>| key.text(self.name(base)).starts_with(prefix);
-        chain
-            .filter(|slot| {
-                let entry = &self.entries[*slot as usize];
-                entry.is_missing(registry, generation) && entry.key.as_ref().is_some_and(has_prefix)
-            })
+        let is_other = |entry: &KeyEntry, key: &Arc<RegistryKey>| {
+            key.registry() == registry && {
+                let text = key.text(self.name(entry.base));
+                let prefix = text.split_inclusive('/').next().unwrap_or_default();
+                !prefixes.contains(prefix)
+            }
+        };
+        let is_swept = |entry: &KeyEntry| {
+            entry.state == EntryState::Present
+                && entry.key.as_ref().is_some_and(|key| is_other(entry, key))
+        };
+        (0..)
+            .zip(&self.entries)
+            .filter(|(_, entry)| is_swept(entry))
+            .map(|(slot, _)| slot)
             .collect()
+    }
+
+    /// Returns a registry's entries of a base whose keys begin with the prefix.
+    ///
+    /// O(entries of the base).
+    pub(super) fn with_prefix(&self, registry: RegistryId, base: &str, prefix: &str) -> Vec<u32> {
+        let mut slots = Vec::new();
+        let mut slot = self.find_base(base).map_or(NO_INDEX, |base| self.bases[base as usize].head);
+        while slot != NO_INDEX {
+            let entry = &self.entries[slot as usize];
+            let matches = |key: &Arc<RegistryKey>| {
+                key.registry() == registry && key.text(base).starts_with(prefix)
+            };
+            if entry.key.as_ref().is_some_and(matches) {
+                slots.push(slot);
+            }
+            slot = entry.next;
+        }
+        slots
     }
 
     /// Returns the numbers of allocated entries and bases, used and free.

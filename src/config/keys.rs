@@ -43,9 +43,9 @@ keys! { GENERAL:
     MAX_KEYS = "" "max-keys" Number "N" "keys, 1 to 268435455" "2000000"
         "Limit on keys per registry; further ones are rejected.";
     TCP_CONNECTIONS = "" "tcp-connections" Number "N" "connections, 1 to 65535" "4096"
-        "Limit on open connections over TCP, TLS and QUIC together, and at most half of the \
-         open-file limit (RLIMIT_NOFILE). At the limit, a new connection replaces one that is idle \
-         or stalled.";
+        "Limit on open connections over TCP, TLS and QUIC together; at most half of the open-file \
+         limit (RLIMIT_NOFILE). At the limit, a new connection replaces one that is idle or \
+         stalled.";
     TCP_CONNECTIONS_PER_SOURCE = "" "tcp-connections-per-source" Number "N"
         "connections, 1 to 65535" "1024"
         "Limit on open connections of one client address.";

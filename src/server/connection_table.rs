@@ -51,7 +51,7 @@ pub(super) enum ConnectionWait {
 pub(super) enum ConnectionUse {
     /// The responder works on a query.
     Query,
-    /// The client owes the rest of a handshake or message, or room for one response of several.
+    /// The client owes the rest of a handshake or message, or room for a response over QUIC.
     Remainder,
     /// The client does not read, so no response can be sent whatever the responder does.
     FullBuffer,

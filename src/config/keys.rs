@@ -12,6 +12,9 @@ keys! { GENERAL:
         => "GoFrame's `gsvc` in the temp directory, if root or the server's user owns it"
         "Follow these registries. To give a registry its own settings, such as a user, replace \
          this list with one section `[registry.NAME]` per registry in the file.";
+    MERGE = "" "merge" Text "union|first" "`union` or `first`" r#""union""#
+        "If several registries hold a name, serve the instances of all of them (`union`), equal \
+         endpoints once, or only those of the first in the order of the configuration (`first`).";
     ZONE = "" "zone" List "NAME" "domain names" r#"["svc"]"#
         "Serve these zones, each with all services. SRV targets and PTR names are in the first \
          zone.";

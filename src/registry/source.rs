@@ -9,24 +9,27 @@ use tokio_util::sync::CancellationToken;
 
 use super::etcd::{self, EtcdRegistry};
 use super::file::{self, FileRegistry};
+use super::static_services::{self, StaticRegistry};
 use super::{Feed, RegisterError, RegisterEvent, Registrant, Registry, RegistryCommand};
 use crate::service::{ListKind, RegistryName};
 
 /// A registry to follow or to register in.
 ///
 /// Displays as its URL, without secrets.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Source {
     /// An etcd cluster.
     Etcd(Box<etcd::Settings>),
     /// A directory in the format of GoFrame's file registry.
     File(file::Settings),
+    /// The static services of the configuration file.
+    Static(static_services::Settings),
 }
 
 /// A configured registry with its name.
 ///
 /// Displays as `main (etcd://host:port)`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct NamedSource {
     /// The configured name.
     pub name: RegistryName,
@@ -52,7 +55,21 @@ impl Source {
         match self {
             Self::Etcd(settings) => etcd::register(settings, registrant, stop, events).await,
             Self::File(settings) => file::register(settings, registrant, stop, events).await,
+            Self::Static(_) => {
+                let why = "static services are written in the configuration file";
+                Err(RegisterError::NotWritable(why.to_owned()))
+            }
         }
+    }
+
+    /// Returns whether services can be registered.
+    pub fn is_writable(&self) -> bool {
+        !matches!(self, Self::Static(_))
+    }
+
+    /// Returns whether every other registry precedes this one.
+    pub fn is_fallback(&self) -> bool {
+        matches!(self, Self::Static(_))
     }
 
     /// Returns the kind of registry, which is also the scheme of its URL.
@@ -60,6 +77,7 @@ impl Source {
         match self {
             Self::Etcd(_) => "etcd",
             Self::File(_) => "file",
+            Self::Static(_) => "static",
         }
     }
 
@@ -67,7 +85,7 @@ impl Source {
     pub fn hosts(&self) -> impl Iterator<Item = &str> {
         let endpoints: &[String] = match self {
             Self::Etcd(settings) => &settings.endpoints,
-            Self::File(_) => &[],
+            Self::File(_) | Self::Static(_) => &[],
         };
         endpoints
             .iter()
@@ -79,7 +97,7 @@ impl Source {
     /// A process that follows the registry must be able to see it.
     pub fn directory(&self) -> Option<&Path> {
         match self {
-            Self::Etcd(_) => None,
+            Self::Etcd(_) | Self::Static(_) => None,
             Self::File(settings) => Some(&settings.directory),
         }
     }
@@ -102,6 +120,9 @@ impl Registry for Source {
             Self::File(settings) => {
                 FileRegistry::new(settings).follow(first, feed, commands, stop).await;
             }
+            Self::Static(settings) => {
+                StaticRegistry::new(settings).follow(first, feed, commands, stop).await;
+            }
         }
     }
 }
@@ -117,6 +138,7 @@ impl fmt::Display for Source {
         match self {
             Self::Etcd(settings) => settings.fmt(f),
             Self::File(settings) => settings.fmt(f),
+            Self::Static(settings) => settings.fmt(f),
         }
     }
 }

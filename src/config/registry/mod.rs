@@ -15,7 +15,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 
 use super::error::{ConfigError, Origin};
-use super::key::{Key, SecretKey, keys, section_path};
+use super::key::{Key, STATIC, SecretKey, keys, section_path};
 use super::keys;
 use super::layers::{Layer, Layers, RawValue, Setting};
 use super::values::{invalid, key_segment, list, removal_grace};
@@ -165,6 +165,9 @@ pub(super) fn kind_of_url(url: &str) -> Result<(&'static RegistryKind, &str), St
     if let Some(kind) = KINDS.iter().find(|kind| kind.name == scheme) {
         return Ok((kind, rest));
     }
+    if scheme == STATIC {
+        return Err("static services have no URL: write each as a table [[static]]".to_owned());
+    }
     if UNSUPPORTED_KINDS.contains(&&*scheme) {
         let schemes: Vec<_> = KINDS.iter().map(|kind| format!("{}://", kind.name)).collect();
         return Err(format!(
@@ -241,7 +244,7 @@ pub(super) fn shared_member(one: &Source, other: &Source) -> Option<String> {
         (Source::Etcd(one), Source::Etcd(other)) => {
             members(one).intersection(&members(other)).next().cloned()
         }
-        (Source::Etcd(_) | Source::File(_), _) => None,
+        (Source::Etcd(_) | Source::File(_) | Source::Static(_), _) => None,
     }
 }
 
@@ -253,7 +256,7 @@ fn same_store(one: &Source, other: &Source) -> bool {
         (Source::Etcd(one), Source::Etcd(other)) => members(one) == members(other),
         // Comparison of paths ignores repeated and trailing slashes.
         (Source::File(one), Source::File(other)) => one.directory == other.directory,
-        (Source::Etcd(_) | Source::File(_), _) => false,
+        (Source::Etcd(_) | Source::File(_) | Source::Static(_), _) => false,
     }
 }
 

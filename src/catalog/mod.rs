@@ -24,7 +24,7 @@ mod tests;
 mod text;
 mod tracker;
 
-pub use conflicts::{Conflict, ConflictKind, conflicts};
+pub use conflicts::{Conflict, ConflictKind, conflicts, conflicts_with_alias};
 pub use hosts::HostAddresses;
 pub use key::{Group, RegistryKey};
 pub use mirror::ServiceChange;

@@ -104,6 +104,7 @@ fn text(explanation: &Explanation) -> String {
         rtype,
         zone,
         elsewhere,
+        alias,
         parsed,
         interpretations,
         instances,
@@ -132,7 +133,7 @@ fn text(explanation: &Explanation) -> String {
         }
     };
     let zone = zone.as_ref().map(|zone| format!("in the zone {zone}"));
-    part("Name", zone.into_iter().chain(parsed.iter().cloned()).collect());
+    part("Name", zone.iter().chain(alias).chain(parsed).cloned().collect());
     let tried = interpretations
         .iter()
         .map(|tried| format!("{}: {}", tried.interpretation, tried.outcome))

@@ -6,6 +6,7 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
+use super::aliases::{ALIAS, ConfiguredAlias};
 use super::error::{ConfigError, Origin, nearest};
 use super::key::{Key, SecretKey, ValueForm, section_path};
 use super::keys;
@@ -17,8 +18,19 @@ use crate::service::InvalidRegistryName;
 /// Prefix of the names of registry sections, without the dot.
 const REGISTRY: &str = "registry";
 
-/// Parses a file: its keys and its registry sections. Only messages use `path`.
-pub(super) fn read(path: &Path, text: &str) -> Result<(Layer, Vec<RegistryEntry>), ConfigError> {
+/// The content of a file, by kind of section.
+#[derive(Debug, Default)]
+pub(super) struct FileContent {
+    /// The values of the keys.
+    pub(super) layer: Layer,
+    /// The sections of the registries.
+    pub(super) registries: Vec<RegistryEntry>,
+    /// The entries of the section `[alias]`.
+    pub(super) aliases: Vec<ConfiguredAlias>,
+}
+
+/// Parses a file. Only messages use `path`.
+pub(super) fn read(path: &Path, text: &str) -> Result<FileContent, ConfigError> {
     ConfigFile { path, text }.read()
 }
 
@@ -37,14 +49,26 @@ struct ConfigFile<'a> {
 }
 
 impl ConfigFile<'_> {
-    fn read(&self) -> Result<(Layer, Vec<RegistryEntry>), ConfigError> {
+    fn read(&self) -> Result<FileContent, ConfigError> {
         let table = DeTable::parse(self.text).map_err(|error| self.syntax_error(&error))?;
-        let (mut layer, mut registries) = (Layer::new(), Vec::new());
+        let FileContent { mut layer, mut registries, mut aliases } = FileContent::default();
         for (name, value) in in_order(table.get_ref()) {
             let section = name.get_ref().as_ref();
             match value.get_ref() {
                 DeValue::Table(inner) if section == REGISTRY => {
                     registries = self.registries(name, inner)?;
+                }
+                DeValue::Table(inner) if section == ALIAS => {
+                    let entry = |(name, value)| {
+                        ConfiguredAlias::of_entry(name, value, |at| self.origin(at))
+                    };
+                    aliases = in_order(inner).map(entry).collect::<Result<_, _>>()?;
+                }
+                // `alias = …` or `[[alias]]`
+                _ if section == ALIAS => {
+                    let why = "expected one section [alias] with lines such as \"www\" = \"hello\"";
+                    let (origin, key) = (self.origin(name.span().start), ALIAS.to_owned());
+                    return Err(ConfigError::Invalid { origin, key, why: why.to_owned() });
                 }
                 DeValue::Table(inner) if KEYS.iter().any(|key| key.section == section) => {
                     for (name, value) in in_order(inner) {
@@ -57,7 +81,7 @@ impl ConfigFile<'_> {
                 _ => self.entry(&mut layer, "", name, value)?,
             }
         }
-        Ok((layer, registries))
+        Ok(FileContent { layer, registries, aliases })
     }
 
     fn origin(&self, offset: usize) -> Origin {
@@ -126,8 +150,8 @@ impl ConfigFile<'_> {
             let section = format!("{section}.{subsection}");
             return ConfigError::UnknownSection { origin, section, suggestion };
         }
-        let sections = KEYS.iter().map(|key| key.section.to_owned());
-        let sections = sections.filter(|section| !section.is_empty());
+        let sections = KEYS.iter().map(|key| key.section).chain([ALIAS]);
+        let sections = sections.filter(|section| !section.is_empty()).map(str::to_owned);
         let registry = || inner.contains_key(URL.name).then(|| format!("{REGISTRY}.{section}"));
         let suggestion = nearest(section, sections).or_else(registry);
         let suggestion = suggestion.map(|section| format!("[{section}]"));

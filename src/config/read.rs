@@ -19,7 +19,7 @@ use super::values::{
     boolean, domain, duration, invalid, key_segment, list, number, one, path, removal_grace,
 };
 use super::warning::ConfigWarning;
-use super::{Config, directories, encrypted, keys, registry, upstream};
+use super::{Config, aliases, directories, encrypted, keys, registry, upstream};
 use crate::answer::Answers;
 use crate::catalog::{Docker0, MAX_INSTANCES_PER_SERVICE, MAX_KEYS};
 use crate::name::{Name, Zones};
@@ -30,17 +30,20 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 /// Parses every key, then checks keys against each other.
 pub(super) fn read(sources: &MergedSources) -> Result<Config, ConfigError> {
-    let MergedSources { layers, registries, variables } = sources;
+    let MergedSources { layers, registries, variables, aliases } = sources;
     let count = |key, max| one(layers, key, |text| number(text, max));
     let between = |key, min, max| one(layers, key, |text| duration(text, min, max));
     let registries = registry::read(layers, registries, variables)?;
     // This default is checked even if each registry has its own value.
     removal_grace(layers)?;
+    let zones = zones(layers)?;
     let config = Config {
+        alias_targets: aliases::read(aliases, &zones)?,
+        aliases: aliases.clone(),
         listen: list(layers, keys::LISTEN, socket_address)?,
         allow: list(layers, keys::ALLOW, network)?,
         registries: registries.iter().map(|registry| registry.source.clone()).collect(),
-        zones: zones(layers)?,
+        zones,
         deployment: one(layers, keys::DEPLOYMENT, key_segment)?,
         namespace: one(layers, keys::NAMESPACE, key_segment)?,
         version_fallback: boolean(layers, keys::VERSION_FALLBACK)?,

@@ -218,9 +218,8 @@ impl Publication<'_> {
 /// Appends the node of `owner`, or nothing if the name does not exist.
 ///
 /// The node is a CNAME record for the alias of an outside name, and a marker if the full path must
-/// answer. The result depends on the whole model,
-/// because a service other than the changed one may own the name. `hint` is the changed service if
-/// it still exists.
+/// answer. The result depends on the whole model, because a service other than the changed one may
+/// own the name. `hint` is the changed service if it still exists.
 fn compile_node(
     snapshot: &Snapshot,
     settings: &Settings,

@@ -59,6 +59,9 @@ impl Responder {
 
     /// Starts a chain if the name of the query is an alias in a served zone.
     fn served_alias(&self, request: &[u8], transport: Transport) -> Option<Box<AliasChain>> {
+        if self.answerer.settings().aliases.is_empty() {
+            return None;
+        }
         let Parsed::Query(query) = Query::parse(request) else { return None };
         let mut response = Vec::new();
         self.answerer

@@ -194,7 +194,6 @@ fn socket_inode(target: &Path) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
     use std::net::{TcpListener, UdpSocket};
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
@@ -237,12 +236,12 @@ mod tests {
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
-                let mut open = VecDeque::new();
-                while !done.load(Ordering::Relaxed) {
+                let (mut open, begun) = (Vec::new(), Instant::now());
+                while !done.load(Ordering::Relaxed) && begun.elapsed() < SOON {
                     open.extend((0..60).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()));
+                    // At all places of the table.
                     while open.len() > 200 {
-                        // Neither the oldest nor the newest, which have the next ports.
-                        open.swap_remove_back(fastrand::usize(..open.len()));
+                        drop(open.swap_remove(fastrand::usize(..open.len())));
                     }
                 }
             });

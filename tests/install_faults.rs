@@ -5,16 +5,19 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Command;
 
 use support::machine::{
-    NOBODY, RESOLV_CONF, UPSTREAM, assert_as_before, done, expect_found, expect_service, lines,
-    looked_up, name_server, on_a_machine, refused, registry, said, serve, svcdns, tree,
+    NOBODY, RESOLV_CONF, UPSTREAM, assert_as_before, assert_same_tree, done, expect_found,
+    expect_service, lines, looked_up, name_server, on_a_machine, put_among, refused, registry,
+    said, serve, svcdns, tree, unpacked,
 };
 use support::process::Process;
 use support::strace::{FILE_CALLS, can_trace, killed_at};
 use support::upstream::{Behaviour, Edns, Record, Upstream};
-use support::{netns, skip};
+use support::{SOON, eventually, netns, skip};
 
 const JOURNAL: &str = "/var/lib/svcdns-install/install.json";
 
@@ -270,17 +273,23 @@ fn install_tests_names_that_resolved_before() {
         expect_service("after the installation");
         expect_found("example.test", "192.0.2.80");
 
+        assert!(done(&install).contains("Already installed, and it works"));
+
         // Without an upstream, the installation is not taken for one that works.
         drop(upstream);
         drop(server);
         let server = serve(&[&flags[..], &["--listen", "127.0.0.1:53"]].concat());
-        let told = done(&install);
+        let installed = tree("/etc");
+        let told = refused(&install, 1);
         assert!(
-            told.contains("Already installed")
-                && told.contains("Note: none of these names outside the zones resolves")
-                && told.contains(&format!("example.test, {PUBLIC}")),
+            told.contains(
+                "already installed, and nothing was changed. The names of svcdns resolve"
+            ) && told.contains(&format!("outside its zones does: example.test, {PUBLIC}"))
+                && told.contains("sudo svcdns uninstall")
+                && !told.contains("it works"),
             "{told}"
         );
+        assert_same_tree(&installed, &tree("/etc"), "after a second installation");
         done(&["uninstall"]);
         assert_as_before(&before, "after uninstall");
 
@@ -298,5 +307,42 @@ fn install_tests_names_that_resolved_before() {
         done(&["uninstall"]);
         assert_eq!(looked_up("www.iana.org"), [""; 0]);
         drop(server);
+    });
+}
+
+#[test]
+fn an_installation_and_its_tests_do_not_depend_on_what_nscd_remembers() {
+    const TEST: &str = "an_installation_and_its_tests_do_not_depend_on_what_nscd_remembers";
+    let Some(nscd) = unpacked(TEST, &["nscd"]) else { return };
+    on_a_machine(TEST, || {
+        let upstream = machines_name_server();
+        let files = registry();
+        put_among(&nscd.join("usr/sbin"), "/usr/sbin");
+        netns::mount_tmpfs("/var/cache");
+        for folder in ["/run/nscd", "/var/cache/nscd"] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        // It does not notice that resolv.conf changes either, as with a manager's routes.
+        let settings = "enable-cache hosts yes\npositive-time-to-live hosts 600\n\
+                        negative-time-to-live hosts 600\ncheck-files hosts no\n";
+        fs::write("/etc/nscd.conf", settings).unwrap();
+        let before = tree("/etc");
+        let _nscd = Process::start(Command::new("/usr/sbin/nscd").arg("--foreground"));
+        eventually("nscd to listen", SOON, || UnixStream::connect("/run/nscd/socket").ok());
+        expect_found("example.test", "192.0.2.80");
+        for name in ["ns.svc", "hello.svc"] {
+            assert_eq!(looked_up(name), [""; 0]);
+        }
+        drop(upstream);
+        assert_eq!(looked_up("example.test"), ["192.0.2.80"], "nscd remembers the name");
+
+        let flags = ["--registry", &files.url()];
+        let _server = serve(&[&flags[..], &["--listen", "127.0.0.1:53"]].concat());
+        let told = done(&[&["install"], &flags[..]].concat());
+        assert!(told.contains("because none of these resolved before: example.test"), "{told}");
+        assert_eq!(looked_up("hello.svc"), [netns::ADDRESS], "nscd has forgotten its absence");
+        done(&["uninstall"]);
+        assert_eq!(looked_up("hello.svc"), [""; 0], "nscd has forgotten the service");
+        assert_as_before(&before, "after uninstall");
     });
 }

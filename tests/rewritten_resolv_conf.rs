@@ -333,6 +333,17 @@ fn keep_waits_for_a_complete_file_and_a_responding_server() {
         let (name, address) = names(0);
         expect_found(&name, &address);
 
+        // A program keeps the server and drops the search list: the upstreams are kept.
+        fs::write(RESOLV_CONF, format!("{OUR_LINE}\n")).unwrap();
+        eventually("the search list", SOON, || {
+            (lines() == ["nameserver 127.0.0.1", "search svc"]).then_some(())
+        });
+        for lost in ["no server", "svcdns, but not its zones as search domains"] {
+            let lost = format!("(/etc/resolv.conf names {lost}): the line is put back");
+            eventually(&lost, SOON, || keeper.log().contains(&lost).then_some(()));
+        }
+        expect_found(&name, &address);
+
         // Without svcdns, programs need the other name servers.
         server.kill();
         Rewriting::Rename.write(&lease_file(1));

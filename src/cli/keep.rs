@@ -17,7 +17,7 @@ use crate::name::Name;
 use crate::path_watch::{ChangeSignal, PathWatches};
 use crate::resolv_conf::RESOLV_CONF;
 use crate::system::{
-    self, JOURNAL_FOLDER, JournalError, LineCheck, RemovedLine, RestoreError, Root,
+    self, JOURNAL_FOLDER, JournalError, LineCheck, LostLine, RemovedLine, RestoreError, Root,
 };
 
 /// The messages that are logged.
@@ -63,6 +63,8 @@ struct Keeper<'a> {
     errors: AttemptPace,
     /// Time since which the file has been empty or incomplete.
     unfinished_since: Option<Instant>,
+    /// The end of the pause before the line is put back.
+    pause_end: Option<Instant>,
     /// The last warning, which is not repeated.
     last_warning: String,
 }
@@ -74,6 +76,7 @@ impl<'a> Keeper<'a> {
             restorations: AttemptPace::default(),
             errors: AttemptPace::default(),
             unfinished_since: None,
+            pause_end: None,
             last_warning: String::new(),
         }
     }
@@ -90,6 +93,7 @@ impl<'a> Keeper<'a> {
                 Ok(LineCheck::Changing) => RETRY_PAUSE,
                 Ok(LineCheck::InEffect) => {
                     self.unfinished_since = None;
+                    self.pause_end = None;
                     self.last_warning.clear();
                     POLL_INTERVAL
                 }
@@ -106,13 +110,12 @@ impl<'a> Keeper<'a> {
     /// Restores the line; returns the time until the next reading if nothing changes.
     async fn restore(&mut self, removed: RemovedLine) -> Duration {
         let RemovedLine { line, lost, unfinished, .. } = removed;
-        if unfinished {
-            let since = *self.unfinished_since.get_or_insert_with(Instant::now);
-            if since.elapsed() < UNFINISHED_WAIT {
-                return RETRY_PAUSE;
-            }
+        if let Some(wait) = self.writer_wait(unfinished) {
+            return wait;
         }
-        self.unfinished_since = None;
+        if let Some(wait) = self.restoration_wait(&lost) {
+            return wait;
+        }
         if !responds(line.server).await {
             self.warn(format!(
                 "another program has rewritten resolv.conf: {lost}. The nameserver line is not \
@@ -121,19 +124,10 @@ impl<'a> Keeper<'a> {
             ));
             return RETRY_PAUSE;
         }
-        let pause = self.restorations.pause(Instant::now());
-        if let Some(times) = self.restorations.fight() {
-            warn!(
-                "another program rewrites resolv.conf each time svcdns restores its nameserver \
-                 line ({times} times in a row): {lost}. The next repair follows in {}. Turn the \
-                 rewriting off in the other program, or run `sudo svcdns uninstall`",
-                humantime::format_duration(pause)
-            );
-        }
-        tokio::time::sleep(pause).await;
-        match system::restore_line(self.root) {
+        match system::restore_line(self.root, unfinished) {
             Ok(true) => {
                 self.restorations.record(Instant::now());
+                (self.unfinished_since, self.pause_end) = (None, None);
                 let servers: Vec<String> = lost
                     .servers
                     .iter()
@@ -150,6 +144,43 @@ impl<'a> Keeper<'a> {
             Ok(false) => RETRY_PAUSE,
             Err(error) => self.report(&error).await,
         }
+    }
+
+    /// Returns the time until the next reading if the writer may not have finished.
+    fn writer_wait(&mut self, unfinished: bool) -> Option<Duration> {
+        if !unfinished {
+            self.unfinished_since = None;
+            return None;
+        }
+        let since = *self.unfinished_since.get_or_insert_with(Instant::now);
+        (since.elapsed() < UNFINISHED_WAIT).then_some(RETRY_PAUSE)
+    }
+
+    /// Returns the rest of the pause before the line is put back, if there is one.
+    ///
+    /// The file is read again during and after the pause, because it may change further.
+    fn restoration_wait(&mut self, lost: &LostLine) -> Option<Duration> {
+        let now = Instant::now();
+        let end = match self.pause_end {
+            Some(end) => end,
+            None => now + self.begin_pause(now, lost),
+        };
+        self.pause_end = Some(end);
+        (now < end).then(|| end - now)
+    }
+
+    /// Returns the pause before the line is put back, and logs why there is one.
+    fn begin_pause(&mut self, now: Instant, lost: &LostLine) -> Duration {
+        let pause = self.restorations.pause(now);
+        if let Some(times) = self.restorations.fight() {
+            warn!(
+                "another program rewrites resolv.conf each time svcdns restores its nameserver \
+                 line ({times} times in a row): {lost}. The next repair follows in {}. Turn the \
+                 rewriting off in the other program, or run `sudo svcdns uninstall`",
+                humantime::format_duration(pause)
+            );
+        }
+        pause
     }
 
     /// Logs an error and pauses; returns the time until the next reading if nothing changes.

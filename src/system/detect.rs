@@ -4,12 +4,14 @@
 //! resolve names through the C library: `nsswitch.conf` names its sources, `resolv.conf` the DNS
 //! servers.
 
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::{fmt, fs, io};
+use std::{fmt, fs};
 
 use super::nsswitch::NSSWITCH_CONF;
 use super::runtime_state::RESOLVED_PROCESS;
 use super::{HostsLine, Root, RuntimeState};
+use crate::regular_file;
 use crate::resolv_conf::{MAX_RESOLV_CONF_BYTES, RESOLV_CONF, ResolvConf};
 
 /// The settings of WSL (<https://learn.microsoft.com/windows/wsl/wsl-config>).
@@ -148,12 +150,14 @@ impl ResolvConfFile {
 }
 
 fn read(path: &Path) -> ResolvConfContent {
-    match fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => ResolvConfContent::Missing,
-        Err(error) => ResolvConfContent::Unreadable(error),
-        Ok(metadata) if !metadata.is_file() => ResolvConfContent::NotAFile,
-        Ok(metadata) if metadata.len() > MAX_RESOLV_CONF_BYTES as u64 => ResolvConfContent::TooLong,
-        Ok(_) => fs::read(path).map_or_else(ResolvConfContent::Unreadable, ResolvConfContent::File),
+    match regular_file::read_blocking(path, MAX_RESOLV_CONF_BYTES as u64) {
+        Ok(bytes) => ResolvConfContent::File(bytes),
+        Err(error) => match error.kind() {
+            ErrorKind::NotFound => ResolvConfContent::Missing,
+            ErrorKind::InvalidInput => ResolvConfContent::NotAFile,
+            ErrorKind::FileTooLarge => ResolvConfContent::TooLong,
+            _ => ResolvConfContent::Unreadable(error),
+        },
     }
 }
 

@@ -15,7 +15,7 @@ use super::journal_error::{JOURNAL, JournalError, at};
 use super::journal_folder::{self, FORMER_JOURNAL};
 use super::path_state::{FileState, PathState};
 use super::resolv_conf_edit::KeptLine;
-use super::{Root, unit};
+use super::{Root, nscd, unit};
 
 /// The version of the journal's format; a journal with another one is not read.
 const JOURNAL_FORMAT: u32 = 1;
@@ -148,7 +148,11 @@ impl Journal {
     /// # Errors
     /// If a step fails; the steps after it are not done.
     pub fn apply(&self, root: &Root, steps: Range<usize>) -> Result<(), JournalError> {
-        self.steps.get(steps).unwrap_or_default().iter().try_for_each(|step| step.apply(root))
+        let mut steps = self.steps.get(steps).unwrap_or_default().iter();
+        let applied = steps.try_for_each(|step| step.apply(root));
+        // Programs would get the addresses of before. The steps are complete without it.
+        let _ = nscd::forget_hosts(root);
+        applied
     }
 
     /// Returns whether all files have the content that this journal gave them.
@@ -169,6 +173,8 @@ impl Journal {
                 Err(error) => report.failures.push(error.to_string()),
             }
         }
+        // Programs would get the addresses of before.
+        let _ = nscd::forget_hosts(root);
         report
     }
 }

@@ -232,6 +232,19 @@ mod tests {
     }
 
     #[test]
+    fn a_daemon_of_a_command_does_not_keep_the_lock_of_a_completed_installation() {
+        let (_folder, root) = machine(&[]);
+        let lock = InstallLock::take(&root).unwrap();
+        let mut daemon = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        assert!(matches!(InstallLock::take(&root), Err(JournalError::Locked(_))));
+        drop(lock);
+        let taken = InstallLock::take(&root);
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+        assert!(taken.is_ok(), "{taken:?}");
+    }
+
+    #[test]
     fn a_journal_is_trusted_only_if_others_cannot_write_to_its_path() {
         for (journal, places) in [
             (JOURNAL, [JOURNAL_FOLDER, "/var", "/var/lib", "/"]),

@@ -270,7 +270,7 @@ fn unreadable_and_world_readable_secret_files_cause_warnings() {
     };
     let main =
         |file: &dyn std::fmt::Display| format!("{MAIN}username = 'u'\npassword-file = '{file}'\n");
-    for good in [&private as &dyn std::fmt::Display, &group, &pipe] {
+    for good in [&private as &dyn std::fmt::Display, &group] {
         assert_eq!(warnings(&main(good), &[]), [""; 0], "{good}");
     }
     let said = |text: &str| {
@@ -290,6 +290,10 @@ fn unreadable_and_world_readable_secret_files_cause_warnings() {
     assert_eq!(
         said(&main(&directory)),
         [":4:17: registry.main.password-file: cannot read DIR: it is a directory"]
+    );
+    assert_eq!(
+        said(&main(&pipe)),
+        [":4:17: registry.main.password-file: cannot read DIR/pipe: it is not a regular file"]
     );
     // Certificates are public. A private key that two registries share causes one warning.
     let pair = format!("cert-file = '{open}'\nkey-file = '{open}'\n");

@@ -228,7 +228,7 @@ impl Supervisor {
             );
         }
         let start = Instant::now();
-        self.feed.send(vec![Change::ListBegin(kind)]).await?;
+        self.feed.send(vec![Change::list_begin(kind)]).await?;
         // If the list breaks off, only a complete list may follow.
         self.require_list(kind);
         let (prefixes, tuning) = (&self.prefixes, &self.settings.tuning);

@@ -42,8 +42,10 @@ pub(in crate::system) fn resolv_conf_steps(
     let original = resolv_conf_edit::remove_lines(file.bytes());
     let saved = read_state(root, Path::new(RESOLV_CONF_BACKUP))?;
     let mut steps = Vec::new();
-    // A copy without a name server would replace one that has the upstreams.
-    let is_useful = !is_in_effect && ResolvConf::parse(&original).name_servers().next().is_some();
+    // A copy without another name server would replace one that has the upstreams.
+    let original_conf = ResolvConf::parse(&original);
+    let has_upstream = original_conf.name_servers().any(|server| server.address != edit.server);
+    let is_useful = !is_in_effect && has_upstream;
     if is_useful || saved == PathState::Absent {
         steps.push(InstallStep::File(FileStep {
             path: RESOLV_CONF_BACKUP.into(),

@@ -17,8 +17,9 @@ const LOOPBACK_LAST_BYTES: [u8; 6] = [1, 55, 56, 57, 58, 59];
 
 /// Number of readings of a table of UDP sockets.
 ///
-/// The kernel returns one page per call, and continues by the number of sockets before: if one of
-/// them is closed between two calls, it skips another. Its tables of TCP sockets have no such gaps.
+/// The kernel returns one page per call, and continues after the number of sockets returned so far:
+/// if one of them is closed between two calls, it skips another. Its tables of TCP sockets have no
+/// such gaps.
 const UDP_TABLE_READINGS: usize = 4;
 
 /// A process that owns a socket, or has a file open.
@@ -232,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_found_while_others_are_closed() {
+    fn a_udp_socket_is_found_even_while_others_are_closed() {
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {

@@ -101,7 +101,7 @@ impl Harness {
     }
 
     fn list(&mut self, keys: &[(&str, &str)]) {
-        let mut changes = vec![Change::Connected(true), Change::ListBegin(ListKind::Routine)];
+        let mut changes = vec![Change::Connected(true), Change::list_begin(ListKind::Routine)];
         changes.extend(keys.iter().map(|(key, value)| put(key, value)));
         changes.push(Change::ListEnd { revision: 0 });
         self.apply(changes);
@@ -181,7 +181,7 @@ const HTTP: &str = r#"{"insecure":true,"protocol":"http"}"#;
 const HELLO: (&str, &str) = ("/service/default/default/hello.svc/latest/10.0.0.1:8000", HTTP);
 
 #[test]
-fn a_publication_is_compiled_in_steps_and_becomes_visible_at_once() {
+fn a_publication_is_compiled_in_steps_and_published_atomically() {
     let Harness { mut publisher, answerer, now } = Harness::empty(settings());
     let a = |name: String| {
         short(
@@ -192,7 +192,7 @@ fn a_publication_is_compiled_in_steps_and_becomes_visible_at_once() {
         )
     };
     let key = |n: usize| format!("/service/default/default/s{n}.a/latest/10.0.0.{n}:80");
-    let mut list = vec![Change::Connected(true), Change::ListBegin(ListKind::Routine)];
+    let mut list = vec![Change::Connected(true), Change::list_begin(ListKind::Routine)];
     list.extend((1..10).map(|n| put(&key(n), "{}")));
     list.push(Change::ListEnd { revision: 0 });
     let mut publication = publisher.begin([update(list)], now);
@@ -247,7 +247,7 @@ fn host_names_are_srv_targets_but_never_cnames() {
 }
 
 #[test]
-fn services_of_host_names_have_the_resolved_addresses() {
+fn services_registered_by_host_name_have_the_resolved_addresses() {
     const WEB: &str = "/service/default/default/web/latest/a.example:9000,b.example:9000";
     const OTHER: &str = "/service/default/prod/other/v1/a.example:80,10.0.0.7:80";
     let wanted = |host: &str| HostChange::Wanted(host.into());
@@ -291,7 +291,7 @@ fn services_of_host_names_have_the_resolved_addresses() {
 }
 
 #[test]
-fn both_address_families_are_served_and_docker_bridges_dropped() {
+fn both_address_families_are_served_but_no_docker_bridge() {
     let harness = Harness::of(&[(
         "/service/default/default/hello.svc/latest/10.0.0.1:80,172.17.0.1:80,[fd00::5]:80",
         "{}",
@@ -325,7 +325,7 @@ fn service_names_are_servfail_before_the_first_list() {
 }
 
 #[test]
-fn a_disconnected_registry_makes_only_its_own_data_stale() {
+fn only_answers_from_a_disconnected_registry_are_stale() {
     let now = Instant::now();
     let settings = settings();
     let (mut publisher, answerer) =
@@ -334,7 +334,7 @@ fn a_disconnected_registry_makes_only_its_own_data_stale() {
         put(&format!("/service/default/default/{name}/{version}/10.0.0.{n}:80"), HTTP)
     };
     let list = |puts: Vec<Change>| {
-        let mut changes = vec![Change::Connected(true), Change::ListBegin(ListKind::Routine)];
+        let mut changes = vec![Change::Connected(true), Change::list_begin(ListKind::Routine)];
         changes.extend(puts);
         changes.push(Change::ListEnd { revision: 0 });
         changes
@@ -413,7 +413,7 @@ fn a_disconnected_registry_makes_only_its_own_data_stale() {
 }
 
 #[test]
-fn a_disconnected_registry_keeps_its_answers_as_stale() {
+fn names_of_a_disconnected_registry_get_stale_answers() {
     let mut harness = Harness::of(&[HELLO]);
     harness.apply([Change::Connected(false)]);
     let (known, unknown) =
@@ -494,11 +494,11 @@ fn explanations_suggest_a_close_name_for_an_unknown_one() {
 }
 
 #[test]
-fn held_removals_mark_answers_as_stale() {
+fn answers_with_held_instances_are_stale() {
     let keys: Vec<_> =
         (0..20).map(|n| format!("/service/default/default/h{n}/latest/10.0.0.{n}:80")).collect();
     let mut harness = Harness::of(&keys.iter().map(|key| (&**key, "{}")).collect::<Vec<_>>());
-    harness.apply([Change::ListBegin(ListKind::Restored), Change::ListEnd { revision: 1 }]);
+    harness.apply([Change::list_begin(ListKind::Restored), Change::ListEnd { revision: 1 }]);
     let answer = harness.response("h3.svc", rtype::A);
     assert_eq!((short(&answer).as_str(), extended_error(&answer)), ("10.0.0.3", Some(3)));
     harness.now += Duration::from_secs(13);
@@ -507,13 +507,16 @@ fn held_removals_mark_answers_as_stale() {
 }
 
 #[test]
-fn known_names_are_answered_before_every_registry_is_read() {
+fn known_names_are_answered_while_another_registry_is_unread() {
     let now = Instant::now();
     let settings = settings();
     let (mut publisher, answerer) =
         Publisher::new(catalog::Settings::new(settings.zones.clone(), 2), settings, now);
-    let list =
-        [Change::ListBegin(ListKind::Routine), put(HELLO.0, HTTP), Change::ListEnd { revision: 1 }];
+    let list = [
+        Change::list_begin(ListKind::Routine),
+        put(HELLO.0, HTTP),
+        Change::ListEnd { revision: 1 },
+    ];
     publisher.apply([update(list)], now);
     let mut harness = Harness { publisher, answerer, now };
     assert_eq!(

@@ -12,6 +12,7 @@ mod intern;
 mod key;
 mod mirror;
 mod model;
+mod names;
 mod one_or_many;
 #[cfg(test)]
 mod properties;
@@ -20,6 +21,7 @@ mod rejections;
 mod removals;
 mod rules;
 mod status;
+mod sweeps;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -170,8 +172,8 @@ impl Catalog {
 
     /// Applies an update; services change at the next [`Self::settle`].
     ///
-    /// Amortised O(1) for each change in the update, except that a [`Change::ListEnd`] is
-    /// O(all keys).
+    /// Amortised O(1) for each change in the update, except that a [`Change::ListEnd`] is O(all
+    /// keys), or O(keys of the service), and a [`Change::ServiceNames`] is O(names).
     pub fn apply(&mut self, update: Update, now: Instant) {
         match update {
             Update::Registry(registry, changes) => {
@@ -194,22 +196,15 @@ impl Catalog {
         self.started.get_or_insert(now);
         let Some(tracker) = self.trackers.get_mut(registry.index()) else { return };
         match change {
-            Change::ListBegin(kind) => {
-                if tracker.list.is_some() {
-                    self.mirror.dedup_waiting(registry);
-                }
-                tracker.begin(kind, self.mirror.tally(registry).instances);
-                self.ledger.begin_list(registry);
+            Change::ListBegin { kind, scope } => self.begin_list(registry, kind, scope, now),
+            Change::ServiceNames { kind, names } => {
+                self.replace_names(registry, kind, names, now);
             }
             Change::Put(put) => self.put(registry, put),
             Change::Delete { key, revision, removal } => {
                 self.delete(registry, &key, revision, removal, now);
             }
-            Change::ListEnd { .. } => {
-                if let Some(list) = tracker.end() {
-                    self.end_list(registry, list, now);
-                }
-            }
+            Change::ListEnd { .. } => self.end_list(registry, now),
             Change::Connected(connected) => {
                 tracker.disconnected = !connected;
                 tracker.detector.forget_check();
@@ -236,6 +231,7 @@ impl Catalog {
             let leases = detector.take_lease_check(now, |tombstone| is_pending(mirror, tombstone));
             outcome.lease_checks.extend(leases.map(|leases| (registry, leases)));
             outcome.wake = earlier(outcome.wake, earlier(detector.wake(now), holds.wake()));
+            outcome.wake = earlier(outcome.wake, trackers[registry.index()].round_wake());
         }
         self.note_synced();
         let rules = ServiceRules { docker0: self.settings.docker0, unsynced: self.unsynced };

@@ -20,7 +20,7 @@ use crate::service::{Change, ListKind};
 /// Beyond this limit the member seems faulty, so the supervisor leaves it.
 const MAX_RELISTS_PER_SESSION: u32 = 3;
 
-/// Time without lists of all leases after one that failed.
+/// Time without lists of all leases after such a list has failed.
 ///
 /// They are costly with very many leases, and may be refused.
 const LEASE_LIST_PAUSE: Duration = Duration::from_secs(60);
@@ -228,7 +228,7 @@ impl Supervisor {
             );
         }
         let start = Instant::now();
-        self.feed.send(vec![Change::ListBegin(kind)]).await?;
+        self.feed.send(vec![Change::list_begin(kind)]).await?;
         // If the list breaks off, only a complete list may follow.
         self.require_list(kind);
         let (prefixes, tuning) = (&self.prefixes, &self.settings.tuning);

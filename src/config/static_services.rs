@@ -216,15 +216,14 @@ fn endpoint(item: &RawValue, zones: &Zones) -> Result<Endpoint, ConfigError> {
     if let Some(rejected) = registration.rejected.first() {
         return Err(invalid(item, format!("{:?}: {}", item.text, rejected.reason)));
     }
-    match (registration.endpoints.pop(), registration.endpoints.is_empty()) {
-        (Some(endpoint), true) => match catalog::reject_host(&endpoint.host, zones) {
-            Some(reason) => Err(invalid(item, format!("{:?}: {reason}", item.text))),
-            None => Ok(endpoint),
-        },
-        _ => {
-            let why = format!("{:?} is not one endpoint, such as 10.0.0.7:8080", item.text);
-            Err(invalid(item, why))
-        }
+    let endpoint = registration.endpoints.pop().filter(|_| registration.endpoints.is_empty());
+    let Some(endpoint) = endpoint else {
+        let why = format!("{:?} is not one endpoint, such as 10.0.0.7:8080", item.text);
+        return Err(invalid(item, why));
+    };
+    match catalog::reject_host(&endpoint.host, zones) {
+        Some(reason) => Err(invalid(item, format!("{:?}: {reason}", item.text))),
+        None => Ok(endpoint),
     }
 }
 

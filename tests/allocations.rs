@@ -42,7 +42,7 @@ fn answerer(
     let now = Instant::now();
     let (mut publisher, answerer) =
         Publisher::new(catalog::Settings::new(zones(), 1), settings, now);
-    let mut changes = vec![Change::ListBegin(ListKind::Routine)];
+    let mut changes = vec![Change::list_begin(ListKind::Routine)];
     for (key, value) in [
         ("one/latest/10.0.0.1:80", "{}"),
         ("three/latest/10.0.0.1:80,10.0.0.2:80,10.0.0.3:80", "{}"),

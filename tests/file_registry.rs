@@ -117,7 +117,7 @@ impl Following {
 
     fn apply(&mut self, change: Change) {
         match change {
-            Change::ListBegin(_) => {
+            Change::ListBegin { .. } => {
                 self.list_in_progress = true;
                 self.keys.clear();
             }
@@ -140,6 +140,7 @@ impl Following {
                 self.lists += 1;
             }
             Change::Connected(connected) => self.connected.push(connected),
+            Change::ServiceNames { .. } => panic!("the directory is listed as a whole"),
             Change::LeasesChecked(_) => panic!("files have no leases"),
         }
     }
@@ -539,7 +540,7 @@ async fn the_first_list_has_the_requested_kind() {
             let update = timeout_at(Instant::now() + TEST_TIMEOUT, updates.recv()).await;
             let changes = changes(update.unwrap().unwrap());
             kinds.extend(changes.into_iter().filter_map(|change| match change {
-                Change::ListBegin(kind) => Some(kind),
+                Change::ListBegin { kind, .. } => Some(kind),
                 _ => None,
             }));
         }

@@ -346,8 +346,8 @@ fn expect_no_circle_on_a_machine(
 }
 
 #[test]
-fn unregistered_addresses_do_not_exist_on_a_machine_with_dnsmasq() {
-    let test = "unregistered_addresses_do_not_exist_on_a_machine_with_dnsmasq";
+fn unregistered_addresses_are_nxdomain_behind_dnsmasq() {
+    let test = "unregistered_addresses_are_nxdomain_behind_dnsmasq";
     if is_installed(test, "dnsmasq") {
         netns::inside(test, "127.0.0.1", || {
             expect_no_circle_on_a_machine("dnsmasq.md", Program::dnsmasq_at);
@@ -356,8 +356,8 @@ fn unregistered_addresses_do_not_exist_on_a_machine_with_dnsmasq() {
 }
 
 #[test]
-fn unregistered_addresses_do_not_exist_on_a_machine_with_unbound() {
-    let test = "unregistered_addresses_do_not_exist_on_a_machine_with_unbound";
+fn unregistered_addresses_are_nxdomain_behind_unbound() {
+    let test = "unregistered_addresses_are_nxdomain_behind_unbound";
     if is_installed(test, "unbound") {
         netns::inside(test, "127.0.0.1", || {
             expect_no_circle_on_a_machine("unbound.md", Program::unbound_at);

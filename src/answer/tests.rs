@@ -100,7 +100,7 @@ impl Harness {
     }
 
     fn list(&mut self, keys: &[(&str, &str)]) {
-        let mut changes = vec![Change::Connected(true), Change::ListBegin(ListKind::Routine)];
+        let mut changes = vec![Change::Connected(true), Change::list_begin(ListKind::Routine)];
         changes.extend(keys.iter().map(|(key, value)| put(key, value)));
         changes.push(Change::ListEnd { revision: 0 });
         self.apply(changes);
@@ -191,7 +191,7 @@ fn a_publication_is_compiled_in_steps_and_becomes_visible_at_once() {
         )
     };
     let key = |n: usize| format!("/service/default/default/s{n}.a/latest/10.0.0.{n}:80");
-    let mut list = vec![Change::Connected(true), Change::ListBegin(ListKind::Routine)];
+    let mut list = vec![Change::Connected(true), Change::list_begin(ListKind::Routine)];
     list.extend((1..10).map(|n| put(&key(n), "{}")));
     list.push(Change::ListEnd { revision: 0 });
     let mut publication = publisher.begin([update(list)], now);
@@ -333,7 +333,7 @@ fn a_disconnected_registry_makes_only_its_own_data_stale() {
         put(&format!("/service/default/default/{name}/{version}/10.0.0.{n}:80"), HTTP)
     };
     let list = |puts: Vec<Change>| {
-        let mut changes = vec![Change::Connected(true), Change::ListBegin(ListKind::Routine)];
+        let mut changes = vec![Change::Connected(true), Change::list_begin(ListKind::Routine)];
         changes.extend(puts);
         changes.push(Change::ListEnd { revision: 0 });
         changes
@@ -491,7 +491,7 @@ fn held_removals_mark_answers_as_stale() {
     let keys: Vec<_> =
         (0..20).map(|n| format!("/service/default/default/h{n}/latest/10.0.0.{n}:80")).collect();
     let mut harness = Harness::of(&keys.iter().map(|key| (&**key, "{}")).collect::<Vec<_>>());
-    harness.apply([Change::ListBegin(ListKind::Restored), Change::ListEnd { revision: 1 }]);
+    harness.apply([Change::list_begin(ListKind::Restored), Change::ListEnd { revision: 1 }]);
     let answer = harness.response("h3.svc", rtype::A);
     assert_eq!((short(&answer).as_str(), extended_error(&answer)), ("10.0.0.3", Some(3)));
     harness.now += Duration::from_secs(13);
@@ -505,8 +505,11 @@ fn known_names_are_answered_before_every_registry_is_read() {
     let settings = settings();
     let (mut publisher, answerer) =
         Publisher::new(catalog::Settings::new(settings.zones.clone(), 2), settings, now);
-    let list =
-        [Change::ListBegin(ListKind::Routine), put(HELLO.0, HTTP), Change::ListEnd { revision: 1 }];
+    let list = [
+        Change::list_begin(ListKind::Routine),
+        put(HELLO.0, HTTP),
+        Change::ListEnd { revision: 1 },
+    ];
     publisher.apply([update(list)], now);
     let mut harness = Harness { publisher, answerer, now };
     assert_eq!(

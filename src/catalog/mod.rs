@@ -12,6 +12,7 @@ mod intern;
 mod key;
 mod mirror;
 mod model;
+mod names;
 mod one_or_many;
 #[cfg(test)]
 mod properties;
@@ -183,12 +184,15 @@ impl Catalog {
         self.started.get_or_insert(now);
         let Some(tracker) = self.trackers.get_mut(registry.index()) else { return };
         match change {
-            Change::ListBegin(kind) => {
+            Change::ListBegin { kind, scope } => {
                 if tracker.list.is_some() {
                     self.mirror.dedup_waiting(registry);
                 }
-                tracker.begin(kind, self.mirror.tally(registry).instances);
+                tracker.begin(kind, scope, self.mirror.tally(registry).instances);
                 self.ledger.begin_list(registry);
+            }
+            Change::ServiceNames { kind, names } => {
+                self.replace_names(registry, kind, names, now);
             }
             Change::Put(put) => self.put(registry, put),
             Change::Delete { key, revision, removal } => {

@@ -240,7 +240,7 @@ impl CatalogModel {
         let named = cut.map_or(store.keys.len(), |cut| cut.index(store.keys.len() + 1));
         store.events.clear();
         store.watching = cut.is_none();
-        self.catalog.apply_change(id(registry), Change::ListBegin(kind), self.now);
+        self.catalog.apply_change(id(registry), Change::list_begin(kind), self.now);
         for (key, put) in store.keys.iter().take(named) {
             store.reported.insert(*key, put.clone());
             store.removed.remove(key);

@@ -1,13 +1,14 @@
 //! Rejected keys and endpoints of the registries, counted and listed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use serde::Serialize;
 
 use super::key::RegistryKey;
-use crate::service::{MAX_REGISTRIES, Reason, RegistryId, Rejected};
+use crate::service::{ListScope, MAX_REGISTRIES, Reason, RegistryId, Rejected, key_prefix};
 
 /// Maximum listed rejections of one registry.
 pub const MAX_LISTED_REJECTIONS: usize = 1_000;
@@ -71,10 +72,10 @@ struct RegistryRejections {
     listed_rejections: usize,
     /// Counts of listed keys and of all endpoints.
     counts: BTreeMap<Reason, u64>,
-    /// Counts of keys that are not listed.
-    unlisted: BTreeMap<Reason, u64>,
+    /// Counts of keys that are not listed, by [`Self::name_hash`].
+    unlisted: HashMap<u64, BTreeMap<Reason, u64>, RandomState>,
     /// Counts of keys that are not listed, as far as the list in progress has come.
-    unlisted_in_list: BTreeMap<Reason, u64>,
+    unlisted_in_list: HashMap<u64, BTreeMap<Reason, u64>, RandomState>,
 }
 
 /// A rejected key, or a served key with rejected endpoints.
@@ -84,6 +85,8 @@ struct ListedKey {
     endpoint_only: bool,
     /// Number of the registry's list that named the key last.
     generation: u32,
+    /// The [`RegistryRejections::name_hash`] of the key.
+    name: u64,
     rejected: Box<[Rejected]>,
 }
 
@@ -111,9 +114,10 @@ impl Ledger {
             rejections.list(hash, key, false, generation, Box::new([rejected]));
             self.list_stale = true;
         } else {
+            let name = rejections.name_hash(key);
             let counts =
                 if in_list { &mut rejections.unlisted_in_list } else { &mut rejections.unlisted };
-            *counts.entry(rejected.reason).or_default() += 1;
+            *counts.entry(name).or_default().entry(rejected.reason).or_default() += 1;
         }
     }
 
@@ -174,18 +178,49 @@ impl Ledger {
     }
 
     /// Removes the rejected keys that a complete list did not name. O(listed keys).
-    pub(super) fn end_list(&mut self, registry: RegistryId, generation: u32) {
+    pub(super) fn end_list(&mut self, registry: RegistryId, scope: &ListScope, generation: u32) {
+        let rejections = &mut self.registries[registry.index()];
+        let in_list = std::mem::take(&mut rejections.unlisted_in_list);
+        let scope = match scope {
+            ListScope::Registry => None,
+            ListScope::Service(name) => Some(rejections.name_hash(&key_prefix(name))),
+        };
+        match scope {
+            None => rejections.unlisted.clear(),
+            Some(name) => {
+                rejections.unlisted.remove(&name);
+            }
+        }
+        rejections.unlisted.extend(in_list);
+        self.remove_if(registry, |listed| {
+            listed.generation != generation && scope.is_none_or(|name| listed.name == name)
+        });
+    }
+
+    /// Removes the rejected keys of these names. O(names and listed keys).
+    pub(super) fn remove_names(&mut self, registry: RegistryId, names: &[Box<str>]) {
+        if names.is_empty() {
+            return;
+        }
+        let rejections = &mut self.registries[registry.index()];
+        let gone: HashSet<u64> =
+            names.iter().map(|name| rejections.name_hash(&key_prefix(name))).collect();
+        rejections.unlisted.retain(|name, _| !gone.contains(name));
+        self.remove_if(registry, |listed| gone.contains(&listed.name));
+    }
+
+    /// Removes the listed keys that the condition holds for. O(listed keys).
+    fn remove_if(&mut self, registry: RegistryId, condition: impl Fn(&ListedKey) -> bool) {
         self.counts_stale = true;
         let rejections = &mut self.registries[registry.index()];
-        rejections.unlisted = std::mem::take(&mut rejections.unlisted_in_list);
-        let swept = |listed: &ListedKey| !listed.endpoint_only && listed.generation != generation;
-        let swept: Vec<u64> = rejections
+        let is_removed = |listed: &ListedKey| !listed.endpoint_only && condition(listed);
+        let removed: Vec<u64> = rejections
             .listed
             .iter()
-            .filter(|(_, listed)| swept(listed))
+            .filter(|(_, listed)| is_removed(listed))
             .map(|(hash, _)| *hash)
             .collect();
-        for hash in swept {
+        for hash in removed {
             if let Some(listed) = rejections.listed.remove(&hash) {
                 rejections.uncount(&listed);
                 self.list_stale = true;
@@ -198,10 +233,11 @@ impl Ledger {
         if std::mem::take(&mut self.counts_stale) {
             let mut view = Rejections::default();
             for rejections in &self.registries {
-                for (reason, count) in rejections.counts.iter().chain(&rejections.unlisted) {
+                let unlisted = || rejections.unlisted.values().flatten();
+                for (reason, count) in rejections.counts.iter().chain(unlisted()) {
                     *view.counts.entry(*reason).or_default() += count;
                 }
-                view.unlisted += rejections.unlisted.values().sum::<u64>();
+                view.unlisted += unlisted().map(|(_, count)| count).sum::<u64>();
             }
             view.listed = if std::mem::take(&mut self.list_stale) {
                 self.list()
@@ -234,6 +270,13 @@ impl Ledger {
 }
 
 impl RegistryRejections {
+    /// Returns the seeded hash of a key's text before the first slash.
+    ///
+    /// If the registry lists each registered name by itself, that is the name ([`key_prefix`]).
+    fn name_hash(&self, key: &str) -> u64 {
+        self.listed.hasher().hash_one(key.split_once('/').map_or("", |(name, _)| name))
+    }
+
     /// Lists the rejections of a key, replacing earlier ones.
     fn list(
         &mut self,
@@ -244,7 +287,8 @@ impl RegistryRejections {
         rejected: Box<[Rejected]>,
     ) {
         self.listed_rejections += rejected.len();
-        let listed = ListedKey { key: excerpt(key), endpoint_only, generation, rejected };
+        let name = self.name_hash(key);
+        let listed = ListedKey { key: excerpt(key), endpoint_only, generation, name, rejected };
         if let Some(before) = self.listed.insert(hash, listed) {
             self.listed_rejections -= before.rejected.len();
         }

@@ -9,7 +9,8 @@ use super::grace::{Hold, Sweep};
 use super::key::{RegistryKey, SharedKeyFields};
 use super::mirror::{EntryState, Mirror};
 use super::tracker::ListInProgress;
-use crate::service::{LeaseReply, ListKind, RegistryId, Removal};
+use crate::name::base_of;
+use crate::service::{LeaseReply, ListKind, ListScope, RegistryId, Removal, key_prefix};
 
 impl Catalog {
     /// Applies a delete event; one of a leased key may be held ([`super::expiry`]).
@@ -89,7 +90,57 @@ impl Catalog {
     /// Ends a complete list: removes, or holds, the keys that the list did not name.
     pub(super) fn end_list(&mut self, registry: RegistryId, list: ListInProgress, now: Instant) {
         let generation = self.trackers[registry.index()].generation;
-        let swept = self.mirror.not_in_list(registry, generation);
+        let swept = match &list.scope {
+            ListScope::Registry => self.mirror.not_in_list(registry, generation),
+            ListScope::Service(name) => self.not_in_service_list(registry, name),
+        };
+        if list.is_check() {
+            self.trackers[registry.index()].differences += swept.len() as u64;
+        }
+        self.sweep(registry, &list, swept, now);
+        self.ledger.end_list(registry, &list.scope, generation);
+        self.mirror.queue_waiting(registry);
+    }
+
+    /// Removes, or holds, the keys of the names that a complete list of names does not have.
+    pub(super) fn replace_names(
+        &mut self,
+        registry: RegistryId,
+        kind: ListKind,
+        names: Box<[Box<str>]>,
+        now: Instant,
+    ) {
+        let before = self.mirror.tally(registry).instances;
+        let tracker = &mut self.trackers[registry.index()];
+        tracker.generation = tracker.generation.wrapping_add(1);
+        let gone = tracker.names.replace(names);
+        tracker.synced |= tracker.names.is_complete();
+        self.ledger.remove_names(registry, &gone);
+        let swept = gone.iter().flat_map(|name| self.not_in_service_list(registry, name)).collect();
+        self.sweep(
+            registry,
+            &ListInProgress { scope: ListScope::Registry, kind, before },
+            swept,
+            now,
+        );
+    }
+
+    /// Returns the present keys of a registered name that the last list did not name.
+    fn not_in_service_list(&self, registry: RegistryId, name: &str) -> Vec<u32> {
+        let generation = self.trackers[registry.index()].generation;
+        // Without a base, all keys of the name are rejected.
+        let Ok(base) = base_of(name, &self.settings.zones) else { return Vec::new() };
+        self.mirror.not_in_service_list(registry, &base.text, &key_prefix(name), generation)
+    }
+
+    /// Removes, or holds, the keys that a complete list did not name.
+    fn sweep(
+        &mut self,
+        registry: RegistryId,
+        list: &ListInProgress,
+        swept: Vec<u32>,
+        now: Instant,
+    ) {
         let keys = swept.iter().filter_map(|&slot| self.mirror.key(slot));
         let instances = keys.map(|key| key.endpoints.len()).sum();
         let tally = self.mirror.tally(registry);
@@ -102,9 +153,6 @@ impl Catalog {
         };
         let grace = self.grace(registry);
         let hold = !grace.is_zero() && sweep.should_hold(list.kind);
-        if list.kind == ListKind::Routine {
-            self.trackers[registry.index()].differences += swept.len() as u64;
-        }
         for slot in swept {
             if hold {
                 self.hold(registry, slot, now + grace);
@@ -113,8 +161,6 @@ impl Catalog {
             }
             self.mirror.mark_changed(self.mirror.base(slot), None);
         }
-        self.ledger.end_list(registry, generation);
-        self.mirror.queue_waiting(registry);
     }
 
     /// Ends the tombstones and holds that are over at this time.

@@ -3,6 +3,7 @@
 mod conflicts;
 mod rejections;
 mod removals;
+mod services;
 
 use std::collections::BTreeMap;
 
@@ -10,8 +11,8 @@ use super::key::{KeyLayout, UncommonFields};
 use super::*;
 use crate::name::base_of;
 use crate::service::{
-    Addresses, Endpoint, Host, LeaseReply, ListKind, Put, Reason, Registration, RegistrySet,
-    Rejected, Removal, ServiceId,
+    Addresses, Endpoint, Host, LeaseReply, ListKind, ListScope, Put, Reason, Registration,
+    RegistrySet, Rejected, Removal, ServiceId,
 };
 
 pub(super) fn zones() -> Zones {
@@ -135,7 +136,7 @@ impl TestCatalog {
 
     /// Sends a complete list of keys; their leases are numbered from 1.
     fn list(&mut self, kind: ListKind, keys: &[String]) -> Settled {
-        self.apply(0, Change::ListBegin(kind));
+        self.apply(0, Change::list_begin(kind));
         for (text, lease) in keys.iter().zip(1..) {
             self.put(text, 0, lease);
         }
@@ -267,7 +268,7 @@ fn outdated_events_of_an_epoch_are_ignored() {
     test.settle();
     assert_eq!(revision(&test), 12, "an outdated delete replayed after the next put");
     // All revisions of the restored store are lower.
-    test.apply(0, Change::ListBegin(ListKind::Restored));
+    test.apply(0, Change::list_begin(ListKind::Restored));
     test.put(HELLO, 3, 1);
     test.apply(0, Change::ListEnd { revision: 4 });
     test.put(HELLO, 5, 1);
@@ -291,7 +292,7 @@ fn an_outdated_put_does_not_replace_a_rejection() {
 #[test]
 fn a_list_becomes_visible_at_its_end() {
     let mut test = TestCatalog::new();
-    test.apply(0, Change::ListBegin(ListKind::Routine));
+    test.apply(0, Change::list_begin(ListKind::Routine));
     test.put(HELLO, 1, 0);
     assert_eq!(test.settle().changed, []);
     assert!(test.catalog.service("hello").is_none());
@@ -316,7 +317,7 @@ fn a_routine_list_removes_keys_it_does_not_name() {
 fn an_abandoned_list_removes_no_keys() {
     let mut test = TestCatalog::with(|settings| settings.removal_graces = vec![Duration::ZERO], 1);
     test.list(ListKind::Routine, &hello_keys(0..20));
-    test.apply(0, Change::ListBegin(ListKind::Reconnect));
+    test.apply(0, Change::list_begin(ListKind::Reconnect));
     test.put(HELLO, 0, 1);
     test.apply(0, Change::Connected(false));
     test.settle();
@@ -351,7 +352,7 @@ fn slow_registries_delay_sync_by_ten_seconds() {
 fn registries_are_independent() {
     let mut test = TestCatalog::with(|_| {}, 2);
     test.list(ListKind::Routine, &hello_keys(0..2));
-    test.apply(1, Change::ListBegin(ListKind::Routine));
+    test.apply(1, Change::list_begin(ListKind::Routine));
     test.apply(1, Change::Put(put(HELLO, 0, 0)));
     test.apply(1, Change::ListEnd { revision: 0 });
     test.settle();
@@ -367,7 +368,7 @@ fn registries_are_independent() {
 #[test]
 fn a_list_in_progress_does_not_delay_other_registries() {
     let mut test = TestCatalog::with(|_| {}, 2);
-    test.apply(0, Change::ListBegin(ListKind::Routine));
+    test.apply(0, Change::list_begin(ListKind::Routine));
     test.put("/service/d/n/a/latest/10.0.0.1:80", 1, 0);
     test.apply(1, Change::Put(put("/service/d/n/b/latest/10.0.0.1:80", 1, 0)));
     assert_eq!(test.settle().changed, ["b".into()]);
@@ -379,7 +380,7 @@ fn a_list_in_progress_does_not_delay_other_registries() {
 fn removed_keys_free_their_memory() {
     let mut test = TestCatalog::new();
     for round in 0..3 {
-        test.apply(0, Change::ListBegin(ListKind::Routine));
+        test.apply(0, Change::list_begin(ListKind::Routine));
         for n in 0..5_000 {
             let mut put =
                 put(&format!("/service/d{n}/r{round}/s{n}-{round}/latest/10.0.0.1:80"), 0, 0);
@@ -413,7 +414,7 @@ fn differences_found_by_routine_lists_are_counted() {
     let mut test = TestCatalog::with(|_| {}, 1);
     let differences = |test: &TestCatalog| test.catalog.stats().registries[0].differences;
     let list = |test: &mut TestCatalog, kind, keys: &[(&str, u64)]| {
-        test.apply(0, Change::ListBegin(kind));
+        test.apply(0, Change::list_begin(kind));
         for (key, revision) in keys {
             test.put(key, *revision, 0);
         }
@@ -435,7 +436,7 @@ fn differences_found_by_routine_lists_are_counted() {
 fn a_disconnected_registry_makes_only_its_data_stale() {
     let mut test = TestCatalog::with(|_| {}, 3);
     for registry in 0..3 {
-        test.apply(registry, Change::ListBegin(ListKind::Routine));
+        test.apply(registry, Change::list_begin(ListKind::Routine));
         test.apply(registry, Change::ListEnd { revision: 0 });
     }
     let set = |ids: &[u8]| ids.iter().map(|index| id(*index)).collect::<RegistrySet>();
@@ -456,7 +457,7 @@ fn a_disconnected_registry_makes_only_its_data_stale() {
     // Another registry is wiped, and its keys are held.
     test.apply(2, Change::Put(put("/service/d/n/other/latest/10.0.0.9:80", 0, 0)));
     test.settle();
-    test.apply(2, Change::ListBegin(ListKind::Restored));
+    test.apply(2, Change::list_begin(ListKind::Restored));
     test.apply(2, Change::ListEnd { revision: 0 });
     test.settle();
     let status = test.catalog.registry_status(test.now);

@@ -7,19 +7,22 @@ use foldhash::fast::RandomState;
 
 use super::expiry::ExpiryDetector;
 use super::grace::{Holds, MAX_REMOVAL_GRACE};
-use crate::service::ListKind;
+use super::names::RegisteredNames;
+use crate::service::{ListKind, ListScope};
 
 /// The catalog's state of one registry, except for its keys.
 #[derive(Debug, Default)]
 pub(super) struct RegistryTracker {
     /// Time for which a mass removal is held; zero applies every removal at once.
     pub(super) grace: Duration,
-    /// Whether the registry has ever completed a list.
+    /// Whether the registry has ever completed a list of all keys, or a list of each name.
     pub(super) synced: bool,
     /// Whether the registry has reported that it is unreachable.
     pub(super) disconnected: bool,
     /// The list in progress.
     pub(super) list: Option<ListInProgress>,
+    /// The registered names, if the registry lists each by itself.
+    pub(super) names: RegisteredNames,
     /// Number of the list in progress, or of the last one.
     ///
     /// Each list begins an epoch, and revisions are comparable only within one epoch.
@@ -35,8 +38,10 @@ pub(super) struct RegistryTracker {
 }
 
 /// A list that has begun and not ended.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct ListInProgress {
+    /// The keys that the list covers.
+    pub(super) scope: ListScope,
     /// Reason for the list.
     pub(super) kind: ListKind,
     /// The registry's instances when the list began.
@@ -56,29 +61,22 @@ impl RegistryTracker {
 
     /// Returns whether a routine list is in progress, which should bring no changes.
     ///
-    /// The first list of a registry does not count.
+    /// The first list of a registry does not count, nor does a list of one service.
     pub(super) fn is_checking(&self) -> bool {
-        self.synced && self.list.is_some_and(|list| list.kind == ListKind::Routine)
+        self.synced && self.list.as_ref().is_some_and(ListInProgress::is_check)
     }
 
     /// Begins a list, abandoning one in progress: its puts stay, and it removes no key.
     ///
     /// The new list inherits the stricter of the two kinds, so a routine list right after an
     /// abandoned list of a restored store still has its removals held.
-    pub(super) fn begin(&mut self, kind: ListKind, instances: usize) {
-        let strictness = |kind: ListKind| match kind {
-            ListKind::Routine => 0,
-            ListKind::Reconnect => 1,
-            ListKind::Restored => 2,
-        };
+    pub(super) fn begin(&mut self, kind: ListKind, scope: ListScope, instances: usize) {
         let (mut kind, mut before) = (kind, instances);
         if let Some(abandoned) = self.list.take() {
             before = abandoned.before;
-            if strictness(abandoned.kind) > strictness(kind) {
-                kind = abandoned.kind;
-            }
+            kind = kind.max(abandoned.kind);
         }
-        self.list = Some(ListInProgress { kind, before });
+        self.list = Some(ListInProgress { scope, kind, before });
         self.generation = self.generation.wrapping_add(1);
         self.removals = RecentRemovals::default();
     }
@@ -86,8 +84,21 @@ impl RegistryTracker {
     /// Ends the list in progress and returns it, if any.
     pub(super) fn end(&mut self) -> Option<ListInProgress> {
         let list = self.list.take()?;
-        self.synced = true;
+        self.synced |= match &list.scope {
+            ListScope::Registry => true,
+            ListScope::Service(name) => {
+                self.names.record(name);
+                self.names.is_complete()
+            }
+        };
         Some(list)
+    }
+}
+
+impl ListInProgress {
+    /// Returns whether the list should bring no changes.
+    pub(super) fn is_check(&self) -> bool {
+        self.kind == ListKind::Routine && self.scope == ListScope::Registry
     }
 }
 

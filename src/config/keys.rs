@@ -8,7 +8,7 @@ keys! { GENERAL:
          `0.0.0.0` and `[::]` mean every address of the machine, including later ones.";
     ALLOW = "" "allow" List "CIDR" "networks, such as `10.0.0.0/8`" "[]"
         "Accept queries from these networks, in addition to loopback; other clients get REFUSED.";
-    REGISTRY = "" "registry" List "URL" "`etcd://host:port[,host:port]`, `file:///dir`" "[]"
+    REGISTRY = "" "registry" List "URL" "`etcd://host:port[,host:port]`, `consul://host:port[,host:port]`, `file:///dir`" "[]"
         => "GoFrame's `gsvc` in the temp directory, while root or the server's user owns it"
         "Follow these registries. To give a registry its own settings, such as a user, replace \
          this list with one section `[registry.NAME]` per registry in the file.";
@@ -25,8 +25,8 @@ keys! { GENERAL:
     VERSION_FALLBACK = "" "version-fallback" Bool "BOOL" "" "true"
         "Answer with all versions of a service if it has no instance of version `latest`.";
     ANSWERS = "" "answers" TextOrNumber "all|fit|N" "`all`, `fit` or 1 to 65535" r#""all""#
-        "Limit the records in an answer: all that fit, setting TC if truncated (`all`); all that \
-         fit, never setting TC (`fit`); or at most N. `1` spreads the load of clients that sort \
+        "Limit the records in an answer to N, or to what fits in the response. If records are left \
+         out, `all` sets TC and `fit` does not. `1` spreads the load of clients that sort \
          addresses.";
     TTL = "" "ttl" Duration "DURATION" "whole seconds, up to 1day" r#""5s""#
         "TTL of positive answers.";
@@ -44,8 +44,9 @@ keys! { GENERAL:
     MAX_KEYS = "" "max-keys" Number "N" "keys, 1 to 268435455" "2000000"
         "Limit on keys per registry; further ones are rejected.";
     TCP_CONNECTIONS = "" "tcp-connections" Number "N" "connections, 1 to 65535" "4096"
-        "Limit on open connections over TCP, TLS and QUIC together, and at most half of the open \
-         files allowed. At the limit, a new connection replaces one that is idle or stalled.";
+        "Limit on open connections over TCP, TLS and QUIC together. At the limit, a new connection \
+         replaces one that is idle or stalled. svcdns lowers the limit to half of its file \
+         descriptors.";
     TCP_CONNECTIONS_PER_SOURCE = "" "tcp-connections-per-source" Number "N"
         "connections, 1 to 65535" "1024"
         "Limit on open connections of one client address.";
@@ -65,9 +66,9 @@ keys! { GENERAL:
          upstream for one domain; if only such entries exist, other names use `system`.";
     UPSTREAM_ORDER = "" "upstream-order" Text "ORDER" "`strict` or `fastest`" r#""""#
         => "`strict` for a resolv.conf and `DOMAIN=` entries, else `fastest`"
-        "Query upstreams in the listed order (`strict`: a later one only once all earlier ones \
-         failed, are dead, or were silent for 400 ms), or by shortest round-trip time \
-         (`fastest`; `options rotate` in a resolv.conf means the same).";
+        "Order in which upstreams are queried. `strict`: as listed; a later upstream is queried \
+         once every earlier one has failed, is dead, or has been silent for 400 ms. `fastest`: \
+         shortest round-trip time first, as `options rotate` in a resolv.conf also requests.";
     UPSTREAM_CA_FILE = "" "upstream-ca-file" Text "FILE" "PEM file" r#""""#
         => "the system's trust store"
         "Trust these CA certificates for upstreams over TLS and HTTPS.";

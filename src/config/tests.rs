@@ -4,7 +4,8 @@ mod registries;
 mod registry_errors;
 
 use super::*;
-use crate::registry::etcd::{self, Tls};
+use crate::registry::Tls;
+use crate::registry::etcd;
 use crate::registry::{Credential, NamedSource, Secret, Source, file};
 use crate::service::MAX_REGISTRIES;
 

@@ -219,7 +219,7 @@ mod tests {
                 let content = gsvc::parse(key.as_bytes(), b"{}");
                 Change::Put(Put { key: key.into(), revision: 0, lease: 0, content })
             };
-            let mut list = vec![Change::ListBegin(first)];
+            let mut list = vec![Change::list_begin(first)];
             list.extend((0..SERVICES >> before).map(put));
             list.push(Change::ListEnd { revision: 0 });
             feed.send(list).await.unwrap();
@@ -254,7 +254,7 @@ mod tests {
                 panic!("{update:?}")
             };
             lists.extend(changes.iter().filter_map(|change| match change {
-                Change::ListBegin(kind) => Some(*kind),
+                Change::ListBegin { kind, .. } => Some(*kind),
                 _ => None,
             }));
             catalog.apply(update, now);

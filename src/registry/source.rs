@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::consul::{self, ConsulRegistry};
 use super::etcd::{self, EtcdRegistry};
 use super::file::{self, FileRegistry};
 use super::{Feed, RegisterError, RegisterEvent, Registrant, Registry, RegistryCommand};
@@ -21,6 +22,8 @@ pub enum Source {
     Etcd(Box<etcd::Settings>),
     /// A directory in the format of GoFrame's file registry.
     File(file::Settings),
+    /// A Consul datacenter.
+    Consul(Box<consul::Settings>),
 }
 
 /// A configured registry with its name.
@@ -52,6 +55,7 @@ impl Source {
         match self {
             Self::Etcd(settings) => etcd::register(settings, registrant, stop, events).await,
             Self::File(settings) => file::register(settings, registrant, stop, events).await,
+            Self::Consul(settings) => consul::register(settings, registrant, stop, events).await,
         }
     }
 
@@ -60,16 +64,22 @@ impl Source {
         match self {
             Self::Etcd(_) => "etcd",
             Self::File(_) => "file",
+            Self::Consul(_) => "consul",
+        }
+    }
+
+    /// Returns the registry's servers as `host:port`.
+    pub fn endpoints(&self) -> &[String] {
+        match self {
+            Self::Etcd(settings) => &settings.endpoints,
+            Self::File(_) => &[],
+            Self::Consul(settings) => &settings.endpoints,
         }
     }
 
     /// Returns the hosts of the registry's servers, as names or addresses.
     pub fn hosts(&self) -> impl Iterator<Item = &str> {
-        let endpoints: &[String] = match self {
-            Self::Etcd(settings) => &settings.endpoints,
-            Self::File(_) => &[],
-        };
-        endpoints
+        self.endpoints()
             .iter()
             .filter_map(|endpoint| Some(endpoint.rsplit_once(':')?.0.trim_matches(['[', ']'])))
     }
@@ -79,7 +89,7 @@ impl Source {
     /// A process that follows the registry must be able to see it.
     pub fn directory(&self) -> Option<&Path> {
         match self {
-            Self::Etcd(_) => None,
+            Self::Etcd(_) | Self::Consul(_) => None,
             Self::File(settings) => Some(&settings.directory),
         }
     }
@@ -102,6 +112,10 @@ impl Registry for Source {
             Self::File(settings) => {
                 FileRegistry::new(settings).follow(first, feed, commands, stop).await;
             }
+            Self::Consul(settings) => {
+                let registry = ConsulRegistry::new(*settings);
+                Box::pin(registry.follow(first, feed, commands, stop)).await;
+            }
         }
     }
 }
@@ -117,6 +131,7 @@ impl fmt::Display for Source {
         match self {
             Self::Etcd(settings) => settings.fmt(f),
             Self::File(settings) => settings.fmt(f),
+            Self::Consul(settings) => settings.fmt(f),
         }
     }
 }

@@ -4,15 +4,30 @@ use super::{Registration, Rejected};
 
 /// An event of a registry, sent in order through one channel.
 ///
-/// A list consists of `ListBegin`, any number of `Put`s and `ListEnd`. Keys that the list does not
-/// name are removed, subject to the removal grace. Outside a list, `Put` and `Delete` are single
-/// events.
+/// A list consists of `ListBegin`, any number of `Put`s and `ListEnd`. Keys in its scope that the
+/// list does not name are removed, subject to the removal grace. Outside a list, `Put` and `Delete`
+/// are single events.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// A full list begins, and with it a new epoch.
+    /// A complete list of the scope begins, and with it a new epoch.
     ///
-    /// Revisions are comparable only within one epoch.
-    ListBegin(ListKind),
+    /// Revisions are comparable only within one epoch. At most one list of a registry is in
+    /// progress.
+    ListBegin {
+        /// Reason for the list.
+        kind: ListKind,
+        /// The keys that the list covers.
+        scope: ListScope,
+    },
+    /// The complete list of the registered names; not sent within another list.
+    ///
+    /// Removes the keys of all other names, as a list of the registry would.
+    ServiceNames {
+        /// Reason for the list.
+        kind: ListKind,
+        /// The names as the store spells them.
+        names: Box<[Box<str>]>,
+    },
     /// A key was added or changed, or the list in progress has it.
     Put(Put),
     /// A key was deleted.
@@ -35,6 +50,31 @@ pub enum Change {
     Connected(bool),
     /// The reply to a lease check.
     LeasesChecked(LeaseReply),
+}
+
+impl Change {
+    /// Begins a list of the whole registry.
+    pub fn list_begin(kind: ListKind) -> Self {
+        Self::ListBegin { kind, scope: ListScope::Registry }
+    }
+}
+
+/// The keys that a list covers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListScope {
+    /// Every key of the registry.
+    Registry,
+    /// The keys of one registered name, as the store spells it.
+    ///
+    /// Their texts begin with [`key_prefix`] of the name, and the accepted ones register it.
+    Service(Box<str>),
+}
+
+/// Returns the beginning of the keys of a registered name, if the registry lists it by itself.
+///
+/// The prefix is the name, with `/` and `%` percent-encoded, and a slash.
+pub fn key_prefix(name: &str) -> String {
+    name.replace('%', "%25").replace('/', "%2F") + "/"
 }
 
 /// Reason for a list; decides which of its removals apply at once.

@@ -9,7 +9,7 @@ mod rejection;
 mod resolution;
 mod update;
 
-pub use change::{Change, LeaseReply, ListKind, Put, Removal};
+pub use change::{Change, LeaseReply, ListKind, ListScope, Put, Removal, key_prefix};
 pub use metadata::Metadata;
 pub use registry::{InvalidRegistryName, MAX_REGISTRIES, RegistryId, RegistryName, RegistrySet};
 pub use rejection::{Reason, Rejected};

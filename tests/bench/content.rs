@@ -86,7 +86,7 @@ impl Store {
 
     /// Publishes a list of all services; `value` gives the metadata of an instance.
     pub(crate) fn list(&mut self, shape: Shape, value: impl Fn(usize, usize) -> String) {
-        self.apply([Change::Connected(true), Change::ListBegin(ListKind::Routine)]);
+        self.apply([Change::Connected(true), Change::list_begin(ListKind::Routine)]);
         let mut keys = shape.keys().peekable();
         while keys.peek().is_some() {
             let batch: Vec<_> = keys

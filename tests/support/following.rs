@@ -18,7 +18,8 @@ use svcdns::registry::{
     RegistryReport, RegistryState, Secret,
 };
 use svcdns::service::{
-    Change, Endpoint, LeaseReply, ListKind, Metadata, Put, RegistryId, Removal, ServiceId, Update,
+    Change, Endpoint, LeaseReply, ListKind, ListScope, Metadata, Put, RegistryId, Removal,
+    ServiceId, Update,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -100,7 +101,8 @@ impl Received {
         self.largest_batch = self.largest_batch.max(changes.len());
         for change in changes {
             match change {
-                Change::ListBegin(kind) => {
+                Change::ListBegin { kind, scope } => {
+                    assert_eq!(scope, ListScope::Registry, "etcd lists all its keys");
                     self.lists.push(kind);
                     self.list_in_progress = Some(BTreeSet::new());
                 }
@@ -131,6 +133,7 @@ impl Received {
                 }
                 Change::Connected(connected) => self.connected.push(connected),
                 Change::LeasesChecked(reply) => self.lease_replies.push(reply),
+                Change::ServiceNames { .. } => panic!("etcd lists all its keys"),
             }
         }
     }

@@ -91,7 +91,7 @@ fn a_list_removes_rejections_it_does_not_name() {
     let mut test = TestCatalog::new();
     test.apply(0, Change::Put(invalid_put("/a")));
     test.apply(0, Change::Put(invalid_put("/b")));
-    test.apply(0, Change::ListBegin(ListKind::Routine));
+    test.apply(0, Change::list_begin(ListKind::Routine));
     test.apply(0, Change::Put(invalid_put("/b")));
     assert_eq!(test.rejection_counts(), BTreeMap::from([(JUNK, 2)]));
     test.apply(0, Change::ListEnd { revision: 0 });
@@ -106,7 +106,7 @@ fn a_list_removes_rejections_it_does_not_name() {
 fn rejected_keys_take_bounded_memory() {
     let mut test = TestCatalog::new();
     for round in 0..2 {
-        test.apply(0, Change::ListBegin(ListKind::Routine));
+        test.apply(0, Change::list_begin(ListKind::Routine));
         for n in 0..5_000 {
             test.apply(0, Change::Put(invalid_put(&format!("/junk{n}"))));
         }
@@ -115,7 +115,7 @@ fn rejected_keys_take_bounded_memory() {
         assert_eq!(rejections.counts, BTreeMap::from([(JUNK, 5_000)]), "round {round}");
         assert_eq!((rejections.listed.len(), rejections.unlisted), (MAX_LISTED_REJECTIONS, 4_000));
     }
-    test.apply(0, Change::ListBegin(ListKind::Routine));
+    test.apply(0, Change::list_begin(ListKind::Routine));
     test.apply(0, Change::Put(invalid_put(&"x\n".repeat(500_000))));
     test.apply(0, Change::ListEnd { revision: 0 });
     let rejections = test.catalog.rejections();
@@ -163,7 +163,7 @@ fn a_replaced_key_does_not_count_twice() {
 #[test]
 fn keys_of_one_service_stop_at_the_instance_limit() {
     let mut test = TestCatalog::with(|settings| settings.max_instances_per_service = 100, 1);
-    test.apply(0, Change::ListBegin(ListKind::Routine));
+    test.apply(0, Change::list_begin(ListKind::Routine));
     for n in 0..100_000 {
         test.put(
             &format!("/service/d/n/hello/latest/10.0.0.1:{}", n % 65_535 + 1)

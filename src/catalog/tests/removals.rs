@@ -25,7 +25,7 @@ fn removals_by_a_restored_store_are_held() {
 fn a_list_after_an_abandoned_one_has_the_stricter_kind_of_both() {
     let mut test = TestCatalog::new();
     test.list(ListKind::Routine, &hello_keys(0..100));
-    test.apply(0, Change::ListBegin(ListKind::Restored));
+    test.apply(0, Change::list_begin(ListKind::Restored));
     test.list(ListKind::Routine, &hello_keys(1..100));
     assert_eq!(test.held_keys(), 1);
 }
@@ -155,7 +155,7 @@ fn a_burst_of_leased_deletes_causes_one_lease_check() {
 #[test]
 fn keys_of_one_lease_are_checked_once() {
     let mut test = TestCatalog::new();
-    test.apply(0, Change::ListBegin(ListKind::Routine));
+    test.apply(0, Change::list_begin(ListKind::Routine));
     for text in hello_keys(0..20) {
         test.put(&text, 0, 7);
     }
@@ -215,7 +215,7 @@ fn deletes_published_before_a_mass_expiry_is_known_are_restored() {
 fn deregistrations_are_never_held_with_expired_keys() {
     // 12 deregistrations, and a lease of 25 keys that ended.
     let mut test = TestCatalog::new();
-    test.apply(0, Change::ListBegin(ListKind::Routine));
+    test.apply(0, Change::list_begin(ListKind::Routine));
     for (n, text) in (0..60).zip(hello_keys(0..60)) {
         test.put(&text, 0, if (12..37).contains(&n) { 1000 } else { n + 1 });
     }
@@ -422,7 +422,7 @@ fn each_registry_has_its_own_removal_grace() {
         (0..40).map(move |n| format!("/service/d/n/{}/latest/10.0.0.{n}:80", ["a", "b"][registry]))
     };
     for registry in [0, 1] {
-        test.apply(registry, Change::ListBegin(ListKind::Routine));
+        test.apply(registry, Change::list_begin(ListKind::Routine));
         for (text, lease) in keys(registry.into()).zip(1..) {
             test.apply(registry, Change::Put(put(&text, 0, lease)));
         }
@@ -451,7 +451,7 @@ fn each_registry_has_its_own_removal_grace() {
     // Both stores are wiped.
     test.now += SECOND;
     for registry in [0, 1] {
-        test.apply(registry, Change::ListBegin(ListKind::Restored));
+        test.apply(registry, Change::list_begin(ListKind::Restored));
         test.apply(registry, Change::ListEnd { revision: 0 });
     }
     test.settle();

@@ -330,7 +330,7 @@ impl DirectoryFollower {
     /// Sends an empty list, unless a list is complete already.
     fn list_nothing(&mut self, changes: &mut Vec<Change>) {
         if !self.listed {
-            changes.push(Change::ListBegin(self.kind));
+            changes.push(Change::list_begin(self.kind));
             self.end_list(changes);
         }
     }
@@ -382,7 +382,7 @@ impl DirectoryFollower {
         } else {
             // Nothing was sent yet, or only part of a list that broke off.
             self.files.clear();
-            changes.push(Change::ListBegin(self.kind));
+            changes.push(Change::list_begin(self.kind));
         }
         self.scanning = true;
         self.next_scan = None;
@@ -566,7 +566,7 @@ mod tests {
         }
         let count =
             |wanted: fn(&Change) -> bool| changes.iter().filter(|change| wanted(change)).count();
-        assert_eq!(count(|change| matches!(change, Change::ListBegin(_))), 1);
+        assert_eq!(count(|change| matches!(change, Change::ListBegin { .. })), 1);
         assert_eq!(count(|change| matches!(change, Change::ListEnd { .. })), 1);
         assert_eq!(count(|change| matches!(change, Change::Put(_))), files);
     }

@@ -127,7 +127,7 @@ impl Page<'_> {
     /// The files are in `docs/` after a complete run, otherwise in `target/peers/`.
     pub(crate) fn write(&self, complete: bool) {
         let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
-        let folder: PathBuf = if complete { docs.clone() } else { go::program("") };
+        let folder: PathBuf = if complete { docs.clone() } else { go::outputs() };
         fs::create_dir_all(&folder).unwrap();
         let old = fs::read_to_string(docs.join(PAGE)).unwrap();
         let (before, rest) = old.split_once(BEGIN).unwrap();

@@ -81,7 +81,7 @@ fn answerer(
     let now = Instant::now();
     let (mut publisher, answerer) =
         Publisher::new(catalog::Settings::new(settings.zones.clone(), 1), settings, now);
-    let mut changes = vec![Change::ListBegin(ListKind::Routine)];
+    let mut changes = vec![Change::list_begin(ListKind::Routine)];
     changes.extend(
         KEYS.lines().filter_map(|line| line.split_once(' ')).map(|(key, value)| put(key, value)),
     );

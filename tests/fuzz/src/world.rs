@@ -180,7 +180,7 @@ impl World {
     }
 
     fn list(&mut self, registry: u8, kind: ListKind, puts: &[Put], complete: bool) {
-        self.report(registry, Change::ListBegin(kind));
+        self.report(registry, Change::list_begin(kind));
         for put in puts {
             self.report(registry, Change::Put(put.clone()));
         }
@@ -265,7 +265,7 @@ impl World {
                 .iter()
                 .filter(|(other, _)| *other == registry)
                 .map(|(_, put)| Change::Put(put.clone()));
-            let changes = [Change::ListBegin(ListKind::Routine)]
+            let changes = [Change::list_begin(ListKind::Routine)]
                 .into_iter()
                 .chain(puts)
                 .chain([Change::ListEnd { revision: 0 }]);

@@ -34,6 +34,8 @@ test: check ## install what the tests need, check, run all tests
 	cargo test --locked --bench micro -- --short
 	@tests/skipped.sh $(SKIPPED_TESTS)
 
+# Builds Consul first, unless it was built before: minutes.
+registries: export BUILD_CONSUL := 1
 registries: ## run every case with every kind of registry on its real server, and print the times
 	@tests/setup.sh test
 	@rm -rf $(SKIPPED_TESTS) && mkdir -p $(SKIPPED_TESTS)

@@ -134,13 +134,13 @@ fn changes(run: &mut Run) -> Result<(), Inapplicable> {
         let [one, two] = [1, 2].map(|last| Instance::new(&base, last));
         let heavy = two.weighing(1000 + round);
         let answers = |instances: &[&Instance]| has(server.address, &name, instances);
-        run.time(appears, |kind| kind.put(&one), || answers(&[&one]));
-        run.time(second, |kind| kind.put(&two), || answers(&[&one, &two]));
+        run.time(appears, &base, |kind| kind.put(&one), || answers(&[&one]));
+        run.time(second, &base, |kind| kind.put(&two), || answers(&[&one, &two]));
         let own_name = format!("10-0-0-2.{name}");
         let is_heavy = || weights(server.address, &own_name) == [heavy.weight];
-        run.time(metadata, |kind| kind.put(&heavy), is_heavy);
-        run.time(deregistered, |kind| kind.remove(&two), || answers(&[&one]));
-        run.time(last, |kind| kind.remove(&one), || is_gone(server.address, &name));
+        run.time(metadata, &base, |kind| kind.put(&heavy), is_heavy);
+        run.time(deregistered, &base, |kind| kind.remove(&two), || answers(&[&one]));
+        run.time(last, &base, |kind| kind.remove(&one), || is_gone(server.address, &name));
     }
     // Enough queries, however fast the changes were.
     thread::sleep(seconds(1));
@@ -220,7 +220,7 @@ fn invalid(run: &mut Run) -> Result<(), Inapplicable> {
     let mut times = Times::default();
     let marker = Instance::new("marker.svc", 9);
     let is_answered = || has(server.address, "marker.svc", &[&marker]);
-    run.time(&mut times, |kind| kind.put(&marker), is_answered);
+    run.time(&mut times, &marker.name, |kind| kind.put(&marker), is_answered);
     let text = wait_for_rejected(&server, &shown);
     assert!(!text.contains('\u{7}'), "ls --rejected prints control characters");
     assert!(!text.contains("good.svc/"), "a good entry is listed as rejected:\n{text}");
@@ -296,7 +296,7 @@ fn outage(
     let started = Instant::now();
     let mut next_change = Times::default();
     let is_answered = || has(server.address, "late.svc", &[&late]);
-    run.time(&mut next_change, |kind| kind.put(&late), is_answered);
+    run.time(&mut next_change, &late.name, |kind| kind.put(&late), is_answered);
     let fresh = time_to_answer(started, || !is_stale(server.address, "crowd.svc"));
     let doomed_time = time_to_answer(started, || is_gone(server.address, "doomed.svc"));
     // Longer than any lease, age or check lives, and than anything is held.
@@ -346,7 +346,7 @@ fn stall(run: &mut Run) -> Result<(), Inapplicable> {
     let late = Instance::new("late.svc", 103);
     let mut next_change = Times::default();
     let is_answered = || has(server.address, "late.svc", &[&late]);
-    run.time(&mut next_change, |kind| kind.put(&late), is_answered);
+    run.time(&mut next_change, &late.name, |kind| kind.put(&late), is_answered);
     let fresh = time_to_answer(resumed, || !is_stale(server.address, "crowd.svc"));
     // What expired during the stall has come back.
     thread::sleep((REMOVAL_GRACE + seconds(5)).saturating_sub(resumed.elapsed()));
@@ -441,7 +441,7 @@ fn many(run: &mut Run) {
         let is_answered = || {
             dns::addresses(server.address, &one.name).is_ok_and(|addresses| addresses.len() == 6)
         };
-        run.time(&mut times, |kind| kind.put(&one), is_answered);
+        run.time(&mut times, &one.name, |kind| kind.put(&one), is_answered);
     }
     run.passed(MANY_CHANGE, times.to_string());
 

@@ -152,12 +152,13 @@ impl Kind for EtcdKind {
         entries.into_iter().map(|(.., shown)| shown.to_owned()).collect()
     }
 
-    fn notifications(&self) -> Option<Receiver<Instant>> {
+    fn notifications(&self, name: &str) -> Option<Receiver<Instant>> {
         let (sender, receiver) = mpsc::channel();
         let mut client = self.client.watch_client();
         let runtime = Arc::clone(&self.runtime);
         let options = WatchOptions::new().with_prefix();
-        let mut stream = runtime.block_on(client.watch("/service/", Some(options))).expect("watch");
+        let prefix = format!("/service/default/default/{name}/");
+        let mut stream = runtime.block_on(client.watch(prefix, Some(options))).expect("watch");
         thread::spawn(move || {
             while let Ok(Some(response)) = runtime.block_on(stream.message()) {
                 let is_event = !response.events().is_empty();

@@ -45,8 +45,10 @@ pub(crate) trait Kind {
     /// Writes invalid entries of every sort; returns what `ls --rejected` must show of each.
     fn put_invalid(&mut self) -> Vec<String>;
 
-    /// Watches the store with its own client; sends the time of every notification.
-    fn notifications(&self) -> Option<Receiver<Instant>> {
+    /// Watches a service with the store's own client; sends the time of every notification.
+    ///
+    /// A change after the call is notified.
+    fn notifications(&self, _name: &str) -> Option<Receiver<Instant>> {
         None
     }
 

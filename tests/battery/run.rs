@@ -24,7 +24,8 @@ pub(crate) struct Run<'a> {
     name: &'static str,
     table: &'a Table,
     directory: TempDir,
-    notifications: Option<Receiver<Instant>>,
+    /// The service whose changes are timed, with the notifications about it.
+    watched: Option<(String, Receiver<Instant>)>,
 }
 
 impl<'a> Run<'a> {
@@ -35,8 +36,7 @@ impl<'a> Run<'a> {
         table: &'a Table,
     ) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let notifications = kind.notifications();
-        Self { kind, rounds, name, table, directory, notifications }
+        Self { kind, rounds, name, table, directory, watched: None }
     }
 
     /// Records what was measured of a case that passed.
@@ -74,20 +74,31 @@ impl<'a> Run<'a> {
         file.to_str().unwrap().to_owned()
     }
 
-    /// Makes a change, and waits until it is answered.
+    /// Makes a change to a service, and waits until it is answered.
     pub(crate) fn time(
         &mut self,
         times: &mut Times,
+        name: &str,
         change: impl FnOnce(&mut dyn Kind) -> Instant,
         is_answered: impl FnMut() -> bool,
     ) {
-        if let Some(notifications) = &self.notifications {
+        if self.watched.as_ref().is_none_or(|(watched, _)| watched != name) {
+            let notifications = self.kind.notifications(name);
+            self.watched = notifications.map(|notifications| (name.to_owned(), notifications));
+        }
+        let notifications = self.watched.as_ref().map(|(_, notifications)| notifications);
+        if let Some(notifications) = notifications {
             while notifications.try_recv().is_ok() {}
         }
         let start = change(&mut *self.kind);
         let answer = time_to_answer(start, is_answered);
-        let notified =
-            self.notifications.as_ref().and_then(|all| all.recv_timeout(seconds(1)).ok());
+        let notified = notifications.and_then(|notifications| {
+            // A change may take several steps, each with a notification: the last one before the
+            // answer counts, or the first one after it.
+            let first = notifications.recv_timeout(seconds(1)).ok()?;
+            let others = notifications.try_iter().take_while(|time| *time <= start + answer);
+            Some(others.last().unwrap_or(first))
+        });
         times.add(answer, notified.map(|notified| notified.saturating_duration_since(start)));
     }
 }

@@ -8,22 +8,11 @@ use std::time::Duration;
 use super::kind::Inapplicable;
 
 /// Result of a case with one kind.
-#[derive(Clone)]
 pub(crate) enum Cell {
     /// Passed; the text says what was measured, such as a time.
     Passed(String),
     Inapplicable(Inapplicable),
     Failed,
-}
-
-impl fmt::Display for Cell {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Passed(measured) => f.write_str(measured),
-            Self::Inapplicable(reason) => write!(f, "– ({reason})"),
-            Self::Failed => f.write_str("**failed**"),
-        }
-    }
 }
 
 /// Results of all scenarios, which run in several threads.
@@ -35,15 +24,14 @@ impl Table {
         self.0.lock().unwrap().insert((case, kind), cell);
     }
 
-    /// Returns the cases that failed or have no result, as `KIND: CASE`.
-    pub(crate) fn failures(&self, expected: &[(&'static str, &'static str)]) -> Vec<String> {
+    /// Returns the cases that failed, as `KIND: CASE`.
+    pub(crate) fn failures(&self) -> Vec<String> {
         let cells = self.0.lock().unwrap();
-        let failed =
-            expected.iter().filter(|key| matches!(cells.get(key), None | Some(Cell::Failed)));
-        failed.map(|(case, kind)| format!("{kind}: {case}")).collect()
+        let failed = cells.iter().filter(|(_, cell)| matches!(cell, Cell::Failed));
+        failed.map(|((case, kind), _)| format!("{kind}: {case}")).collect()
     }
 
-    /// Formats the table in Markdown; reasons that several cases share are in notes below it.
+    /// Formats the table in Markdown; the reasons of inapplicable cases are in notes below it.
     pub(crate) fn markdown(&self, cases: &[&'static str], kinds: &[&'static str]) -> String {
         let cells = self.0.lock().unwrap();
         let mut text =
@@ -52,16 +40,19 @@ impl Table {
         for case in cases {
             let _ = write!(text, "| {case} |");
             for kind in kinds {
-                let cell = cells.get(&(case, kind)).cloned().unwrap_or(Cell::Failed);
-                let shown = if let Cell::Inapplicable(reason) = cell {
-                    let note = format!("{kind}: {reason}");
-                    let number = notes.iter().position(|seen| *seen == note).unwrap_or_else(|| {
-                        notes.push(note);
-                        notes.len() - 1
-                    });
-                    format!("– ({})", number + 1)
-                } else {
-                    cell.to_string()
+                let shown = match cells.get(&(case, kind)) {
+                    None => String::new(),
+                    Some(Cell::Inapplicable(reason)) => {
+                        let note = format!("{kind}: {reason}");
+                        let seen = notes.iter().position(|seen| *seen == note);
+                        let number = seen.unwrap_or_else(|| {
+                            notes.push(note);
+                            notes.len() - 1
+                        });
+                        format!("– ({})", number + 1)
+                    }
+                    Some(Cell::Passed(measured)) => measured.clone(),
+                    Some(Cell::Failed) => "**failed**".to_owned(),
                 };
                 let _ = write!(text, " {shown} |");
             }

@@ -141,6 +141,7 @@ fn changes(run: &mut Run) -> Result<(), Inapplicable> {
         run.time(metadata, &base, |kind| kind.put(&heavy), is_heavy);
         run.time(deregistered, &base, |kind| kind.remove(&two), || answers(&[&one]));
         run.time(last, &base, |kind| kind.remove(&one), || is_gone(server.address, &name));
+        run.rest();
     }
     // Enough queries, however fast the changes were.
     thread::sleep(seconds(1));
@@ -442,6 +443,7 @@ fn many(run: &mut Run) {
             dns::addresses(server.address, &one.name).is_ok_and(|addresses| addresses.len() == 6)
         };
         run.time(&mut times, &one.name, |kind| kind.put(&one), is_answered);
+        run.rest();
     }
     run.passed(MANY_CHANGE, times.to_string());
 

@@ -58,7 +58,7 @@ fn every_kind_of_registry_passes_the_short_battery() {
 #[ignore = "takes minutes: make registries"]
 fn every_kind_of_registry_passes_the_whole_battery() {
     let (timed, others) = (jobs(|scenario| scenario.is_timed), jobs(|scenario| !scenario.is_timed));
-    run_battery(&others, &timed, 15);
+    run_battery(&others, &timed, 7);
 }
 
 /// Returns the jobs of these scenarios that the environment selects.

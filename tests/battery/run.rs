@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::sync::mpsc::Receiver;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::Message;
@@ -74,6 +75,15 @@ impl<'a> Run<'a> {
         file.to_str().unwrap().to_owned()
     }
 
+    /// Waits between two rounds of changes, so that each finds a quiet registry.
+    ///
+    /// svcdns follows a lasting flood of changes more slowly, and looks closer at many removals.
+    pub(crate) fn rest(&self) {
+        if self.rounds > 1 {
+            thread::sleep(seconds(3));
+        }
+    }
+
     /// Makes a change to a service, and waits until it is answered.
     pub(crate) fn time(
         &mut self,
@@ -107,7 +117,7 @@ impl<'a> Run<'a> {
 pub(crate) fn time_to_answer(start: Instant, mut is_answered: impl FnMut() -> bool) -> Duration {
     while !is_answered() {
         assert!(start.elapsed() < SOON, "a change is not answered after {:?}", start.elapsed());
-        std::thread::sleep(Duration::from_millis(1));
+        thread::sleep(Duration::from_millis(1));
     }
     start.elapsed()
 }

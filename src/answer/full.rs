@@ -429,8 +429,9 @@ impl<'a> InstanceFilter<'a> {
                 }
                 None => *value == instance.endpoint.host.to_string(),
             },
-            name => std::str::from_utf8(name)
-                .is_ok_and(|name| instance.key.metadata.has(name, value)),
+            name => {
+                std::str::from_utf8(name).is_ok_and(|name| instance.key.metadata.has(name, value))
+            }
         }
     }
 }

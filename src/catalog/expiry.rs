@@ -226,14 +226,19 @@ impl ExpiryDetector {
                 Verdict::Unknown => self.unanswered.push(tombstone),
             }
         }
-        let expired = self.recent.iter().filter(|tombstone| tombstone.expired);
-        let expired_instances: usize = expired.map(Tombstone::instances).sum();
-        if expired_instances > 0 && (self.mass_expiry.is_some() || self.is_mass(expired_instances))
-        {
-            outcome.expired = self.take_expired();
-        }
+        outcome.expired = self.take_mass_expiry(false);
         outcome.is_settled = !self.is_in_doubt() && self.unanswered.is_empty();
         outcome
+    }
+
+    /// Takes out the expired tombstones if they belong to a mass expiry.
+    ///
+    /// Few of them do, too, if they leave nothing of a registry that was away.
+    pub(super) fn take_mass_expiry(&mut self, leaves_nothing: bool) -> Vec<Tombstone> {
+        let expired = self.recent.iter().filter(|tombstone| tombstone.expired);
+        let expired: usize = expired.map(Tombstone::instances).sum();
+        let is_mass = leaves_nothing || self.mass_expiry.is_some() || self.is_mass(expired);
+        if expired > 0 && is_mass { self.take_expired() } else { Vec::new() }
     }
 
     /// Takes out the expired tombstones, which belong to a mass expiry.

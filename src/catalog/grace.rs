@@ -18,6 +18,11 @@ pub(super) const MAX_REMOVAL_GRACE: Duration = Duration::from_secs(24 * 3600);
 /// Removals of fewer instances are never a mass removal.
 const MIN_MASS_INSTANCES: usize = 10;
 
+/// Longest wait for the next list of a round.
+///
+/// A store may refuse the list of a service for good. Shorter than the default removal grace.
+pub(super) const MAX_LIST_WAIT: Duration = Duration::from_secs(10);
+
 /// Minimum share of a registry's instances for a mass removal, in percent.
 const MASS_PERCENT: usize = 30;
 
@@ -27,31 +32,68 @@ const MASS_PERCENT: usize = 30;
 /// window to expire.
 pub(super) const MASS_EXPIRY_INSTANCES: usize = 2_000;
 
-/// The removals that a complete list implies.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sweep {
-    /// Keys that the list does not name.
-    pub(super) keys: usize,
-    /// Instances of the keys that the list does not name.
-    pub(super) instances: usize,
-    /// The registry's instances when the list began.
-    pub(super) before: usize,
-    /// Keys of the registry that the list names.
-    pub(super) keys_left: usize,
-    /// Instances of the keys that the list names.
-    pub(super) instances_left: usize,
+/// Lists that cover the registry together; their removals are judged on the sum.
+///
+/// One list of the registry is a round. Lists of single services are one after a reconnect: until
+/// each name was listed, the keys that they lack are held.
+#[derive(Debug)]
+pub(super) struct Round {
+    /// The least trusted kind of its lists.
+    kind: ListKind,
+    /// The registry's instances when the round began.
+    before: usize,
+    /// Keys that the lists do not have.
+    keys: usize,
+    /// Instances of the keys that the lists do not have.
+    instances: usize,
+    /// The keys that are held until the last list.
+    pub(super) held: Vec<Hold>,
+    /// End of the round if it makes no progress.
+    pub(super) deadline: Instant,
 }
 
-impl Sweep {
-    /// Returns whether the removals are held.
+impl Round {
+    /// Begins a round in a registry with so many instances.
+    pub(super) fn new(kind: ListKind, before: usize, now: Instant) -> Self {
+        let deadline = now + MAX_LIST_WAIT;
+        Self { kind, before, keys: 0, instances: 0, held: Vec::new(), deadline }
+    }
+
+    /// Begins a list of the round; of both kinds, the less trusted counts.
+    pub(super) fn join(&mut self, kind: ListKind, now: Instant) {
+        self.kind = self.kind.max(kind);
+        self.renew(now);
+    }
+
+    /// Starts the wait for the next list.
+    pub(super) fn renew(&mut self, now: Instant) {
+        self.deadline = now + MAX_LIST_WAIT;
+    }
+
+    /// Returns whether removals of the round may have to be held.
+    pub(super) fn is_suspicious(&self) -> bool {
+        self.kind > ListKind::Routine
+    }
+
+    /// Returns whether the store went back in time, or is another one.
+    pub(super) fn is_of_restored_store(&self) -> bool {
+        self.kind == ListKind::Restored
+    }
+
+    /// Adds keys that a list does not have.
+    pub(super) fn add(&mut self, keys: usize, instances: usize) {
+        self.keys += keys;
+        self.instances += instances;
+    }
+
+    /// Returns whether the removals are held, given the present keys and instances that remain.
     ///
     /// Removals by a list of a restored store always are. Those after a reconnect are held if
     /// they leave nothing or are a mass removal. A routine list is trusted, since its
     /// connection never broke.
-    pub(super) fn should_hold(&self, kind: ListKind) -> bool {
-        let leaves_nothing =
-            self.keys_left == 0 || (self.instances > 0 && self.instances_left == 0);
-        match kind {
+    pub(super) fn should_hold(&self, keys_left: usize, instances_left: usize) -> bool {
+        let leaves_nothing = keys_left == 0 || (self.instances > 0 && instances_left == 0);
+        match self.kind {
             ListKind::Routine => false,
             ListKind::Reconnect => {
                 self.keys > 0 && (leaves_nothing || is_large(self.instances, self.before))

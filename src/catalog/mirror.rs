@@ -48,15 +48,6 @@ struct KeyEntry {
     state: EntryState,
 }
 
-impl KeyEntry {
-    /// Returns whether a registry's list of this number should have named this present key.
-    fn is_missing(&self, registry: RegistryId, generation: u32) -> bool {
-        self.state == EntryState::Present
-            && self.generation != generation
-            && self.key.as_ref().is_some_and(|key| key.registry() == registry)
-    }
-}
-
 /// Relation of an entry to its registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum EntryState {
@@ -240,35 +231,35 @@ impl Mirror {
     ///
     /// O(all entries).
     pub(super) fn not_in_list(&self, registry: RegistryId, generation: u32) -> Vec<u32> {
+        let is_missing = |entry: &KeyEntry| {
+            entry.state == EntryState::Present
+                && entry.generation != generation
+                && entry.key.as_ref().is_some_and(|key| key.registry() == registry)
+        };
         (0..)
             .zip(&self.entries)
-            .filter(|(_, entry)| entry.is_missing(registry, generation))
+            .filter(|(_, entry)| is_missing(entry))
             .map(|(slot, _)| slot)
             .collect()
     }
 
-    /// Returns a base's present entries of a registry that the list of this number did not name.
+    /// Returns a registry's entries of a base whose keys begin with the prefix.
     ///
-    /// Only those of keys whose text begins with the prefix. O(entries of the base).
-    pub(super) fn not_in_service_list(
-        &self,
-        registry: RegistryId,
-        base: &str,
-        prefix: &str,
-        generation: u32,
-    ) -> Vec<u32> {
-        let Some(base) = self.find_base(base) else { return Vec::new() };
-        let first = self.bases[base as usize].head;
-        let chain = std::iter::successors(Some(first).filter(|slot| *slot != NO_INDEX), |slot| {
-            Some(self.entries[*slot as usize].next).filter(|slot| *slot != NO_INDEX)
-        });
-        let has_prefix = |key: &Arc<RegistryKey>| key.text(self.name(base)).starts_with(prefix);
-        chain
-            .filter(|slot| {
-                let entry = &self.entries[*slot as usize];
-                entry.is_missing(registry, generation) && entry.key.as_ref().is_some_and(has_prefix)
-            })
-            .collect()
+    /// O(entries of the base).
+    pub(super) fn with_prefix(&self, registry: RegistryId, base: &str, prefix: &str) -> Vec<u32> {
+        let mut slots = Vec::new();
+        let mut slot = self.find_base(base).map_or(NO_INDEX, |base| self.bases[base as usize].head);
+        while slot != NO_INDEX {
+            let entry = &self.entries[slot as usize];
+            let matches = |key: &Arc<RegistryKey>| {
+                key.registry() == registry && key.text(base).starts_with(prefix)
+            };
+            if entry.key.as_ref().is_some_and(matches) {
+                slots.push(slot);
+            }
+            slot = entry.next;
+        }
+        slots
     }
 
     /// Returns the numbers of allocated entries and bases, used and free.

@@ -20,6 +20,7 @@ mod puts;
 mod rejections;
 mod removals;
 mod status;
+mod sweeps;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -160,8 +161,8 @@ impl Catalog {
 
     /// Applies an update; services change at the next [`Self::settle`].
     ///
-    /// Amortised O(1) for each change in the update, except that a [`Change::ListEnd`] is
-    /// O(all keys).
+    /// Amortised O(1) for each change in the update, except that a [`Change::ListEnd`] is O(all
+    /// keys), or O(keys of the service), and a [`Change::ServiceNames`] is O(names).
     pub fn apply(&mut self, update: Update, now: Instant) {
         match update {
             Update::Registry(registry, changes) => {
@@ -184,13 +185,7 @@ impl Catalog {
         self.started.get_or_insert(now);
         let Some(tracker) = self.trackers.get_mut(registry.index()) else { return };
         match change {
-            Change::ListBegin { kind, scope } => {
-                if tracker.list.is_some() {
-                    self.mirror.dedup_waiting(registry);
-                }
-                tracker.begin(kind, scope, self.mirror.tally(registry).instances);
-                self.ledger.begin_list(registry);
-            }
+            Change::ListBegin { kind, scope } => self.begin_list(registry, kind, scope, now),
             Change::ServiceNames { kind, names } => {
                 self.replace_names(registry, kind, names, now);
             }
@@ -198,11 +193,7 @@ impl Catalog {
             Change::Delete { key, revision, removal } => {
                 self.delete(registry, &key, revision, removal, now);
             }
-            Change::ListEnd { .. } => {
-                if let Some(list) = tracker.end() {
-                    self.end_list(registry, list, now);
-                }
-            }
+            Change::ListEnd { .. } => self.end_list(registry, now),
             Change::Connected(connected) => {
                 tracker.disconnected = !connected;
                 tracker.detector.forget_check();
@@ -229,6 +220,7 @@ impl Catalog {
             let leases = detector.take_lease_check(now, |tombstone| is_pending(mirror, tombstone));
             outcome.lease_checks.extend(leases.map(|leases| (registry, leases)));
             outcome.wake = earlier(outcome.wake, earlier(detector.wake(now), holds.wake()));
+            outcome.wake = earlier(outcome.wake, trackers[registry.index()].round_wake());
         }
         outcome.changed = self.mirror.rebuild(self.settings.docker0);
         // A list arrives in key order, and a stable sort is fast on nearly sorted input.

@@ -4,13 +4,17 @@ use std::collections::HashMap;
 
 use foldhash::fast::RandomState;
 
-/// The names that a registry has named or listed, and whether it has listed them.
+/// The names that a registry has named or listed, and those that the round awaits.
+///
+/// Empty for a registry that lists all its keys at once.
 #[derive(Debug, Default)]
 pub(super) struct RegisteredNames {
     names: HashMap<Box<str>, NameState, RandomState>,
     /// Number of the last list of names; 0 before the first.
     lists: u32,
-    /// Names that the registry has not listed yet.
+    /// Whether the round has had a list of names.
+    named: bool,
+    /// Number of names that the round has not listed.
     awaited: usize,
 }
 
@@ -18,15 +22,33 @@ pub(super) struct RegisteredNames {
 struct NameState {
     /// Number of the last list of names that has the name.
     named_in: u32,
-    /// Whether the registry has listed the keys of the name.
+    /// Whether the round has listed the keys of the name.
     listed: bool,
 }
 
+/// A name that a list of names no longer has.
+#[derive(Debug)]
+pub(super) struct GoneName {
+    pub(super) name: Box<str>,
+    /// Whether the round had not listed the name.
+    pub(super) awaited: bool,
+}
+
 impl RegisteredNames {
+    /// Begins a round, which awaits a list of each known name. O(names).
+    pub(super) fn await_all(&mut self) {
+        self.named = false;
+        self.awaited = self.names.len();
+        for state in self.names.values_mut() {
+            state.listed = false;
+        }
+    }
+
     /// Records a complete list of the names; returns the names that are gone.
     ///
-    /// O(names before and after).
-    pub(super) fn replace(&mut self, names: Box<[Box<str>]>) -> Vec<Box<str>> {
+    /// The round also awaits the new names. O(names before and after).
+    pub(super) fn replace(&mut self, names: Box<[Box<str>]>) -> Vec<GoneName> {
+        self.named = true;
         self.lists = self.lists.wrapping_add(1).max(1);
         for name in names {
             let awaited = &mut self.awaited;
@@ -38,27 +60,45 @@ impl RegisteredNames {
         }
         let lists = self.lists;
         let gone = self.names.extract_if(|_, state| state.named_in != lists);
-        gone.map(|(name, state)| {
-            self.awaited -= usize::from(!state.listed);
-            name
-        })
-        .collect()
+        let gone = gone.map(|(name, state)| GoneName { name, awaited: !state.listed });
+        let gone: Vec<GoneName> = gone.collect();
+        self.awaited -= gone.iter().filter(|gone| gone.awaited).count();
+        gone
     }
 
-    /// Records a complete list of the keys of a name.
-    pub(super) fn record(&mut self, name: &str) {
-        let state = match self.names.get_mut(name) {
-            Some(state) => state,
-            None => {
-                self.awaited += 1;
-                self.names.entry(name.into()).or_default()
-            }
+    /// Records a complete list of the keys of a name; returns whether the round awaited it.
+    pub(super) fn record(&mut self, name: &str) -> bool {
+        let Some(state) = self.names.get_mut(name) else {
+            self.names.insert(name.into(), NameState { named_in: self.lists, listed: true });
+            return false;
         };
-        self.awaited -= usize::from(!std::mem::replace(&mut state.listed, true));
+        let awaited = !std::mem::replace(&mut state.listed, true);
+        self.awaited -= usize::from(awaited);
+        awaited
     }
 
-    /// Returns whether the names are known and each has been listed.
-    pub(super) fn is_complete(&self) -> bool {
-        self.lists > 0 && self.awaited == 0
+    /// Returns whether the registry has ever listed the names.
+    pub(super) fn are_known(&self) -> bool {
+        self.lists > 0
+    }
+
+    /// Returns whether the round has had a list of names.
+    pub(super) fn is_named(&self) -> bool {
+        self.named
+    }
+
+    /// Returns whether the round has listed this name.
+    pub(super) fn is_listed(&self, name: &str) -> bool {
+        self.names.get(name).is_some_and(|state| state.listed)
+    }
+
+    /// Returns whether the round awaits a list of this name.
+    pub(super) fn is_awaited(&self, name: &str) -> bool {
+        self.names.get(name).is_some_and(|state| !state.listed)
+    }
+
+    /// Returns whether the round has listed each name.
+    pub(super) fn are_listed(&self) -> bool {
+        self.awaited == 0
     }
 }

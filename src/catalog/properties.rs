@@ -8,7 +8,7 @@ use proptest::sample::Index;
 use super::key::{KeyLayout, UncommonFields};
 use super::tests::{JUNK, id, registration, zones};
 use super::*;
-use crate::service::{LeaseReply, ListKind, Put, Reason, Rejected, Removal};
+use crate::service::{LeaseReply, ListKind, ListScope, Put, Reason, Rejected, Removal, key_prefix};
 
 const NAMES: [&str; 8] =
     ["hello.svc", "hello", "Hello.internal", "v1.hello", "other", "bad name", "ns", "_x"];
@@ -21,11 +21,23 @@ const ENDPOINTS: [&str; 5] = [
 ];
 const KEYS: usize = NAMES.len() * ENDPOINTS.len();
 const REGISTRIES: u8 = 3;
+/// The registry that lists each service by itself, and sends no events.
+const SERVICES: u8 = 2;
+
+/// Returns the name that the key with this number registers.
+fn name(key: usize) -> &'static str {
+    NAMES[key % NAMES.len()]
+}
 
 /// Returns the text of the key with this number, in one of several groups.
-fn text(key: usize) -> String {
-    let (name, endpoints) = (NAMES[key % NAMES.len()], ENDPOINTS[key / NAMES.len()]);
-    format!("/service/d/n{}/{name}/{}/{endpoints}", key % 3 / 2, ["v1", "V2"][key % 2])
+fn text(registry: u8, key: usize) -> String {
+    let (name, endpoints) = (name(key), ENDPOINTS[key / NAMES.len()]);
+    let (namespace, version) = (key % 3 / 2, ["v1", "V2"][key % 2]);
+    if registry == SERVICES {
+        format!("{}n{namespace}/{version}/{endpoints}", key_prefix(name))
+    } else {
+        format!("/service/d/n{namespace}/{name}/{version}/{endpoints}")
+    }
 }
 
 /// A step of the model.
@@ -47,7 +59,12 @@ enum ModelStep {
     /// Lists a store.
     ///
     /// The list may break off after some keys; no event is sent from then until the next list.
+    /// [`SERVICES`] lists the names, then each service, and may break off at a service.
     List { registry: u8, kind: ListKind, cut: Option<Index> },
+    /// Lists one service of [`SERVICES`].
+    ListService { name: usize, kind: ListKind },
+    /// Lists the names of [`SERVICES`].
+    ListNames { kind: ListKind },
     /// Reports the state of the connection.
     Connected { registry: u8, connected: bool },
     /// Replies to all lease checks.
@@ -68,10 +85,11 @@ fn step() -> impl Strategy<Value = ModelStep> {
             1 => prop::collection::vec(0..KEYS, 10..60),
         ]
     };
-    let kind =
-        prop_oneof![Just(ListKind::Routine), Just(ListKind::Reconnect), Just(ListKind::Restored)];
+    let kind = || {
+        prop_oneof![Just(ListKind::Routine), Just(ListKind::Reconnect), Just(ListKind::Restored)]
+    };
     prop_oneof![
-        6 => (registry(), keys(), 0..4_u8)
+        6 => (registry(), keys(), 0..5_u8)
             .prop_map(|(registry, keys, content)| ModelStep::Put { registry, keys, content }),
         4 => (registry(), keys(), any::<bool>())
             .prop_map(|(registry, keys, lease)| ModelStep::Delete { registry, keys, lease }),
@@ -79,8 +97,11 @@ fn step() -> impl Strategy<Value = ModelStep> {
             .prop_map(|(registry, which)| ModelStep::Replay { registry, which }),
         1 => (registry(), keys())
             .prop_map(|(registry, keys)| ModelStep::RollBack { registry, keys }),
-        4 => (registry(), kind, prop::option::weighted(0.3, any::<Index>()))
+        4 => (registry(), kind(), prop::option::weighted(0.3, any::<Index>()))
             .prop_map(|(registry, kind, cut)| ModelStep::List { registry, kind, cut }),
+        4 => (0..NAMES.len(), kind())
+            .prop_map(|(name, kind)| ModelStep::ListService { name, kind }),
+        2 => kind().prop_map(|kind| ModelStep::ListNames { kind }),
         1 => (registry(), any::<bool>())
             .prop_map(|(registry, connected)| ModelStep::Connected { registry, connected }),
         2 => any::<(u8, u8)>().prop_map(|(gone, alive)| ModelStep::LeaseReply { gone, alive }),
@@ -93,6 +114,8 @@ fn step() -> impl Strategy<Value = ModelStep> {
 #[derive(Default)]
 struct Store {
     keys: BTreeMap<usize, Put>,
+    /// Keys whose check has failed, which lists of their services report as expired.
+    expired: BTreeSet<usize>,
     revision: u64,
     /// Events since the last list.
     events: Vec<Change>,
@@ -102,6 +125,20 @@ struct Store {
     reported: BTreeMap<usize, Put>,
     /// Times at which removals of keys were reported.
     removed: BTreeMap<usize, Instant>,
+}
+
+impl Store {
+    /// Notes that the keys in this scope that the store lacks were reported as removed.
+    fn report_missing(&mut self, in_scope: impl Fn(&usize) -> bool, now: Instant) {
+        let Self { reported, keys, removed, .. } = self;
+        reported.retain(|key, _| {
+            let stays = keys.contains_key(key) || !in_scope(key);
+            if !stays {
+                removed.insert(*key, now);
+            }
+            stays
+        });
+    }
 }
 
 /// A catalog and the stores that it follows.
@@ -161,7 +198,20 @@ impl CatalogModel {
                 store.revision = store.revision.min(1);
                 store.watching = false;
             }
+            ModelStep::List { registry: SERVICES, kind, cut } => {
+                let names = self.list_names(kind);
+                let names = names.into_iter().map(|name| NAMES.iter().position(|n| *n == name));
+                let names: Vec<usize> = names.flatten().collect();
+                let cut = cut.map_or(names.len(), |cut| cut.index(names.len() + 1));
+                for (at, name) in names.into_iter().enumerate().take(cut + 1) {
+                    self.list_service(name, kind, at == cut);
+                }
+            }
             ModelStep::List { registry, kind, cut } => self.list(registry, kind, cut),
+            ModelStep::ListService { name, kind } => self.list_service(name, kind, false),
+            ModelStep::ListNames { kind } => {
+                self.list_names(kind);
+            }
             ModelStep::Connected { registry, connected } => {
                 self.catalog.apply_change(id(registry), Change::Connected(connected), self.now);
             }
@@ -181,17 +231,24 @@ impl CatalogModel {
         }
     }
 
-    /// Puts a key with one of four contents.
+    /// Puts a key with one of five contents.
     ///
-    /// The content is plain (0), with metadata (1), with a rejected endpoint (2) or junk (3).
+    /// The content is plain (0), with metadata (1), with a rejected endpoint (2) or junk (3). With
+    /// a failed check (4), the key is in the store of [`SERVICES`] but out of service.
     fn put(&mut self, registry: u8, key: usize, content: u8) {
-        let text = text(key);
+        let text = text(registry, key);
         let store = &mut self.stores[usize::from(registry)];
         store.revision += 1;
+        store.expired.remove(&key);
+        if registry == SERVICES && content == 4 {
+            store.keys.remove(&key);
+            store.expired.insert(key);
+            return;
+        }
         let content = if content == 3 {
             Err(Rejected::new(&text, JUNK))
         } else {
-            let mut registration = registration(&text);
+            let mut registration = registration(&self::text(0, key));
             if content == 1 {
                 registration.metadata = Arc::new(Metadata::new(BTreeMap::from([(
                     "weight".into(),
@@ -207,7 +264,7 @@ impl CatalogModel {
         let put =
             Put { key: text.into(), revision, lease: i64::try_from(key).unwrap() + 1, content };
         store.keys.insert(key, put.clone());
-        if store.watching {
+        if store.watching && registry != SERVICES {
             store.reported.insert(key, put.clone());
             store.removed.remove(&key);
             self.event(registry, Change::Put(put));
@@ -216,9 +273,10 @@ impl CatalogModel {
 
     fn delete(&mut self, registry: u8, key: usize, lease: bool) {
         let store = &mut self.stores[usize::from(registry)];
+        store.expired.remove(&key);
         let Some(put) = store.keys.remove(&key) else { return };
         store.revision += 1;
-        if store.watching {
+        if store.watching && registry != SERVICES {
             store.reported.remove(&key);
             store.removed.insert(key, self.now);
             let removal = if lease { Removal::Unknown } else { Removal::Explicit };
@@ -247,20 +305,48 @@ impl CatalogModel {
             self.catalog.apply_change(id(registry), Change::Put(put.clone()), self.now);
         }
         if cut.is_none() {
-            let Store { reported, keys, removed, .. } = store;
-            reported.retain(|key, _| {
-                let is_present = keys.contains_key(key);
-                if !is_present {
-                    removed.insert(*key, self.now);
-                }
-                is_present
-            });
+            store.report_missing(|_| true, self.now);
             self.catalog.apply_change(
                 id(registry),
                 Change::ListEnd { revision: store.revision },
                 self.now,
             );
         }
+    }
+
+    /// Lists the service with this name; the list may break off before its end.
+    fn list_service(&mut self, at: usize, kind: ListKind, cut: bool) {
+        let store = &mut self.stores[usize::from(SERVICES)];
+        store.watching = !cut;
+        let of_name = |key: &usize| name(*key) == NAMES[at];
+        let scope = ListScope::Service(NAMES[at].into());
+        let mut changes = vec![Change::ListBegin { kind, scope }];
+        for (key, put) in store.keys.iter().filter(|(key, _)| of_name(key)) {
+            store.reported.insert(*key, put.clone());
+            store.removed.remove(key);
+            changes.push(Change::Put(put.clone()));
+        }
+        if !cut {
+            changes.extend(store.expired.iter().filter(|key| of_name(key)).map(|key| {
+                let key = text(SERVICES, *key).into();
+                Change::Delete { key, revision: 0, removal: Removal::Unknown }
+            }));
+            changes.push(Change::ListEnd { revision: 0 });
+            store.report_missing(of_name, self.now);
+        }
+        self.catalog.apply(Update::Registry(id(SERVICES), changes), self.now);
+    }
+
+    /// Lists the names of the services, and returns them.
+    fn list_names(&mut self, kind: ListKind) -> BTreeSet<&'static str> {
+        let store = &mut self.stores[usize::from(SERVICES)];
+        let names: BTreeSet<_> =
+            store.keys.keys().chain(&store.expired).map(|key| name(*key)).collect();
+        store.report_missing(|key| !names.contains(name(*key)), self.now);
+        let boxed = names.iter().map(|name| (*name).into()).collect();
+        let change = Change::ServiceNames { kind, names: boxed };
+        self.catalog.apply_change(id(SERVICES), change, self.now);
+        names
     }
 
     fn settle(&mut self) {
@@ -305,7 +391,9 @@ impl CatalogModel {
         }
         assert_eq!(self.catalog.registry_status(self.now).held_keys, kept.len());
         for ((registry, kept), held) in kept {
-            let removed = self.stores[registry].removed.iter().find(|(key, _)| text(**key) == kept);
+            let mut removed = self.stores[registry].removed.iter();
+            let removed =
+                removed.find(|(key, _)| text(u8::try_from(registry).unwrap(), **key) == kept);
             assert!(
                 held && removed.is_some_and(|(_, since)| self.now < *since + self.graces[registry]),
                 "{kept}"
@@ -409,7 +497,7 @@ proptest! {
             model.run(step);
         }
         for registry in 0..REGISTRIES {
-            model.list(registry, ListKind::Restored, None);
+            model.run(ModelStep::List { registry, kind: ListKind::Restored, cut: None });
         }
         model.settle();
     }
@@ -425,7 +513,7 @@ proptest! {
             model.run(step);
         }
         for registry in 0..REGISTRIES {
-            model.list(registry, ListKind::Restored, None);
+            model.run(ModelStep::List { registry, kind: ListKind::Restored, cut: None });
         }
         model.settle();
         model.now += graces.into_iter().max().unwrap_or_default();
@@ -434,8 +522,8 @@ proptest! {
         prop_assert_eq!(&model.described, &describe(&services));
         prop_assert_eq!(&model.catalog.rejections().counts, &rejections);
         prop_assert_eq!(model.catalog.registry_status(model.now).held_keys, 0);
-        // No tombstone outlives the burst window.
-        model.now += expiry::BURST_WINDOW;
+        // No tombstone outlives the burst window, and no round the wait for its next list.
+        model.now += expiry::BURST_WINDOW.max(grace::MAX_LIST_WAIT);
         model.settle();
         let SettleOutcome { changed, lease_checks, wake, .. } = model.catalog.settle(model.now);
         prop_assert!(changed.is_empty() && lease_checks.is_empty() && wake.is_none());

@@ -8,6 +8,7 @@ use foldhash::fast::RandomState;
 use serde::Serialize;
 
 use super::key::RegistryKey;
+use super::names::GoneName;
 use crate::service::{ListScope, MAX_REGISTRIES, Reason, RegistryId, Rejected, key_prefix};
 
 /// Maximum listed rejections of one registry.
@@ -198,13 +199,13 @@ impl Ledger {
     }
 
     /// Removes the rejected keys of these names. O(names and listed keys).
-    pub(super) fn remove_names(&mut self, registry: RegistryId, names: &[Box<str>]) {
+    pub(super) fn remove_names(&mut self, registry: RegistryId, names: &[GoneName]) {
         if names.is_empty() {
             return;
         }
         let rejections = &mut self.registries[registry.index()];
         let gone: HashSet<u64> =
-            names.iter().map(|name| rejections.name_hash(&key_prefix(name))).collect();
+            names.iter().map(|gone| rejections.name_hash(&key_prefix(&gone.name))).collect();
         rejections.unlisted.retain(|name, _| !gone.contains(name));
         self.remove_if(registry, |listed| gone.contains(&listed.name));
     }

@@ -1,16 +1,14 @@
-//! Removals: deletes, expired leases, holds, and keys missing from a list.
+//! Removals: deletes, expired leases and holds.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::Catalog;
 use super::expiry::{CheckOutcome, Tombstone};
-use super::grace::{Hold, Sweep};
+use super::grace::Hold;
 use super::key::{RegistryKey, SharedKeyFields};
 use super::mirror::{EntryState, Mirror};
-use super::tracker::ListInProgress;
-use crate::name::base_of;
-use crate::service::{LeaseReply, ListKind, ListScope, RegistryId, Removal, key_prefix};
+use crate::service::{LeaseReply, RegistryId, Removal};
 
 impl Catalog {
     /// Applies a delete event; one of a leased key may be held ([`super::expiry`]).
@@ -31,22 +29,34 @@ impl Catalog {
         self.ledger.remove_key(registry, hash);
         let Some(slot) = slot else { return };
         let Some(key) = self.mirror.key(slot).map(Arc::clone) else { return };
-        if removal == Removal::Explicit || key.lease == 0 || self.grace(registry).is_zero() {
+        let tracker = &self.trackers[registry.index()];
+        if removal == Removal::Unknown && tracker.is_listing_restored_service() {
+            // The end of the list holds the key with all others that it does not name.
+            return;
+        }
+        let in_service_list = tracker.is_listing_service();
+        let hold_at_once = in_service_list && tracker.has_reconnected(now);
+        let may_expire = key.lease != 0 || in_service_list;
+        if removal == Removal::Explicit || !may_expire || self.grace(registry).is_zero() {
             self.update_entry(slot, None, EntryState::Removed);
         } else if self.mirror.state(slot) == EntryState::Present {
             self.advance_time(registry, now);
             let before = self.mirror.tally(registry).instances;
-            let tombstone = Tombstone {
+            let mut tombstone = Tombstone {
                 at: now,
                 revision,
                 slot,
                 key,
                 before,
                 held_until: None,
-                expired: false,
+                expired: in_service_list,
             };
+            if hold_at_once {
+                self.hold_tombstone(registry, &mut tombstone);
+            } else {
+                self.update_entry(slot, None, EntryState::Tombstoned);
+            }
             self.trackers[registry.index()].detector.add(tombstone);
-            self.update_entry(slot, None, EntryState::Tombstoned);
         } else {
             return;
         }
@@ -67,6 +77,26 @@ impl Catalog {
         for tombstone in deregistered {
             self.finalize(&tombstone);
         }
+        self.hold_expired(registry, expired, now);
+        for (slot, key) in released {
+            if is_unchanged(&self.mirror, slot, &key, EntryState::Held) {
+                self.update_entry(slot, None, EntryState::Tombstoned);
+                self.mirror.mark_changed(self.mirror.base(slot), None);
+            }
+        }
+    }
+
+    /// Holds the keys that lists of one service reported as expired, if they expired together.
+    pub(super) fn hold_mass_expiry(&mut self, registry: RegistryId, now: Instant) {
+        let leaves_nothing = self.mirror.tally(registry).instances == 0;
+        let tracker = &mut self.trackers[registry.index()];
+        let leaves_nothing = leaves_nothing && tracker.has_reconnected(now);
+        let expired = tracker.detector.take_mass_expiry(leaves_nothing);
+        self.hold_expired(registry, expired, now);
+    }
+
+    /// Holds the keys of a mass expiry for the rest of the removal grace.
+    fn hold_expired(&mut self, registry: RegistryId, expired: Vec<Tombstone>, now: Instant) {
         for tombstone in expired {
             let until = tombstone.at + self.grace(registry);
             if tombstone.held_until.is_some() || !is_pending(&self.mirror, &tombstone) {
@@ -79,97 +109,23 @@ impl Catalog {
                 self.finalize(&tombstone);
             }
         }
-        for (slot, key) in released {
-            if is_unchanged(&self.mirror, slot, &key, EntryState::Held) {
-                self.update_entry(slot, None, EntryState::Tombstoned);
-                self.mirror.mark_changed(self.mirror.base(slot), None);
-            }
-        }
     }
 
-    /// Ends a complete list: removes, or holds, the keys that the list did not name.
-    pub(super) fn end_list(&mut self, registry: RegistryId, list: ListInProgress, now: Instant) {
-        let generation = self.trackers[registry.index()].generation;
-        let swept = match &list.scope {
-            ListScope::Registry => self.mirror.not_in_list(registry, generation),
-            ListScope::Service(name) => self.not_in_service_list(registry, name),
-        };
-        if list.is_check() {
-            self.trackers[registry.index()].differences += swept.len() as u64;
-        }
-        self.sweep(registry, &list, swept, now);
-        self.ledger.end_list(registry, &list.scope, generation);
-        self.mirror.queue_waiting(registry);
-    }
-
-    /// Removes, or holds, the keys of the names that a complete list of names does not have.
-    pub(super) fn replace_names(
-        &mut self,
-        registry: RegistryId,
-        kind: ListKind,
-        names: Box<[Box<str>]>,
-        now: Instant,
-    ) {
-        let before = self.mirror.tally(registry).instances;
-        let tracker = &mut self.trackers[registry.index()];
-        tracker.generation = tracker.generation.wrapping_add(1);
-        let gone = tracker.names.replace(names);
-        tracker.synced |= tracker.names.is_complete();
-        self.ledger.remove_names(registry, &gone);
-        let swept = gone.iter().flat_map(|name| self.not_in_service_list(registry, name)).collect();
-        self.sweep(
-            registry,
-            &ListInProgress { scope: ListScope::Registry, kind, before },
-            swept,
-            now,
-        );
-    }
-
-    /// Returns the present keys of a registered name that the last list did not name.
-    fn not_in_service_list(&self, registry: RegistryId, name: &str) -> Vec<u32> {
-        let generation = self.trackers[registry.index()].generation;
-        // Without a base, all keys of the name are rejected.
-        let Ok(base) = base_of(name, &self.settings.zones) else { return Vec::new() };
-        self.mirror.not_in_service_list(registry, &base.text, &key_prefix(name), generation)
-    }
-
-    /// Removes, or holds, the keys that a complete list did not name.
-    fn sweep(
-        &mut self,
-        registry: RegistryId,
-        list: &ListInProgress,
-        swept: Vec<u32>,
-        now: Instant,
-    ) {
-        let keys = swept.iter().filter_map(|&slot| self.mirror.key(slot));
-        let instances = keys.map(|key| key.endpoints.len()).sum();
-        let tally = self.mirror.tally(registry);
-        let sweep = Sweep {
-            keys: swept.len(),
-            instances,
-            before: list.before,
-            keys_left: tally.present - swept.len(),
-            instances_left: tally.instances - instances,
-        };
-        let grace = self.grace(registry);
-        let hold = !grace.is_zero() && sweep.should_hold(list.kind);
-        for slot in swept {
-            if hold {
-                self.hold(registry, slot, now + grace);
-            } else {
-                self.update_entry(slot, None, EntryState::Removed);
-            }
-            self.mirror.mark_changed(self.mirror.base(slot), None);
-        }
-    }
-
-    /// Ends the tombstones and holds that are over at this time.
+    /// Ends the tombstones, holds and the round that are over at this time.
     pub(super) fn advance_time(&mut self, registry: RegistryId, now: Instant) {
         let tracker = &mut self.trackers[registry.index()];
         let (tombstones, holds) = (tracker.detector.advance(now), tracker.holds.take_ended(now));
         for tombstone in tombstones {
             self.finalize(&tombstone);
         }
+        self.end_holds(holds);
+        if self.trackers[registry.index()].round_wake().is_some_and(|wake| wake <= now) {
+            self.end_round(registry, now);
+        }
+    }
+
+    /// Removes the keys of holds that have ended, unless they were put again.
+    pub(super) fn end_holds(&mut self, holds: Vec<Hold>) {
         for Hold { slot, key } in holds {
             if is_unchanged(&self.mirror, slot, &key, EntryState::Held) {
                 self.update_entry(slot, None, EntryState::Removed);
@@ -184,16 +140,21 @@ impl Catalog {
     pub(super) fn hold_unpublished(&mut self, registry: RegistryId, now: Instant) {
         let mut tombstones = self.trackers[registry.index()].detector.take_unpublished();
         for tombstone in &mut tombstones {
-            let until = tombstone.at + self.grace(registry);
-            if until > now
-                && is_pending(&self.mirror, tombstone)
-                && let Some(held) = self.hold(registry, tombstone.slot, until)
-            {
-                tombstone.key = held;
-                tombstone.held_until = Some(until);
+            let is_over = tombstone.at + self.grace(registry) <= now;
+            if tombstone.held_until.is_none() && !is_over && is_pending(&self.mirror, tombstone) {
+                self.hold_tombstone(registry, tombstone);
             }
         }
         self.trackers[registry.index()].detector.put_back(tombstones);
+    }
+
+    /// Holds the key of a tombstone for the removal grace, counted from the delete.
+    fn hold_tombstone(&mut self, registry: RegistryId, tombstone: &mut Tombstone) {
+        let until = tombstone.at + self.grace(registry);
+        if let Some(held) = self.hold(registry, tombstone.slot, until) {
+            tombstone.key = held;
+            tombstone.held_until = Some(until);
+        }
     }
 
     /// Removes a tombstone's key for good.
@@ -205,7 +166,7 @@ impl Catalog {
     }
 
     /// Keeps serving a key that its registry has removed; returns the held key.
-    fn hold(
+    pub(super) fn hold(
         &mut self,
         registry: RegistryId,
         slot: u32,

@@ -1,12 +1,12 @@
 //! The state of following one registry: its list in progress, its epoch and its removals.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 
-use super::expiry::ExpiryDetector;
-use super::grace::{Holds, MAX_REMOVAL_GRACE};
+use super::expiry::{BURST_WINDOW, ExpiryDetector};
+use super::grace::{Holds, MAX_REMOVAL_GRACE, Round};
 use super::names::RegisteredNames;
 use crate::service::{ListKind, ListScope};
 
@@ -21,6 +21,10 @@ pub(super) struct RegistryTracker {
     pub(super) disconnected: bool,
     /// The list in progress.
     pub(super) list: Option<ListInProgress>,
+    /// The lists whose removals are judged together.
+    pub(super) round: Option<Round>,
+    /// Time of the end of the last suspicious round.
+    reconnected: Option<Instant>,
     /// The registered names, if the registry lists each by itself.
     pub(super) names: RegisteredNames,
     /// Number of the list in progress, or of the last one.
@@ -42,10 +46,8 @@ pub(super) struct RegistryTracker {
 pub(super) struct ListInProgress {
     /// The keys that the list covers.
     pub(super) scope: ListScope,
-    /// Reason for the list.
-    pub(super) kind: ListKind,
-    /// The registry's instances when the list began.
-    pub(super) before: usize,
+    /// Whether the removals of the list are judged with those of the round.
+    pub(super) in_round: bool,
 }
 
 impl RegistryTracker {
@@ -63,42 +65,113 @@ impl RegistryTracker {
     ///
     /// The first list of a registry does not count, nor does a list of one service.
     pub(super) fn is_checking(&self) -> bool {
-        self.synced && self.list.as_ref().is_some_and(ListInProgress::is_check)
+        let is_full = |list: &ListInProgress| list.scope == ListScope::Registry;
+        self.synced && self.list.as_ref().is_some_and(is_full) && !self.round_is_suspicious()
+    }
+
+    /// Returns whether a list of one service is in progress.
+    pub(super) fn is_listing_service(&self) -> bool {
+        self.list.as_ref().is_some_and(|list| list.scope != ListScope::Registry)
+    }
+
+    /// Returns whether a list of one service of a restored store is in progress.
+    pub(super) fn is_listing_restored_service(&self) -> bool {
+        let in_round = self.list.as_ref().is_some_and(|list| list.in_round);
+        self.is_listing_service()
+            && self.round.as_ref().is_some_and(|round| in_round && round.is_of_restored_store())
+    }
+
+    /// Returns whether the lists follow a reconnect, or are of a restored store.
+    pub(super) fn round_is_suspicious(&self) -> bool {
+        self.round.as_ref().is_some_and(Round::is_suspicious)
     }
 
     /// Begins a list, abandoning one in progress: its puts stay, and it removes no key.
     ///
-    /// The new list inherits the stricter of the two kinds, so a routine list right after an
+    /// The new list inherits the round of the abandoned one, so a routine list right after an
     /// abandoned list of a restored store still has its removals held.
-    pub(super) fn begin(&mut self, kind: ListKind, scope: ListScope, instances: usize) {
-        let (mut kind, mut before) = (kind, instances);
-        if let Some(abandoned) = self.list.take() {
-            before = abandoned.before;
-            kind = kind.max(abandoned.kind);
+    pub(super) fn begin(
+        &mut self,
+        kind: ListKind,
+        scope: ListScope,
+        instances: usize,
+        now: Instant,
+    ) {
+        let inherits = self.list.take().is_some_and(|abandoned| abandoned.in_round);
+        let in_round = match &scope {
+            ListScope::Registry => true,
+            ListScope::Service(name) => {
+                let is_suspicious = kind > ListKind::Routine;
+                if is_suspicious && (self.round.is_none() || self.names.is_listed(name)) {
+                    self.names.await_all();
+                }
+                let is_awaited = self.round_is_suspicious() && self.names.is_awaited(name);
+                inherits || is_suspicious || is_awaited
+            }
+        };
+        if in_round {
+            self.join_round(kind, instances, now);
         }
-        self.list = Some(ListInProgress { scope, kind, before });
+        self.list = Some(ListInProgress { scope, in_round });
         self.generation = self.generation.wrapping_add(1);
         self.removals = RecentRemovals::default();
     }
 
+    /// Begins a list of the names.
+    ///
+    /// It begins the first round of a registry, and one after a reconnect.
+    pub(super) fn begin_names(&mut self, kind: ListKind, instances: usize, now: Instant) {
+        let is_suspicious = kind > ListKind::Routine;
+        if is_suspicious && (self.round.is_none() || self.names.is_named()) {
+            self.names.await_all();
+        }
+        if is_suspicious || !self.synced {
+            self.join_round(kind, instances, now);
+        }
+    }
+
+    fn join_round(&mut self, kind: ListKind, instances: usize, now: Instant) {
+        let round = self.round.get_or_insert_with(|| Round::new(kind, instances, now));
+        round.join(kind, now);
+    }
+
     /// Ends the list in progress and returns it, if any.
-    pub(super) fn end(&mut self) -> Option<ListInProgress> {
+    pub(super) fn end(&mut self, now: Instant) -> Option<ListInProgress> {
         let list = self.list.take()?;
-        self.synced |= match &list.scope {
-            ListScope::Registry => true,
+        match &list.scope {
+            ListScope::Registry => self.synced = true,
             ListScope::Service(name) => {
-                self.names.record(name);
-                self.names.is_complete()
+                if self.names.record(name)
+                    && let Some(round) = &mut self.round
+                {
+                    round.renew(now);
+                }
             }
-        };
+        }
         Some(list)
     }
-}
 
-impl ListInProgress {
-    /// Returns whether the list should bring no changes.
-    pub(super) fn is_check(&self) -> bool {
-        self.kind == ListKind::Routine && self.scope == ListScope::Registry
+    /// Ends the round and returns it, if any.
+    pub(super) fn end_round(&mut self, now: Instant) -> Option<Round> {
+        let round = self.round.take()?;
+        self.synced |= self.names.are_known();
+        if round.is_suspicious() {
+            self.reconnected = Some(now);
+        }
+        Some(round)
+    }
+
+    /// Returns when the round ends if it makes no progress.
+    ///
+    /// A list in progress is progress.
+    pub(super) fn round_wake(&self) -> Option<Instant> {
+        self.round.as_ref().filter(|_| self.list.is_none()).map(|round| round.deadline)
+    }
+
+    /// Returns whether the registry was away until a moment ago.
+    pub(super) fn has_reconnected(&self, now: Instant) -> bool {
+        let is_recent = |end| now.saturating_duration_since(end) < BURST_WINDOW;
+        self.round_is_suspicious() || self.reconnected.is_some_and(is_recent)
     }
 }
 

@@ -168,7 +168,9 @@ impl Consul {
         eventually("a leader of the Consul cluster", SOON, || {
             assert!(process.ended().is_none(), "the agent ended:\n{}", process.log());
             let leader = self.try_request("GET", "/v1/status/leader", "").ok()?;
-            (leader.len() > 4).then_some(())
+            // The leader creates the token some time after its election.
+            let has_token = || self.try_request("GET", "/v1/acl/token/self", "").is_ok();
+            (leader.len() > 4 && (self.token.is_none() || has_token())).then_some(())
         });
         self.process = Some(process);
     }
@@ -217,10 +219,26 @@ impl Consul {
         request(self.address, method, path, self.token.as_deref(), body)
     }
 
+    /// Sends a request like [`Consul::try_request`]; returns the head of the response, too.
+    pub(crate) fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> Result<(String, String), String> {
+        exchange(self.address, method, path, self.token.as_deref(), body)
+    }
+
     /// Sends a request like [`Consul::try_request`] that must succeed.
+    ///
+    /// Tries again while the agent refuses the connection because this address has too many.
     pub(crate) fn request(&self, method: &str, path: &str, body: &Value) -> Value {
         let body = if body.is_null() { String::new() } else { body.to_string() };
-        let answer = self.try_request(method, path, &body).unwrap();
+        let answer = eventually(path, SOON, || match self.try_request(method, path, &body) {
+            Ok(answer) => Some(answer),
+            Err(error) if error.contains(" 429 ") || error.contains("os error 104") => None,
+            Err(error) => panic!("{error}"),
+        });
         serde_json::from_str(&answer).unwrap_or(Value::Null)
     }
 
@@ -378,10 +396,10 @@ pub(crate) fn encoded(text: &str) -> String {
 /// With the index 0, returns the current index at once.
 pub(crate) fn next_index(server: SocketAddr, path: &str, index: u64) -> Result<u64, String> {
     let path = format!("{path}?index={index}&wait=60s");
-    let response = exchange(server, "GET", &path, None, "")?;
-    let mut lines = response.lines();
+    let (head, _) = exchange(server, "GET", &path, None, "")?;
+    let mut lines = head.lines();
     let found = lines.find_map(|line| line.strip_prefix("X-Consul-Index: ")?.trim().parse().ok());
-    found.ok_or(response)
+    found.ok_or(head)
 }
 
 /// Sends an HTTP request and returns the body of a response with status 200.
@@ -392,21 +410,17 @@ pub(crate) fn request(
     token: Option<&str>,
     body: &str,
 ) -> Result<String, String> {
-    let response = exchange(server, method, path, token, body)?;
-    match response.split_once("\r\n\r\n") {
-        Some((head, text)) if head.split(' ').nth(1) == Some("200") => Ok(text.to_owned()),
-        _ => Err(format!("{path}: {response}")),
-    }
+    exchange(server, method, path, token, body).map(|(_, body)| body)
 }
 
-/// Sends an HTTP request and returns the whole response.
+/// Sends an HTTP request and returns head and body of a response with status 200.
 fn exchange(
     server: SocketAddr,
     method: &str,
     path: &str,
     token: Option<&str>,
     body: &str,
-) -> Result<String, String> {
+) -> Result<(String, String), String> {
     let exchange = || {
         let mut stream = TcpStream::connect(server)?;
         stream.set_read_timeout(Some(SOON))?;
@@ -420,5 +434,11 @@ fn exchange(
         let mut response = String::new();
         stream.read_to_string(&mut response).map(|_| response)
     };
-    exchange().map_err(|error: io::Error| format!("{path}: {error}"))
+    let response = exchange().map_err(|error: io::Error| format!("{path}: {error}"))?;
+    match response.split_once("\r\n\r\n") {
+        Some((head, text)) if head.split(' ').nth(1) == Some("200") => {
+            Ok((head.to_owned(), text.to_owned()))
+        }
+        _ => Err(format!("{path}: {response}")),
+    }
 }

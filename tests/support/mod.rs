@@ -14,6 +14,7 @@ pub(crate) mod dns;
 pub(crate) mod echo;
 pub(crate) mod etcd;
 pub(crate) mod files;
+pub(crate) mod followed;
 pub(crate) mod former;
 pub(crate) mod go;
 pub(crate) mod machine;

@@ -32,9 +32,18 @@ impl TestCatalog {
         self.settle()
     }
 
+    /// Sends a routine list of one service whose only instance has a failed check.
+    fn list_expired(&mut self, kind: ListKind, name: &str) -> Settled {
+        let key = service_put(name, 0).key;
+        self.apply(0, Change::ListBegin { kind, scope: ListScope::Service(name.into()) });
+        self.apply(0, Change::Delete { key, revision: 0, removal: Removal::Unknown });
+        self.apply(0, Change::ListEnd { revision: 0 });
+        self.settle()
+    }
+
     /// Sends a complete list of the registered names.
-    fn list_names(&mut self, kind: ListKind, names: &[&str]) -> Settled {
-        let names = names.iter().map(|name| (*name).into()).collect();
+    fn list_names<N: AsRef<str>>(&mut self, kind: ListKind, names: &[N]) -> Settled {
+        let names = names.iter().map(|name| name.as_ref().into()).collect();
         self.apply(0, Change::ServiceNames { kind, names });
         self.settle()
     }
@@ -94,7 +103,7 @@ fn a_registry_that_lists_services_is_synced_when_each_was_listed() {
 #[test]
 fn an_empty_list_of_names_is_complete() {
     let mut test = TestCatalog::new();
-    test.list_names(ListKind::Routine, &[]);
+    test.list_names::<&str>(ListKind::Routine, &[]);
     assert!(test.catalog.registry_status(test.now).synced);
 }
 
@@ -125,4 +134,262 @@ fn rejected_keys_follow_the_lists_of_their_names() {
     assert_eq!(total(&mut test), Some(17));
     test.list_names(ListKind::Routine, &["a%2Fb", "few"]);
     assert_eq!(total(&mut test), Some(7));
+}
+
+/// Returns a registry with so many services of one instance, and their names.
+fn services(count: u32) -> (TestCatalog, Vec<String>) {
+    let names: Vec<String> = (0..count).map(|n| format!("s{n}")).collect();
+    let mut test = TestCatalog::new();
+    test.list_names(ListKind::Routine, &names);
+    for name in &names {
+        test.list_service(ListKind::Routine, name, [0]);
+    }
+    (test, names)
+}
+
+impl TestCatalog {
+    /// Returns the number of services that are served, and of the keys that are held.
+    fn services(&self) -> (usize, usize) {
+        (self.catalog.services().count(), self.held_keys())
+    }
+}
+
+#[test]
+fn removals_by_routine_lists_of_services_apply_at_once() {
+    let (mut test, names) = services(100);
+    test.list_service(ListKind::Routine, "s0", []);
+    assert_eq!(test.services(), (99, 0), "a single instance");
+    for name in &names[1..60] {
+        test.list_service(ListKind::Routine, name, []);
+    }
+    assert_eq!(test.services(), (40, 0), "deregistrations in any number");
+    test.list_names(ListKind::Routine, &names[70..]);
+    assert_eq!(test.services(), (30, 0));
+}
+
+#[test]
+fn a_thousand_services_wiped_and_listed_one_by_one_are_held() {
+    for kind in [ListKind::Reconnect, ListKind::Restored] {
+        let (mut test, names) = services(1000);
+        // Only the first list after the reconnect need have its kind.
+        let kinds = std::iter::once(kind).chain(std::iter::repeat(ListKind::Routine));
+        for (at, (name, kind)) in names.iter().zip(kinds).enumerate() {
+            test.list_service(kind, name, []);
+            assert_eq!(test.services(), (1000, at + 1));
+        }
+        test.list_names::<&str>(ListKind::Routine, &[]);
+        assert_eq!(test.services(), (1000, 1000));
+        test.advance(11 * SECOND);
+        // Programs register again.
+        for name in &names[..100] {
+            test.list_service(ListKind::Routine, name, [0]);
+        }
+        assert_eq!(test.services(), (1000, 900));
+        assert_eq!(test.advance(SECOND).wake, None);
+        assert_eq!(test.services(), (100, 0));
+    }
+}
+
+#[test]
+fn services_that_a_wiped_registry_does_not_name_are_held() {
+    let (mut test, names) = services(1000);
+    test.list_names::<&str>(ListKind::Restored, &[]);
+    assert_eq!(test.services(), (1000, 1000));
+    // The names come first, and then the lists of the services that remain.
+    let (mut test, _) = services(1000);
+    test.list_names(ListKind::Reconnect, &names[600..]);
+    assert_eq!(test.services(), (1000, 600));
+    for name in &names[600..] {
+        test.list_service(ListKind::Reconnect, name, [0]);
+    }
+    assert_eq!(test.services(), (1000, 600));
+    test.advance(12 * SECOND);
+    assert_eq!(test.services(), (400, 0));
+}
+
+#[test]
+fn the_removals_of_a_round_are_judged_on_their_sum() {
+    for (before, gone, held) in
+        [(100, 29, 0), (100, 30, 30), (12, 9, 0), (12, 10, 10), (3, 2, 0), (3, 3, 3), (1, 1, 1)]
+    {
+        let (mut test, names) = services(before);
+        let (wiped, left) = names.split_at(gone);
+        for name in wiped {
+            test.list_service(ListKind::Reconnect, name, []);
+        }
+        assert_eq!(test.services().0, before as usize, "each may be part of a mass removal");
+        for name in left {
+            test.list_service(ListKind::Reconnect, name, [0]);
+        }
+        assert_eq!(test.services(), (left.len() + held, held), "{gone} of {before}");
+        // The round is over.
+        if let Some(name) = left.last() {
+            test.list_service(ListKind::Routine, name, []);
+            assert_eq!(test.services(), (left.len() - 1 + held, held));
+        }
+    }
+}
+
+#[test]
+fn names_that_vanish_during_a_round_count_as_listed() {
+    let (mut test, names) = services(20);
+    test.list_names(ListKind::Reconnect, &names);
+    for name in &names[..10] {
+        test.list_service(ListKind::Reconnect, name, [0]);
+    }
+    // A listed service is deregistered, and others are gone that the round awaits.
+    test.list_names(ListKind::Routine, &names[1..15]);
+    assert_eq!(test.services(), (19, 5));
+    for name in &names[10..15] {
+        test.list_service(ListKind::Routine, name, [0]);
+    }
+    assert_eq!(test.services(), (14, 0), "5 of 20 are no mass removal");
+}
+
+#[test]
+fn a_round_ends_ten_seconds_after_its_last_progress() {
+    let (mut test, names) = services(20);
+    test.list_names(ListKind::Reconnect, &names);
+    test.list_service(ListKind::Reconnect, "s0", []);
+    test.advance(9 * SECOND);
+    test.list_service(ListKind::Reconnect, "s1", []);
+    test.advance(2 * SECOND);
+    assert_eq!(test.services(), (20, 2));
+    test.advance(SECOND);
+    assert_eq!(test.services(), (19, 1), "no hold is longer than the grace");
+    // The lists of the other services never come.
+    let wake = test.settle().wake.unwrap();
+    assert_eq!(wake, test.now + 7 * SECOND);
+    test.advance(7 * SECOND);
+    assert_eq!(test.services(), (18, 0));
+    test.list_service(ListKind::Routine, "s2", []);
+    assert_eq!(test.services(), (17, 0));
+    // At startup, the registry then counts as synced.
+    let mut test = TestCatalog::new();
+    test.list_names(ListKind::Routine, &["a", "b"]);
+    test.list_service(ListKind::Routine, "a", [0]);
+    test.advance(9 * SECOND);
+    assert!(!test.catalog.registry_status(test.now).synced);
+    test.advance(SECOND);
+    assert!(test.catalog.registry_status(test.now).synced);
+}
+
+#[test]
+fn a_second_reconnect_begins_the_round_anew() {
+    let (mut test, names) = services(20);
+    for _ in 0..2 {
+        for name in &names[..5] {
+            test.list_service(ListKind::Reconnect, name, []);
+        }
+    }
+    assert_eq!(test.services(), (20, 5));
+    for name in &names[5..19] {
+        test.list_service(ListKind::Reconnect, name, [0]);
+    }
+    assert_eq!(test.services(), (20, 5));
+    test.list_service(ListKind::Reconnect, "s19", [0]);
+    assert_eq!(test.services(), (15, 0));
+}
+
+#[test]
+fn a_new_name_does_not_begin_the_round_anew() {
+    let (mut test, mut names) = services(20);
+    names.push("new".to_owned());
+    test.list_service(ListKind::Reconnect, "s0", []);
+    test.list_names(ListKind::Reconnect, &names);
+    for name in names[1..].iter().rev() {
+        test.list_service(ListKind::Reconnect, name, [0]);
+    }
+    assert_eq!(test.services(), (20, 0));
+}
+
+#[test]
+fn without_grace_a_round_holds_nothing() {
+    let mut test = TestCatalog::with(|settings| settings.removal_graces = vec![Duration::ZERO], 1);
+    test.list_names(ListKind::Routine, &["a", "b"]);
+    for name in ["a", "b"] {
+        test.list_service(ListKind::Routine, name, [0]);
+    }
+    test.list_service(ListKind::Restored, "a", []);
+    assert_eq!(test.services(), (1, 0));
+    test.list_expired(ListKind::Restored, "b");
+    assert_eq!(test.services(), (0, 0));
+}
+
+#[test]
+fn keys_that_lists_report_as_expired_are_held_if_many_expire_together() {
+    for (before, expired, held) in [(40, 11, 0), (40, 12, 12), (20, 9, 0), (12, 12, 12)] {
+        let (mut test, names) = services(before);
+        for name in &names[..expired] {
+            assert_eq!(test.list_expired(ListKind::Routine, name).lease_checks, []);
+        }
+        let left = before as usize - expired + held;
+        assert_eq!(test.services(), (left, held), "{expired} of {before}");
+    }
+    // Later ones, too, as long as the burst lasts.
+    let (mut test, names) = services(40);
+    for (seconds, name) in [0; 12].into_iter().chain([2, 2, 5]).zip(&names) {
+        test.advance(seconds * SECOND);
+        test.list_expired(ListKind::Routine, name);
+    }
+    assert_eq!(test.services(), (39, 14), "the burst was over for the last");
+    // A program whose check passes again ends the hold.
+    test.list_service(ListKind::Routine, "s12", [0]);
+    assert_eq!(test.services(), (39, 13));
+}
+
+#[test]
+fn expired_and_deregistered_keys_of_one_list_are_told_apart() {
+    let mut test = TestCatalog::new();
+    test.list_names(ListKind::Routine, &["hello"]);
+    test.list_service(ListKind::Routine, "hello", 0..40);
+    let scope = ListScope::Service("hello".into());
+    test.apply(0, Change::ListBegin { kind: ListKind::Routine, scope });
+    for n in 0..40 {
+        let put = service_put("hello", n);
+        match n {
+            0..15 => {}
+            15..30 => test
+                .apply(0, Change::Delete { key: put.key, revision: 0, removal: Removal::Unknown }),
+            _ => test.apply(0, Change::Put(put)),
+        }
+    }
+    test.apply(0, Change::ListEnd { revision: 0 });
+    test.settle();
+    assert_eq!((test.served("hello"), test.held_keys()), (25, 15));
+}
+
+#[test]
+fn after_a_reconnect_expired_keys_are_served_until_it_is_clear_how_many_expire() {
+    for (before, expired, held) in [(40, 11, 0), (40, 12, 12), (3, 2, 0), (3, 3, 3)] {
+        let (mut test, names) = services(before);
+        // The agent was away: at first each check passes, within a second many fail.
+        for name in &names {
+            test.list_service(ListKind::Reconnect, name, [0]);
+        }
+        test.advance(SECOND);
+        for name in &names[..expired] {
+            test.list_expired(ListKind::Routine, name);
+            assert_eq!(test.services().0, before as usize);
+        }
+        test.advance(5 * SECOND);
+        let left = before as usize - expired + held;
+        assert_eq!(test.services(), (left, held), "{expired} of {before}");
+        test.advance(7 * SECOND);
+        assert_eq!(test.services(), (before as usize - expired, 0));
+    }
+}
+
+#[test]
+fn expired_keys_of_a_restored_store_are_held() {
+    let (mut test, names) = services(100);
+    test.list_names(ListKind::Restored, &names);
+    test.list_expired(ListKind::Restored, "s0");
+    for name in &names[1..] {
+        test.list_service(ListKind::Restored, name, [0]);
+    }
+    test.advance(11 * SECOND);
+    assert_eq!(test.services(), (100, 1));
+    test.advance(SECOND);
+    assert_eq!(test.services(), (99, 0));
 }

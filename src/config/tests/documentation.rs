@@ -98,6 +98,7 @@ fn the_help_has_a_heading_for_each_section() {
     let headings = KEYS.iter().filter_map(|key| Some((key.section, heading(key)?)));
     let expected = [
         ("", "Settings"),
+        ("consul", "Settings for Consul"),
         ("etcd", "Settings for etcd"),
         ("tls", "Settings for TLS and QUIC listeners"),
     ];

@@ -64,6 +64,15 @@ pub(super) struct Answer {
     _permit: Option<OwnedSemaphorePermit>,
 }
 
+#[cfg(test)]
+impl Answer {
+    /// Creates an answer with this body.
+    pub(super) fn of_body(body: Vec<u8>) -> Self {
+        let (index, has_index, is_filtered, denies_by_default) = (1, true, false, false);
+        Self { index, has_index, is_filtered, denies_by_default, body, _permit: None }
+    }
+}
+
 /// The names of all services.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct NameList {

@@ -260,3 +260,107 @@ fn foreign_metadata(service: &ServiceEntry<'_>, status: Status) -> BTreeMap<Box<
     }
     metadata
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Returns the lines `+KEY version metadata` or `-KEY` for the entries of `hello.svc`.
+    fn parsed(entries: &Value) -> Vec<String> {
+        let answer = Answer::of_body(entries.to_string().into_bytes());
+        let Instances { expired, listed } = parse("hello.svc", &answer).unwrap();
+        let line = |change: Change| match change {
+            Change::Put(Put { key, content: Ok(found), .. }) => {
+                let metadata = serde_json::to_string(&*found.metadata).unwrap();
+                let endpoints: Vec<_> = found.endpoints.iter().map(Endpoint::to_string).collect();
+                format!("+{key} {} {} {metadata}", found.id.version, endpoints.join(","))
+            }
+            Change::Put(Put { key, content: Err(rejected), .. }) => {
+                format!("!{key} {}", rejected.reason.code())
+            }
+            Change::Delete { key, .. } => format!("-{key}"),
+            other => format!("{other:?}"),
+        };
+        expired.into_iter().chain(listed).map(line).collect()
+    }
+
+    /// Returns an entry of the node `n/1` with these fields of the service and statuses.
+    fn entry(mut service: Value, statuses: &[&str]) -> Value {
+        service["Service"] = "hello.svc".into();
+        let checks: Vec<_> = statuses.iter().map(|status| json!({ "Status": status })).collect();
+        let node = json!({ "Node": "n/1", "Address": "10.0.0.9" });
+        json!({ "Node": node, "Service": service, "Checks": checks })
+    }
+
+    #[test]
+    fn entries_of_goframe_have_their_version_and_metadata() {
+        let found = parsed(&json!([
+            entry(
+                json!({
+                    "ID": "hello.svc--10.0.0.1:80", "Tags": [""], "Address": "10.0.0.1",
+                    "Port": 80, "Weights": { "Passing": 9, "Warning": 9 },
+                    "Meta": { "metadata": r#"{"weight":5,"x":true}"#, "version": "" },
+                }),
+                &["passing", "passing"],
+            ),
+            entry(
+                json!({
+                    "ID": "hello.svc-v2-10.0.0.1:80", "Tags": ["v2"], "Address": "10.0.0.1",
+                    "Port": 80, "Meta": { "metadata": "null" },
+                }),
+                &[],
+            ),
+        ]));
+        assert_eq!(
+            found,
+            [
+                r#"+hello.svc/n%2F1/hello.svc--10.0.0.1:80 latest 10.0.0.1:80 {"weight":5,"x":true}"#,
+                "+hello.svc/n%2F1/hello.svc-v2-10.0.0.1:80 v2 10.0.0.1:80 {}",
+            ]
+        );
+    }
+
+    #[test]
+    fn other_entries_have_meta_tags_and_the_weight_of_their_status() {
+        let service = |weights: Value, tags: Value| {
+            json!({
+                "ID": "x", "Tags": tags, "Port": 80, "Weights": weights, "Meta": { "weight": "3" },
+            })
+        };
+        let weights = json!({ "Passing": 7, "Warning": 2 });
+        let found = parsed(&json!([
+            entry(service(weights.clone(), json!(["a", "b"])), &["passing"]),
+            entry(service(weights, json!(["a"])), &["passing", "warning"]),
+            entry(service(json!({ "Passing": 1, "Warning": 1 }), json!(null)), &["passing"]),
+        ]));
+        let at = "+hello.svc/n%2F1/x latest 10.0.0.9:80";
+        assert_eq!(
+            found,
+            [
+                format!(r#"{at} {{"tag":["a","b"],"weight":7}}"#),
+                format!(r#"{at} {{"tag":"a","weight":2}}"#),
+                format!(r#"{at} {{"weight":"3"}}"#),
+            ]
+        );
+    }
+
+    #[test]
+    fn critical_instances_are_expired_and_leave_the_service_known() {
+        let service = json!({ "ID": "x", "Port": 80 });
+        let critical = entry(service.clone(), &["passing", "critical"]);
+        assert_eq!(
+            parsed(&json!([critical])),
+            ["-hello.svc/n%2F1/x", "+hello.svc/ latest  {}"],
+            "known without an instance"
+        );
+        let unknown = entry(service.clone(), &["maintenance"]);
+        let alive = entry(json!({ "ID": "y", "Port": 81 }), &["warning"]);
+        assert_eq!(
+            parsed(&json!([unknown, alive])),
+            ["-hello.svc/n%2F1/x", "+hello.svc/n%2F1/y latest 10.0.0.9:81 {}"]
+        );
+        assert!(parsed(&json!(null)).is_empty());
+    }
+}

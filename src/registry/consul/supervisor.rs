@@ -131,7 +131,6 @@ impl Supervisor {
             queries: JoinSet::new(),
             names_pace: Pace::new(),
             round: ListKind::Routine,
-            is_registry_list: false,
             service_errors: BTreeMap::new(),
             supervisor: self,
             working_since,
@@ -195,8 +194,6 @@ struct Session<'a> {
     names_pace: Pace,
     /// The kind of the last round.
     round: ListKind,
-    /// Whether the round in progress is one list of the whole registry.
-    is_registry_list: bool,
     /// The lasting failures of single services.
     service_errors: BTreeMap<Arc<str>, String>,
     working_since: &'a mut Option<Instant>,
@@ -255,8 +252,7 @@ impl Session<'_> {
 
     /// Begins to read all services once.
     ///
-    /// The first round of a registry is one list. In later rounds each service is a list of its
-    /// own, so that one that cannot be read keeps its instances.
+    /// Each service is a list of its own, so that one that cannot be read keeps its instances.
     async fn begin_round(&mut self, names: NameList) -> Result<(), SessionEnd> {
         let supervisor = &mut *self.supervisor;
         let kind = supervisor.kind_of_round(names.index);
@@ -269,14 +265,8 @@ impl Session<'_> {
             );
         }
         self.round = kind;
-        self.is_registry_list = kind == ListKind::Routine;
-        let change = if self.is_registry_list {
-            Change::ListBegin { kind, scope: ListScope::Registry }
-        } else {
-            let names = names.names.iter().cloned().collect();
-            Change::ServiceNames { kind, names }
-        };
-        supervisor.feed.send(vec![change]).await?;
+        let listed = names.names.iter().cloned().collect();
+        supervisor.feed.send(vec![Change::ServiceNames { kind, names: listed }]).await?;
         supervisor.required_round = supervisor.required_round.max(Some(kind));
         supervisor.position = names.index;
         self.service_errors.clear();
@@ -291,11 +281,8 @@ impl Session<'_> {
     async fn end_round(&mut self) -> Result<(), SessionEnd> {
         let supervisor = &mut *self.supervisor;
         let index = supervisor.position;
-        let end = self.is_registry_list.then_some(Change::ListEnd { revision: 0 });
-        let changes = end.into_iter().chain([Change::Connected(true)]).collect();
-        supervisor.feed.send(changes).await?;
+        supervisor.feed.send(vec![Change::Connected(true)]).await?;
         (supervisor.connected, supervisor.required_round) = (true, None);
-        self.is_registry_list = false;
         self.working_since.get_or_insert_with(Instant::now);
         supervisor.endpoints.set_failed(self.endpoint, None);
         let registry = supervisor.feed.state();
@@ -351,21 +338,16 @@ impl Session<'_> {
         let is_unread = self.schedule.is_unread(name);
         let step = self.schedule.answered(name, index, Instant::now());
         let Instances { expired, listed } = instances;
-        let changes = if self.is_registry_list {
-            listed
-        } else {
-            let kind = match step {
-                IndexStep::Back => ListKind::Restored,
-                _ if is_unread => self.round,
-                _ => ListKind::Routine,
-            };
-            let scope = ListScope::Service((**name).into());
-            let mut changes = expired;
-            changes.push(Change::ListBegin { kind, scope });
-            changes.extend(listed);
-            changes.push(Change::ListEnd { revision: 0 });
-            changes
+        let kind = match step {
+            IndexStep::Back => ListKind::Restored,
+            _ if is_unread => self.round,
+            _ => ListKind::Routine,
         };
+        let scope = ListScope::Service((**name).into());
+        let mut changes = expired;
+        changes.push(Change::ListBegin { kind, scope });
+        changes.extend(listed);
+        changes.push(Change::ListEnd { revision: 0 });
         self.supervisor.feed.send(changes).await?;
         self.note_event();
         if self.service_errors.remove(name).is_some() {

@@ -10,7 +10,8 @@ use super::load::{FULL_CHECK_INTERVAL, QUERIES_IN_FLIGHT, QUERIES_IN_FLIGHT_SLOW
 use super::measure::{MAX_SLOW_ROUNDS, Rounds};
 use super::peers::{PEERS, Peer};
 use super::report::{self, Results};
-use super::{aims, chart, figures, go, reading};
+use super::support::go;
+use super::{aims, chart, figures, reading};
 
 /// A run replaces the text between these lines.
 const BEGIN: &str = "<!-- Written by `cargo bench --bench peers`: begin -->";

@@ -15,9 +15,10 @@ use super::content::{Content, NEGATIVE_TTL, TTL, apex, instance_label};
 use super::load::Target;
 use super::server::Server;
 use super::support::etcd::Etcd;
+use super::support::go;
 use super::support::process::Process;
 use super::support::{free_address, svcdns};
-use super::{consul, go, roles};
+use super::{consul, interrupt, roles};
 
 /// The labels after a name's first label, in wire form.
 const ZONE: &[u8] = b"\x03svc\x00";

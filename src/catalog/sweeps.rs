@@ -1,0 +1,138 @@
+//! Sweeps: the keys that a complete list no longer has.
+
+use std::time::Instant;
+
+use super::Catalog;
+use super::grace::Hold;
+use super::mirror::EntryState;
+use super::tracker::ListInProgress;
+use crate::name::base_of;
+use crate::service::{ListKind, ListScope, RegistryId, key_prefix};
+
+impl Catalog {
+    /// Begins a list, and abandons one in progress.
+    pub(super) fn begin_list(
+        &mut self,
+        registry: RegistryId,
+        kind: ListKind,
+        scope: ListScope,
+        now: Instant,
+    ) {
+        let tracker = &mut self.trackers[registry.index()];
+        if tracker.list.is_some() {
+            self.mirror.dedup_waiting(registry);
+        }
+        tracker.begin(kind, scope, self.mirror.tally(registry).instances, now);
+        self.ledger.begin_list(registry);
+    }
+
+    /// Ends a complete list: removes, or holds, the keys that the list did not name.
+    ///
+    /// A list of the registry costs O(all keys), a list of one service O(keys of the service).
+    pub(super) fn end_list(&mut self, registry: RegistryId, now: Instant) {
+        let tracker = &mut self.trackers[registry.index()];
+        let (is_checking, generation) = (tracker.is_checking(), tracker.generation);
+        let Some(ListInProgress { scope, in_round }) = tracker.end(now) else { return };
+        let swept = match &scope {
+            ListScope::Registry => self.mirror.not_in_list(registry, generation),
+            ListScope::Service(name) => self.keys_of_name(registry, name, Some(generation)),
+        };
+        if is_checking {
+            self.trackers[registry.index()].differences += swept.len() as u64;
+        }
+        self.sweep(registry, swept, in_round, now);
+        self.end_complete_round(registry, now);
+        if scope != ListScope::Registry {
+            self.hold_mass_expiry(registry, now);
+        }
+        self.ledger.end_list(registry, &scope, generation);
+        self.mirror.queue_waiting(registry);
+    }
+
+    /// Takes a list of the names: removes, or holds, the keys of all other names.
+    ///
+    /// O(names and removed keys).
+    pub(super) fn replace_names(
+        &mut self,
+        registry: RegistryId,
+        kind: ListKind,
+        names: Box<[Box<str>]>,
+        now: Instant,
+    ) {
+        let tracker = &mut self.trackers[registry.index()];
+        tracker.begin_names(kind, self.mirror.tally(registry).instances, now);
+        let gone = tracker.names.replace(names);
+        let (in_round, others): (Vec<_>, Vec<_>) = gone.into_iter().partition(|name| {
+            kind > ListKind::Routine || (name.awaited && tracker.round_is_suspicious())
+        });
+        for (names, in_round) in [(in_round, true), (others, false)] {
+            self.ledger.remove_names(registry, &names);
+            let keys = names.iter().flat_map(|gone| self.keys_of_name(registry, &gone.name, None));
+            self.sweep(registry, keys.collect(), in_round, now);
+        }
+        self.end_complete_round(registry, now);
+    }
+
+    /// Returns the present keys of a name, except for those that the list of this number named.
+    fn keys_of_name(&self, registry: RegistryId, name: &str, except: Option<u32>) -> Vec<u32> {
+        // Without a base, all keys of the name are rejected.
+        let Ok(base) = base_of(name, &self.settings.zones) else { return Vec::new() };
+        let mut slots = self.mirror.with_prefix(registry, &base.text, &key_prefix(name));
+        slots.retain(|slot| {
+            self.mirror.state(*slot) == EntryState::Present
+                && except.is_none_or(|generation| self.mirror.generation(*slot) != generation)
+        });
+        slots
+    }
+
+    /// Removes keys that a list no longer has, or holds them as the round demands.
+    ///
+    /// Before the last list of a suspicious round, every key of it is held, since only the sum
+    /// shows whether they are a mass removal.
+    fn sweep(&mut self, registry: RegistryId, swept: Vec<u32>, in_round: bool, now: Instant) {
+        let keys = swept.iter().filter_map(|&slot| self.mirror.key(slot));
+        let instances = keys.map(|key| key.endpoints.len()).sum();
+        let tally = self.mirror.tally(registry);
+        let (keys_left, instances_left) =
+            (tally.present - swept.len(), tally.instances - instances);
+        let tracker = &mut self.trackers[registry.index()];
+        let (grace, is_last) = (tracker.grace, tracker.names.are_listed());
+        let round = tracker.round.as_mut().filter(|_| in_round && !grace.is_zero());
+        let hold = round.is_some_and(|round| {
+            round.add(swept.len(), instances);
+            if is_last {
+                round.should_hold(keys_left, instances_left)
+            } else {
+                round.is_suspicious()
+            }
+        });
+        for slot in swept {
+            if hold {
+                let held = self.hold(registry, slot, now + grace);
+                let round = self.trackers[registry.index()].round.as_mut().filter(|_| !is_last);
+                if let (Some(round), Some(key)) = (round, held) {
+                    round.held.push(Hold { slot, key });
+                }
+            } else {
+                self.update_entry(slot, None, EntryState::Removed);
+            }
+            self.mirror.mark_changed(self.mirror.base(slot), None);
+        }
+    }
+
+    /// Ends the round if it has listed each name.
+    fn end_complete_round(&mut self, registry: RegistryId, now: Instant) {
+        if self.trackers[registry.index()].names.are_listed() {
+            self.end_round(registry, now);
+        }
+    }
+
+    /// Ends the round, if any: the held keys stay held if they are a mass removal.
+    pub(super) fn end_round(&mut self, registry: RegistryId, now: Instant) {
+        let Some(round) = self.trackers[registry.index()].end_round(now) else { return };
+        let tally = self.mirror.tally(registry);
+        if !round.should_hold(tally.present, tally.instances) {
+            self.end_holds(round.held);
+        }
+    }
+}

@@ -19,9 +19,9 @@ pub enum Change {
         /// The keys that the list covers.
         scope: ListScope,
     },
-    /// The complete list of the registered names; not sent within another list.
+    /// The complete list of the registered names.
     ///
-    /// Removes the keys of all other names, as a list of the registry would.
+    /// Removes the keys of all other names, as a list would. Abandons a list in progress.
     ServiceNames {
         /// Reason for the list.
         kind: ListKind,

@@ -425,7 +425,8 @@ fn the_least_rights_of_a_token_are_enough() {
         return;
     };
     consul.put("hello.svc", "", at(1), "{}");
-    let rules = r#"service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }"#;
+    let page = include_str!("../docs/registries/consul.md");
+    let rules = page.split("```hcl\n").nth(1).unwrap().split("```").next().unwrap();
     let token = consul.create_token("svcdns", rules);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");

@@ -203,7 +203,8 @@ fn registration(
 fn endpoint(service: &ServiceEntry<'_>, node: &NodeEntry<'_>) -> Result<Endpoint, Rejected> {
     let id = service.id.as_deref().unwrap_or_default();
     let given = |address: &&Cow<'_, str>| !address.trim().is_empty();
-    let address = service.address.as_ref().filter(given).or(node.address.as_ref().filter(given));
+    let address = service.address.as_ref().filter(given);
+    let address = address.or_else(|| node.address.as_ref().filter(given));
     let address = address.ok_or_else(|| Rejected::new(id, NO_ADDRESS))?.trim();
     let host = gsvc::parse_bare_host(address).map_err(|reason| Rejected::new(address, reason))?;
     let port = service.port.unwrap_or_default();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -210,9 +211,12 @@ impl Session<'_> {
             let wake = self.schedule.wake();
             tokio::select! {
                 Some(ended) = self.queries.join_next_with_id() => {
-                    // An aborted query has no result that matters.
-                    if let Ok((id, result)) = ended {
-                        self.take(id, result).await?;
+                    match ended {
+                        Ok((id, result)) => self.take(id, result).await?,
+                        // The daemon follows the registry again after a panic.
+                        Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+                        // An aborted query has no result.
+                        Err(_) => {}
                     }
                 }
                 Some(RegistryCommand::CheckLeases(leases)) = self.supervisor.commands.recv() => {

@@ -3,6 +3,7 @@
 //! The agent is killed, stalled and wiped, and filled with invalid data.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::print_stdout, reason = "measurements")]
 
 mod support;
 
@@ -717,8 +718,8 @@ fn measure_many_services() {
         svcdns.wait_for("s0.svc", &["10.0.0.1", "10.0.0.2"]);
         svcdns.wait_for_code("unknown.svc", "NXDOMAIN");
         println!(
-            "max-waiting {max_waiting}: first answer {first:?} after the start, all read after {:?}; \
-             {} KiB resident; Consul used {:?} of processor time",
+            "max-waiting {max_waiting}: first answer after {first:?}, all read after {:?}; {} KiB \
+             resident; Consul used {:?} of processor time",
             start.elapsed(),
             svcdns.resident_kib(),
             consul.process().cpu_time() - before

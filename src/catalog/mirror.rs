@@ -4,6 +4,7 @@
 //! a base name. The content of a key is stored only in its [`RegistryKey`], which services share. A
 //! base name is stored only in its [`Service`].
 
+use std::collections::HashSet;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
@@ -239,6 +240,32 @@ impl Mirror {
         (0..)
             .zip(&self.entries)
             .filter(|(_, entry)| is_missing(entry))
+            .map(|(slot, _)| slot)
+            .collect()
+    }
+
+    /// Returns a registry's present entries whose keys begin with none of these prefixes.
+    ///
+    /// A prefix ends with the first slash of a key. O(all entries).
+    pub(super) fn of_other_names(
+        &self,
+        registry: RegistryId,
+        prefixes: &HashSet<String>,
+    ) -> Vec<u32> {
+        let is_other = |entry: &KeyEntry, key: &Arc<RegistryKey>| {
+            key.registry() == registry && {
+                let text = key.text(self.name(entry.base));
+                let prefix = text.split_inclusive('/').next().unwrap_or_default();
+                !prefixes.contains(prefix)
+            }
+        };
+        let is_swept = |entry: &KeyEntry| {
+            entry.state == EntryState::Present
+                && entry.key.as_ref().is_some_and(|key| is_other(entry, key))
+        };
+        (0..)
+            .zip(&self.entries)
+            .filter(|(_, entry)| is_swept(entry))
             .map(|(slot, _)| slot)
             .collect()
     }
@@ -495,7 +522,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_and_bases_stay_small() {
+    fn key_and_base_entries_have_24_bytes() {
         assert_eq!(size_of::<KeyEntry>(), 24);
         assert_eq!(size_of::<BaseEntry>(), 24);
     }

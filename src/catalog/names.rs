@@ -16,6 +16,8 @@ pub(super) struct RegisteredNames {
     named: bool,
     /// Number of names that the round has not listed.
     awaited: usize,
+    /// Whether a list of the registry may have brought names that are not here.
+    may_lack: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,6 +51,7 @@ impl RegisteredNames {
     /// The round also awaits the new names. O(names before and after).
     pub(super) fn replace(&mut self, names: Box<[Box<str>]>) -> Vec<GoneName> {
         self.named = true;
+        self.may_lack = false;
         self.lists = self.lists.wrapping_add(1).max(1);
         for name in names {
             let awaited = &mut self.awaited;
@@ -75,6 +78,30 @@ impl RegisteredNames {
         let awaited = !std::mem::replace(&mut state.listed, true);
         self.awaited -= usize::from(awaited);
         awaited
+    }
+
+    /// Records that a list of the registry begins, which may bring other names.
+    pub(super) fn expect_others(&mut self) {
+        self.may_lack = true;
+    }
+
+    /// Records a complete list of the registry: the round awaits no name. O(names).
+    pub(super) fn record_all(&mut self) {
+        self.named = true;
+        self.awaited = 0;
+        for state in self.names.values_mut() {
+            state.listed = true;
+        }
+    }
+
+    /// Returns whether there may be keys of names that are not here.
+    pub(super) fn may_lack(&self) -> bool {
+        self.may_lack
+    }
+
+    /// Returns all names.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &str> {
+        self.names.keys().map(|name| &**name)
     }
 
     /// Returns whether the registry has ever listed the names.

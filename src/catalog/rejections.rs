@@ -8,7 +8,7 @@ use foldhash::fast::RandomState;
 use serde::Serialize;
 
 use super::key::RegistryKey;
-use super::names::GoneName;
+use super::names::RegisteredNames;
 use crate::service::{ListScope, MAX_REGISTRIES, Reason, RegistryId, Rejected, key_prefix};
 
 /// Maximum listed rejections of one registry.
@@ -198,16 +198,16 @@ impl Ledger {
         });
     }
 
-    /// Removes the rejected keys of these names. O(names and listed keys).
-    pub(super) fn remove_names(&mut self, registry: RegistryId, names: &[GoneName]) {
-        if names.is_empty() {
+    /// Removes the rejected keys of all other names. O(names and listed keys).
+    pub(super) fn retain_names(&mut self, registry: RegistryId, names: &RegisteredNames) {
+        let rejections = &mut self.registries[registry.index()];
+        if rejections.listed.is_empty() && rejections.unlisted.is_empty() {
             return;
         }
-        let rejections = &mut self.registries[registry.index()];
-        let gone: HashSet<u64> =
-            names.iter().map(|gone| rejections.name_hash(&key_prefix(&gone.name))).collect();
-        rejections.unlisted.retain(|name, _| !gone.contains(name));
-        self.remove_if(registry, |listed| gone.contains(&listed.name));
+        let known: HashSet<u64> =
+            names.iter().map(|name| rejections.name_hash(&key_prefix(name))).collect();
+        rejections.unlisted.retain(|name, _| known.contains(name));
+        self.remove_if(registry, |listed| !known.contains(&listed.name));
     }
 
     /// Removes the listed keys that the condition holds for. O(listed keys).

@@ -51,7 +51,7 @@ impl Catalog {
 
     /// Takes a list of the names: removes, or holds, the keys of all other names.
     ///
-    /// O(names and removed keys).
+    /// O(names and removed keys); after a list of the registry, once O(all keys).
     pub(super) fn replace_names(
         &mut self,
         registry: RegistryId,
@@ -60,16 +60,29 @@ impl Catalog {
         now: Instant,
     ) {
         let tracker = &mut self.trackers[registry.index()];
-        tracker.begin_names(kind, self.mirror.tally(registry).instances, now);
-        let gone = tracker.names.replace(names);
-        let (in_round, others): (Vec<_>, Vec<_>) = gone.into_iter().partition(|name| {
-            kind > ListKind::Routine || (name.awaited && tracker.round_is_suspicious())
-        });
-        for (names, in_round) in [(in_round, true), (others, false)] {
-            self.ledger.remove_names(registry, &names);
-            let keys = names.iter().flat_map(|gone| self.keys_of_name(registry, &gone.name, None));
-            self.sweep(registry, keys.collect(), in_round, now);
+        if tracker.list.is_some() {
+            self.mirror.dedup_waiting(registry);
         }
+        let judges_all = tracker.begin_names(kind, self.mirror.tally(registry).instances, now);
+        let may_lack = tracker.names.may_lack();
+        let gone = tracker.names.replace(names);
+        let is_suspicious = tracker.round_is_suspicious();
+        let (mut in_round, mut others) = (Vec::new(), Vec::new());
+        let names = &self.trackers[registry.index()].names;
+        if may_lack {
+            let prefixes = names.iter().map(key_prefix).collect();
+            let swept = if is_suspicious { &mut in_round } else { &mut others };
+            *swept = self.mirror.of_other_names(registry, &prefixes);
+        } else {
+            for gone in gone {
+                let is_judged = judges_all || (is_suspicious && gone.awaited);
+                let swept = if is_judged { &mut in_round } else { &mut others };
+                swept.extend(self.keys_of_name(registry, &gone.name, None));
+            }
+        }
+        self.ledger.retain_names(registry, names);
+        self.sweep(registry, in_round, true, now);
+        self.sweep(registry, others, false, now);
         self.end_complete_round(registry, now);
     }
 

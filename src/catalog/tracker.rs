@@ -99,7 +99,10 @@ impl RegistryTracker {
     ) {
         let inherits = self.list.take().is_some_and(|abandoned| abandoned.in_round);
         let in_round = match &scope {
-            ListScope::Registry => true,
+            ListScope::Registry => {
+                self.names.expect_others();
+                true
+            }
             ListScope::Service(name) => {
                 let is_suspicious = kind > ListKind::Routine;
                 if is_suspicious && (self.round.is_none() || self.names.is_listed(name)) {
@@ -117,10 +120,12 @@ impl RegistryTracker {
         self.removals = RecentRemovals::default();
     }
 
-    /// Begins a list of the names.
+    /// Begins a list of the names, abandoning a list in progress.
     ///
-    /// It begins the first round of a registry, and one after a reconnect.
-    pub(super) fn begin_names(&mut self, kind: ListKind, instances: usize, now: Instant) {
+    /// It begins the first round of a registry, and one after a reconnect. Returns whether all its
+    /// removals are judged with those of the round.
+    pub(super) fn begin_names(&mut self, kind: ListKind, instances: usize, now: Instant) -> bool {
+        let inherits = self.list.take().is_some_and(|abandoned| abandoned.in_round);
         let is_suspicious = kind > ListKind::Routine;
         if is_suspicious && (self.round.is_none() || self.names.is_named()) {
             self.names.await_all();
@@ -128,6 +133,7 @@ impl RegistryTracker {
         if is_suspicious || !self.synced {
             self.join_round(kind, instances, now);
         }
+        is_suspicious || inherits
     }
 
     fn join_round(&mut self, kind: ListKind, instances: usize, now: Instant) {
@@ -139,7 +145,10 @@ impl RegistryTracker {
     pub(super) fn end(&mut self, now: Instant) -> Option<ListInProgress> {
         let list = self.list.take()?;
         match &list.scope {
-            ListScope::Registry => self.synced = true,
+            ListScope::Registry => {
+                self.names.record_all();
+                self.synced = true;
+            }
             ListScope::Service(name) => {
                 if self.names.record(name)
                     && let Some(round) = &mut self.round
@@ -213,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn recent_removals_are_bounded_and_keep_the_latest() {
+    fn the_latest_removals_are_remembered_in_bounded_memory() {
         let mut removals = RecentRemovals::default();
         for n in 1..=200_000 {
             removals.record(n, n);

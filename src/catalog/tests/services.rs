@@ -303,6 +303,59 @@ fn a_new_name_does_not_begin_the_round_anew() {
     assert_eq!(test.services(), (20, 0));
 }
 
+/// Sends one list of the registry with these services of one instance.
+fn list_registry(test: &mut TestCatalog, kind: ListKind, names: &[String]) {
+    test.apply(0, Change::list_begin(kind));
+    for name in names {
+        test.apply(0, Change::Put(service_put(name, 0)));
+    }
+    test.apply(0, Change::ListEnd { revision: 0 });
+    test.settle();
+}
+
+#[test]
+fn a_list_of_the_registry_ends_a_round() {
+    for (wiped, held) in [(5, 0), (12, 12)] {
+        let (mut test, names) = services(20);
+        for name in &names[..wiped] {
+            test.list_service(ListKind::Reconnect, name, []);
+        }
+        list_registry(&mut test, ListKind::Routine, &names[wiped..]);
+        assert_eq!(test.services(), (20 - wiped + held, held));
+        test.list_service(ListKind::Routine, "s19", []);
+        assert_eq!(test.services(), (19 - wiped + held, held), "the round is over");
+    }
+}
+
+#[test]
+fn a_list_of_names_knows_the_services_that_a_list_of_the_registry_brought() {
+    for kind in [ListKind::Routine, ListKind::Reconnect] {
+        let mut test = TestCatalog::new();
+        let names: Vec<String> = (0..20).map(|n| format!("s{n}")).collect();
+        list_registry(&mut test, ListKind::Routine, &names);
+        test.apply(0, Change::Put(invalid_put("s3/junk")));
+        test.list_names(kind, &names[4..]);
+        assert_eq!(test.rejection_counts().get(&JUNK), None);
+        for name in &names[4..] {
+            assert_eq!(test.services(), if kind == ListKind::Routine { (16, 0) } else { (20, 4) });
+            test.list_service(kind, name, [0]);
+        }
+        assert_eq!(test.services(), (16, 0));
+    }
+}
+
+#[test]
+fn a_list_of_names_abandons_a_list_in_progress() {
+    let (mut test, names) = services(20);
+    test.apply(0, Change::list_begin(ListKind::Reconnect));
+    test.list_names(ListKind::Routine, &names[1..]);
+    test.apply(0, Change::ListEnd { revision: 0 });
+    test.settle();
+    assert_eq!(test.services().0, 19 + test.held_keys(), "only the names count");
+    test.advance(12 * SECOND);
+    assert_eq!(test.services(), (19, 0));
+}
+
 #[test]
 fn without_grace_a_round_holds_nothing() {
     let mut test = TestCatalog::with(|settings| settings.removal_graces = vec![Duration::ZERO], 1);

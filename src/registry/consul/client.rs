@@ -99,12 +99,13 @@ impl Client {
             }
             None => None,
         };
-        let parameter = |name: &str, value: &Option<String>| {
-            value.as_ref().map(|value| format!("{name}={}", encode(value)))
+        let parameter = |name: &str, value: Option<&String>| {
+            value.map(|value| format!("{name}={}", encode(value)))
         };
-        let namespace = parameter("ns", &settings.namespace);
+        let namespace = parameter("ns", settings.namespace.as_ref());
         let reads = (settings.reads != Reads::Default).then(|| settings.reads.name().to_owned());
-        let read_parameters = [parameter("dc", &settings.datacenter), namespace.clone(), reads];
+        let read_parameters =
+            [parameter("dc", settings.datacenter.as_ref()), namespace.clone(), reads];
         Ok(Self(Arc::new(ClientState {
             connector,
             token,

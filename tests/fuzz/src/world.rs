@@ -3,7 +3,7 @@
 //! After every change the fast path must agree with the full path, and at the end both must agree
 //! with a new server that gets the same state in one list.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -13,7 +13,8 @@ use svcdns::answer::{Answerer, Answers, Published, Publisher, Settings};
 use svcdns::catalog::{self, Docker0};
 use svcdns::name::Zones;
 use svcdns::service::{
-    Addresses, Change, HostChange, LeaseReply, ListKind, Put, RegistryId, Removal, Update,
+    Addresses, Change, HostChange, LeaseReply, ListKind, ListScope, Put, RegistryId, Removal,
+    Update, key_prefix,
 };
 
 use super::answers::{Kinds, answer, without_serial};
@@ -32,6 +33,8 @@ const CHANGES_BELOW: u8 = 64;
 const FIRST_CHANGES_BELOW: u8 = 240;
 /// The number of registries.
 const REGISTRIES: u8 = 2;
+/// The registry that lists each service by itself, instead of single events.
+const SERVICES: u8 = 1;
 /// Limit for the last queries, which are repeated against a rebuilt server.
 const MAX_REPEATED_QUERIES: usize = 24;
 
@@ -101,9 +104,10 @@ impl World {
         };
         // Usually the registries start with a complete list.
         if !choices.one_in(8) {
-            for registry in 0..REGISTRIES {
+            for registry in 0..SERVICES {
                 world.list(registry, ListKind::Routine, &[], true);
             }
+            world.list_services(ListKind::Routine, true);
         }
         world
     }
@@ -126,9 +130,7 @@ impl World {
             18..=23 => {
                 if let Some((registry, put)) = self.pick(choices) {
                     let lease = put.lease != 0 && choices.one_in(2);
-                    let removal = if lease { Removal::Unknown } else { Removal::Explicit };
-                    self.forget(registry, &put);
-                    self.report(registry, Change::Delete { key: put.key, revision: 0, removal });
+                    self.delete(registry, &put, lease);
                 }
             }
             24 | 25 => {
@@ -148,7 +150,11 @@ impl World {
                     .map(|(_, put)| put.clone())
                     .collect();
                 let complete = !choices.one_in(4);
-                self.list(registry, kind, &puts, complete);
+                if registry == SERVICES {
+                    self.list_services(kind, complete);
+                } else {
+                    self.list(registry, kind, &puts, complete);
+                }
             }
             26 => {
                 let connected = choices.one_in(2);
@@ -168,11 +174,63 @@ impl World {
         }
     }
 
-    fn put(&mut self, registry: u8, put: Put) {
+    fn put(&mut self, registry: u8, mut put: Put) {
+        if registry == SERVICES {
+            // The key begins with the name, however often it is put again.
+            let rest = put.key.rsplit('/').next().unwrap_or_default();
+            put.key = (key_prefix(service_name(&put)) + rest).into();
+        }
         self.forget(registry, &put);
         self.registered.push((registry, put.clone()));
         self.known.push(put.clone());
-        self.report(registry, Change::Put(put));
+        if registry == SERVICES {
+            self.list_service(service_name(&put), ListKind::Routine, None);
+        } else {
+            self.report(registry, Change::Put(put));
+        }
+    }
+
+    /// Removes a key explicitly, or because it has expired.
+    fn delete(&mut self, registry: u8, put: &Put, expired: bool) {
+        self.forget(registry, put);
+        let removal = if expired { Removal::Unknown } else { Removal::Explicit };
+        let delete = Change::Delete { key: put.key.clone(), revision: 0, removal };
+        if registry == SERVICES {
+            let expired = expired.then_some(delete);
+            self.list_service(service_name(put), ListKind::Routine, expired);
+        } else {
+            self.report(registry, delete);
+        }
+    }
+
+    /// Lists one service of [`SERVICES`], with a key whose check failed, if any.
+    fn list_service(&mut self, name: &str, kind: ListKind, expired: Option<Change>) {
+        let scope = ListScope::Service(name.into());
+        let puts: Vec<_> =
+            self.services().filter(|put| service_name(put) == name).cloned().collect();
+        let changes = [Change::ListBegin { kind, scope }]
+            .into_iter()
+            .chain(puts.into_iter().map(Change::Put))
+            .chain(expired)
+            .chain([Change::ListEnd { revision: 0 }]);
+        self.pending.push(Update::Registry(id(SERVICES), changes.collect()));
+    }
+
+    /// Lists the names of [`SERVICES`], and then each service or, incompletely, all but one.
+    fn list_services(&mut self, kind: ListKind, complete: bool) {
+        let names: BTreeSet<Box<str>> =
+            self.services().map(|put| service_name(put).into()).collect();
+        let change = Change::ServiceNames { kind, names: names.iter().cloned().collect() };
+        self.report(SERVICES, change);
+        for name in names.iter().skip(usize::from(!complete)) {
+            self.list_service(name, kind, None);
+        }
+        self.incomplete[usize::from(SERVICES)] = !complete;
+    }
+
+    /// Returns the current keys of [`SERVICES`].
+    fn services(&self) -> impl Iterator<Item = &Put> {
+        self.registered.iter().filter(|(registry, _)| *registry == SERVICES).map(|(_, put)| put)
     }
 
     fn forget(&mut self, registry: u8, put: &Put) {
@@ -283,6 +341,11 @@ impl World {
             );
         }
     }
+}
+
+/// Returns the registered name of a key.
+fn service_name(put: &Put) -> &str {
+    put.content.as_ref().map_or("", |content| &content.id.name)
 }
 
 /// Returns settings of all kinds, with separate and nested zones.

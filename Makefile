@@ -34,11 +34,13 @@ test: check ## install what the tests need, check, run all tests
 	cargo test --locked --bench micro -- --short
 	@tests/skipped.sh $(SKIPPED_TESTS)
 
-# Builds Consul first, unless it was built before: minutes.
+# Consul takes 4 minutes to build, once.
 registries: export BUILD_CONSUL := 1
-registries: ## run every case with every kind of registry on its real server, and print the times
+registries: ## run all tests against real registries, and print the times (Consul needs Go)
 	@tests/setup.sh test
 	@rm -rf $(SKIPPED_TESTS) && mkdir -p $(SKIPPED_TESTS)
+	cargo test --locked --test etcd_registry --test file_registry \
+		--test consul_registry --test consul_bad_input
 	cargo test --locked --test battery -- --ignored --nocapture
 	@tests/skipped.sh $(SKIPPED_TESTS)
 

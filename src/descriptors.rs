@@ -2,7 +2,7 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Limit if the kernel does not tell it: an old seccomp filter may be in the way.
+/// Limit if the kernel does not report one: an old seccomp filter may prevent it.
 const USUAL_LIMIT: u64 = 1024;
 
 /// Returns the number of descriptors that the process may open.
@@ -16,7 +16,8 @@ pub(crate) fn limit() -> usize {
 /// The soft limit is usually 1,024, for programs that use `select`. Processes that this one starts
 /// inherit the limit.
 pub fn raise_limit() -> usize {
-    // Not set if it is high enough: a service's system call filter may kill the process for that.
+    // The limit is not set if it is high enough: a service's system call filter may kill the
+    // process for that.
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && soft < hard
         && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)

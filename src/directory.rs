@@ -1,7 +1,7 @@
 //! Directories of a running server.
 //!
-//! A server has two directories: the runtime directory, with its socket, is lost at a reboot; the
-//! state directory survives it. A lock in each directory keeps out other servers.
+//! A server has two directories. The runtime directory, with its socket, is lost at a reboot; the
+//! state directory is kept. A lock in each directory keeps out other servers.
 //!
 //! Imports no other module.
 
@@ -29,7 +29,7 @@ const LOCK_FILE: &str = "svcdns.lock";
 pub enum DirectoryKind {
     /// For the socket; lost at a reboot.
     Runtime,
-    /// For data that must survive a reboot.
+    /// For data that is kept across reboots.
     State,
     /// For both purposes: the directory that `state-dir` names.
     Both,
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_used_by_one_server() {
+    fn a_directory_can_be_used_by_one_server_only() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/b");
         let first = take(&path, TrustRule::Named).unwrap();
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_state_directory_is_closed_to_others() {
+    fn other_users_can_read_the_runtime_but_not_the_state_directory() {
         let folder = tempfile::tempdir().unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o077;
         for (name, kind, others) in
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_symlinked_default_directory_is_trusted_only_in_an_own_directory() {
+    fn a_symlink_in_the_temp_directory_is_not_trusted_as_the_default() {
         let folder = tempfile::tempdir().unwrap();
         let link = folder.path().join("link");
         symlink(folder.path(), &link).unwrap();
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_of_another_user_is_refused_unless_named() {
+    fn a_directory_of_another_user_is_refused_unless_configured() {
         if !Uid::effective().is_root() {
             // The test needs a directory that is writable but owned by another user: root's /tmp.
             assert!(candidate(Path::new("/tmp"), TrustRule::Owned).is_trusted());
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_or_pipe_in_place_of_the_lock_is_an_error() {
+    fn a_lock_file_that_is_a_link_or_a_pipe_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let (lock, elsewhere) = (folder.path().join(LOCK_FILE), folder.path().join("elsewhere"));
         symlink(&elsewhere, &lock).unwrap();

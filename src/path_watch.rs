@@ -70,7 +70,7 @@ pub struct PathWatches {
 }
 
 impl PathWatches {
-    /// Makes watches for files and directories; [`Self::refresh`] starts them.
+    /// Creates watches for files and directories; [`Self::refresh`] starts them.
     pub fn new(paths: Vec<PathBuf>, changes: ChangeSignal) -> Self {
         Self { paths, changes, current: None, warned: false }
     }

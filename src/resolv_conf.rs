@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_lines_do_not_affect_others() {
+    fn malformed_lines_do_not_affect_other_lines() {
         let text = b"nameserver\nnameserver 300.1.1.1\n\xFF\xFE\nnameserver 192.0.2.1%eth0\n\
             nameserver 192.0.2.2 # ours\nsortlist 1.2.3.4\n";
         let conf = ResolvConf::parse(text);

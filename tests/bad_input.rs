@@ -141,7 +141,7 @@ fn flood_key(number: u32) -> String {
 }
 
 #[test]
-fn a_flood_of_keys_under_one_service_affects_no_other() {
+fn a_flood_of_keys_under_one_service_affects_no_other_service() {
     // `make flood` puts a million keys, with a release build.
     let flooded = std::env::var("FLOOD").map_or(FLOOD_KEYS, |count| count.parse().unwrap());
     let (etcd, mut server) = serve_good();
@@ -349,7 +349,7 @@ fn malformed_packets_get_an_error_code_or_no_response() {
 }
 
 #[test]
-fn a_storm_of_random_packets_does_not_change_the_server() {
+fn random_packets_neither_stop_the_server_nor_grow_its_memory() {
     let (_etcd, mut server) = serve_good();
     let before = server.resident_kib();
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -229,7 +229,7 @@ fn resolve_and_explain_report_the_response() {
 }
 
 #[test]
-fn commands_log_and_metrics_name_each_registry() {
+fn unnamed_registries_are_numbered_in_commands_log_and_metrics() {
     let files = two_registries();
     let [url, url2] = files.each_ref().map(Files::url);
     let flags = ["--registry", &url, "--registry", &url2, "--admin-listen", "127.0.0.1:0"];
@@ -237,7 +237,7 @@ fn commands_log_and_metrics_name_each_registry() {
 }
 
 #[test]
-fn commands_log_and_metrics_name_each_registry_by_its_section() {
+fn registries_have_their_section_names_in_commands_log_and_metrics() {
     let files = two_registries();
     let [url, url2] = files.each_ref().map(Files::url);
     let folder = tempfile::tempdir().unwrap();
@@ -473,7 +473,7 @@ fn a_registration_lasts_as_long_as_its_command() {
 }
 
 #[test]
-fn register_keeps_ignoring_signals_ignored_at_startup() {
+fn register_ignores_signals_that_were_ignored_at_startup() {
     let files = Files::new(&[]);
     let program = svcdns::command();
     // As with `nohup`, and `&` in a script.
@@ -595,7 +595,7 @@ fn wait_for_status(server: &mut Process, runtime_dir: &str) -> Value {
 }
 
 #[test]
-fn a_server_has_a_runtime_and_a_state_directory() {
+fn runtime_and_state_directory_can_be_configured_separately() {
     let (files, directories) = (Files::new(&[]), Directories(tempfile::tempdir().unwrap()));
     let (runtime, state, other) =
         (directories.path("runtime"), directories.path("state"), directories.path("other"));
@@ -641,7 +641,7 @@ fn a_server_has_a_runtime_and_a_state_directory() {
 }
 
 #[test]
-fn one_directory_can_be_runtime_and_state_directory() {
+fn one_directory_can_serve_as_runtime_and_state_directory() {
     let (files, directories) = (Files::new(&[]), Directories(tempfile::tempdir().unwrap()));
     let (real, link) = (directories.path("real"), directories.path("link"));
     std::os::unix::fs::symlink("real", &link).unwrap();
@@ -655,7 +655,7 @@ fn one_directory_can_be_runtime_and_state_directory() {
 }
 
 #[test]
-fn only_a_configured_state_directory_is_required() {
+fn an_unusable_state_directory_is_an_error_only_if_configured() {
     let (files, directories) = (Files::new(&[]), Directories(tempfile::tempdir().unwrap()));
     let runtime = directories.path("runtime");
     let not_a_directory = directories.path("file");
@@ -811,7 +811,7 @@ fn exit_codes_are_as_documented() {
 }
 
 #[test]
-fn a_server_without_its_registry_runs_and_is_not_ready() {
+fn a_server_without_its_registry_runs_but_is_not_ready() {
     // Nothing listens on port 1.
     let server =
         Svcdns::serve(&["--registry", "etcd://127.0.0.1:1", "--admin-listen", "127.0.0.1:0"]);

@@ -3,6 +3,7 @@
 //! The agent is killed, stalled and wiped, and filled with invalid data.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::print_stdout, reason = "measurements")]
 
 mod support;
 
@@ -425,7 +426,8 @@ fn the_least_rights_of_a_token_are_enough() {
         return;
     };
     consul.put("hello.svc", "", at(1), "{}");
-    let rules = r#"service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }"#;
+    let page = include_str!("../docs/registries/consul.md");
+    let rules = page.split("```hcl\n").nth(1).unwrap().split("```").next().unwrap();
     let token = consul.create_token("svcdns", rules);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");
@@ -716,8 +718,8 @@ fn measure_many_services() {
         svcdns.wait_for("s0.svc", &["10.0.0.1", "10.0.0.2"]);
         svcdns.wait_for_code("unknown.svc", "NXDOMAIN");
         println!(
-            "max-waiting {max_waiting}: first answer {first:?} after the start, all read after {:?}; \
-             {} KiB resident; Consul used {:?} of processor time",
+            "max-waiting {max_waiting}: first answer after {first:?}, all read after {:?}; {} KiB \
+             resident; Consul used {:?} of processor time",
             start.elapsed(),
             svcdns.resident_kib(),
             consul.process().cpu_time() - before

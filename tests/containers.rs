@@ -1,6 +1,6 @@
-//! Processes of containers are not taken for those of the machine.
+//! Processes of containers are not mistaken for those of the machine.
 //!
-//! The processes are real, in their own namespaces, and have the names of name managers.
+//! The processes are real, in their own namespaces, and named like resolver managers.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -17,7 +17,7 @@ use support::process::Process;
 use support::{SOON, eventually, netns};
 use svcdns::system::RuntimeState;
 
-/// The programs whose processes decide what `install` and `doctor` do, and others of containers.
+/// Programs whose processes affect `install` and `doctor`, and other programs of containers.
 const NAMES: [&str; 10] = [
     "systemd-resolved",
     "systemd-networkd",
@@ -67,8 +67,8 @@ fn seen(name: &str) -> bool {
 }
 
 #[test]
-fn a_process_counts_unless_its_pid_or_network_namespace_differs() {
-    const TEST: &str = "a_process_counts_unless_its_pid_or_network_namespace_differs";
+fn processes_in_another_pid_or_network_namespace_are_not_detected() {
+    const TEST: &str = "processes_in_another_pid_or_network_namespace_are_not_detected";
     netns::enter(TEST, || {
         let folder = tempfile::tempdir().unwrap();
         for (namespaces, counts) in [
@@ -90,8 +90,8 @@ fn a_process_counts_unless_its_pid_or_network_namespace_differs() {
 }
 
 #[test]
-fn a_zombie_does_not_count() {
-    netns::enter("a_zombie_does_not_count", || {
+fn zombie_processes_are_not_detected() {
+    netns::enter("zombie_processes_are_not_detected", || {
         let folder = tempfile::tempdir().unwrap();
         let program = program(folder.path(), "NetworkManager");
         let mut child = Command::new(program).arg("1000").stdin(Stdio::null()).spawn().unwrap();
@@ -111,8 +111,8 @@ fn a_zombie_does_not_count() {
 }
 
 #[test]
-fn other_users_see_processes_of_containers_as_such() {
-    const TEST: &str = "other_users_see_processes_of_containers_as_such";
+fn unprivileged_users_can_tell_container_processes_apart() {
+    const TEST: &str = "unprivileged_users_can_tell_container_processes_apart";
     on_a_machine(TEST, || {
         let folder = tempfile::tempdir_in("/dev/shm").unwrap();
         netns::run("chmod", &["755", folder.path().to_str().unwrap()]);
@@ -145,8 +145,8 @@ fn other_users_see_processes_of_containers_as_such() {
 }
 
 #[test]
-fn managers_in_containers_do_not_change_an_installation() {
-    const TEST: &str = "managers_in_containers_do_not_change_an_installation";
+fn resolver_managers_in_containers_do_not_affect_an_installation() {
+    const TEST: &str = "resolver_managers_in_containers_do_not_affect_an_installation";
     on_a_machine(TEST, || {
         let folder = tempfile::tempdir_in("/run").unwrap();
         // With such lines, a running systemd-resolved would be the manager.

@@ -67,7 +67,7 @@ fn target_of(code: &str) -> Option<&str> {
 }
 
 #[test]
-fn the_page_lists_every_make_target_and_pages_use_only_these() {
+fn the_page_lists_every_make_target_and_no_page_uses_another() {
     let listed = make_targets();
     assert!(listed.len() > 10, "{listed:?}");
     let rows = PAGE.lines().filter_map(|line| line.strip_prefix("| `make ")?.split('`').next());
@@ -84,7 +84,7 @@ fn the_page_lists_every_make_target_and_pages_use_only_these() {
 }
 
 #[test]
-fn scripts_and_test_programs_of_the_page_exist() {
+fn scripts_and_test_programs_on_the_page_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let code = code(PAGE);
     let scripts: BTreeSet<&str> = code

@@ -18,7 +18,7 @@ fn entries(folder: &Path) -> BTreeSet<PathBuf> {
 }
 
 #[test]
-fn every_target_accepts_its_corpus() {
+fn every_fuzz_target_accepts_its_corpus() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus");
     for (name, target) in fuzz::TARGETS {
         let files = entries(&corpus.join(name));

@@ -96,7 +96,7 @@ impl Diagnosis {
         found.unwrap_or_else(|| panic!("no {level} of {check} with {words:?} in\n{}", self.text))
     }
 
-    /// Fails the test unless such a finding suggests this command.
+    /// Fails the test unless a finding like that of [`Self::expect`] suggests this command.
     fn expect_command(&self, check: &str, level: &str, words: &str, command: &str) {
         let commands = self.expect(check, level, words)["type"].as_array().unwrap();
         assert!(
@@ -121,8 +121,8 @@ fn doctor_without_server() -> Diagnosis {
 }
 
 #[test]
-fn a_healthy_machine_has_no_broken_finding() {
-    on_a_machine("a_healthy_machine_has_no_broken_finding", |server| {
+fn doctor_reports_nothing_broken_on_a_healthy_machine() {
+    on_a_machine("doctor_reports_nothing_broken_on_a_healthy_machine", |server| {
         fs::write(CONF, healthy_conf()).unwrap();
         let found = doctor(server);
         assert!(found.healthy(), "{}", found.text);
@@ -150,8 +150,8 @@ fn a_healthy_machine_has_no_broken_finding() {
 }
 
 #[test]
-fn a_missing_server_is_the_cause() {
-    netns::inside("a_missing_server_is_the_cause", NOBODY, || {
+fn doctor_reports_a_missing_server_as_the_cause() {
+    netns::inside("doctor_reports_a_missing_server_as_the_cause", NOBODY, || {
         let found = doctor_without_server();
         assert_eq!((found.healthy(), found.cause()), (false, "server"), "{}", found.text);
         found.expect_command("server", "broken", "No svcdns is running", "svcdns serve");
@@ -179,8 +179,8 @@ fn a_missing_server_is_the_cause() {
 }
 
 #[test]
-fn name_servers_other_than_svcdns_are_found() {
-    on_a_machine("name_servers_other_than_svcdns_are_found", |server| {
+fn doctor_finds_name_servers_other_than_svcdns() {
+    on_a_machine("doctor_finds_name_servers_other_than_svcdns", |server| {
         let files = Files::new(&[(HELLO, "{}")]);
         let listen = format!("{NOBODY}:53").parse().unwrap();
         let other = Svcdns::serve_at(
@@ -221,8 +221,8 @@ fn name_servers_other_than_svcdns_are_found() {
 }
 
 #[test]
-fn a_hosts_line_without_dns_is_found() {
-    on_a_machine("a_hosts_line_without_dns_is_found", |server| {
+fn doctor_finds_a_hosts_line_without_dns() {
+    on_a_machine("doctor_finds_a_hosts_line_without_dns", |server| {
         fs::write(CONF, healthy_conf()).unwrap();
         for (line, words) in [
             ("hosts: files", "names neither `dns` nor `resolve`"),
@@ -249,8 +249,8 @@ fn a_hosts_line_without_dns_is_found() {
 }
 
 #[test]
-fn unusual_resolv_conf_and_hosts_files_give_warnings() {
-    on_a_machine("unusual_resolv_conf_and_hosts_files_give_warnings", |server| {
+fn doctor_warns_about_unusual_resolv_conf_and_hosts_files() {
+    on_a_machine("doctor_warns_about_unusual_resolv_conf_and_hosts_files", |server| {
         let odd = format!(
             "{}nameserver 300.1.1.1\nnameserver {NOBODY}\nnameserver 127.0.0.98\n\
              search corp.example\noptions ndots:5 rotate\n",
@@ -299,8 +299,8 @@ fn unusual_resolv_conf_and_hosts_files_give_warnings() {
 }
 
 #[test]
-fn the_owner_of_a_used_port_is_named() {
-    on_a_machine("the_owner_of_a_used_port_is_named", |server| {
+fn doctor_reports_which_process_uses_the_port() {
+    on_a_machine("doctor_reports_which_process_uses_the_port", |server| {
         fs::write(CONF, format!("nameserver {NOBODY}\noptions timeout:1 attempts:1\n")).unwrap();
         let udp = UdpSocket::bind((NOBODY, 53)).unwrap();
         let found = doctor(server);
@@ -330,8 +330,8 @@ fn the_owner_of_a_used_port_is_named() {
 }
 
 #[test]
-fn faults_of_registries_are_found() {
-    netns::inside("faults_of_registries_are_found", SERVER, || {
+fn doctor_finds_registry_faults() {
+    netns::inside("doctor_finds_registry_faults", SERVER, || {
         netns::mount_etc_copy();
         fs::write(CONF, healthy_conf()).unwrap();
         let server = serve("etcd://127.0.0.1:9");
@@ -357,8 +357,8 @@ fn faults_of_registries_are_found() {
 }
 
 #[test]
-fn an_nscd_that_caches_hosts_gives_a_warning() {
-    const TEST: &str = "an_nscd_that_caches_hosts_gives_a_warning";
+fn doctor_warns_about_an_nscd_that_caches_host_names() {
+    const TEST: &str = "doctor_warns_about_an_nscd_that_caches_host_names";
     let Some(tree) = machine::unpacked(TEST, &["nscd"]) else { return };
     on_a_machine(TEST, |server| {
         fs::write(CONF, healthy_conf()).unwrap();
@@ -385,8 +385,8 @@ fn an_nscd_that_caches_hosts_gives_a_warning() {
 }
 
 #[test]
-fn systemd_resolved_without_a_route_or_with_dnssec_is_found() {
-    const TEST: &str = "systemd_resolved_without_a_route_or_with_dnssec_is_found";
+fn doctor_finds_systemd_resolved_without_a_route_or_with_dnssec() {
+    const TEST: &str = "doctor_finds_systemd_resolved_without_a_route_or_with_dnssec";
     let Some(packages) = resolved::packages(TEST) else { return };
     on_a_machine(TEST, |server| {
         fs::remove_file(CONF).unwrap();

@@ -38,7 +38,7 @@ fn register(etcd: &Etcd, arguments: &[&str]) -> Command {
 }
 
 #[test]
-fn both_heads_are_followed_and_only_version_latest_is_the_default() {
+fn both_default_heads_are_read_and_version_latest_is_preferred() {
     let etcd = Etcd::start();
     etcd.put(&key("hello.svc", "10.0.0.1:80"), HTTP);
     etcd.put("/services/default/default/hello.svc/latest/10.0.0.2:80", HTTP);
@@ -101,7 +101,7 @@ fn the_register_command_keeps_its_key_and_removes_it_at_the_end() {
 }
 
 #[test]
-fn a_disconnected_store_marks_only_its_own_answers_as_stale() {
+fn only_answers_from_a_disconnected_store_are_stale() {
     let [healthy, mut killed] = [Etcd::start(), Etcd::start()];
     healthy.put(&key("here.svc", "10.0.0.1:80"), HTTP);
     killed.put(&key("there.svc", "10.0.0.2:80"), HTTP);
@@ -163,7 +163,7 @@ fn a_restored_snapshot_is_served_after_the_removal_grace() {
 }
 
 #[test]
-fn a_compaction_during_an_outage_causes_a_list() {
+fn a_compaction_during_an_outage_causes_a_new_list() {
     let mut etcd = Etcd::start();
     etcd.put(&key("stays", "10.0.0.1:80"), HTTP);
     etcd.put(&key("goes", "10.0.0.2:80"), HTTP);
@@ -224,7 +224,7 @@ fn leases_that_expire_together_are_held_for_the_removal_grace() {
 }
 
 #[test]
-fn explicit_deletes_of_all_keys_apply_at_once() {
+fn explicitly_deleting_all_keys_takes_effect_at_once() {
     let etcd = Etcd::start();
     for last in 1..=40 {
         etcd.put(&key("hello.svc", &format!("10.0.0.{last}:80")), HTTP);
@@ -257,7 +257,7 @@ fn no_query_is_lost_while_a_member_is_dead() {
 }
 
 #[test]
-fn users_and_certificates_are_used() {
+fn users_and_client_certificates_are_supported() {
     let password = "s3cret-of-the-test";
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("password");

@@ -82,7 +82,7 @@ fn a_rolling_restart_with_a_crash_holds_no_removal() {
 
 /// Recent versions of etcd list leases only for users that may read the keys of all leases.
 #[test]
-fn a_rolling_restart_holds_no_removal_if_only_own_keys_are_readable() {
+fn a_rolling_restart_holds_no_removal_if_only_some_keys_are_readable() {
     let mut etcd = Etcd::builder().argument("--bcrypt-cost=4").start();
     let other = etcd.grant(LONG_TTL);
     etcd.put_leased("/other/program", HTTP, other);
@@ -201,7 +201,7 @@ fn deregistrations_are_not_held_with_the_keys_of_an_ended_lease() {
 }
 
 #[test]
-fn a_compaction_before_the_delete_is_reported_makes_no_expiry_a_deregistration() {
+fn expired_keys_are_held_even_if_etcd_compacts_before_reporting_the_delete() {
     for revoked in [true, false] {
         let etcd = Etcd::start();
         let addresses: Vec<String> = (1..=30).map(|last| format!("10.0.0.{last}")).collect();

@@ -56,7 +56,7 @@ async fn logins_are_renewed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_without_permission_does_not_count_as_empty() {
+async fn a_store_without_read_permission_does_not_count_as_empty() {
     let mut etcd = Etcd::start();
     etcd.put(&key("hello", 1), "{}");
     etcd.add_reader("reader", "reader-secret", "/service/");
@@ -99,7 +99,7 @@ async fn a_store_without_permission_does_not_count_as_empty() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn certificates_are_read_at_every_connect() {
+async fn certificates_are_read_again_at_every_connect() {
     let mut etcd = Etcd::builder().tls().start();
     let files = etcd.certificates();
     let tls = Tls {
@@ -143,7 +143,7 @@ async fn certificates_are_read_at_every_connect() {
 /// Recent versions of etcd list leases only for users that may read the keys of all leases; svcdns
 /// then looks them up. Debian's lists them for everyone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn leases_are_checked_for_a_user_that_cannot_read_the_keys_of_all() {
+async fn leases_are_checked_for_a_user_that_can_read_only_some_keys() {
     let mut etcd = Etcd::start();
     let other = etcd.grant(600);
     etcd.put_leased("/other/program", "{}", other);
@@ -316,7 +316,7 @@ async fn unusable_password_files_are_reported_until_they_are_fixed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn passwords_are_hidden_even_if_they_equal_part_of_a_key() {
+async fn passwords_are_hidden_even_if_part_of_a_key_equals_them() {
     let mut etcd = Etcd::start();
     etcd.add_reader("reader", "services", "/service/");
     etcd.enable_auth();
@@ -334,7 +334,7 @@ async fn passwords_are_hidden_even_if_they_equal_part_of_a_key() {
 
 /// JWT tokens hold the revision of all users: any change to users invalidates them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_changed_user_causes_no_interruption_with_jwt() {
+async fn changing_the_user_causes_no_interruption_with_jwt() {
     let directory = tempfile::tempdir().unwrap();
     let signing_key = directory.path().join("signing-key");
     fs::write(&signing_key, "the signing key of this test").unwrap();

@@ -125,7 +125,7 @@ async fn many_leases_are_checked_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stalled_store_is_asked_about_leases_again() {
+async fn a_lease_check_is_repeated_after_the_store_stalls() {
     let etcd = Etcd::start();
     let lease = etcd.grant(600);
     let following = Following::start_synced(settings(&etcd)).await;
@@ -187,7 +187,7 @@ async fn outages_lose_no_events() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_compaction_during_an_outage_causes_a_list() {
+async fn a_compaction_during_an_outage_causes_a_new_list() {
     let mut etcd = Etcd::start();
     etcd.put(&key("stays", 1), "{}");
     etcd.put(&key("goes", 1), "{}");
@@ -368,7 +368,7 @@ async fn a_store_that_starts_later_is_followed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_lists_and_catch_ups_succeed() {
+async fn large_lists_and_event_backlogs_are_read_completely() {
     let mut etcd = Etcd::start();
     let many = |name: &'static str| {
         let value = format!(r#"{{"filler":"{}"}}"#, "x".repeat(600));
@@ -494,7 +494,7 @@ async fn routine_lists_neither_lose_nor_reorder_events() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_first_list_has_the_requested_kind() {
+async fn the_first_list_has_the_kind_passed_to_follow() {
     let etcd = Etcd::start();
     let following = Following::start_with(settings(&etcd), ListKind::Reconnect);
     following.wait_for_list().await;
@@ -503,7 +503,7 @@ async fn the_first_list_has_the_requested_kind() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn following_ends_when_the_feed_is_closed() {
+async fn follow_returns_when_the_feed_is_closed() {
     let etcd = Etcd::start();
     let following = Following::start_synced(settings(&etcd)).await;
     following.collect.abort();
@@ -513,7 +513,7 @@ async fn following_ends_when_the_feed_is_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn registrations_live_as_long_as_their_registrant() {
+async fn a_registration_lasts_as_long_as_its_process() {
     let mut etcd = Etcd::start();
     let following = Following::start_synced(settings(&etcd)).await;
     let key = key("mine", 1);

@@ -46,12 +46,12 @@ fn bounds_of_a_median_are_order_statistics_of_the_binomial_distribution() {
 }
 
 #[test]
-fn five_values_do_not_bound_their_median() {
+fn five_samples_are_too_few_to_bound_a_median() {
     assert_eq!(spread(1..=5).bounds(0.5), [f64::NEG_INFINITY, f64::INFINITY]);
 }
 
 #[test]
-fn an_upper_bound_of_p99_takes_hundreds_of_values() {
+fn an_upper_bound_of_p99_requires_hundreds_of_samples() {
     // 0.99^368 is below 2.5 %, 0.99^367 is not.
     assert_eq!(spread(1..=367).bounds(0.99)[1], f64::INFINITY);
     assert_eq!(spread(1..=368).bounds(0.99)[1], 368.0);
@@ -60,14 +60,14 @@ fn an_upper_bound_of_p99_takes_hundreds_of_values() {
 }
 
 #[test]
-fn a_quantile_that_would_be_the_maximum_is_not_reached() {
+fn a_quantile_equal_to_the_maximum_is_not_reported() {
     assert!(spread(1..=101).reaches(0.99));
     assert!(!spread(1..=99).reaches(0.99));
     assert!(!spread(1..=999).reaches(0.999));
 }
 
 #[test]
-fn resolution_widens_the_bounds_of_a_quantile() {
+fn clock_resolution_widens_the_bounds_of_a_quantile() {
     let readings: Vec<Reading> =
         (1..=21).map(f64::from).map(|value| reading(value - 0.5, value, value + 2.0)).collect();
     assert_eq!(Reading::median(&readings), reading(5.5, 11.0, 18.0));
@@ -92,7 +92,7 @@ fn the_larger_of_two_ratios_has_the_larger_bounds() {
 }
 
 #[test]
-fn an_aim_within_the_bounds_is_not_decidable() {
+fn a_target_within_the_bounds_is_not_decidable() {
     for (low, high, at_most, at_least) in [
         (0.6, 0.9, Verdict::Met, Verdict::Missed),
         (0.6, 1.0, Verdict::Met, Verdict::NotDecidable),
@@ -144,7 +144,7 @@ fn a_ratio_never_compares_different_rounds() {
 }
 
 #[test]
-fn medians_next_to_a_ratio_are_of_the_same_rounds() {
+fn medians_next_to_a_ratio_come_from_the_same_rounds() {
     let ours = exact(&[(0, 900.0), (1, 900.0), (2, 100.0), (3, 110.0), (4, 120.0)]);
     let theirs = exact(&[(2, 200.0), (3, 220.0), (4, 240.0), (5, 1.0)]);
     let ratio = Ratio::of(&ours, &theirs, 6).unwrap();
@@ -153,7 +153,7 @@ fn medians_next_to_a_ratio_are_of_the_same_rounds() {
 }
 
 #[test]
-fn a_ratio_needs_half_of_the_planned_rounds() {
+fn a_ratio_requires_half_of_the_planned_rounds() {
     let (ours, theirs) =
         (exact(&[(0, 1.0), (1, 1.0), (2, 1.0)]), exact(&[(1, 1.0), (2, 1.0), (3, 1.0)]));
     assert!(Ratio::of(&ours, &theirs, 4).is_some());
@@ -162,7 +162,7 @@ fn a_ratio_needs_half_of_the_planned_rounds() {
 }
 
 #[test]
-fn half_of_the_rounds_are_enough_but_zero_of_zero_are_not() {
+fn half_of_the_rounds_suffice_but_not_zero_of_zero() {
     assert!(are_enough(3, 6) && are_enough(11, 21));
     assert!(!are_enough(10, 21) && !are_enough(0, 0));
 }

@@ -244,7 +244,7 @@ async fn inotify_reports_new_changed_and_removed_files() {
 }
 
 #[tokio::test]
-async fn refreshes_are_not_sent() {
+async fn refreshed_files_cause_no_event() {
     let directory = TempDir::new().unwrap();
     let mut following = Following::start(directory.path(), true, FREQUENT_SCANS);
     following.wait_for_list().await;
@@ -277,7 +277,7 @@ async fn files_expire_unless_refreshed_and_are_never_deleted() {
 }
 
 #[tokio::test]
-async fn the_directory_may_be_created_late_and_removed() {
+async fn the_directory_may_be_created_after_startup_and_removed_later() {
     let parent = TempDir::new().unwrap();
     let path = parent.path().join("gsvc");
     let mut following = Following::start(&path, false, FREQUENT_SCANS);
@@ -391,7 +391,7 @@ async fn hostile_files_are_rejected_without_affecting_others() {
 }
 
 #[tokio::test]
-async fn registrations_survive_an_unusable_path() {
+async fn registrations_are_kept_while_the_path_is_unusable() {
     let _user = UnprivilegedFiles::enable();
     let parent = TempDir::new().unwrap();
     let path = parent.path().join("gsvc");
@@ -477,7 +477,7 @@ async fn the_default_directory_must_have_a_trusted_owner() {
 }
 
 #[tokio::test]
-async fn a_large_directory_is_one_list() {
+async fn a_large_directory_is_read_as_one_list() {
     let directory = TempDir::new().unwrap();
     for n in 0..1200 {
         fs::write(
@@ -520,7 +520,7 @@ async fn files_beyond_max_keys_are_listed_as_rejected() {
 }
 
 #[tokio::test]
-async fn the_first_list_has_the_requested_kind() {
+async fn the_first_list_has_the_kind_passed_to_follow() {
     let parent = TempDir::new().unwrap();
     for directory in [parent.path().to_owned(), parent.path().join("missing")] {
         let (sender, mut updates) = mpsc::channel(16);
@@ -550,7 +550,7 @@ async fn the_first_list_has_the_requested_kind() {
 }
 
 #[tokio::test]
-async fn following_ends_when_stopped() {
+async fn follow_returns_when_cancelled() {
     let directory = TempDir::new().unwrap();
     let (sender, mut updates) = mpsc::channel(16);
     let (_commands_sender, commands) = mpsc::channel(1);
@@ -673,7 +673,7 @@ async fn registrations_are_refreshed_restored_and_removed() {
 }
 
 #[tokio::test]
-async fn registrations_that_would_not_parse_back_are_refused() {
+async fn names_that_could_not_be_read_back_are_not_registered() {
     let directory = TempDir::new().unwrap();
     for name in ["", "a/b", "a#b", "../a"] {
         let stop = CancellationToken::new();
@@ -755,8 +755,8 @@ impl Drop for Freezable {
 }
 
 #[tokio::test]
-async fn a_file_system_that_hangs_delays_nothing_but_its_registration() {
-    let test = "a_file_system_that_hangs_delays_nothing_but_its_registration";
+async fn a_hanging_file_system_delays_only_its_own_registration() {
+    let test = "a_hanging_file_system_delays_only_its_own_registration";
     let top = TempDir::new().unwrap();
     let [image, directory] = ["image", "r"].map(|name| top.path().join(name));
     fs::create_dir(&directory).unwrap();
@@ -789,7 +789,7 @@ async fn a_file_system_that_hangs_delays_nothing_but_its_registration() {
 }
 
 #[tokio::test]
-async fn a_file_that_another_program_writes_is_left_in_place() {
+async fn a_file_rewritten_by_another_program_is_not_removed() {
     let directory = TempDir::new().unwrap();
     let stop = CancellationToken::new();
     let (sender, mut events) = mpsc::unbounded_channel();
@@ -917,7 +917,7 @@ fn mount_tmpfs(path: &Path) {
 }
 
 #[tokio::test]
-async fn names_of_a_directory_that_vanishes_are_held_and_return() {
+async fn names_of_a_vanished_directory_are_held_until_it_is_back() {
     type Step = fn(&Path);
     const GONE: &str = "does not exist any more";
     const OTHER: &str = "is now another directory";
@@ -995,7 +995,7 @@ async fn names_of_a_directory_that_vanishes_are_held_and_return() {
 }
 
 #[tokio::test]
-async fn a_directory_in_the_place_of_another_is_served_at_once() {
+async fn a_directory_that_replaces_another_is_served_at_once() {
     let top = TempDir::new().unwrap();
     let [path, one, two] = ["r", "one", "two"].map(|name| top.path().join(name));
     make_directory(&one, &["a", "b"]);
@@ -1037,7 +1037,7 @@ async fn names_of_an_unreadable_directory_are_kept() {
 }
 
 #[tokio::test]
-async fn files_that_are_unlinked_are_gone_at_once() {
+async fn deleted_files_are_removed_at_once() {
     let top = TempDir::new().unwrap();
     let path = top.path().join("r");
     for timings in [WITHOUT_SCANS, FREQUENT_SCANS] {
@@ -1112,8 +1112,8 @@ async fn a_file_system_can_be_unmounted_and_mounted_again() {
 }
 
 #[tokio::test]
-async fn a_mount_over_the_directory_is_another_directory() {
-    if !unshare_mounts("a_mount_over_the_directory_is_another_directory") {
+async fn a_mount_over_the_directory_counts_as_another_directory() {
+    if !unshare_mounts("a_mount_over_the_directory_counts_as_another_directory") {
         return;
     }
     let top = TempDir::new().unwrap();
@@ -1156,7 +1156,7 @@ async fn a_deleted_directory_that_is_still_mounted_is_reported() {
 }
 
 #[test]
-fn a_vanished_directory_is_reported_in_words() {
+fn status_and_readiness_explain_a_vanished_directory() {
     let top = TempDir::new().unwrap();
     let [path, old] = ["r", "old"].map(|name| top.path().join(name));
     make_directory(&path, &["a", "b"]);

@@ -1,7 +1,7 @@
 //! End-to-end tests of what a forwarded response may contain.
 //!
-//! Aliases that lead out of an upstream's reach, records that it has no say in, and answers that a
-//! later one contradicts.
+//! The subjects are aliases to names that other servers resolve, records outside the upstream's
+//! authority, and answers that a later response contradicts.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -151,7 +151,7 @@ fn aliases_into_a_served_zone_are_followed() {
     // A client's EDNS options do not matter.
     let subnet = fixture.dig(&["+subnet=192.0.2.0/24", "api.example.test", "A"]);
     assert_eq!(subnet.answers.len(), 2, "{}", subnet.text);
-    // What does not fit into a datagram has TC, and is complete over TCP.
+    // A response that does not fit into a datagram has TC, and is complete over TCP.
     let cut = fixture.dig(&["+ignore", "+noedns", "many.example.test", "SRV"]);
     assert!(
         cut.has("tc") && cut.answers[0] == "many.example.test. CNAME many.svc.",
@@ -169,7 +169,7 @@ fn aliases_into_a_domain_with_its_own_upstream_are_followed() {
     rest.put([
         Record::cname("www.example.test", 60, "host.corp.test"),
         Record::cname("zone.example.test", 60, "zone.corp.test"),
-        // What the first upstream believes to know of the domain does not count.
+        // The first upstream's own records of the domain do not count.
         Record::a("host.corp.test", 60, "192.0.2.66"),
     ]);
     corp.put([
@@ -223,7 +223,7 @@ fn aliases_to_special_names_are_followed() {
 
 /// AA belongs to the first owner (RFC 1035 section 4.1.1), AD to all data (RFC 4035 section 3.2.3).
 #[test]
-fn flags_of_joined_responses_combine_those_of_all_parts() {
+fn aa_and_ad_of_a_joined_response_depend_on_all_its_parts() {
     let (rest, corp, fixture) = over_two(&[]);
     let alias = |name: &str, target: &str, authentic_data| Message {
         authoritative: true,
@@ -255,7 +255,7 @@ fn flags_of_joined_responses_combine_those_of_all_parts() {
 }
 
 #[test]
-fn aliases_without_rd_are_followed_in_the_cache_only() {
+fn without_rd_aliases_are_followed_only_in_the_cache() {
     let (rest, corp, fixture) = over_two(&[]);
     rest.put([
         Record::cname("api.example.test", 60, "hello.svc"),
@@ -343,7 +343,7 @@ fn silent_upstreams_behind_aliases_cause_servfail_in_time() {
         // 4 s for the whole chain, and an allowance for a busy machine.
         assert!(began.elapsed() < Duration::from_millis(4900), "{:?}", began.elapsed());
     }
-    // The failure of the domain's upstream is no failure of the first one.
+    // A failure of the domain's upstream does not count as one of the first upstream.
     corp.behave(Behaviour::default());
     corp.put([Record::a("host.corp.test", 60, "192.0.2.1")]);
     support::eventually("the alias to resolve", seconds(60), || {
@@ -384,7 +384,7 @@ fn the_rebinding_guard_checks_addresses_behind_aliases() {
 
 /// A registered host name may be an alias that leads to another upstream, never to a served zone.
 #[test]
-fn registered_hosts_may_be_aliases_into_other_domains() {
+fn registered_host_names_may_be_aliases_into_other_domains() {
     let (rest, corp) = (Upstream::start(), Upstream::start());
     rest.put([Record::cname("backend.example.test", 1, "host.corp.test")]);
     corp.put([Record::a("host.corp.test", 1, "192.0.2.9")]);
@@ -404,7 +404,7 @@ fn signature(name: &str) -> Record {
 }
 
 #[test]
-fn smuggled_records_are_dropped() {
+fn records_that_do_not_belong_to_a_response_are_dropped() {
     let upstream = Upstream::start();
     let fixture = Fixture::start(&["--upstream", &upstream.flag()]);
     let poison = |name: &str| Record::a(name, 3600, "192.0.2.66");
@@ -458,13 +458,14 @@ fn smuggled_records_are_dropped() {
     ]);
     upstream.on("a.test", Behaviour::reply(backwards));
     assert_eq!(fixture.dig(&["a.test", "A"]).answers.len(), 4);
-    // Within one upstream's reach no alias is asked for again: the upstream may filter by name.
+    // A target that the same upstream resolves is not queried again: the upstream may filter by
+    // name.
     assert!(upstream.queries_for("b.test").is_empty() && upstream.queries_for("c.test").is_empty());
 }
 
 /// An outage must not bring back what the upstream has since contradicted.
 #[test]
-fn contradicted_answers_are_not_served_as_stale() {
+fn answers_contradicted_by_a_later_response_are_not_served_stale() {
     let upstream = Upstream::start();
     let fixture = Fixture::start(&["--upstream", &upstream.flag()]);
     let address = |ttl| Behaviour::reply(Message::of([Record::a("x.test", ttl, "192.0.2.1")]));

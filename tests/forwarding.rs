@@ -725,9 +725,9 @@ fn tcp_upstreams_are_queried_over_tcp_only() {
     assert_eq!(sources[0], sources[1], "one connection for both");
 }
 
-/// Queries that an upstream's connection takes with it are asked again on the next one.
+/// Queries that are lost with an upstream's connection are sent again on the next one.
 #[test]
-fn queries_survive_upstreams_that_close_their_connections() {
+fn queries_are_repeated_when_upstreams_close_connections() {
     for udp in [false, true] {
         for closing in [
             Closing { unanswered: 1, after: None },
@@ -767,7 +767,7 @@ fn queries_survive_upstreams_that_close_their_connections() {
 }
 
 #[test]
-fn looping_upstreams_are_skipped_until_the_loop_is_gone() {
+fn looping_upstreams_are_skipped_until_the_loop_ends() {
     let upstream = upstream();
     let server = Server::over(&[&upstream]);
     upstream.behave(Behaviour::forward(server.address()));
@@ -784,7 +784,7 @@ fn looping_upstreams_are_skipped_until_the_loop_is_gone() {
 }
 
 #[test]
-fn other_names_are_refused_without_forwarding() {
+fn names_outside_the_zones_are_refused_if_forwarding_is_off() {
     let server = Server::start(&["--upstream", "off"]);
     assert_eq!(server.dig(&["www.example.test", "A"]).status, "REFUSED");
     assert_eq!(server.dig(&["hello.svc", "A"]).data("A"), ["10.0.0.1"]);
@@ -1009,6 +1009,6 @@ fn the_log_reports_dead_and_recovered_upstreams() {
     eventually("the recovery to be logged", seconds(60), || {
         (told("answers again, after ") >= 1).then_some(())
     });
-    // Not with every query; twice at most, should the machine have stalled for a minute.
+    // Not with every query: at most twice, if the machine has stalled for a minute.
     assert!(told("has not answered for ") <= 2, "{}", server.program.log());
 }

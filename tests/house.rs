@@ -50,7 +50,17 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     // Only their settings types.
     (
         "config",
-        &["answer", "catalog", "directory", "name", "registry", "server", "service", "upstream"],
+        &[
+            "answer",
+            "catalog",
+            "directory",
+            "name",
+            "registry",
+            "regular_file",
+            "server",
+            "service",
+            "upstream",
+        ],
     ),
     (
         "admin",
@@ -67,7 +77,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
             "wire",
         ],
     ),
-    ("system", &["directory", "resolv_conf", "wire"]),
+    ("system", &["directory", "regular_file", "resolv_conf", "wire"]),
     ("server", &["descriptors", "metrics", "regular_file", "wire"]),
     (
         "upstream",

@@ -121,8 +121,8 @@ fn svcdns_can_be_the_only_name_server() {
 }
 
 #[test]
-fn other_names_come_from_the_former_name_servers() {
-    on_a_machine("other_names_come_from_the_former_name_servers", || {
+fn other_names_are_resolved_by_the_previous_name_servers() {
+    on_a_machine("other_names_are_resolved_by_the_previous_name_servers", || {
         let _upstream = name_server(UPSTREAM, "www.example.test", "192.0.2.80");
         fs::write(RESOLV_CONF, format!("nameserver {UPSTREAM}\noptions timeout:1 attempts:1\n"))
             .unwrap();
@@ -180,8 +180,8 @@ fn other_names_come_from_the_former_name_servers() {
 }
 
 #[test]
-fn edits_of_resolv_conf_are_kept() {
-    on_a_machine("edits_of_resolv_conf_are_kept", || {
+fn uninstall_keeps_later_edits_of_resolv_conf() {
+    on_a_machine("uninstall_keeps_later_edits_of_resolv_conf", || {
         let (files, _server) = served();
         done(&["install", "--search", "--keep-nameservers", "--registry", &files.url()]);
         let text = fs::read_to_string(RESOLV_CONF).unwrap();
@@ -305,8 +305,8 @@ fn unusual_files_are_edited_or_refused() {
 }
 
 #[test]
-fn an_immutable_file_is_changed_only_on_request() {
-    const TEST: &str = "an_immutable_file_is_changed_only_on_request";
+fn an_immutable_file_is_changed_only_with_lift_immutable() {
+    const TEST: &str = "an_immutable_file_is_changed_only_with_lift_immutable";
     on_a_machine(TEST, || {
         if !Command::new("chattr")
             .args(["+i", RESOLV_CONF])
@@ -335,8 +335,8 @@ fn an_immutable_file_is_changed_only_on_request() {
 }
 
 #[test]
-fn a_mount_of_a_container_engine_is_written_in_place() {
-    on_a_machine("a_mount_of_a_container_engine_is_written_in_place", || {
+fn a_file_mounted_by_a_container_engine_is_written_in_place() {
+    on_a_machine("a_file_mounted_by_a_container_engine_is_written_in_place", || {
         fs::write("/run/hosts-file", "nameserver 10.9.0.77\noptions timeout:1 attempts:1\n")
             .unwrap();
         netns::run("mount", &["--bind", "/run/hosts-file", RESOLV_CONF]);
@@ -359,8 +359,8 @@ fn a_mount_of_a_container_engine_is_written_in_place() {
 }
 
 #[test]
-fn a_link_of_networkmanager_is_replaced_and_restored() {
-    on_a_machine("a_link_of_networkmanager_is_replaced_and_restored", || {
+fn the_symlink_of_networkmanager_is_replaced_and_restored() {
+    on_a_machine("the_symlink_of_networkmanager_is_replaced_and_restored", || {
         fs::create_dir_all("/run/NetworkManager").unwrap();
         fs::write(
             "/run/NetworkManager/resolv.conf",
@@ -445,7 +445,7 @@ fn missing_prerequisites_are_refused() {
         );
         assert_as_before(&before, "refused after the first steps");
 
-        // Another user than root.
+        // A user other than root.
         fs::copy(env!("CARGO_BIN_EXE_svcdns"), "/run/svcdns-program").unwrap();
         let output = Command::new("/run/svcdns-program")
             .args(["install", "--registry", &url])
@@ -463,8 +463,8 @@ fn missing_prerequisites_are_refused() {
 }
 
 #[test]
-fn an_installation_that_fails_its_lookup_is_undone() {
-    on_a_machine("an_installation_that_fails_its_lookup_is_undone", || {
+fn an_installation_whose_test_lookup_fails_is_undone() {
+    on_a_machine("an_installation_whose_test_lookup_fails_is_undone", || {
         let (files, server) = served();
         // The hosts file has another address for the name.
         fs::write("/etc/hosts", "127.0.0.1 localhost\n10.9.0.99 ns.svc\n").unwrap();

@@ -143,8 +143,8 @@ fn a_link_that_bypasses_systemd_resolved_is_changed_to_its_stub() {
 }
 
 #[test]
-fn a_record_is_added_to_debians_resolvconf_and_removed() {
-    const TEST: &str = "a_record_is_added_to_debians_resolvconf_and_removed";
+fn install_adds_a_record_to_debians_resolvconf_and_uninstall_removes_it() {
+    const TEST: &str = "install_adds_a_record_to_debians_resolvconf_and_uninstall_removes_it";
     let Some(folder) = unpacked(TEST, &["resolvconf"]) else { return };
     on_a_machine(TEST, || {
         put_among(&folder.join("sbin"), "/usr/sbin");
@@ -173,8 +173,8 @@ fn a_record_is_added_to_debians_resolvconf_and_removed() {
 }
 
 #[test]
-fn a_record_is_added_to_openresolv_and_removed() {
-    const TEST: &str = "a_record_is_added_to_openresolv_and_removed";
+fn install_adds_a_record_to_openresolv_and_uninstall_removes_it() {
+    const TEST: &str = "install_adds_a_record_to_openresolv_and_uninstall_removes_it";
     let Some(folder) = unpacked(TEST, &["openresolv"]) else { return };
     on_a_machine(TEST, || {
         add_openresolv(&folder);
@@ -300,7 +300,7 @@ fn an_installation_killed_at_any_time_leaves_no_record() {
             let mut command = support::svcdns::command();
             let quiet = command.args(install).stdout(Stdio::null()).stderr(Stdio::null());
             let mut killed = quiet.spawn().unwrap();
-            // Evenly over the whole run, with a random offset: the time is what the test varies.
+            // The kills are spread evenly over the whole run, with a random offset.
             let after = whole * kill / KILLS + whole.mul_f64(fastrand::f64()) / KILLS;
             thread::sleep(after);
             killed.kill().unwrap();
@@ -336,13 +336,13 @@ fn an_installation_killed_at_any_call_leaves_no_record() {
 }
 
 #[test]
-fn a_file_that_openresolv_would_empty_is_left_alone() {
-    with_openresolv("a_file_that_openresolv_would_empty_is_left_alone", |install| {
+fn a_file_that_openresolv_would_empty_is_not_changed() {
+    with_openresolv("a_file_that_openresolv_would_empty_is_not_changed", |install| {
         // The records are lost, such as those of an interface that was renamed; the file is not.
         netns::run("sh", &["-c", "rm /run/resolvconf/*/eth0.dhclient /etc/resolv.conf.bak"]);
         let before = tree("/etc");
         let told = refused(install, 1);
-        assert!(told.contains("which has no records any more"), "{told}");
+        assert!(told.contains("which no longer has any records"), "{told}");
         assert_as_before(&before, "refused");
         // Name servers of its settings need no record.
         let settings = "/etc/resolvconf.conf";

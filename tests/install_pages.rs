@@ -56,7 +56,7 @@ impl Backends {
         lines(page, self.svcdns.address.port())
     }
 
-    /// Checks everything that a page promises, at last with svcdns stopped.
+    /// Checks everything that a page promises, finally with svcdns stopped.
     fn expect_all(self, program: &Program) {
         let Program { address, process, .. } = program;
         eventually("hello.svc", SOON, || {
@@ -172,7 +172,7 @@ impl Program {
 
     /// Starts unbound with DNSSEC validation and without private addresses in answers.
     ///
-    /// It looks up the names above a name first, and believes NXDOMAIN for them (RFC 8020).
+    /// It first looks up the names above a name, and trusts NXDOMAIN for them (RFC 8020).
     fn unbound(backends: &Backends, lines: &str) -> Self {
         Self::unbound_at(free_address(), &backends.upstream, lines)
     }
@@ -232,8 +232,11 @@ fn dnsmasq_resolves_with_the_documented_lines() {
 
 /// `stop-dns-rebind` and `dnssec` work with the page's additional lines.
 #[test]
-fn strict_dnsmasq_resolves_with_the_documented_lines() {
-    if !is_installed("strict_dnsmasq_resolves_with_the_documented_lines", "dnsmasq") {
+fn dnsmasq_with_rebind_protection_and_dnssec_resolves_with_the_documented_lines() {
+    if !is_installed(
+        "dnsmasq_with_rebind_protection_and_dnssec_resolves_with_the_documented_lines",
+        "dnsmasq",
+    ) {
         return;
     }
     let backends = Backends::start();
@@ -286,7 +289,7 @@ fn expect_no_circle(page: &str, start: impl FnOnce(SocketAddr, &Upstream, &str) 
         (address, "98.0.9.10.in-addr.arpa", "NXDOMAIN"),
         (svcdns, "99.0.9.10.in-addr.arpa", "NXDOMAIN"),
         (address, "97.77.10.in-addr.arpa", "NXDOMAIN"),
-        // What Apple's devices ask of every network.
+        // Apple's devices send these queries on every network.
         (address, "lb._dns-sd._udp.0.0.9.10.in-addr.arpa", "NXDOMAIN"),
         (svcdns, "b._dns-sd._udp.0.0.9.10.in-addr.arpa", "NXDOMAIN"),
         (svcdns, "96.77.10.in-addr.arpa", "NXDOMAIN"),

@@ -113,8 +113,8 @@ fn wait_for_server(systemd: &Systemd) {
 }
 
 #[test]
-fn the_state_directory_lasts_until_uninstall() {
-    const TEST: &str = "the_state_directory_lasts_until_uninstall";
+fn the_state_directory_exists_until_uninstall() {
+    const TEST: &str = "the_state_directory_exists_until_uninstall";
     with_systemd(TEST, |systemd, before| {
         systemd.ends_with(0, &INSTALL);
         let status = systemd.ends_with(0, &[PROGRAM, "status", "--json"]);
@@ -166,8 +166,8 @@ fn the_state_directory_lasts_until_uninstall() {
 }
 
 #[test]
-fn a_unit_keeps_the_line_in_resolv_conf() {
-    const TEST: &str = "a_unit_keeps_the_line_in_resolv_conf";
+fn the_keep_unit_restores_the_nameserver_line() {
+    const TEST: &str = "the_keep_unit_restores_the_nameserver_line";
     with_systemd(TEST, |systemd, before| {
         let unit = ["systemctl", "is-active", "svcdns-keep"];
         let install: Vec<&str> =
@@ -315,8 +315,8 @@ fn a_journal_that_the_service_can_write_is_not_trusted() {
 }
 
 #[test]
-fn foreign_files_in_the_state_directory_are_refused() {
-    const TEST: &str = "foreign_files_in_the_state_directory_are_refused";
+fn install_refuses_a_state_directory_with_files_of_others() {
+    const TEST: &str = "install_refuses_a_state_directory_with_files_of_others";
     with_systemd(TEST, |systemd, before| {
         fs::create_dir_all("/var/lib/svcdns/registry").unwrap();
         let told = systemd.ends_with(1, &INSTALL);
@@ -384,17 +384,17 @@ fn expect_route_until_uninstalled(
 }
 
 #[test]
-fn the_route_of_systemd_resolved_outlives_restarts_and_kills() {
-    const TEST: &str = "the_route_of_systemd_resolved_outlives_restarts_and_kills";
+fn the_route_in_systemd_resolved_survives_restarts_and_kills() {
+    const TEST: &str = "the_route_in_systemd_resolved_survives_restarts_and_kills";
     if can_run_systemd(TEST) {
         with_systemd_resolved(TEST, Systemd::start, expect_route_until_uninstalled);
     }
 }
 
-/// systemd stops starting a unit after five starts in ten seconds, if the unit does not say else.
+/// systemd stops starting a unit after five starts in ten seconds, unless it says otherwise.
 #[test]
-fn the_route_of_systemd_resolved_outlives_many_restarts_in_a_row() {
-    const TEST: &str = "the_route_of_systemd_resolved_outlives_many_restarts_in_a_row";
+fn the_route_in_systemd_resolved_survives_many_restarts_in_a_row() {
+    const TEST: &str = "the_route_in_systemd_resolved_survives_many_restarts_in_a_row";
     if !can_run_systemd(TEST) {
         return;
     }
@@ -416,8 +416,8 @@ fn the_route_of_systemd_resolved_outlives_many_restarts_in_a_row() {
 
 /// systemd runs `ExecStop=` only after a successful start.
 #[test]
-fn an_uninstall_while_the_route_is_made_leaves_no_link() {
-    const TEST: &str = "an_uninstall_while_the_route_is_made_leaves_no_link";
+fn uninstall_while_the_route_unit_starts_leaves_no_interface() {
+    const TEST: &str = "uninstall_while_the_route_unit_starts_leaves_no_interface";
     if !can_run_systemd(TEST) {
         return;
     }
@@ -492,16 +492,16 @@ fn expect_record_while_the_server_runs<M: ServiceManager>(
 }
 
 #[test]
-fn the_record_of_resolvconf_follows_the_server() {
-    const TEST: &str = "the_record_of_resolvconf_follows_the_server";
+fn the_resolvconf_record_exists_only_while_the_server_runs() {
+    const TEST: &str = "the_resolvconf_record_exists_only_while_the_server_runs";
     if can_run_systemd(TEST) {
         expect_record_while_the_server_runs(TEST, Systemd::start, 10);
     }
 }
 
 #[test]
-fn the_record_of_resolvconf_follows_the_server_with_a_stand_in_for_systemd() {
-    const TEST: &str = "the_record_of_resolvconf_follows_the_server_with_a_stand_in_for_systemd";
+fn the_resolvconf_record_follows_the_server_under_a_stand_in_for_systemd() {
+    const TEST: &str = "the_resolvconf_record_follows_the_server_under_a_stand_in_for_systemd";
     expect_record_while_the_server_runs(TEST, StandIn::start, 2);
 }
 
@@ -529,7 +529,7 @@ fn the_unit_of_an_older_version_is_replaced() {
 
 /// Runs the units where systemd cannot run.
 #[test]
-fn the_units_hold_the_route_with_a_stand_in_for_systemd() {
-    const TEST: &str = "the_units_hold_the_route_with_a_stand_in_for_systemd";
+fn the_units_maintain_the_route_under_a_stand_in_for_systemd() {
+    const TEST: &str = "the_units_maintain_the_route_under_a_stand_in_for_systemd";
     with_systemd_resolved(TEST, StandIn::start, expect_route_until_uninstalled);
 }

@@ -192,8 +192,8 @@ fn is_listened_on(address: &str) -> bool {
 }
 
 #[test]
-fn wildcards_follow_the_addresses_of_the_machine() {
-    netns::inside("wildcards_follow_the_addresses_of_the_machine", "127.0.0.53", || {
+fn wildcard_listeners_follow_address_changes() {
+    netns::inside("wildcard_listeners_follow_address_changes", "127.0.0.53", || {
         let etcd = Etcd::start();
         etcd.put("/service/default/default/hello.svc/latest/10.9.0.5:80", "{}");
         let flags = [

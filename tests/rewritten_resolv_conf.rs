@@ -63,7 +63,7 @@ fn lease_file(lease: usize) -> String {
     )
 }
 
-/// Writes the file of the first lease; returns its and the other name server, and a registry.
+/// Writes the file of the first lease; returns both name servers and a registry.
 fn first_lease() -> ([Upstream; 2], Files) {
     fs::write(RESOLV_CONF, lease_file(0)).unwrap();
     (upstreams(), registry())
@@ -212,8 +212,8 @@ fn a_rewritten_file_is_reported() {
 }
 
 #[test]
-fn a_rewriting_before_the_start_is_reported() {
-    on_a_machine("a_rewriting_before_the_start_is_reported", || {
+fn a_file_rewritten_before_startup_is_reported() {
+    on_a_machine("a_file_rewritten_before_startup_is_reported", || {
         let (_upstreams, files) = first_lease();
         let serving = ["--registry", &files.url(), "--listen", SERVER];
         let mut server = serve(&serving);
@@ -241,8 +241,8 @@ fn a_rewriting_before_the_start_is_reported() {
 }
 
 #[test]
-fn a_kept_line_is_put_back_with_the_new_upstreams() {
-    on_a_machine("a_kept_line_is_put_back_with_the_new_upstreams", || {
+fn keep_restores_the_nameserver_line_and_adopts_the_new_upstreams() {
+    on_a_machine("keep_restores_the_nameserver_line_and_adopts_the_new_upstreams", || {
         let (_upstreams, files) = first_lease();
         let serving = ["--registry", &files.url(), "--listen", SERVER];
         let mut server = serve(&serving);
@@ -273,7 +273,7 @@ fn a_kept_line_is_put_back_with_the_new_upstreams() {
                 assert_eq!(fs::read_to_string(MANAGED).unwrap(), written, "the other file");
             }
         }
-        assert!(keeper.log().contains("the line is put back"), "{}", keeper.log());
+        assert!(keeper.log().contains("the nameserver line is restored"), "{}", keeper.log());
         assert!(done(&["install", "--keep", "--registry", &files.url()]).contains("Already"));
 
         // `uninstall` restores what the last program wrote, and ends the keeper.
@@ -288,8 +288,8 @@ fn a_kept_line_is_put_back_with_the_new_upstreams() {
 }
 
 #[test]
-fn a_restored_file_brings_back_its_upstreams() {
-    on_a_machine("a_restored_file_brings_back_its_upstreams", || {
+fn a_restored_file_restores_its_upstreams() {
+    on_a_machine("a_restored_file_restores_its_upstreams", || {
         let (_upstreams, files) = first_lease();
         let serving = ["--registry", &files.url(), "--listen", SERVER];
         let mut server = serve(&serving);
@@ -315,8 +315,8 @@ fn a_restored_file_brings_back_its_upstreams() {
 }
 
 #[test]
-fn a_kept_line_waits_for_the_writer_and_for_svcdns() {
-    on_a_machine("a_kept_line_waits_for_the_writer_and_for_svcdns", || {
+fn keep_waits_for_a_complete_file_and_a_responding_server() {
+    on_a_machine("keep_waits_for_a_complete_file_and_a_responding_server", || {
         let (_upstreams, files) = first_lease();
         let serving = ["--registry", &files.url(), "--listen", SERVER];
         let mut server = serve(&serving);
@@ -331,6 +331,17 @@ fn a_kept_line_waits_for_the_writer_and_for_svcdns() {
             (lines() == ["nameserver 127.0.0.1", "search svc"]).then_some(())
         });
         let (name, address) = names(0);
+        expect_found(&name, &address);
+
+        // A program keeps the server and drops the search list: the upstreams are kept.
+        fs::write(RESOLV_CONF, format!("{OUR_LINE}\n")).unwrap();
+        eventually("the search list", SOON, || {
+            (lines() == ["nameserver 127.0.0.1", "search svc"]).then_some(())
+        });
+        for lost in ["no server", "svcdns, but not its zones as search domains"] {
+            let lost = format!("(/etc/resolv.conf names {lost}): the line is put back");
+            eventually(&lost, SOON, || keeper.log().contains(&lost).then_some(()));
+        }
         expect_found(&name, &address);
 
         // Without svcdns, programs need the other name servers.
@@ -351,8 +362,8 @@ fn a_kept_line_waits_for_the_writer_and_for_svcdns() {
 }
 
 #[test]
-fn a_fight_over_the_file_slows_down() {
-    on_a_machine("a_fight_over_the_file_slows_down", || {
+fn keep_slows_down_while_another_program_overwrites_the_file() {
+    on_a_machine("keep_slows_down_while_another_program_overwrites_the_file", || {
         let (_upstreams, files) = first_lease();
         let _server = serve(&["--registry", &files.url(), "--listen", SERVER]);
         done(&["install", "--keep", "--registry", &files.url()]);
@@ -365,10 +376,13 @@ fn a_fight_over_the_file_slows_down() {
             });
             Rewriting::Rename.write(&lease_file(1));
         }
-        // Put back after no pause, 1 s and 2 s; the next pause is 4 s.
+        // Restored after no pause, 1 s and 2 s; the next pause is 4 s.
         assert!(begun.elapsed() >= seconds(3), "{:?}", begun.elapsed());
         eventually("the fight in the log", SOON, || {
-            keeper.log().contains("each time svcdns puts its line back (3 times").then_some(())
+            keeper
+                .log()
+                .contains("each time svcdns restores its nameserver line (3 times")
+                .then_some(())
         });
         let log = keeper.log();
         assert!(log.contains("Generated by dhclient") && log.contains("svcdns uninstall"), "{log}");
@@ -379,8 +393,8 @@ fn a_fight_over_the_file_slows_down() {
 }
 
 #[test]
-fn a_killed_keeper_leaves_nothing_behind() {
-    on_a_machine("a_killed_keeper_leaves_nothing_behind", || {
+fn a_killed_keep_process_leaves_no_files() {
+    on_a_machine("a_killed_keep_process_leaves_no_files", || {
         let _upstreams = upstreams();
         let files = registry();
         let _server = serve(&["--registry", &files.url(), "--listen", SERVER]);
@@ -444,8 +458,8 @@ fn a_mounted_file_is_written_in_place() {
 }
 
 #[test]
-fn wsl_is_named_with_the_setting_to_change() {
-    on_a_machine("wsl_is_named_with_the_setting_to_change", || {
+fn for_wsl_the_report_contains_the_setting_to_change() {
+    on_a_machine("for_wsl_the_report_contains_the_setting_to_change", || {
         let _upstreams = upstreams();
         let heading = "# This file was automatically generated by WSL. To stop automatic \
                        generation of this file, add the following entry to /etc/wsl.conf:\n\
@@ -499,8 +513,8 @@ fn wsl_is_named_with_the_setting_to_change() {
 }
 
 #[test]
-fn the_search_of_the_writer_reaches_programs() {
-    on_a_machine("the_search_of_the_writer_reaches_programs", || {
+fn keep_preserves_the_search_list_of_the_other_program() {
+    on_a_machine("keep_preserves_the_search_list_of_the_other_program", || {
         let (_upstreams, files) = first_lease();
         let server: SocketAddr = SERVER.parse().unwrap();
         let _server = serve(&["--registry", &files.url(), "--listen", SERVER]);
@@ -520,8 +534,8 @@ fn the_search_of_the_writer_reaches_programs() {
 }
 
 #[test]
-fn the_script_of_dhclient_leaves_the_kept_line() {
-    const TEST: &str = "the_script_of_dhclient_leaves_the_kept_line";
+fn keep_restores_the_nameserver_line_after_dhclient_script() {
+    const TEST: &str = "keep_restores_the_nameserver_line_after_dhclient_script";
     let Some(folder) = unpacked(TEST, &["isc-dhcp-client"]) else { return };
     let script = folder.join("sbin/dhclient-script");
     on_a_machine(TEST, || {
@@ -549,6 +563,7 @@ fn the_script_of_dhclient_leaves_the_kept_line() {
             expect_found(&name, &address);
             expect_found("hello.svc", netns::ADDRESS);
         }
-        assert_eq!(keeper.log().matches("the line is put back").count(), 2, "{}", keeper.log());
+        let restored = keeper.log().matches("the nameserver line is restored").count();
+        assert_eq!(restored, 2, "{}", keeper.log());
     });
 }

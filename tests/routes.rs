@@ -140,7 +140,7 @@ fn tokens_below(upstream: &Upstream, domain: &str) -> usize {
 
 /// On loopback every client has the upstream's address.
 #[test]
-fn identical_queries_from_an_upstreams_address_are_not_a_loop() {
+fn identical_client_queries_from_the_address_of_an_upstream_are_no_loop() {
     let files = hello();
     let upstream = Upstream::start();
     let slow = Behaviour::default().delayed(Duration::from_millis(600));
@@ -166,7 +166,7 @@ fn identical_queries_from_an_upstreams_address_are_not_a_loop() {
 }
 
 #[test]
-fn a_domain_that_loops_at_one_upstream_goes_to_the_next() {
+fn queries_for_a_domain_that_loops_are_sent_to_the_next_upstream() {
     let files = hello();
     let (circle, other) = (Upstream::start(), Upstream::start());
     other.put(
@@ -205,7 +205,7 @@ fn a_domain_that_loops_at_all_upstreams_fails_at_once() {
         assert_eq!(seen, ("SERVFAIL".to_owned(), vec!["22".to_owned()], vec![]), "{name}: {log}");
         assert!(began.elapsed() < AT_ONCE, "{name}: {:?}", began.elapsed());
     }
-    // The widest domain is marked, so that further names do not circle.
+    // The widest domain is marked, so that further names do not loop.
     eventually("the domain to be marked", SOON, || {
         server.log().contains("domain=corp.test.").then_some(())
     });
@@ -217,7 +217,7 @@ fn a_domain_that_loops_at_all_upstreams_fails_at_once() {
 
 /// Private zones that an upstream sends back are ours to answer (RFC 6303).
 #[test]
-fn private_names_that_loop_do_not_exist() {
+fn looping_queries_for_private_zones_are_answered_locally() {
     let files = hello();
     let circle = Upstream::start();
     let server = serve(&files, &["--upstream", &circle.flag()]);
@@ -372,41 +372,46 @@ fn private_reverse_names_do_not_exist_with_forwarding_off() {
 }
 
 #[test]
-fn single_label_address_queries_stay_in_the_network() {
-    netns::inside("single_label_address_queries_stay_in_the_network", "127.0.0.1", || {
-        let files = hello();
-        netns::add_address("9.9.9.9/32");
-        let public = Upstream::start_at((Ipv4Addr::new(9, 9, 9, 9), 0).into());
-        let private = Upstream::start();
-        for upstream in [&public, &private] {
-            upstream.put([Record::a("printer", 300, "192.0.2.80"), Record::soa("", 300, 300)]);
-        }
-        let status =
-            |server: &Svcdns, name: &str, qtype: &str| dig(server.address, &[name, qtype]).0;
-        let server = serve(&files, &["--upstream", &public.flag()]);
-        assert_eq!(status(&server, "printer", "A"), "NXDOMAIN");
-        assert_eq!(status(&server, "printer", "AAAA"), "NXDOMAIN");
-        assert_eq!(public.names(), BTreeSet::new());
-        // A resolver that validates needs these.
-        assert_eq!(status(&server, "com", "DS"), "NXDOMAIN");
-        assert_eq!(status(&server, "printer", "NS"), "NOERROR");
-        assert_eq!(status(&server, ".", "A"), "NOERROR");
-        for name in ["com", "printer"] {
-            assert_eq!(public.queries_for(name).len(), 1, "{name}");
-        }
-        assert!(public.queries_for(".").iter().any(|received| received.query.qtype == dns::A));
+fn single_label_address_queries_are_not_sent_to_public_upstreams() {
+    netns::inside(
+        "single_label_address_queries_are_not_sent_to_public_upstreams",
+        "127.0.0.1",
+        || {
+            let files = hello();
+            netns::add_address("9.9.9.9/32");
+            let public = Upstream::start_at((Ipv4Addr::new(9, 9, 9, 9), 0).into());
+            let private = Upstream::start();
+            for upstream in [&public, &private] {
+                upstream.put([Record::a("printer", 300, "192.0.2.80"), Record::soa("", 300, 300)]);
+            }
+            let status =
+                |server: &Svcdns, name: &str, qtype: &str| dig(server.address, &[name, qtype]).0;
+            let server = serve(&files, &["--upstream", &public.flag()]);
+            assert_eq!(status(&server, "printer", "A"), "NXDOMAIN");
+            assert_eq!(status(&server, "printer", "AAAA"), "NXDOMAIN");
+            assert_eq!(public.names(), BTreeSet::new());
+            // A resolver that validates needs these.
+            assert_eq!(status(&server, "com", "DS"), "NXDOMAIN");
+            assert_eq!(status(&server, "printer", "NS"), "NOERROR");
+            assert_eq!(status(&server, ".", "A"), "NOERROR");
+            for name in ["com", "printer"] {
+                assert_eq!(public.queries_for(name).len(), 1, "{name}");
+            }
+            assert!(public.queries_for(".").iter().any(|received| received.query.qtype == dns::A));
 
-        let forwarding = ["--upstream", &public.flag(), "--forward-single-label", "true"];
-        assert_eq!(status(&serve(&files, &forwarding), "printer", "A"), "NOERROR");
-        let domain = format!("printer={}", public.flag());
-        let route = ["--upstream", "127.0.0.1:9", "--upstream", &domain];
-        assert_eq!(status(&serve(&files, &route), "printer", "A"), "NOERROR");
+            let forwarding = ["--upstream", &public.flag(), "--forward-single-label", "true"];
+            assert_eq!(status(&serve(&files, &forwarding), "printer", "A"), "NOERROR");
+            let domain = format!("printer={}", public.flag());
+            let route = ["--upstream", "127.0.0.1:9", "--upstream", &domain];
+            assert_eq!(status(&serve(&files, &route), "printer", "A"), "NOERROR");
 
-        let server = serve(&files, &["--upstream", &public.flag(), "--upstream", &private.flag()]);
-        public.forget();
-        assert_eq!(status(&server, "printer", "A"), "NOERROR");
-        assert_eq!((public.names().len(), private.queries_for("printer").len()), (0, 1));
-    });
+            let server =
+                serve(&files, &["--upstream", &public.flag(), "--upstream", &private.flag()]);
+            public.forget();
+            assert_eq!(status(&server, "printer", "A"), "NOERROR");
+            assert_eq!((public.names().len(), private.queries_for("printer").len()), (0, 1));
+        },
+    );
 }
 
 /// NXDOMAIN makes a program try the next domain of its search list.

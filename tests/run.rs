@@ -91,8 +91,8 @@ fn machine_state() -> (Vec<(u64, Vec<u8>)>, String) {
 }
 
 #[test]
-fn a_command_finds_services_and_the_machine_is_unchanged() {
-    netns::inside("a_command_finds_services_and_the_machine_is_unchanged", NOBODY, || {
+fn the_command_finds_services_and_the_machine_is_unchanged() {
+    netns::inside("the_command_finds_services_and_the_machine_is_unchanged", NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
         let before = machine_state();
@@ -158,9 +158,9 @@ fn a_command_finds_services_and_the_machine_is_unchanged() {
 }
 
 #[test]
-fn names_that_the_server_refuses_resolve_through_the_machines_name_server() {
+fn names_that_svcdns_refuses_are_resolved_by_the_machines_name_server() {
     netns::inside(
-        "names_that_the_server_refuses_resolve_through_the_machines_name_server",
+        "names_that_svcdns_refuses_are_resolved_by_the_machines_name_server",
         NOBODY,
         || {
             let files = Files::new(&[
@@ -227,8 +227,8 @@ fn a_forwarding_server_is_the_only_name_server_even_if_its_upstream_refuses() {
 }
 
 #[test]
-fn exit_codes_and_signals_are_the_commands_own() {
-    netns::inside("exit_codes_and_signals_are_the_commands_own", NOBODY, || {
+fn run_ends_with_the_exit_code_or_signal_of_the_command() {
+    netns::inside("run_ends_with_the_exit_code_or_signal_of_the_command", NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
         assert_eq!(run(&server, &[], &["sh", "-c", "exit 7"]).status.code(), Some(7));
@@ -280,7 +280,7 @@ fn exit_codes_and_signals_are_the_commands_own() {
 }
 
 #[test]
-fn the_terminal_is_the_commands_own() {
+fn the_command_has_the_terminal_and_receives_its_signals() {
     // Runs a shell on a new terminal: it must see the terminal's size, and Ctrl-C.
     const PYTHON: &str = r"
 import fcntl, os, pty, struct, sys, termios
@@ -302,7 +302,7 @@ while True:
     seen += data
 print(seen.decode().replace('\r', ''), 'code', os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 ";
-    netns::inside("the_terminal_is_the_commands_own", NOBODY, || {
+    netns::inside("the_command_has_the_terminal_and_receives_its_signals", NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
         let script = "trap 'echo interrupted; exit 5' INT; \
@@ -322,8 +322,8 @@ print(seen.decode().replace('\r', ''), 'code', os.waitstatus_to_exitcode(os.wait
 }
 
 #[test]
-fn an_ordinary_user_needs_no_privileges() {
-    const TEST: &str = "an_ordinary_user_needs_no_privileges";
+fn run_requires_no_privileges() {
+    const TEST: &str = "run_requires_no_privileges";
     netns::inside(TEST, NOBODY, || {
         // A copy of the program that every user may read.
         let folder = tempfile::tempdir().unwrap();
@@ -425,8 +425,8 @@ fn root_without_cap_sys_admin_gets_an_explanation() {
 }
 
 #[test]
-fn every_kind_of_resolv_conf_works() {
-    netns::inside("every_kind_of_resolv_conf_works", NOBODY, || {
+fn run_works_with_every_kind_of_resolv_conf() {
+    netns::inside("run_works_with_every_kind_of_resolv_conf", NOBODY, || {
         let files = Files::new(&[(HELLO, "{}")]);
         let server = serve(&files);
         netns::mount_etc_copy();

@@ -152,7 +152,7 @@ fn framed(query: &[u8]) -> Vec<u8> {
 const HALF_MESSAGE: &[u8] = b"\0\x20half";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn new_clients_are_served_beside_thousands_that_stall_or_idle() {
+async fn new_clients_are_served_despite_thousands_of_stalled_or_idle_ones() {
     // With the default limits there is room for all, with the others for half of them.
     let few =
         Limits { connections: 1_200, connections_per_loopback_source: 1_000, ..Limits::default() };
@@ -188,7 +188,7 @@ async fn new_clients_are_served_beside_thousands_that_stall_or_idle() {
 }
 
 #[tokio::test]
-async fn the_connection_that_is_idle_longest_is_closed_then_the_one_stalled_longest() {
+async fn the_longest_idle_connection_is_evicted_then_the_longest_stalled() {
     let server = start(Limits { connections_per_loopback_source: 4, ..Limits::default() });
     let mut stalled_first = server.hold("127.0.0.1", HALF_MESSAGE).await;
     let mut stalled_second = server.hold("127.0.0.1", HALF_MESSAGE).await;
@@ -236,11 +236,11 @@ async fn a_client_that_has_just_connected_is_kept_while_others_stall() {
 }
 
 #[tokio::test]
-async fn a_connection_with_a_query_in_progress_is_never_closed() {
+async fn a_connection_with_a_query_in_progress_is_never_evicted() {
     let server = start(Limits { connections_per_loopback_source: 2, ..Limits::default() });
     let mut in_progress =
         [server.hold_in_progress("127.0.0.1").await, server.hold_in_progress("127.0.0.1").await];
-    // The half message that follows does not make the query less valuable.
+    // The half message that follows does not end the query's protection.
     in_progress[0].0.write_all(HALF_MESSAGE).await.unwrap();
     server.connect().await.ends().await;
     assert_eq!(server.closed(), [0, 0, 1]);
@@ -255,7 +255,7 @@ async fn a_connection_with_a_query_in_progress_is_never_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_does_not_read_is_closed_for_a_new_one() {
+async fn a_client_that_does_not_read_is_evicted_for_a_new_one() {
     let server = start(Limits { connections_per_loopback_source: 2, ..Limits::default() });
     let mut in_progress = server.hold_in_progress("127.0.0.1").await;
     let mut blocked = server.connect().await;
@@ -281,7 +281,7 @@ async fn a_client_that_does_not_read_is_closed_for_a_new_one() {
 }
 
 #[tokio::test]
-async fn a_flood_from_one_source_costs_other_sources_nothing() {
+async fn a_flood_from_one_source_evicts_only_its_own_connections() {
     let server = start(Limits { connections: 20, ..Limits::default() });
     let mut others = Vec::new();
     for source in ["127.0.0.2", "127.0.0.2", "127.0.0.3", "127.0.0.3"] {
@@ -313,7 +313,7 @@ async fn a_flood_from_one_source_costs_other_sources_nothing() {
 }
 
 #[tokio::test]
-async fn clients_without_access_cost_the_others_nothing() {
+async fn clients_without_access_do_not_evict_other_connections() {
     let settings = Settings {
         listen: vec!["127.0.0.1:0".parse().unwrap()],
         allow: vec!["127.0.0.1/32".parse().unwrap()],
@@ -351,7 +351,7 @@ async fn clients_without_access_cost_the_others_nothing() {
 }
 
 #[tokio::test]
-async fn deadlines_shorten_once_half_of_the_connections_are_open() {
+async fn timeouts_shorten_above_half_of_the_connection_limit() {
     let limits = Limits {
         connections: 40,
         idle_timeout: Duration::from_secs(20),
@@ -385,7 +385,7 @@ async fn deadlines_shorten_once_half_of_the_connections_are_open() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_do_not_read_share_a_limit_of_memory() {
+async fn clients_that_do_not_read_share_a_memory_limit() {
     let server = start(Limits { unread_bytes: 1024 * 1024, ..Limits::default() });
     let mut blocked = Vec::new();
     for _ in 0..20 {

@@ -94,7 +94,7 @@ fn until(what: &str, holds: impl Fn() -> bool) {
 }
 
 #[test]
-fn waiting_connections_give_their_descriptors_to_new_clients() {
+fn waiting_connections_are_evicted_when_descriptors_run_out() {
     let _limit = LIMIT.lock().unwrap_or_else(PoisonError::into_inner);
     limit_descriptors(1000);
     let runtime = runtime();
@@ -141,7 +141,7 @@ fn connections_take_at_most_half_of_the_descriptors() {
 }
 
 #[test]
-fn the_program_raises_its_own_limit() {
+fn the_server_raises_its_descriptor_limit() {
     let _limit = LIMIT.lock().unwrap_or_else(PoisonError::into_inner);
     limit_descriptors(256);
     let files = Files::new(&[]);

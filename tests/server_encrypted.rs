@@ -14,15 +14,16 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ConnectionError, Endpoint, VarInt};
+use quinn::{ConnectionError, Endpoint, TransportConfig, VarInt};
 use rcgen::{CertifiedKey, KeyPair, generate_simple_self_signed};
 use svcdns::server::{CertificateFiles, Counters, EncryptedSettings, Limits, Settings, bind};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -158,11 +159,25 @@ impl Server {
         trusted: &CertificateDer<'static>,
         protocol: &str,
     ) -> Result<quinn::Connection, ConnectionError> {
+        self.quic_through(self.quic, from, trusted, protocol).await
+    }
+
+    /// Connects to the server, or to what is between.
+    async fn quic_through(
+        &self,
+        to: SocketAddr,
+        from: &str,
+        trusted: &CertificateDer<'static>,
+        protocol: &str,
+    ) -> Result<quinn::Connection, ConnectionError> {
         let endpoint = Endpoint::client(SocketAddr::new(from.parse().unwrap(), 0)).unwrap();
         let crypto = QuicClientConfig::try_from(client_config(trusted, protocol)).unwrap();
-        let connecting = endpoint
-            .connect_with(quinn::ClientConfig::new(Arc::new(crypto)), self.quic, "localhost")
-            .unwrap();
+        let mut transport = TransportConfig::default();
+        // Only the server gives up.
+        transport.max_idle_timeout(None);
+        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+        config.transport_config(Arc::new(transport));
+        let connecting = endpoint.connect_with(config, to, "localhost").unwrap();
         timeout(TEST_TIMEOUT, connecting).await.expect("the handshake to end in time")
     }
 
@@ -225,7 +240,7 @@ async fn closed(connection: &quinn::Connection) -> VarInt {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_responder_sees_client_and_destination_behind_a_wildcard() {
+async fn a_wildcard_listener_passes_client_and_destination_to_the_responder() {
     let pair = Pair::new();
     let any = || vec!["0.0.0.0:0".parse().unwrap()];
     let settings = settings(&pair, Limits::default());
@@ -249,7 +264,7 @@ async fn the_responder_sees_client_and_destination_behind_a_wildcard() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tls_pipelines_queries_and_sends_responses_when_ready() {
+async fn pipelined_tls_queries_are_answered_as_responses_become_ready() {
     let server = start_with(Limits::default());
     let mut client = server.tls().await;
     assert_eq!(client.0.get_ref().1.alpn_protocol(), Some(&b"dot"[..]));
@@ -427,7 +442,7 @@ async fn the_source_limit_covers_all_kinds_of_connections() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn waiting_connections_of_each_kind_make_room_for_new_ones() {
+async fn idle_and_stalled_connections_of_every_kind_are_evicted() {
     let long = Duration::from_secs(600);
     let server = start_with(Limits {
         connections_per_loopback_source: 3,
@@ -468,8 +483,79 @@ async fn waiting_connections_of_each_kind_make_room_for_new_ones() {
     drop(others);
 }
 
+/// Forwards datagrams between one client and a server, as long as it is told to.
+struct Relay {
+    address: SocketAddr,
+    /// Whether datagrams of the client are lost.
+    loses: Arc<AtomicBool>,
+}
+
+impl Relay {
+    async fn to(server: SocketAddr) -> Self {
+        let near = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let far = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        far.connect(server).await.unwrap();
+        let (address, loses) = (near.local_addr().unwrap(), Arc::new(AtomicBool::new(false)));
+        let is_lost = Arc::clone(&loses);
+        tokio::spawn(async move {
+            let (mut query, mut response) = (vec![0; 65_536], vec![0; 65_536]);
+            let mut client = None;
+            loop {
+                tokio::select! {
+                    received = near.recv_from(&mut query) => {
+                        let (length, from) = received.unwrap();
+                        client = Some(from);
+                        if !is_lost.load(Ordering::Relaxed) {
+                            let _ = far.send(&query[..length]).await;
+                        }
+                    }
+                    received = far.recv(&mut response) => {
+                        // An error when the server has ended (ICMP).
+                        let Ok(length) = received else { continue };
+                        let _ = near.send_to(&response[..length], client.unwrap()).await;
+                    }
+                }
+            }
+        });
+        Self { address, loses }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn forged_quic_addresses_close_nobodys_connections() {
+async fn an_answered_quic_connection_is_idle_before_its_client_acknowledges() {
+    let long = Duration::from_secs(1200);
+    let server = start_with(Limits {
+        connections: 5,
+        idle_timeout: long,
+        handshake_timeout: long,
+        write_timeout: long,
+        // With four of five connections open, a third of it.
+        message_timeout: Duration::from_secs(6),
+        ..Limits::default()
+    });
+    let relay = Relay::to(server.quic).await;
+    let (from, trusted) = ("127.0.0.1", server.certificate());
+    let answered = server.quic_through(relay.address, from, trusted, "doq").await.unwrap();
+    let asked = answered.clone();
+    let response = tokio::spawn(async move { ask(&asked, b"slow").await });
+    server.until("the query is read", |c| c.quic.queries.get() == 1).await;
+    relay.loses.store(true, Ordering::Relaxed);
+    assert_eq!(response.await.unwrap(), b"quic slow, at last");
+
+    // A client that does not finish its query: stalled for a shorter time.
+    let stalled = server.quic().await.unwrap();
+    let (mut send, _receive) = stalled.open_bi().await.unwrap();
+    send.write_all(&[0, 9, 0]).await.unwrap();
+    let _others = [server.quic().await.unwrap(), server.quic().await.unwrap()];
+    server.until("a stalled connection is closed", |c| c.quic.evicted_stalled.get() == 1).await;
+    assert_eq!(closed(&stalled).await, VarInt::from_u32(4), "DOQ_EXCESSIVE_LOAD");
+    relay.loses.store(false, Ordering::Relaxed);
+    assert_eq!(ask(&answered, b"hello").await, b"quic hello");
+    assert_eq!(server.counters.quic.evicted_stalled.get(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forged_quic_addresses_evict_no_connection() {
     // Below half of all connections, but with half of those of the source.
     let server = start_with(Limits { connections_per_loopback_source: 4, ..Limits::default() });
     let held = [server.quic().await.unwrap(), server.quic().await.unwrap()];
@@ -573,7 +659,7 @@ async fn quic_protocol_violations_close_the_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_quic_wait_has_a_timeout() {
+async fn every_stage_of_a_quic_query_has_a_timeout() {
     let limits = Limits {
         message_timeout: Duration::from_millis(200),
         response_timeout: Duration::from_millis(200),

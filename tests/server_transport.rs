@@ -171,7 +171,7 @@ async fn udp_and_tcp_work_over_ipv4_and_ipv6_loopback() {
 }
 
 #[tokio::test]
-async fn the_responder_sees_client_and_destination() {
+async fn client_and_destination_are_passed_to_the_responder() {
     for address in ["127.0.0.1:0", "127.77.10.1:0", "[::1]:0"] {
         let server = start(&on(address));
         let socket = UdpSocket::bind((server.address.ip(), 0)).await.unwrap();
@@ -225,7 +225,7 @@ async fn a_message_may_arrive_byte_by_byte() {
 }
 
 #[tokio::test]
-async fn a_query_without_response_frees_its_permit() {
+async fn a_query_without_a_response_frees_its_permit() {
     let server = start_with(Limits { in_flight: 2, ..long_timeouts() });
     let mut client = server.connect().await;
     client.send(&[b"silent", b"silent", b"silent", b"hello"]).await;
@@ -351,7 +351,7 @@ async fn an_empty_message_closes_the_connection() {
 }
 
 #[tokio::test]
-async fn resets_and_partial_messages_end_their_connection_only() {
+async fn resets_and_partial_messages_end_only_their_connection() {
     let server = start_with(long_timeouts());
     let mut bystander = server.connect().await;
     assert!(bystander.ask(b"hello").await.is_ok());
@@ -514,7 +514,7 @@ async fn dropping_the_server_ends_its_loops() {
 }
 
 #[tokio::test]
-async fn deferred_responses_are_sent_later() {
+async fn deferred_responses_are_sent_over_udp_and_tcp() {
     let server = start_with(Limits::default());
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     assert_eq!(ask_udp(&socket, server.address, b"later").await, b"udp later, at last");

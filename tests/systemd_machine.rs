@@ -24,8 +24,8 @@ const KILLS: usize = 20;
 const OURS: [&str; 3] = ["/var/lib/svcdns", "/var/lib/private/svcdns", "/var/lib/svcdns-install"];
 
 #[test]
-fn a_booted_debian_resolves_names_through_everything() {
-    const TEST: &str = "a_booted_debian_resolves_names_through_everything";
+fn a_booted_debian_resolves_names_through_restarts_kills_and_reboots() {
+    const TEST: &str = "a_booted_debian_resolves_names_through_restarts_kills_and_reboots";
     if !netns::is_inside(TEST) {
         assert!(nix::unistd::geteuid().is_root(), "only root can boot a machine");
     }

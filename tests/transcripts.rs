@@ -183,7 +183,7 @@ const FACTS: &[Fact] = &[
 ];
 
 #[test]
-fn every_row_of_the_naming_table_has_its_answer() {
+fn every_row_of_the_naming_table_matches_a_real_answer() {
     let files = Files::new(REGISTRATIONS);
     let server = server(&files, &[]);
     let mut faults = String::new();
@@ -267,7 +267,7 @@ fn transcript(server: &Svcdns, first: &str) -> String {
 }
 
 #[test]
-fn all_zones_serve_the_same_names_and_targets_are_in_the_first() {
+fn all_zones_serve_the_same_names_but_srv_targets_are_in_the_first() {
     let files = Files::new(&[
         ("default/default/demo/latest/10.0.0.60:8000", GRPC),
         ("default/default/hello.svc/latest/10.0.0.1:80", HTTP),

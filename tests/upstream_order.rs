@@ -65,7 +65,7 @@ fn timed(server: &Svcdns, name: &str) -> (&'static str, u8, Duration) {
 }
 
 #[test]
-fn strict_lists_prefer_the_first_upstream() {
+fn strict_order_prefers_the_first_upstream() {
     let files = Files::new(&[]);
     let (first, second) = internal_and_public();
     let (one, other) = (first.flag(), second.flag());
@@ -85,7 +85,7 @@ fn strict_lists_prefer_the_first_upstream() {
 }
 
 #[test]
-fn configured_lists_are_fastest_and_lists_of_domains_strict() {
+fn upstreams_are_fastest_first_by_default_and_strict_for_domains() {
     let files = Files::new(&[]);
     let (first, second) = internal_and_public();
     first.behave(Behaviour::default().delayed(Duration::from_millis(100)));
@@ -108,8 +108,8 @@ fn configured_lists_are_fastest_and_lists_of_domains_strict() {
 
 /// The C library's order is that of resolv.conf, so ours is, too.
 #[test]
-fn resolv_conf_decides_the_order() {
-    netns::inside("resolv_conf_decides_the_order", "127.0.0.1", || {
+fn options_rotate_in_resolv_conf_determines_the_order() {
+    netns::inside("options_rotate_in_resolv_conf_determines_the_order", "127.0.0.1", || {
         let at = |address: &str| Upstream::start_at(format!("{address}:53").parse().unwrap());
         let (first, _second) = (at("127.0.1.1"), at("127.0.1.2"));
         make_slow_and_internal(&first);

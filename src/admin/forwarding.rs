@@ -11,7 +11,7 @@ use crate::upstream::{Counters, Forwarder, ListReport, UpstreamReport};
 pub struct ForwardingView {
     /// The upstreams, in the order of their sources.
     pub upstreams: Vec<UpstreamView>,
-    /// The lists of upstreams, first the general one; empty from an older server.
+    /// The lists of upstreams, the general one first; empty if an older server sent it.
     #[serde(default)]
     pub lists: Vec<UpstreamListView>,
     /// The cache.

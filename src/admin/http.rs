@@ -70,7 +70,7 @@ impl AdminListener {
     }
 }
 
-/// Serves until `stop`, then sends the responses in progress, for at most 1 s.
+/// Serves until `stop`, then sends the responses in progress for at most 1 s.
 pub async fn serve(listener: AdminListener, context: Arc<AdminContext>, stop: CancellationToken) {
     let mut router =
         routes::router(context, stop.clone()).layer(axum::middleware::from_fn(check_method));

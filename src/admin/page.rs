@@ -122,8 +122,8 @@ fn add_server_metrics(page: &mut Page, context: &AdminContext) {
     });
     page.counters(
         "svcdns_evicted_connections",
-        "Connections closed to make room for others, by what they were: idle, or waiting for \
-         their client in the middle of an exchange (stalled)",
+        "Connections closed to make room for others, by state: idle, or waiting for their client \
+         in the middle of an exchange (stalled)",
         evicted,
     );
     let failed = by_stream(|stream| stream.failed_handshakes.get()).into_iter().skip(1);

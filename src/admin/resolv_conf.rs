@@ -26,7 +26,7 @@ pub struct ResolvConfState {
     known: Mutex<Option<KnownResolvConf>>,
 }
 
-/// A state, and the time of its first sight.
+/// A state, and the time at which it was first seen.
 #[derive(Debug)]
 struct KnownResolvConf {
     /// The name servers that replaced svcdns, and a description; `None` if svcdns is the first.
@@ -35,14 +35,14 @@ struct KnownResolvConf {
 }
 
 impl ResolvConfState {
-    /// Sets that `install` did not change the file, or changed it for another server.
+    /// Records that `install` did not change the file, or changed it for another server.
     pub fn clear(&self) {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Sets the name servers that programs query instead of svcdns, with a description.
     ///
-    /// `None` says that svcdns is the first name server.
+    /// `None` means that svcdns is the first name server.
     pub fn set(&self, lost: Option<(Vec<IpAddr>, String)>) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let is_known = |before: &KnownResolvConf| before.lost.is_some() == lost.is_some();
@@ -50,7 +50,7 @@ impl ResolvConfState {
         *known = Some(KnownResolvConf { lost, since: since.unwrap_or_else(Instant::now) });
     }
 
-    /// Takes the current state.
+    /// Returns the view of the current state, if it is known.
     pub(super) fn view(&self) -> Option<ResolvConfView> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let KnownResolvConf { lost, since } = known.as_ref()?;

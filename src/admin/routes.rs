@@ -63,7 +63,7 @@ async fn json<T: Serialize + Send + 'static>(
     }
 }
 
-/// Says whether NXDOMAIN can be trusted, and which registries have a problem.
+/// Reports whether NXDOMAIN can be trusted, and which registries have a problem.
 ///
 /// A registry with a problem is no reason to stop the server: it answers from the last known data.
 async fn ready(State(state): State<RouteState>) -> Response {

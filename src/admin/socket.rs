@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dead_servers_socket_is_replaced_and_other_files_are_not() {
+    async fn the_socket_of_a_dead_server_is_replaced_but_no_other_file() {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join(SOCKET_NAME);
         drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_too_long_for_a_socket_are_an_error() {
+    fn a_path_too_long_for_a_socket_is_an_error() {
         let long = PathBuf::from("/tmp").join("x".repeat(100));
         let error = socket_path(&long).unwrap_err().to_string();
         assert!(error.contains("too long for a socket (117 bytes, at most 107"), "{error}");

@@ -37,12 +37,12 @@ pub struct ServerStatus {
     pub quic: Vec<SocketAddr>,
     /// Address of the HTTP interface's TCP listener, if it has one.
     pub admin: Option<SocketAddr>,
-    /// The runtime directory; empty from an older server without this field.
+    /// The runtime directory; empty if an older server sent it.
     #[serde(default)]
     pub runtime_dir: String,
     /// The state directory, if the server has one.
     pub state_dir: Option<String>,
-    /// The served zones in the order of the configuration, each with a final dot.
+    /// The served zones in the order of the configuration, each with a trailing dot.
     pub zones: Vec<String>,
     /// The deployment of names that do not contain one.
     pub deployment: String,
@@ -75,7 +75,7 @@ pub struct ServerStatus {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RegistryView {
-    /// The name; empty from an older server.
+    /// The name; empty if an older server sent it.
     #[serde(default)]
     pub name: String,
     /// The URL as the configuration writes it, without secrets.
@@ -309,7 +309,7 @@ impl ServerStatus {
 }
 
 impl ServiceView {
-    /// Creates the view of a service; `zone` has a final dot.
+    /// Creates the view of a service; `zone` has a trailing dot.
     pub(super) fn new(service: &Service, zone: &str, registries: &[Arc<RegistryState>]) -> Self {
         let keys = service.keys().iter().map(|key| KeyView {
             key: service.text(key),
@@ -430,7 +430,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_status_of_an_older_server_can_be_decoded() {
+    fn the_status_sent_by_an_older_server_can_be_decoded() {
         // `install` may query an older server before it replaces that server.
         let status: ServerStatus =
             serde_json::from_str(include_str!("../../tests/former/status.json")).unwrap();

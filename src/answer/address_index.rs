@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_with_an_address_are_found() {
+    fn networks_with_a_registered_address_are_found() {
         let mut index = AddressIndex::default();
         let change = |address: &str, base, add| (address.parse().unwrap(), base, add);
         index.update(
@@ -216,7 +216,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
         #[test]
-        fn sorted_chunks_equal_a_btree_set(steps in prop::collection::vec(
+        fn sorted_chunks_behave_like_a_btree_set(steps in prop::collection::vec(
             (any::<bool>(), 0_u32..6_000, 0_u32..4_000, 1_usize..7), 1..24,
         )) {
             let (mut expected, mut chunks) = (BTreeSet::new(), SortedChunks::default());

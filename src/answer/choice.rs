@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_of_all_has_each_record_once_and_draws_the_first_by_weight() {
+    fn a_full_order_has_each_record_once_and_its_first_by_weight() {
         let weights = [10, 30, 60, 0, 0];
         let bytes = running_sums(&weights);
         let sums = Weights::new(&bytes);

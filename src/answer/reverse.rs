@@ -238,7 +238,7 @@ impl Answerer {
     }
 }
 
-/// Returns whether no answer record has the query's type (RFC 2308 section 2).
+/// Returns whether the response is NXDOMAIN or NODATA (RFC 2308 section 2).
 fn is_negative(qtype: u16, response: &[u8]) -> bool {
     let code = u16_at(response, 2).unwrap_or_default() & 0xF;
     let Some(end) = question_end(response) else { return false };

@@ -180,7 +180,7 @@ const HTTP: &str = r#"{"insecure":true,"protocol":"http"}"#;
 const HELLO: (&str, &str) = ("/service/default/default/hello.svc/latest/10.0.0.1:8000", HTTP);
 
 #[test]
-fn a_publication_is_compiled_in_steps_and_becomes_visible_at_once() {
+fn a_publication_is_compiled_in_steps_and_published_atomically() {
     let Harness { mut publisher, answerer, now } = Harness::empty(settings());
     let a = |name: String| {
         short(
@@ -246,7 +246,7 @@ fn host_names_are_srv_targets_but_never_cnames() {
 }
 
 #[test]
-fn services_of_host_names_have_the_resolved_addresses() {
+fn services_registered_by_host_name_have_the_resolved_addresses() {
     const WEB: &str = "/service/default/default/web/latest/a.example:9000,b.example:9000";
     const OTHER: &str = "/service/default/prod/other/v1/a.example:80,10.0.0.7:80";
     let wanted = |host: &str| HostChange::Wanted(host.into());
@@ -290,7 +290,7 @@ fn services_of_host_names_have_the_resolved_addresses() {
 }
 
 #[test]
-fn both_address_families_are_served_and_docker_bridges_dropped() {
+fn both_address_families_are_served_but_no_docker_bridge() {
     let harness = Harness::of(&[(
         "/service/default/default/hello.svc/latest/10.0.0.1:80,172.17.0.1:80,[fd00::5]:80",
         "{}",
@@ -324,7 +324,7 @@ fn service_names_are_servfail_before_the_first_list() {
 }
 
 #[test]
-fn a_disconnected_registry_makes_only_its_own_data_stale() {
+fn only_answers_from_a_disconnected_registry_are_stale() {
     let now = Instant::now();
     let settings = settings();
     let (mut publisher, answerer) =
@@ -406,7 +406,7 @@ fn a_disconnected_registry_makes_only_its_own_data_stale() {
 }
 
 #[test]
-fn a_disconnected_registry_keeps_its_answers_as_stale() {
+fn names_of_a_disconnected_registry_get_stale_answers() {
     let mut harness = Harness::of(&[HELLO]);
     harness.apply([Change::Connected(false)]);
     let (known, unknown) =
@@ -487,7 +487,7 @@ fn explanations_suggest_a_close_name_for_an_unknown_one() {
 }
 
 #[test]
-fn held_removals_mark_answers_as_stale() {
+fn answers_with_held_instances_are_stale() {
     let keys: Vec<_> =
         (0..20).map(|n| format!("/service/default/default/h{n}/latest/10.0.0.{n}:80")).collect();
     let mut harness = Harness::of(&keys.iter().map(|key| (&**key, "{}")).collect::<Vec<_>>());
@@ -500,7 +500,7 @@ fn held_removals_mark_answers_as_stale() {
 }
 
 #[test]
-fn known_names_are_answered_before_every_registry_is_read() {
+fn known_names_are_answered_while_another_registry_is_unread() {
     let now = Instant::now();
     let settings = settings();
     let (mut publisher, answerer) =

@@ -317,7 +317,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endpoints_are_written_as_displayed() {
+    fn written_and_displayed_endpoints_are_equal() {
         for (address, port) in [
             ([0, 0, 0, 0], 0),
             ([10, 0, 0, 1], 8),

@@ -522,7 +522,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_and_bases_stay_small() {
+    fn key_and_base_entries_have_24_bytes() {
         assert_eq!(size_of::<KeyEntry>(), 24);
         assert_eq!(size_of::<BaseEntry>(), 24);
     }

@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn services_of_one_endpoint_are_small() {
+    fn a_service_with_one_endpoint_takes_little_memory() {
         assert!(size_of::<Service>() <= 40);
         assert!(size_of::<RegistryKey>() <= 72);
         assert_eq!(size_of::<InstanceRef>(), 8);
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn the_zone_spelling_shadows_the_bare_one_within_its_scope() {
+    fn a_base_with_a_zone_suffix_shadows_the_bare_base_in_its_scope() {
         let service = service(
             &[
                 "/s/d/dev/hello.svc/v2/10.0.0.2:80",
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_winner_without_a_usable_endpoint_still_shadows() {
+    fn a_preferred_spelling_without_usable_endpoints_still_shadows() {
         let service =
             service(&["/s/d/dev/hello.svc/v1/", "/s/d/dev/hello/v1/10.0.0.1:80"], Docker0::Drop);
         assert_eq!(service.served().count(), 0);
@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn a_held_endpoint_is_the_duplicate_of_a_present_one() {
+    fn a_present_endpoint_is_served_rather_than_an_equal_held_one() {
         let mut held = key("/a/d/n/hello/v1/10.0.0.1:80");
         Arc::make_mut(&mut held.shared).held = true;
         let service = Service::new(
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_may_be_empty() {
+    fn a_service_without_keys_is_valid() {
         let service = service(&[], Docker0::Drop);
         assert_eq!(
             (service.keys().len(), service.instances().len(), service.visible_groups().count()),

@@ -492,7 +492,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
-    fn without_grace_the_catalog_equals_one_built_at_once(
+    fn without_grace_the_catalog_equals_one_built_from_scratch(
         steps in prop::collection::vec(step(), 1..60),
     ) {
         let mut model = CatalogModel::new([Duration::ZERO; REGISTRIES as usize]);
@@ -507,7 +507,7 @@ proptest! {
     }
 
     #[test]
-    fn after_the_grace_the_catalog_equals_one_built_at_once(
+    fn after_the_grace_the_catalog_equals_one_built_from_scratch(
         steps in prop::collection::vec(step(), 1..60),
         graces in prop::array::uniform3(prop_oneof![Just(0), Just(12_000), 1..20_000_u64]),
     ) {

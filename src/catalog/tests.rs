@@ -197,7 +197,7 @@ fn puts_create_services_and_deletes_remove_them() {
 }
 
 #[test]
-fn groups_are_lower_case_and_shared() {
+fn groups_are_lowercased_and_shared() {
     let mut test = TestCatalog::new();
     test.put("/service/Dev/NS/a/V1/10.0.0.1:80", 0, 0);
     test.put("/service/dev/ns/b/v1/10.0.0.1:80", 0, 0);
@@ -290,7 +290,7 @@ fn an_outdated_put_does_not_replace_a_rejection() {
 }
 
 #[test]
-fn a_list_becomes_visible_at_its_end() {
+fn listed_keys_are_published_when_the_list_is_complete() {
     let mut test = TestCatalog::new();
     test.apply(0, Change::list_begin(ListKind::Routine));
     test.put(HELLO, 1, 0);
@@ -303,7 +303,7 @@ fn a_list_becomes_visible_at_its_end() {
 }
 
 #[test]
-fn a_routine_list_removes_keys_it_does_not_name() {
+fn a_routine_list_removes_keys_missing_from_it() {
     let mut test = TestCatalog::new();
     test.list(ListKind::Routine, &hello_keys(0..100));
     assert_eq!(test.list(ListKind::Routine, &hello_keys(99..101)).changed, ["hello".into()]);
@@ -333,7 +333,7 @@ fn an_abandoned_list_removes_no_keys() {
 }
 
 #[test]
-fn slow_registries_delay_sync_by_ten_seconds() {
+fn a_slow_registry_delays_sync_by_at_most_ten_seconds() {
     let mut test = TestCatalog::with(|_| {}, 2);
     test.settle();
     test.now += 3 * SECOND;
@@ -349,7 +349,7 @@ fn slow_registries_delay_sync_by_ten_seconds() {
 }
 
 #[test]
-fn registries_are_independent() {
+fn equal_keys_of_two_registries_are_independent() {
     let mut test = TestCatalog::with(|_| {}, 2);
     test.list(ListKind::Routine, &hello_keys(0..2));
     test.apply(1, Change::list_begin(ListKind::Routine));
@@ -433,7 +433,7 @@ fn differences_found_by_routine_lists_are_counted() {
 }
 
 #[test]
-fn a_disconnected_registry_makes_only_its_data_stale() {
+fn only_the_data_of_a_disconnected_registry_is_stale() {
     let mut test = TestCatalog::with(|_| {}, 3);
     for registry in 0..3 {
         test.apply(registry, Change::list_begin(ListKind::Routine));
@@ -471,7 +471,7 @@ fn a_disconnected_registry_makes_only_its_data_stale() {
 }
 
 #[test]
-fn keys_of_any_layout_share_their_common_fields() {
+fn keys_share_their_common_fields_in_any_layout() {
     let layouts: [fn(u32, u32) -> String; 4] = [
         |service, n| {
             format!("/service/default/default/s{service}.svc/latest/10.{service}.0.{n}:80")
@@ -520,7 +520,7 @@ fn keys_of_any_layout_share_their_common_fields() {
 }
 
 #[test]
-fn host_names_are_looked_up_while_endpoints_have_them() {
+fn host_names_are_looked_up_while_any_endpoint_uses_them() {
     let mut test = TestCatalog::new();
     let key = |n: u32| format!("/service/d/n/s{n}/latest/web.example:80");
     test.put(&key(1), 0, 0);

@@ -222,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn recent_removals_are_bounded_and_keep_the_latest() {
+    fn the_latest_removals_are_remembered_in_bounded_memory() {
         let mut removals = RecentRemovals::default();
         for n in 1..=200_000 {
             removals.record(n, n);

@@ -130,7 +130,7 @@ Exit codes:
     #[command(after_long_help = "\
 Exit codes:
   0  done, or nothing to do
-  1  an error; all changes reverted
+  1  an error; all changes reverted; or already installed, but no other name resolves
   4  no server is running; the output shows the command that starts one")]
     Install(InstallArgs),
     /// Undo what `install` changed.
@@ -139,14 +139,15 @@ Exit codes:
   0  done, or nothing to do
   1  an error; the output names the files that could not be restored")]
     Uninstall(UninstallArgs),
-    /// Restore the name server line that another program removes.
+    /// Put svcdns back when a program rewrites /etc/resolv.conf.
     ///
-    /// Watch /etc/resolv.conf. When another program rewrites the file, put svcdns's line back, and
-    /// make the name servers of the new file the upstreams. While two programs fight over the file,
-    /// wait longer each time. With systemd, `install --keep` writes a unit that runs this command.
+    /// Watch the file. When another program rewrites it, restore svcdns's `nameserver` line, and
+    /// make the name servers of the new file the upstreams. If another program keeps rewriting the
+    /// file, wait longer before each repair. With systemd, `install --keep` writes a unit that runs
+    /// this command.
     #[command(after_long_help = "\
 Exit codes:
-  0  stopped by a signal, or nothing is installed any more
+  0  stopped by a signal, or svcdns is no longer installed
   1  an error, or nothing was installed with --keep")]
     Keep(KeepArgs),
 
@@ -333,10 +334,10 @@ pub(super) struct InstallArgs {
     /// Show every change without making any.
     #[arg(long)]
     pub(super) dry_run: bool,
-    /// Append the served zones to the search list, so that `http://hello/` works.
+    /// Add the served zones to the search list, so that `http://hello/` works.
     #[arg(long)]
     pub(super) search: bool,
-    /// Keep the name servers of /etc/resolv.conf, after svcdns.
+    /// Keep the existing name servers in /etc/resolv.conf, listed after svcdns.
     ///
     /// The flag takes effect only if `install` changes /etc/resolv.conf itself. glibc queries these
     /// servers if svcdns does not respond. musl queries all servers at once, so their NXDOMAIN may
@@ -348,7 +349,7 @@ pub(super) struct InstallArgs {
     /// Make the file immutable again afterwards.
     #[arg(long)]
     pub(super) lift_immutable: bool,
-    /// Put svcdns's line back each time another program rewrites /etc/resolv.conf.
+    /// Restore svcdns's `nameserver` line whenever another program rewrites /etc/resolv.conf.
     ///
     /// The flag takes effect only if `install` changes /etc/resolv.conf itself. The name servers
     /// that the other program writes become the upstreams (`upstream = system`).

@@ -26,13 +26,13 @@ use crate::system::{
 };
 use crate::wire::rcode_name;
 
-/// Duration from which on a lookup gives a warning: some resolver timed out.
+/// Minimum duration of a lookup that causes a warning: some resolver timed out.
 const SLOW_LOOKUP: Duration = Duration::from_secs(1);
 
 /// Address of systemd-resolved's stub.
 const RESOLVED_STUB: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53));
 
-/// Names of the checks; of several broken ones, the first is the likely cause.
+/// Names of the checks; if several are broken, the first is the likely cause.
 ///
 /// A broken check makes later ones fail too.
 const LIKELY_CAUSES: [&str; 10] = [
@@ -146,7 +146,7 @@ async fn server_status(location: &ServerLocation) -> Result<ServerStatus, String
 
 /// Queries each name server of this machine for the version of svcdns.
 ///
-/// The responses tell which of them lead to svcdns. systemd-resolved is queried too.
+/// The responses show which of them lead to svcdns. systemd-resolved is queried too.
 async fn query_name_servers(
     machine: &Machine,
     zone: &str,

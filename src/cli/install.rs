@@ -27,6 +27,9 @@ use crate::wire::rcode_name;
 /// Maximum wait for the server to start, and for resolvers to notice the changes.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Maximum wait for the first name outside the zones, if svcdns is installed already.
+const RECHECK_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Pause between two attempts.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
@@ -64,12 +67,9 @@ pub(super) async fn run(
             && journal.is_intact(&root)
             && test_lookups(&root, location, &config).await.is_ok()
         {
-            output::print("Already installed, and it works: nothing was changed.\n")?;
             let machine = system::detect(&root, &RuntimeState::now());
-            let outside = OutsideNames::look_up(&root, &config, &machine).await;
-            if let Some(note) = outside.note() {
-                output::print(&format!("Note: {note}\n"))?;
-            }
+            OutsideNames::look_up(&root, &config, &machine, RECHECK_TIMEOUT).await.check_any()?;
+            output::print("Already installed, and it works: nothing was changed.\n")?;
             return Ok(ExitCode::SUCCESS);
         } else {
             let installation = if journal.complete {
@@ -155,7 +155,14 @@ async fn install(
         output::print("\nNothing was changed (--dry-run).\n")?;
         return Ok(ExitCode::SUCCESS);
     }
-    let outside = OutsideNames::look_up(root, config, &machine).await;
+    if let Err(error) = system::forget_hosts(root) {
+        output::print(&format!(
+            "\nNote: nscd answers programs from its cache and cannot be told to forget host names \
+             ({error}): the tests may see old entries. Run `sudo nscd --invalidate=hosts` and \
+             this command again.\n"
+        ))?;
+    }
+    let outside = OutsideNames::look_up(root, config, &machine, Duration::ZERO).await;
     let server_steps = server.steps.len();
     let mut journal = Journal::new(
         purpose(command, &server.settings),
@@ -184,7 +191,7 @@ async fn install(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Plans that the line in resolv.conf is put back each time, if the user wants that.
+/// Plans that `svcdns keep` restores the `nameserver` line, if the user wants that.
 ///
 /// Returns the line, for the journal.
 fn plan_keep(
@@ -207,8 +214,9 @@ fn plan_keep(
         plan.steps.extend(system::plan_unit(root, KEEP_UNIT, &system::keep_unit(&program))?);
     } else {
         plan.notes.push(
-            "there is no systemd to keep the line in /etc/resolv.conf: let the service manager of \
-             this machine run `svcdns keep` as root, and restart it when it exits"
+            "there is no systemd to restore the nameserver line in /etc/resolv.conf: let the \
+             service manager of this machine run `svcdns keep` as root, and restart it when it \
+             exits"
                 .to_owned(),
         );
     }
@@ -238,7 +246,7 @@ async fn apply(
     test_lookups(root, location, config).await?;
     if wish.search {
         // This name can be found only through the search list.
-        if let Err(error) = retry(|| system::look_up(root, "ns")).await {
+        if let Err(error) = retry(|| system::look_up_afresh(root, "ns")).await {
             output::print(&format!("Note: names without the zone are not found yet: {error}\n"))?;
         }
     }
@@ -302,7 +310,7 @@ async fn test_lookups(
         let name = own_name(zone)?.to_string();
         let name = name.trim_end_matches('.');
         retry(|| {
-            let found = system::look_up(root, name)?;
+            let found = system::look_up_afresh(root, name)?;
             let ours = found.iter().all(|address| own.contains(address));
             if ours {
                 return Ok(());

@@ -66,7 +66,7 @@ impl ServerRequirements<'_> {
     /// Finds a running server with these settings, or plans a new one.
     ///
     /// # Errors
-    /// If a running server that svcdns does not manage has other settings, or none could run.
+    /// If a running server that svcdns does not manage has other settings, or no server can run.
     pub(super) async fn arrange(&self) -> anyhow::Result<ArrangedServer> {
         let running = running(self.location).await?;
         let mut own_addresses: &[SocketAddr] = &[];
@@ -377,7 +377,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_loopback_address_is_preferred() {
+    fn a_loopback_address_is_preferred_as_name_server() {
         let addresses = |texts: &[&str]| {
             texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<SocketAddr>>()
         };
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn sections_of_registries_are_written_as_sections() {
+    fn registry_sections_stay_sections_in_the_written_configuration() {
         let written = "ttl = \"9s\"\n\n[etcd]\nusername = \"u\"\n\n\
             [registry.main]\nurl = \"etcd://a,b\"\npassword-file = \"/etc/svcdns/it's\"\n\
             heads = [\"x\", \"y\"]\n\n\
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn configurations_are_equal_if_all_registries_are() {
+    fn configurations_are_equal_if_their_registries_are() {
         let main = "[registry.main]\nurl = 'file:///x'\n";
         let (first, _) = reload(main, &[]);
         for (text, same) in [
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn files_and_variables_the_service_cannot_read_are_refused() {
+    fn secrets_and_directories_the_service_cannot_read_are_refused() {
         let login = "username = 'u'\n";
         let main = format!("[registry.main]\nurl = 'etcd://a'\n{login}");
         let refused = |text: &str, environment: &[(&str, &str)]| {
@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn the_serve_command_has_all_flags() {
+    fn the_suggested_serve_command_contains_every_flag() {
         let flags =
             Flags::default().with("registry", "file:///var/lib/a b").with("listen", "127.0.0.1:53");
         let line = serve_command(Some(Path::new("/etc/x.toml")), &flags);

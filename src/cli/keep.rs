@@ -1,4 +1,4 @@
-//! `svcdns keep`: puts the line of `install --keep` back when another program removes it.
+//! `svcdns keep`: restores the `nameserver` line that another program removes.
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
@@ -17,7 +17,7 @@ use crate::name::Name;
 use crate::path_watch::{ChangeSignal, PathWatches};
 use crate::resolv_conf::RESOLV_CONF;
 use crate::system::{
-    self, JOURNAL_FOLDER, JournalError, LineCheck, RemovedLine, RestoreError, Root,
+    self, JOURNAL_FOLDER, JournalError, LineCheck, LostLine, RemovedLine, RestoreError, Root,
 };
 
 /// The messages that are logged.
@@ -29,7 +29,7 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// Longest time between two readings if no change is reported.
 const POLL_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Pause before another attempt while something else must happen first.
+/// Pause before another attempt if a precondition is not met yet.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Longest wait for a writer that has left the file empty or incomplete.
@@ -49,20 +49,22 @@ pub(super) async fn run() -> anyhow::Result<ExitCode> {
     tokio::select! {
         () = stop.cancelled() => {}
         () = Keeper::new(&root).run() => {
-            info!("nothing is installed any more: stopped");
+            info!("svcdns is no longer installed: stopped");
         }
     }
     ending.abort();
     Ok(ExitCode::SUCCESS)
 }
 
-/// Keeps the line until nothing is installed any more.
+/// Maintains the `nameserver` line until svcdns is no longer installed.
 struct Keeper<'a> {
     root: &'a Root,
     restorations: AttemptPace,
     errors: AttemptPace,
-    /// Since when the file has been empty or incomplete.
+    /// Time since which the file has been empty or incomplete.
     unfinished_since: Option<Instant>,
+    /// The end of the pause before the line is put back.
+    pause_end: Option<Instant>,
     /// The last warning, which is not repeated.
     last_warning: String,
 }
@@ -74,6 +76,7 @@ impl<'a> Keeper<'a> {
             restorations: AttemptPace::default(),
             errors: AttemptPace::default(),
             unfinished_since: None,
+            pause_end: None,
             last_warning: String::new(),
         }
     }
@@ -90,6 +93,7 @@ impl<'a> Keeper<'a> {
                 Ok(LineCheck::Changing) => RETRY_PAUSE,
                 Ok(LineCheck::InEffect) => {
                     self.unfinished_since = None;
+                    self.pause_end = None;
                     self.last_warning.clear();
                     POLL_INTERVAL
                 }
@@ -103,37 +107,27 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// Puts the line back; returns the time until the next reading if nothing changes.
+    /// Restores the line; returns the time until the next reading if nothing changes.
     async fn restore(&mut self, removed: RemovedLine) -> Duration {
         let RemovedLine { line, lost, unfinished, .. } = removed;
-        if unfinished {
-            let since = *self.unfinished_since.get_or_insert_with(Instant::now);
-            if since.elapsed() < UNFINISHED_WAIT {
-                return RETRY_PAUSE;
-            }
+        if let Some(wait) = self.writer_wait(unfinished) {
+            return wait;
         }
-        self.unfinished_since = None;
+        if let Some(wait) = self.restoration_wait(&lost) {
+            return wait;
+        }
         if !responds(line.server).await {
             self.warn(format!(
-                "another program has rewritten resolv.conf: {lost}. The line is not put back \
-                 while svcdns does not respond at {}",
+                "another program has rewritten resolv.conf: {lost}. The nameserver line is not \
+                 restored while svcdns does not respond at {}",
                 line.server
             ));
             return RETRY_PAUSE;
         }
-        let pause = self.restorations.pause(Instant::now());
-        if let Some(times) = self.restorations.fight() {
-            warn!(
-                "another program rewrites resolv.conf each time svcdns puts its line back ({times} \
-                 times in a row): {lost}. The line is put back again in {}. Turn the rewriting off \
-                 in the other program, or run `sudo svcdns uninstall`",
-                humantime::format_duration(pause)
-            );
-        }
-        tokio::time::sleep(pause).await;
-        match system::restore_line(self.root) {
+        match system::restore_line(self.root, unfinished) {
             Ok(true) => {
                 self.restorations.record(Instant::now());
+                (self.unfinished_since, self.pause_end) = (None, None);
                 let servers: Vec<String> = lost
                     .servers
                     .iter()
@@ -142,13 +136,51 @@ impl<'a> Keeper<'a> {
                     .collect();
                 info!(
                     upstreams = servers.join(" "),
-                    "another program had rewritten resolv.conf ({lost}): the line is put back"
+                    "another program had rewritten resolv.conf ({lost}): the nameserver line is \
+                     restored"
                 );
                 POLL_INTERVAL
             }
             Ok(false) => RETRY_PAUSE,
             Err(error) => self.report(&error).await,
         }
+    }
+
+    /// Returns the time until the next reading if the writer may not have finished.
+    fn writer_wait(&mut self, unfinished: bool) -> Option<Duration> {
+        if !unfinished {
+            self.unfinished_since = None;
+            return None;
+        }
+        let since = *self.unfinished_since.get_or_insert_with(Instant::now);
+        (since.elapsed() < UNFINISHED_WAIT).then_some(RETRY_PAUSE)
+    }
+
+    /// Returns the rest of the pause before the line is put back, if there is one.
+    ///
+    /// The file is read again during and after the pause, because it may change further.
+    fn restoration_wait(&mut self, lost: &LostLine) -> Option<Duration> {
+        let now = Instant::now();
+        let end = match self.pause_end {
+            Some(end) => end,
+            None => now + self.begin_pause(now, lost),
+        };
+        self.pause_end = Some(end);
+        (now < end).then(|| end - now)
+    }
+
+    /// Returns the pause before the line is put back, and logs why there is one.
+    fn begin_pause(&mut self, now: Instant, lost: &LostLine) -> Duration {
+        let pause = self.restorations.pause(now);
+        if let Some(times) = self.restorations.fight() {
+            warn!(
+                "another program rewrites resolv.conf each time svcdns restores its nameserver \
+                 line ({times} times in a row): {lost}. The next repair follows in {}. Turn the \
+                 rewriting off in the other program, or run `sudo svcdns uninstall`",
+                humantime::format_duration(pause)
+            );
+        }
+        pause
     }
 
     /// Logs an error and pauses; returns the time until the next reading if nothing changes.
@@ -161,7 +193,7 @@ impl<'a> Keeper<'a> {
         ) {
             return RETRY_PAUSE;
         }
-        self.warn(format!("the line in resolv.conf cannot be put back now: {error}"));
+        self.warn(format!("cannot restore the nameserver line in resolv.conf now: {error}"));
         let now = Instant::now();
         // The next reading is never later than without a change.
         let pause = self.errors.pause(now).min(POLL_INTERVAL);
@@ -185,9 +217,9 @@ async fn responds(server: IpAddr) -> bool {
     resolve::query(SocketAddr::new(server, 53), &name, RecordType::A).await.is_ok()
 }
 
-/// Pauses between attempts, longer each time while they follow one another.
+/// Pauses between attempts, which double while attempts follow each other closely.
 ///
-/// An attempt puts the line back, which another program soon removes; or it ends with an error.
+/// An attempt restores the line, which another program soon removes; or it ends with an error.
 #[derive(Debug, Default)]
 struct AttemptPace {
     /// The number of attempts in a row.
@@ -200,7 +232,7 @@ impl AttemptPace {
     const MIN_PAUSE: Duration = Duration::from_secs(1);
     /// The longest pause.
     const MAX_PAUSE: Duration = Duration::from_secs(300);
-    /// The time after an attempt from which the next one is no longer in a row with it.
+    /// Time without an attempt after which the next one counts as the first again.
     ///
     /// Other programs have then accepted the line.
     const ACCEPTED_AFTER: Duration = Duration::from_secs(60);
@@ -222,7 +254,7 @@ impl AttemptPace {
         self.last = Some(now);
     }
 
-    /// Returns how often the line was removed in a row, if that is a fight.
+    /// Returns how often the line was removed in a row, if two programs compete.
     fn fight(&self) -> Option<u32> {
         (self.in_a_row >= 2).then_some(self.in_a_row)
     }
@@ -233,7 +265,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_lasting_error_slows_down() {
+    async fn retries_slow_down_while_an_error_lasts() {
         let root = Root::at("/nonexistent");
         let mut keeper = Keeper::new(&root);
         let error = || {
@@ -259,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_while_two_programs_fight() {
+    fn pauses_double_while_two_programs_overwrite_each_other() {
         let mut pace = AttemptPace::default();
         let mut now = Instant::now();
         let mut pauses = Vec::new();

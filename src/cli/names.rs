@@ -9,8 +9,8 @@ use crate::wire::{rtype, type_number};
 
 /// Completes a name given on the command line.
 ///
-/// An address becomes its reverse name. A name with a final dot, in a served zone or below `arpa`
-/// is complete. Any other name is in the first zone.
+/// An address becomes its reverse name. A name with a trailing dot, in a served zone or below
+/// `arpa` is complete. Any other name is placed in the first zone.
 pub(super) fn complete(text: &str, zones: &Zones) -> anyhow::Result<Name> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(reverse_name(address));
@@ -51,14 +51,14 @@ pub(super) fn rtype(text: Option<&str>, name: &Name) -> anyhow::Result<u16> {
     }
 }
 
-/// Returns a hint if a completed name may have been meant as one outside the zones.
+/// Returns a hint if a name may have been meant as one outside the zones.
 ///
-/// The completed name is one that does not exist.
+/// `completed` is the name in a zone, which does not exist.
 pub(super) fn hint(text: &str, completed: &str) -> Option<String> {
     let was_completed = completed.len() > text.len() + 1
         && completed.to_ascii_lowercase().starts_with(&text.to_ascii_lowercase());
     (was_completed && text.contains('.'))
-        .then(|| format!("for the name outside the served zones, add a final dot: {text}."))
+        .then(|| format!("for the name outside the served zones, add a trailing dot: {text}."))
 }
 
 /// Formats the error `no service helo; did you mean hello?`.
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn completed_names_that_may_be_outside_the_zones_get_a_hint() {
+    fn names_that_may_be_outside_the_zones_get_a_hint_when_completed() {
         assert!(
             hint("www.example.com", "www.example.com.svc.")
                 .is_some_and(|hint| hint.ends_with("www.example.com."))

@@ -18,7 +18,7 @@ use crate::wire::rcode_name;
 /// Names that every name server of the Internet finds, of three operators.
 const PUBLIC_NAMES: [&str; 3] = ["a.root-servers.net", "www.iana.org", "www.ietf.org"];
 
-/// Limit for the names that are tried; the machine's own come first.
+/// Limit on the names that are tried; the machine's own come first.
 const MAX_TRIED_NAMES: usize = 8;
 
 /// Pause between two lookups of a name.
@@ -34,33 +34,44 @@ pub(super) struct OutsideNames {
 }
 
 impl OutsideNames {
-    /// Looks up several names once: hosts of registries, search domains, and public names.
-    pub(super) async fn look_up(root: &Root, config: &Config, machine: &Machine) -> Self {
+    /// Looks up several names: hosts of registries, search domains, and public names.
+    ///
+    /// Each of them once, and until `patience` is over if none is found.
+    pub(super) async fn look_up(
+        root: &Root,
+        config: &Config,
+        machine: &Machine,
+        patience: Duration,
+    ) -> Self {
         let tried = candidates(root, config, machine);
-        let mut found: Vec<String> = look_up_each(root, &tried, Duration::ZERO)
-            .await
-            .into_iter()
-            .filter_map(|(name, result)| result.is_ok().then_some(name))
-            .collect();
-        found.sort_by_key(|name| tried.iter().position(|tried| tried == name));
+        let mut found = found_of(root, &tried, Duration::ZERO).await;
+        if found.is_empty() && !patience.is_zero() {
+            found = found_of(root, &tried, patience).await;
+        }
         Self { tried, found }
     }
 
-    /// Returns a note for an installation that is not new, if no name was found.
-    pub(super) fn note(&self) -> Option<String> {
-        self.found.is_empty().then(|| {
-            format!(
-                "none of these names outside the zones resolves (is this machine without a \
-                 network?): {}",
-                self.tried.join(", ")
-            )
-        })
-    }
-
-    /// Looks up the names that were found again, for this long at most.
+    /// Checks an installation that is not new: at least one name must be found.
     ///
     /// # Errors
-    /// If one is not found; the error says how it was looked up, and what the server responds.
+    /// If none is found.
+    pub(super) fn check_any(&self) -> anyhow::Result<()> {
+        if self.found.is_empty() {
+            bail!(
+                "already installed, and nothing was changed. The names of svcdns resolve, but none \
+                 of these names outside its zones does: {}. If this machine has a network, check \
+                 that the upstreams of svcdns answer (`upstream`, `svcdns doctor`), or restore the \
+                 former name servers with `sudo svcdns uninstall`",
+                self.tried.join(", ")
+            );
+        }
+        Ok(())
+    }
+
+    /// Repeats the lookups of the names that were found, for at most this long.
+    ///
+    /// # Errors
+    /// If a name is not found; the error contains the lookup and the server's response.
     pub(super) async fn check(
         &self,
         root: &Root,
@@ -103,7 +114,7 @@ impl fmt::Display for OutsideNames {
 
 /// Returns the names to try, the machine's own first.
 ///
-/// Without names of /etc/hosts, which are found without a name server.
+/// Names in /etc/hosts are left out: they are found without a name server.
 fn candidates(root: &Root, config: &Config, machine: &Machine) -> Vec<String> {
     let hosts_file = root.text("/etc/hosts").unwrap_or_default().to_ascii_lowercase();
     let in_hosts_file = |name: &str| hosts_file.split_ascii_whitespace().any(|word| word == name);
@@ -127,6 +138,14 @@ fn candidates(root: &Root, config: &Config, machine: &Machine) -> Vec<String> {
     candidates
 }
 
+/// Looks up names, and returns those that have addresses, in the same order.
+async fn found_of(root: &Root, names: &[String], patience: Duration) -> Vec<String> {
+    let results = look_up_each(root, names, patience).await;
+    let is_found =
+        |name: &&String| results.iter().any(|(other, result)| other == *name && result.is_ok());
+    names.iter().filter(is_found).cloned().collect()
+}
+
 /// Looks up names at the same time, each until it is found or `patience` is over.
 async fn look_up_each(
     root: &Root,
@@ -140,7 +159,7 @@ async fn look_up_each(
         lookups.spawn_blocking(move || {
             let start = Instant::now();
             loop {
-                match system::look_up(&root, &name) {
+                match system::look_up_afresh(&root, &name) {
                     Err(_) if start.elapsed() < patience => thread::sleep(LOOKUP_PAUSE),
                     result => return (name, result.map(drop)),
                 }

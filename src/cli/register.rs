@@ -110,7 +110,7 @@ fn parse_registration(command: &RegisterArgs, config: &Config) -> anyhow::Result
     Ok(registration)
 }
 
-/// Keeps the registration in one registry until `stop`, and reports every change.
+/// Maintains the registration in one registry until `stop`; reports every change.
 async fn keep_registered(
     registry: NamedSource,
     registrant: Registrant,

@@ -59,7 +59,7 @@ fn format_status(status: &ServerStatus) -> String {
         let _ = writeln!(
             text,
             "programs bypass svcdns, because another program has rewritten resolv.conf: {problem}; \
-             `sudo svcdns install` puts the line back"
+             `sudo svcdns install` restores the nameserver line"
         );
     }
     for registry in &status.registries {
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_of_one_are_singular() {
+    fn a_count_of_one_has_a_singular_noun() {
         assert_eq!(
             format_registry(&registry(1)),
             "etcd  etcd://10.0.0.1:2379\n  \
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_has_counts_of_upstreams_and_cache() {
+    fn the_status_shows_counts_for_upstreams_and_the_cache() {
         let upstream = UpstreamView {
             upstream: "192.0.2.1".to_owned(),
             round_trip: Some(1_250),

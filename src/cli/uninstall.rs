@@ -42,9 +42,9 @@ pub(super) fn run(command: &UninstallArgs) -> anyhow::Result<ExitCode> {
 /// Output if there is nothing to undo.
 const NOTHING_INSTALLED: &str = "Nothing is installed.\n";
 
-/// Loads the journal; without one, makes and saves a journal of leftovers, if there are any.
+/// Loads the journal, or creates and saves one of leftovers if there are any.
 ///
-/// Call it under the lock.
+/// The caller must hold the lock.
 pub(super) fn load(root: &Root) -> anyhow::Result<Option<Journal>> {
     if let Some(journal) = Journal::load(root)? {
         return Ok(Some(journal));
@@ -103,7 +103,7 @@ pub(super) fn remove(root: &Root, journal: &Journal) -> anyhow::Result<()> {
 /// If a step cannot be undone; the other steps are undone, and the journal remains.
 pub(super) fn undo(root: &Root, journal: &Journal) -> anyhow::Result<()> {
     undo_steps(root, journal)?;
-    // Such as our lines in a copy that replaced the file which the journal records.
+    // For example, our lines may be in a copy that has replaced the recorded file.
     if let Some(found) = leftovers(root)? {
         undo_steps(root, &found.journal)?;
     }

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_directory_of_systemd_is_used() {
+    fn the_first_of_several_directories_from_systemd_is_used() {
         for user in [0, 7] {
             let several = [
                 ("RUNTIME_DIRECTORY", "/run/a:/run/b"),
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_look_in_the_given_directory_alone_or_in_roots_last() {
+    fn commands_search_only_the_given_directory_or_by_default_roots_last() {
         assert_eq!(
             runtime_directories(Some(Path::new("/x"))),
             [named(Path::new("/x"), RUNTIME_FLAG)]

@@ -5,11 +5,11 @@ use super::key::{Key, keys};
 keys! { GENERAL:
     LISTEN = "" "listen" List "ADDR:PORT" "addresses with port" r#"["127.0.0.1:5300"]"#
         "Listen on these addresses, over UDP and TCP; non-loopback addresses require `allow`. \
-         `0.0.0.0` and `[::]` mean every address of the machine, including later ones.";
+         `0.0.0.0` and `[::]` mean every address of the machine, including addresses added later.";
     ALLOW = "" "allow" List "CIDR" "networks, such as `10.0.0.0/8`" "[]"
         "Accept queries from these networks, in addition to loopback; other clients get REFUSED.";
     REGISTRY = "" "registry" List "URL" "`etcd://host:port[,host:port]`, `consul://host:port[,host:port]`, `file:///dir`" "[]"
-        => "GoFrame's `gsvc` in the temp directory, while root or the server's user owns it"
+        => "GoFrame's `gsvc` in the temp directory, if root or the server's user owns it"
         "Follow these registries. To give a registry its own settings, such as a user, replace \
          this list with one section `[registry.NAME]` per registry in the file.";
     ZONE = "" "zone" List "NAME" "domain names" r#"["svc"]"#
@@ -25,9 +25,8 @@ keys! { GENERAL:
     VERSION_FALLBACK = "" "version-fallback" Bool "BOOL" "" "true"
         "Answer with all versions of a service if it has no instance of version `latest`.";
     ANSWERS = "" "answers" TextOrNumber "all|fit|N" "`all`, `fit` or 1 to 65535" r#""all""#
-        "Limit the records in an answer to N, or to what fits in the response. If records are left \
-         out, `all` sets TC and `fit` does not. `1` spreads the load of clients that sort \
-         addresses.";
+        "Records per answer. `all`: all that fit; sets TC if some do not. `fit`: all that fit, \
+         without TC. N: at most N. `1` spreads the load of clients that sort addresses.";
     TTL = "" "ttl" Duration "DURATION" "whole seconds, up to 1day" r#""5s""#
         "TTL of positive answers.";
     NEGATIVE_TTL = "" "negative-ttl" Duration "DURATION" "whole seconds, up to 1day" r#""1s""#
@@ -44,9 +43,9 @@ keys! { GENERAL:
     MAX_KEYS = "" "max-keys" Number "N" "keys, 1 to 268435455" "2000000"
         "Limit on keys per registry; further ones are rejected.";
     TCP_CONNECTIONS = "" "tcp-connections" Number "N" "connections, 1 to 65535" "4096"
-        "Limit on open connections over TCP, TLS and QUIC together. At the limit, a new connection \
-         replaces one that is idle or stalled. svcdns lowers the limit to half of its file \
-         descriptors.";
+        "Limit on open connections over TCP, TLS and QUIC together, and at most half of the \
+         open-file limit (RLIMIT_NOFILE). At the limit, a new connection replaces one that is idle \
+         or stalled.";
     TCP_CONNECTIONS_PER_SOURCE = "" "tcp-connections-per-source" Number "N"
         "connections, 1 to 65535" "1024"
         "Limit on open connections of one client address.";
@@ -65,10 +64,11 @@ keys! { GENERAL:
          servers, followed as they change. `off` (alone): refuse such names. `DOMAIN=ADDR`: an \
          upstream for one domain; if only such entries exist, other names use `system`.";
     UPSTREAM_ORDER = "" "upstream-order" Text "ORDER" "`strict` or `fastest`" r#""""#
-        => "`strict` for a resolv.conf and `DOMAIN=` entries, else `fastest`"
+        => "`strict` for `DOMAIN=` entries and a resolv.conf without `options rotate`, else \
+            `fastest`"
         "Order in which upstreams are queried. `strict`: as listed; a later upstream is queried \
          once every earlier one has failed, is dead, or has been silent for 400 ms. `fastest`: \
-         shortest round-trip time first, as `options rotate` in a resolv.conf also requests.";
+         shortest round-trip time first.";
     UPSTREAM_CA_FILE = "" "upstream-ca-file" Text "FILE" "PEM file" r#""""#
         => "the system's trust store"
         "Trust these CA certificates for upstreams over TLS and HTTPS.";

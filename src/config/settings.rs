@@ -91,7 +91,7 @@ mod tests {
     use crate::config::Flags;
 
     #[test]
-    fn the_catalog_gets_the_removal_grace_of_each_registry() {
+    fn each_registry_can_have_its_own_removal_grace() {
         let flags = Flags::default().with("registry", "etcd://a").with("registry", "file:///b");
         let mut config = Config::load(Some(Path::new("/dev/null")), [], &flags).unwrap();
         config.registries[1].removal_grace = Duration::ZERO;

@@ -235,7 +235,7 @@ fn any_tls_key_turns_tls_on() {
 }
 
 #[test]
-fn every_kind_of_registry_has_a_section_and_is_documented() {
+fn every_registry_kind_has_a_section_and_is_documented() {
     for kind in registry::KINDS {
         let name = kind.name;
         assert!(kind.keys.iter().all(|key| key.section == name), "{name}");

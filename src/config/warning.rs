@@ -2,7 +2,6 @@
 //! that share a member.
 
 use std::fmt;
-use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -10,6 +9,7 @@ use super::error::Origin;
 use super::keys;
 use super::layers::{Layers, RawValue};
 use super::registry::{ConfiguredRegistry, shared_member};
+use crate::regular_file;
 
 /// Mode bit that lets every user read a file.
 const OTHERS_READ: u32 = 0o004;
@@ -91,15 +91,8 @@ impl ConfigWarning {
 /// Checks a file with a secret; the error is the reason for a warning.
 fn check_file(path: &Path) -> Result<(), String> {
     let shown = path.display();
-    let metadata = fs::metadata(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
-    if metadata.is_dir() {
-        return Err(format!("cannot read {shown}: it is a directory"));
-    }
-    // Opening a pipe would wait for its writer.
-    if !metadata.is_file() {
-        return Ok(());
-    }
-    File::open(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
+    let metadata = regular_file::open(path).and_then(|file| file.metadata());
+    let metadata = metadata.map_err(|error| format!("cannot read {shown}: {error}"))?;
     let mode = metadata.permissions().mode() & 0o7777;
     if mode & OTHERS_READ != 0 {
         return Err(format!(

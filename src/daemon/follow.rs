@@ -34,13 +34,13 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// Follows all registries of a configuration and publishes their services.
 ///
 /// One thread with its own runtime calls [`Self::start`] and [`Self::next`], and does all the work.
-/// So no other thread has to be woken between the receipt of a change and its publication, and all
+/// No other thread has to be woken between the receipt of a change and its publication, and all
 /// data comes from one arena of the allocator. Long tasks therefore yield to the others.
 #[derive(Debug)]
 pub struct RegistryPipeline {
     pending: Vec<PendingRegistry>,
     publisher: Publisher,
-    inlet: mpsc::Receiver<Update>,
+    updates: mpsc::Receiver<Update>,
     commands: Vec<mpsc::Sender<RegistryCommand>>,
     /// Receives the host names to look up, if forwarding is on.
     hosts: Option<Arc<HostRequests>>,
@@ -63,7 +63,7 @@ pub struct PipelineHandles {
     /// The states of the registries, in the order of the configuration.
     pub states: Vec<Arc<RegistryState>>,
     /// Sends updates from sources other than the registries.
-    pub inlet: mpsc::Sender<Update>,
+    pub updates: mpsc::Sender<Update>,
 }
 
 impl RegistryPipeline {
@@ -78,7 +78,7 @@ impl RegistryPipeline {
         let mut settings = config.answer(listen);
         settings.forwarding &= hosts.is_some();
         let (publisher, answerer) = Publisher::new(config.catalog(), settings, Instant::now());
-        let (sender, inlet) = mpsc::channel(MAX_WAITING_UPDATES);
+        let (sender, updates) = mpsc::channel(MAX_WAITING_UPDATES);
         let (mut pending, mut commands, mut states) = (Vec::new(), Vec::new(), Vec::new());
         for (NamedSource { name, source, removal_grace }, registry) in
             config.registries.iter().cloned().zip(RegistryId::first(MAX_REGISTRIES))
@@ -90,11 +90,11 @@ impl RegistryPipeline {
             commands.push(sender_of_commands);
             states.push(state);
         }
-        let pipeline = Self { pending, publisher, inlet, commands, hosts, wake: None };
-        (pipeline, PipelineHandles { answerer, states, inlet: sender })
+        let pipeline = Self { pending, publisher, updates, commands, hosts, wake: None };
+        (pipeline, PipelineHandles { answerer, states, updates: sender })
     }
 
-    /// Starts to follow all registries until `stop`, in tasks of the current runtime.
+    /// Starts tasks of the current runtime that follow all registries until `stop`.
     pub fn start(&mut self, tracker: &TaskTracker, stop: &CancellationToken) {
         for PendingRegistry { source, feed, commands } in self.pending.drain(..) {
             tracker.spawn(keep_following(source, feed, commands, stop.clone()));
@@ -109,15 +109,15 @@ impl RegistryPipeline {
         let wake = self.wake;
         let deadline = wake.unwrap_or_else(Instant::now).into();
         let first = tokio::select! {
-            update = self.inlet.recv() => Some(update?),
+            update = self.updates.recv() => Some(update?),
             () = tokio::time::sleep_until(deadline), if wake.is_some() => None,
         };
         let start = Instant::now();
-        let Self { publisher, inlet, .. } = self;
+        let Self { publisher, updates, .. } = self;
         let mut taken = 0;
         let waiting = std::iter::from_fn(|| {
             let update =
-                (taken < MAX_CHANGES_PER_PUBLICATION).then(|| inlet.try_recv().ok()).flatten()?;
+                (taken < MAX_CHANGES_PER_PUBLICATION).then(|| updates.try_recv().ok()).flatten()?;
             taken += update.len();
             Some(update)
         });
@@ -142,7 +142,7 @@ impl RegistryPipeline {
     }
 }
 
-/// Follows a registry until `stop`; starts its follower again after a panic.
+/// Follows a registry until `stop`; restarts its follower after a panic.
 async fn keep_following(
     registry: impl Registry + Clone,
     feed: Feed,
@@ -229,8 +229,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn removals_found_after_a_panic_are_held() {
-        let (sender, mut inlet) = mpsc::channel(MAX_WAITING_UPDATES);
+    async fn keys_missing_after_a_follower_panics_are_held() {
+        let (sender, mut updates) = mpsc::channel(MAX_WAITING_UPDATES);
         let (_commands, received) = mpsc::channel(MAX_WAITING_COMMANDS);
         let feed = Feed::new(
             RegistryId::FIRST,
@@ -249,7 +249,7 @@ mod tests {
         let now = Instant::now();
         let mut lists = Vec::new();
         while lists.len() < 2 {
-            let update = inlet.recv().await.unwrap();
+            let update = updates.recv().await.unwrap();
             let Update::Registry(RegistryId::FIRST, changes) = &update else {
                 panic!("{update:?}")
             };

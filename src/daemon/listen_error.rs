@@ -53,7 +53,7 @@ mod tests {
     use std::net::UdpSocket;
 
     #[test]
-    fn a_taken_port_is_reported_with_the_process_that_has_it() {
+    fn a_port_in_use_is_reported_with_its_process() {
         // No other test uses this address, so the TCP port of the same number is free.
         let udp = UdpSocket::bind("127.77.9.1:0").unwrap();
         let address = udp.local_addr().unwrap();

@@ -1,4 +1,4 @@
-//! Notices when another program removes the line of svcdns from `/etc/resolv.conf`.
+//! Detects that another program has removed svcdns's line from `/etc/resolv.conf`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ const CONFIRMATION: Duration = Duration::from_secs(1);
 /// Longest time between two readings if no change is reported.
 const POLL_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Follows `/etc/resolv.conf` until `stop`, and reports and logs whether it names this server.
+/// Reports and logs whether `/etc/resolv.conf` lists this server first, until `stop`.
 pub(super) async fn follow_line(
     context: Arc<AdminContext>,
     own: Vec<SocketAddr>,

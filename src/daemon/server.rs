@@ -62,7 +62,7 @@ impl Server {
         log: &Log,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
-        // Before the server and the forwarder divide the descriptors.
+        // The limit is raised before the server and the forwarder divide the descriptors.
         descriptors::raise_limit();
         // Check the length of the path before anything is created.
         admin::socket_path(&config.runtime_directory().path)?;
@@ -84,10 +84,10 @@ impl Server {
         let forwarder =
             upstream.map(|settings| Arc::new(Forwarder::start(settings, &tracker, &stop)));
         let requests = forwarder.is_some().then(Arc::<HostRequests>::default);
-        let (pipeline, PipelineHandles { answerer, states, inlet }) =
+        let (pipeline, PipelineHandles { answerer, states, updates }) =
             RegistryPipeline::new(config, &addresses, requests.clone());
         if let Some((forwarder, requests)) = forwarder.clone().zip(requests) {
-            tracker.spawn(look_up_hosts(forwarder, requests, inlet, stop.clone()));
+            tracker.spawn(look_up_hosts(forwarder, requests, updates, stop.clone()));
         }
         let info = ServerInfo {
             listen: addresses.clone(),
@@ -160,18 +160,18 @@ impl Server {
     }
 }
 
-/// Looks up the requested host names until `stop`.
+/// Looks up the requested host names until `stop` is cancelled.
 async fn look_up_hosts(
     forwarder: Arc<Forwarder>,
     requests: Arc<HostRequests>,
-    inlet: mpsc::Sender<Update>,
+    updates: mpsc::Sender<Update>,
     stop: CancellationToken,
 ) {
     let lookup = |host: Box<str>| {
         let forwarder = Arc::clone(&forwarder);
         async move { forwarder.addresses(&Name::from_text(&host).map_err(|_| LookupFailed)?).await }
     };
-    follow_hosts(&requests, lookup, inlet, stop).await;
+    follow_hosts(&requests, lookup, updates, stop).await;
 }
 
 /// Opens the TCP listener of the HTTP interface; the server also runs without it.

@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn adding_returns_the_count_of_the_own_stripe() {
+    fn adding_returns_the_count_of_the_calling_threads_stripe() {
         // No other thread uses this counter.
         let counter = Counter::default();
         assert_eq!([counter.increment(), counter.add(2), counter.increment()], [1, 3, 4]);
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn stripes_have_cache_lines_of_their_own() {
+    fn stripes_share_no_cache_line() {
         assert_eq!((align_of::<Stripe>(), size_of::<Counter>()), (128, STRIPES * 128));
     }
 }

@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn zone_suffixes_are_removed_and_ranked() {
+    fn the_zone_suffix_is_removed_and_decides_the_rank_of_a_base() {
         assert_eq!(base("hello.svc", &["svc"]), Ok(("hello".to_owned(), 0)));
         assert_eq!(base("hello", &["svc"]), Ok(("hello".to_owned(), 1)));
         assert_eq!(base("Hello.SVC", &["svc"]), Ok(("hello".to_owned(), 0)));
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn every_dns_name_has_a_base() {
+    fn every_valid_dns_name_has_a_base() {
         for name in ["www.google.com", "localhost", "10-0-0-1", "1", "-", "a_b.c-d", "ns.a", "a.ns"]
         {
             assert_eq!(base(name, &["svc"]), Ok((name.to_owned(), 1)));
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn names_without_selectors_have_only_a_rest() {
+    fn without_selectors_the_whole_name_remains() {
         assert_eq!(parse_to_text("hello").as_deref(), Some("| hello"));
         assert_eq!(
             parse_to_text("v1.2.0.hello.prod.eu").as_deref(),
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_selector_values_are_unsatisfiable() {
+    fn selectors_with_impossible_values_match_nothing() {
         let labels: [&[u8]; 3] = [b"v1.2", b"_version", b"hello"];
         let parsed = parse_labels(&labels).unwrap();
         assert!(parsed.selectors[0].unsatisfiable);
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn rfc_2782_labels_are_leftmost() {
+    fn rfc_2782_labels_are_valid_only_as_the_leftmost_labels() {
         assert_eq!(parse_to_text("_http._tcp.hello").as_deref(), Some("tcp=http | hello"));
         assert_eq!(
             parse_to_text("_8080._tcp.hello.prod").as_deref(),
@@ -513,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn names_above_a_chain_are_non_terminals() {
+    fn partial_selector_chains_are_empty_non_terminals() {
         assert_eq!(parse_to_text("_tcp.hello").as_deref(), Some("| hello non_terminal"));
         assert_eq!(parse_to_text("_env.hello").as_deref(), Some("| hello non_terminal"));
         assert_eq!(
@@ -564,7 +564,7 @@ mod tests {
     }
 
     #[test]
-    fn larger_scopes_come_after_the_base_alone() {
+    fn names_are_read_as_a_base_alone_before_namespace_and_deployment() {
         assert_eq!(interpret_to_text("hello", 9), ["//hello//"]);
         assert_eq!(
             interpret_to_text("hello.prod", 9),
@@ -586,7 +586,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_and_instances_come_before_the_base() {
+    fn version_and_instance_labels_precede_the_base() {
         assert_eq!(
             interpret_to_text("v1.2.0.hello", 1),
             ["/v1.2.0/hello//", "/v1.2/0/hello/", "/v1/2/0/hello"]
@@ -609,7 +609,7 @@ mod tests {
     }
 
     #[test]
-    fn longer_bases_come_first_after_a_version() {
+    fn after_a_version_label_the_longest_base_is_tried_first() {
         let prefixed: Vec<String> = interpret_to_text("v1.a.b.c", 9)
             .into_iter()
             .filter(|line| line.starts_with("/v1"))
@@ -678,7 +678,7 @@ mod tests {
     }
 
     #[test]
-    fn names_above_a_valid_name_are_valid(owned in any_labels()) {
+    fn ancestors_of_a_valid_name_are_valid(owned in any_labels()) {
         let labels: Vec<&[u8]> = owned.iter().map(Vec::as_slice).collect();
         if parse_labels(&labels).is_some() {
             for cut in 1..labels.len() {
@@ -713,7 +713,7 @@ mod tests {
     }
 
     #[test]
-    fn the_base_of_a_base_is_itself(
+    fn a_base_is_its_own_base(
         registered in prop_oneof![
             any::<String>(),
             "[a-cA-C_.-]{0,9}(\\.svc|\\.b)?",

@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn wire_form_is_read_in_lower_case_with_its_length() {
+    fn from_wire_lowercases_and_returns_the_encoded_length() {
         let (read, length) = Name::from_wire(b"\x05HeLLo\x03SVC\x00rest").unwrap();
         assert_eq!(length, 11);
         assert_eq!(read.as_wire(), b"\x05hello\x03svc\x00");
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_compared_with_ancestors_by_labels() {
+    fn ends_with_compares_whole_labels() {
         assert!(name("hello.svc").ends_with(&name("svc")));
         assert!(name("svc").ends_with(&name("SVC.")));
         assert!(name("svc").ends_with(&Name::ROOT));

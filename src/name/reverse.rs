@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn shorter_reverse_names_are_networks() {
+    fn partial_reverse_names_denote_networks() {
         let range = |text: &str| {
             let found = network(text)?;
             let addresses = found.addresses();
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbourhoods_are_networks_of_fixed_size() {
+    fn the_neighbourhood_of_an_address_is_its_24_or_64_network() {
         for (text, first, last) in [
             ("5.0.9.10.in-addr.arpa", "10.9.0.0", "10.9.0.255"),
             ("x.5.0.9.10.in-addr.arpa", "10.9.0.0", "10.9.0.255"),
@@ -337,7 +337,7 @@ mod tests {
         }
 
         #[test]
-        fn an_address_is_in_the_network_of_every_name_above_it(
+        fn an_address_is_in_the_network_of_every_ancestor_of_its_name(
             address in any_address(),
             labels in 0_usize..32,
         ) {

@@ -57,8 +57,8 @@ pub enum RegistryCommand {
     /// Check which of these leases no longer exist.
     ///
     /// The reply is a [`Change::LeasesChecked`] on the feed. No reply comes if the store cannot be
-    /// reached; the catalog then asks again. A registry that cannot look up its leases replies
-    /// that all are gone, one without leases ignores the command.
+    /// reached; the catalog then asks again. A registry that cannot look up its leases replies that
+    /// all are gone; one without leases ignores the command.
     CheckLeases(Vec<i64>),
 }
 
@@ -113,7 +113,7 @@ pub struct RegistryState {
     pub name: RegistryName,
     /// The URL as configured, without secrets.
     pub url: String,
-    /// Holding time of a mass removal, for messages.
+    /// Time for which a mass removal is held, for messages.
     pub removal_grace: Duration,
     report: Mutex<RegistryReport>,
 }

@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_default_route_network_allows_one_family_only() {
+    fn a_network_with_prefix_length_0_allows_only_its_address_family() {
         let access = access(&["0.0.0.0/0"]);
         assert!(allows(&access, "203.0.113.9"));
         assert!(!allows(&access, "2001:db8::1"));

@@ -1,8 +1,9 @@
 //! Limits open connections, and closes waiting ones to make room for new clients.
 //!
-//! A new client is served while any connection of its source, or of all if the server is full, is
-//! idle or stalled. `connection_table` has the order in which they are closed. The client is
-//! rejected if there is none: a query in progress protects its connection while the client reads.
+//! A new client is served as long as some connection is idle or stalled: one of its own source, or
+//! any one if the server is full. `connection_table` defines the order in which they are closed. If
+//! there is none, the client is rejected: a query in progress protects its connection while the
+//! client reads.
 
 use std::net::IpAddr;
 use std::pin::pin;
@@ -23,7 +24,7 @@ use super::connection_table::{
 };
 use super::{Counters, Limits, StreamKind};
 
-/// Activity within this time of the last does not change the order of eviction.
+/// Minimum interval between updates of a connection's place in the eviction order.
 ///
 /// A busy connection therefore seldom takes the lock.
 const REORDER_INTERVAL_MS: u64 = 100;
@@ -124,7 +125,7 @@ impl Admission {
         }))
     }
 
-    /// Returns whether evicted connections still have to close.
+    /// Returns whether evicted connections are still open.
     pub(super) fn has_evicted(&self) -> bool {
         self.open.load(Ordering::Relaxed) > self.lock().len()
     }
@@ -139,7 +140,7 @@ impl Admission {
 
     /// Evicts overdue connections while more than half of the limit is used, until `stop`.
     ///
-    /// The deadlines of connections that waited before are shortened too, at the cost of one task.
+    /// This also shortens the deadlines of connections that already wait, with one task for all.
     pub(super) async fn shorten_deadlines(self: Arc<Self>, stop: CancellationToken) {
         let shorten = async {
             loop {
@@ -278,8 +279,7 @@ impl ConnectionPermit {
 
     /// Awaits room for a response of `bytes` bytes in the client's buffer.
     ///
-    /// Meanwhile, the connection is stalled, and the response counts towards the memory of all that
-    /// is unread.
+    /// Meanwhile, the connection is stalled, and the response counts as unread in the memory limit.
     pub(super) async fn await_room<F: Future>(
         self: &Arc<Self>,
         bytes: usize,
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn the_total_limit_covers_all_sources() {
+    fn the_total_limit_applies_to_all_sources_together() {
         let admission = admission(4);
         let held: Vec<_> = (0..9)
             .filter_map(|host| admission.admit_busy(&format!("10.0.0.{host}"), false))
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_shared_by_all_kinds_of_connections() {
+    fn connections_of_all_kinds_share_the_limits() {
         let admission = admission(4);
         let source: IpAddr = "10.0.0.1".parse().unwrap();
         let admit = |kind| {
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn an_evicted_connection_is_told_and_frees_its_permit_once() {
+    fn an_evicted_connection_is_closed_and_frees_its_permit_once() {
         let admission = admission(100);
         let first = admission.admit_from("10.0.0.1", false).unwrap();
         let second = admission.admit_from("10.0.0.1", false).unwrap();
@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn deadlines_shorten_while_more_than_half_of_the_limit_is_used() {
+    async fn timeouts_shorten_above_half_of_the_limit_until_connections_close() {
         let limits = Limits {
             connections: 10,
             idle_timeout: Duration::from_secs(10),

@@ -54,7 +54,7 @@ impl RawAddress for SockaddrIn6 {
 pub(super) struct Batch<A> {
     receiving: MultiHeaders<A>,
     sending: MultiHeaders<A>,
-    /// Datagram buffers, one after the other; pages take memory once written.
+    /// Datagram buffers, one after the other; a page takes memory once it is written.
     requests: Box<[u8]>,
     /// Length and source of each received datagram.
     received: Vec<(usize, SocketAddr)>,
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn silent_and_unsendable_responses_do_not_affect_others() {
+    fn silent_and_unsendable_responses_do_not_affect_other_responses() {
         let (server, client) = pair("127.0.0.1:0");
         for query in ["first", "silent", "long", "last"] {
             client.send_to(query.as_bytes(), server.local_addr().unwrap()).unwrap();

@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_free_port_is_the_same_for_udp_and_tcp() {
+    fn port_0_selects_one_port_for_udp_and_tcp() {
         let bound = bind(&listening(&["127.0.0.1:0", "[::1]:0", "[::ffff:127.0.0.1]:0"])).unwrap();
         assert_eq!(bound.addresses().len(), 3);
         assert!(bound.addresses().iter().filter(|address| address.is_ipv4()).count() == 2);
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repeated_address_is_bound_once() {
+    fn an_address_listed_twice_is_bound_once() {
         // No other test uses this loopback address, so the port stays free.
         let port = bind(&listening(&["127.77.4.1:0"])).unwrap().addresses()[0].port();
         let address = format!("127.77.4.1:{port}");
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn no_other_program_can_share_a_port() {
+    fn no_other_program_can_bind_a_port_of_the_server() {
         let shares = |address: SocketAddr| {
             let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).unwrap();
             socket.set_reuse_port(true).unwrap();
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn exposed_addresses_are_not_bound() {
+    fn reachable_addresses_are_not_bound_without_an_access_rule() {
         assert!(matches!(
             bind(&listening(&["0.0.0.0:0"])),
             Err(BindError::Settings(SettingsError::Exposed { .. }))

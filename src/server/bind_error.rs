@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn low_ports_without_permission_come_with_advice() {
+    fn binding_a_low_port_without_permission_gives_advice() {
         let address = "127.0.0.1:53".parse().unwrap();
         let message = BindError::explain(
             Transport::Tcp,

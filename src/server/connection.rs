@@ -128,8 +128,8 @@ impl<R: Respond> StreamConnection<'_, R> {
             return reason;
         }
         let drain_limit = if reason == CloseReason::Evicted {
-            // Another connection has this one's place: send what is ready soon, if the client reads
-            // it. A query that was read just before the eviction may be in progress.
+            // A new connection takes the place of this one. Send the responses that are ready soon,
+            // if the client reads them: a query read just before the eviction may be in progress.
             if self.permit.is_blocked() { Duration::ZERO } else { CLOSE_STEP_TIMEOUT }
         } else {
             let limits = &self.context.limits;

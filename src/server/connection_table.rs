@@ -1,14 +1,14 @@
 //! The open connections, and the order in which they are closed to make room.
 //!
-//! A connection can be evicted while it is idle, or while it is stalled, which means that it waits
-//! for the client in the middle of an exchange. A query in progress protects its connection, unless
-//! the client does not read: the response could not be sent.
+//! A connection can be evicted while it is idle or stalled; a stalled connection waits for its
+//! client in the middle of an exchange. A query in progress protects its connection, unless the
+//! client does not read: the response could not be sent.
 //!
-//! The source with the most connections gives up one first, so that a flood from one source costs
-//! the other sources nothing while the flood's own connections wait. Within a source, the one that
-//! has been idle longest goes first, then the one that has been stalled longest (RFC 7766 section
-//! 6.2.3). A connection that has been idle for less than a second is kept while another has been
-//! stalled for longer: its client has only just connected, and its query is on the way.
+//! The source with the most connections gives up one first, so that a flood from one source evicts
+//! no other connections while its own ones wait. Within a source, the one that has been idle
+//! longest goes first, then the one that has been stalled longest (RFC 7766 section 6.2.3). A
+//! connection that has been idle for less than a second is kept while another has been stalled for
+//! longer: its client has only just connected, and its query is on the way.
 //!
 //! A source that keeps all its connections busy loses none: the next largest source does.
 //!
@@ -46,12 +46,13 @@ pub(super) enum ConnectionWait {
     Stalled,
 }
 
-/// What a connection is used for, as far as it decides over its eviction.
+/// What a connection is used for; determines whether it can be evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConnectionUse {
     /// The responder works on a query.
     Query,
-    /// The client owes the rest of a handshake or message, or an acknowledgement.
+    /// The server waits for the rest of a handshake or message, or for room for one response of
+    /// several.
     Remainder,
     /// The client does not read, so no response can be sent whatever the responder does.
     FullBuffer,
@@ -198,7 +199,7 @@ impl ConnectionTable {
         self.connections.contains_key(&id)
     }
 
-    /// Adds a connection, and evicts another one where a limit requires it.
+    /// Adds a connection, and evicts another one if a limit requires it.
     ///
     /// # Errors
     /// If a limit is reached and no connection can be evicted.
@@ -213,7 +214,7 @@ impl ConnectionTable {
         let evicted = if self.count(source) >= limits.source {
             Some(self.first_of(source, now).ok_or(NoRoom)?)
         } else if self.len() >= limits.total {
-            // A client without access must not cost one with access its connection.
+            // A client without access must not evict a connection of a client with access.
             let first = match source {
                 ConnectionSource::Address(_) => self.first(now),
                 ConnectionSource::WithoutAccess => self.first_of(source, now),

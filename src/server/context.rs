@@ -135,7 +135,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_panicking_loop_is_restarted() {
+    async fn a_listener_loop_is_restarted_after_a_panic() {
         let context = context(Limits::default());
         let starts = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&starts);

@@ -120,7 +120,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn deadlines_shrink_once_half_of_the_connections_are_open() {
+    fn timeouts_shrink_linearly_above_half_of_the_connection_limit() {
         let limits = Limits { connections: 1000, ..Limits::default() };
         let millis = [0, 500, 501, 750, 900, 999, 1000, 1100]
             .map(|open| limits.shortened(10 * SECOND, open, SECOND).as_millis());
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn few_descriptors_shrink_all_limits_in_proportion() {
+    fn a_low_descriptor_limit_lowers_all_connection_limits_in_proportion() {
         let numbers = |descriptors| {
             let limits = Limits::default().within(descriptors);
             [

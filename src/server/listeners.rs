@@ -106,7 +106,7 @@ impl<R: Respond> PlainListeners<R> {
         Ok(())
     }
 
-    /// Follows the machine's addresses for each of `wildcards` until the server stops.
+    /// Keeps a listener on every machine address that `wildcards` cover, until the server stops.
     pub(super) async fn follow_addresses(&mut self, wildcards: &[SocketAddr]) {
         let stop = self.context.stop.clone();
         if wildcards.is_empty() {

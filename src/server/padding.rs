@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn padding_follows_the_query_and_fills_a_block() {
+    fn responses_to_padded_queries_are_padded_to_a_whole_block() {
         let (plain, padded) =
             (message(0x0100, b"\0\x0A\0\x01x"), message(0x0100, b"\0\x0A\0\x01x\0\x0C\0\0"));
         assert!(

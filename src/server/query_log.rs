@@ -69,7 +69,8 @@ fn name_and_type(request: &[u8]) -> (String, String) {
 
 /// Returns a name in wire form in presentation form (RFC 1035 section 5.1).
 ///
-/// The result has no final dot. Unprintable bytes are escaped, so that no terminal interprets them.
+/// The result has no trailing dot. Unprintable bytes are escaped, so that no terminal interprets
+/// them.
 fn name_text(wire: &[u8]) -> String {
     let (mut text, mut rest) = (String::new(), wire);
     while let [length @ (1..), after @ ..] = rest {

@@ -315,24 +315,35 @@ impl<R: Respond> QuicListener<R> {
             );
             return Ok(());
         };
-        let written = async {
-            stream
-                .0
-                .write_all(&[&length.to_be_bytes(), response.as_slice()].concat())
-                .await
-                .ok()?;
-            stream.0.finish().ok()?;
-            self.counters().responses.increment();
-            // Wait for the acknowledgement: closing the connection discards unacknowledged data.
-            stream.0.stopped().await.ok()
-        };
-        let written = timeout(self.context.limits.write_timeout, written);
-        // Unlike over TCP, a stream that is not read does not delay the others.
-        let blocks = ConnectionUse::Remainder;
-        if connection.await_room(response.len(), blocks, written).await.is_err() {
+        response.splice(0..0, length.to_be_bytes());
+        let arrived = self.send(&mut stream.0, &response, &connection);
+        if timeout(self.context.limits.write_timeout, arrived).await.is_err() {
             self.counters().write_timeouts.increment();
         }
         Ok(())
+    }
+
+    /// Writes a framed response, and waits until the client has acknowledged all of it.
+    ///
+    /// Returns `None` if the client does not want it, or the connection has ended.
+    async fn send(
+        &self,
+        stream: &mut SendStream,
+        response: &[u8],
+        connection: &Arc<ConnectionPermit>,
+    ) -> Option<()> {
+        // Unlike over TCP, a stream that is not read does not delay the others.
+        let blocks = ConnectionUse::Remainder;
+        let written = stream.write_all(response);
+        connection.await_room(response.len(), blocks, written).await.ok()?;
+        stream.finish().ok()?;
+        self.counters().responses.increment();
+        // The client is owed nothing now, as over TCP once the kernel has the response. With its
+        // queries in a steady stream, some acknowledgement is always on the way.
+        connection.touch();
+        // The response is in memory until it is acknowledged, because it may have to be sent again.
+        let _unacknowledged = connection.hold(response.len());
+        stream.stopped().await.ok().map(drop)
     }
 
     /// Returns the response to a query, once it is available.

@@ -11,8 +11,8 @@ use super::{Access, CertificateFiles, Limits};
 pub struct Settings {
     /// Addresses for plain DNS; each gets UDP and TCP. Port 0 picks a free port.
     ///
-    /// An unspecified address (`0.0.0.0`, `::`) means every address of the machine. The server
-    /// follows addresses as interfaces gain and lose them.
+    /// An unspecified address (`0.0.0.0`, `::`) means every address of the machine. The server adds
+    /// and removes listeners as these addresses change.
     pub listen: Vec<SocketAddr>,
     /// Addresses for DNS over TLS and DNS over QUIC.
     pub encrypted: EncryptedSettings,
@@ -20,7 +20,7 @@ pub struct Settings {
     pub allow: Vec<IpNet>,
     /// Whether loopback has access without an entry in `allow`; `true` by default.
     pub allow_loopback: bool,
-    /// Each thread logs one query of this many; 0 turns the query log off.
+    /// Each thread logs one of this many queries; 0 turns the query log off.
     ///
     /// The log then contains client addresses and query names.
     pub log_queries: u32,
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_exposure_error_suggests_a_rule() {
+    fn the_error_for_a_reachable_address_suggests_an_access_rule() {
         let message = listening(&["192.0.2.2:53"], &[]).check().unwrap_err().to_string();
         assert!(
             message.contains("192.0.2.2:53") && message.contains("--allow 192.0.2.0/24"),

@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_sink_no_query_is_wanted() {
+    fn without_a_sink_no_query_is_recorded() {
         let tap = Tap::default();
         assert!(!tap.wants());
         assert_eq!(tap.receive(), None);

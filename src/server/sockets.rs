@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn further_addresses_get_one_worker_beyond_the_total() {
+    fn addresses_beyond_the_worker_limit_get_one_worker_each() {
         let threads =
             |wanted: usize| (0..20).fold(0, |running, _| running + worker_count(running, wanted));
         assert_eq!([0, 1, 4].map(threads), [20, 20, MAX_UDP_THREADS + 12]);

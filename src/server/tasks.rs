@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 ///
 /// Switching between the two modes costs several system calls.
 const IDLE_BATCHES_BEFORE_BLOCKING: u32 = 8;
-/// Lifetime from which on a task counts as long-lived; longer than any query.
+/// Minimum lifetime of a long-lived task; longer than any query takes.
 ///
 /// For example, readers of idle upstream connections are long-lived tasks.
 const OBSERVATION_WINDOW: Duration = Duration::from_secs(5);
@@ -87,7 +87,7 @@ mod tests {
     use tokio::task::{spawn_local, yield_now};
 
     #[test]
-    fn the_worker_blocks_once_only_long_lived_tasks_remain() {
+    fn the_worker_blocks_on_the_socket_once_only_long_lived_tasks_remain() {
         let runtime = Builder::new_current_thread().build_local(LocalOptions::default()).unwrap();
         let mut tasks = WorkerTasks::new(&runtime);
         let start = tasks.window_start;

@@ -54,7 +54,7 @@ impl<R: Respond> StreamListener<R> {
                     backoff.reset();
                     self.admit(stream, source);
                     if self.context.admission.has_evicted() {
-                        // Usually lets the evicted connection close before the next accept, which
+                        // Usually, the evicted connection then closes before the next accept, which
                         // keeps descriptors free. If they run out all the same, accepting pauses.
                         tokio::task::yield_now().await;
                     }
@@ -118,7 +118,7 @@ impl<R: Respond> StreamListener<R> {
         allowed: bool,
         permit: Arc<ConnectionPermit>,
     ) {
-        // More exact than the listener's address, which may be a wildcard.
+        // The connection's address is more exact than the listener's, which may be a wildcard.
         let destination = stream.local_addr().unwrap_or(self.address);
         let connection = StreamConnection {
             kind: self.kind(),
@@ -127,7 +127,8 @@ impl<R: Respond> StreamListener<R> {
             context: &self.context,
             permit: &permit,
         };
-        // Boxed each: an idle connection takes no memory for the handshake of the other kind.
+        // Each is boxed, so that an idle connection takes no memory for the handshake of the other
+        // kind.
         match &self.tls {
             None => Box::pin(connection.serve(stream, allowed)).await,
             Some(tls) => Box::pin(Self::serve_encrypted(connection, tls, stream)).await,

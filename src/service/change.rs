@@ -5,8 +5,9 @@ use super::{Registration, Rejected};
 /// An event of a registry, sent in order through one channel.
 ///
 /// A list consists of `ListBegin`, any number of `Put`s and `ListEnd`. Keys in its scope that the
-/// list does not name are removed, subject to the removal grace. Outside a list, `Put` and `Delete`
-/// are single events.
+/// list does not name are removed, subject to the removal grace. In a routine list, those were
+/// removed on purpose; a list of one service names the keys that expired in `Delete`s. Outside a
+/// list, `Put` and `Delete` are single events.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// A complete list of the scope begins, and with it a new epoch.
@@ -30,7 +31,7 @@ pub enum Change {
     },
     /// A key was added or changed, or the list in progress has it.
     Put(Put),
-    /// A key was deleted.
+    /// A key was deleted, or the list in progress tells that it expired.
     Delete {
         /// The key as in its `Put`.
         key: Box<str>,
@@ -62,11 +63,12 @@ impl Change {
 /// The keys that a list covers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListScope {
-    /// Every key of the registry.
+    /// Every key of the registry. Costs the catalog O(all keys).
     Registry,
-    /// The keys of one registered name, as the store spells it.
+    /// The keys of one registered name, as the store spells it. Costs O(keys of the service).
     ///
     /// Their texts begin with [`key_prefix`] of the name, and the accepted ones register it.
+    /// Outside lists, only keys of names that were listed are put.
     Service(Box<str>),
 }
 
@@ -112,6 +114,9 @@ pub enum Removal {
     ///
     /// Explicit if the key had no lease. Otherwise it may be part of a mass expiry: the catalog
     /// then asks whether the lease still exists, and holds the key until it knows.
+    ///
+    /// In a list of one service, the key expired, with or without a lease: the store still has it,
+    /// and its session has ended or its check has failed.
     Unknown,
 }
 

@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn registry_ids_are_bounded_by_the_bits_of_a_set() {
+    fn the_number_of_registry_ids_is_limited_to_the_bits_of_a_set() {
         assert_eq!(RegistryId::new(0), Some(RegistryId::FIRST));
         assert_eq!(RegistryId::new(15).map(RegistryId::index), Some(15));
         assert_eq!((RegistryId::new(16), RegistryId::new(256)), (None, None));

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-/// Longest run of a command; it is killed after that.
+/// Maximum run time of a command, after which it is killed.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Maximum wait for the output of a command that has exited.
@@ -63,7 +63,8 @@ pub(super) fn run_within(words: &[String], timeout: Duration) -> Result<String, 
     let mut command = Command::new(program);
     command.args(arguments).env("LC_ALL", "C");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // A group of its own, so that a timeout also ends the programs that the command has started.
+    // The command has a process group of its own, so that a timeout also ends the programs that it
+    // has started.
     command.process_group(0);
     let mut child =
         command.spawn().map_err(|error| failed(RunError::NotStarted(error.to_string())))?;

@@ -1,6 +1,6 @@
-//! The steps of an installation, which a journal records: each is made once, and can be undone.
+//! The steps of an installation, which a journal records; each can be undone.
 //!
-//! A step has the state before it and after it, but not whether it was made: the undo compares both
+//! A step records the state before and after it, but not whether it was made: undo compares both
 //! with the current state.
 
 use std::fs::{self, DirBuilder, Permissions};
@@ -80,7 +80,7 @@ impl InstallStep {
             Self::Folder(path) => {
                 let folder = root.path(path);
                 DirBuilder::new().mode(0o755).create(&folder).map_err(at(path))?;
-                // The umask may forbid other users to read the files in it.
+                // The umask may keep other users from reading the files in it.
                 fs::set_permissions(&folder, Permissions::from_mode(0o755)).map_err(at(path))?;
                 path_state::sync_folder(folder.parent().unwrap_or_else(|| Path::new("/")))
                     .map_err(at(path))
@@ -134,8 +134,8 @@ impl CommandStep {
 impl FileStep {
     /// Returns whether the file has the content of this step.
     ///
-    /// That may be a part of it, after an interrupted write in place. A file that cannot be read
-    /// counts as written.
+    /// After an interrupted write in place, it may have only a part of that content. A file that
+    /// cannot be read counts as written.
     pub(super) fn is_made(&self, root: &Root) -> bool {
         let Ok(now) = PathState::read(&root.path(&self.path)) else { return true };
         let is_partly_made = || {

@@ -64,7 +64,7 @@ impl Integration {
 
     /// Returns whether svcdns must listen on port 53.
     ///
-    /// resolv.conf cannot name a port, nor can systemd-resolved before version 247.
+    /// resolv.conf cannot specify a port, nor can systemd-resolved before version 247.
     pub fn needs_port_53(self, machine: &Machine) -> bool {
         match self {
             Self::Delegate | Self::Dnsmasq => false,
@@ -82,7 +82,7 @@ impl Integration {
 
     /// Returns whether svcdns becomes the machine's only name server.
     ///
-    /// With `resolvconf` it always does: a record with a loopback address hides all others.
+    /// With `resolvconf`, it always does: a record with a loopback address hides all others.
     pub fn takes_all(self, keep_others: bool) -> bool {
         match self {
             Self::Delegate | Self::Link | Self::Dnsmasq => false,

@@ -15,7 +15,7 @@ use super::journal_error::{JOURNAL, JournalError, at};
 use super::journal_folder::{self, FORMER_JOURNAL};
 use super::path_state::{FileState, PathState};
 use super::resolv_conf_edit::KeptLine;
-use super::{Root, unit};
+use super::{Root, nscd, unit};
 
 /// The version of the journal's format; a journal with another one is not read.
 const JOURNAL_FORMAT: u32 = 1;
@@ -32,10 +32,10 @@ pub struct Journal {
     pub steps: Vec<InstallStep>,
     /// Whether all steps were done and the final lookup succeeded.
     pub complete: bool,
-    /// The line in resolv.conf that is put back when another program removes it, if any.
+    /// The `nameserver` line to restore when another program removes it, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<KeptLine>,
-    /// Whether an older version wrote it, in another place.
+    /// Whether an older version wrote the journal, at another path.
     #[serde(skip)]
     former: bool,
 }
@@ -111,7 +111,7 @@ impl Journal {
         journal_folder::clear_former_folder(root)
     }
 
-    /// Removes the state directory of the server that this installation added, if any.
+    /// Removes the server's state directory if this installation added the server.
     ///
     /// Returns a message if the directory is kept because other files are in it.
     ///
@@ -148,7 +148,11 @@ impl Journal {
     /// # Errors
     /// If a step fails; the steps after it are not done.
     pub fn apply(&self, root: &Root, steps: Range<usize>) -> Result<(), JournalError> {
-        self.steps.get(steps).unwrap_or_default().iter().try_for_each(|step| step.apply(root))
+        let mut steps = self.steps.get(steps).unwrap_or_default().iter();
+        let applied = steps.try_for_each(|step| step.apply(root));
+        // Programs would get the addresses of before. The steps are complete without it.
+        let _ = nscd::forget_hosts(root);
+        applied
     }
 
     /// Returns whether all files have the content that this journal gave them.
@@ -169,6 +173,8 @@ impl Journal {
                 Err(error) => report.failures.push(error.to_string()),
             }
         }
+        // Programs would get the addresses of before.
+        let _ = nscd::forget_hosts(root);
         report
     }
 }
@@ -306,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_format_of_installed_machines_is_kept() {
+    fn journals_of_installed_machines_remain_readable() {
         let text = include_str!("../../tests/former/install.json");
         let journal: Journal = serde_json::from_str(text).unwrap();
         let expected: serde_json::Value = serde_json::from_str(text).unwrap();
@@ -314,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_edits_are_kept() {
+    fn edits_by_others_are_kept() {
         let (_folder, root) = machine();
         let _lock = InstallLock::take(&root).unwrap();
         let journal = journal(&root);
@@ -353,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_an_earlier_installation_are_not_restored() {
+    fn undo_does_not_restore_lines_of_an_earlier_installation() {
         let (_folder, root) = machine();
         let conf = root.path("/etc/resolv.conf");
         let original = fs::read(&conf).unwrap();
@@ -393,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lock_is_exclusive_and_other_formats_are_rejected() {
+    fn the_lock_is_exclusive_and_unknown_journal_formats_are_rejected() {
         let (_folder, root) = machine();
         let lock = InstallLock::take(&root).unwrap();
         assert!(matches!(InstallLock::take(&root), Err(JournalError::Locked(_))));

@@ -10,7 +10,7 @@ use super::port_owner::PortOwner;
 /// The path of the journal.
 pub(super) const JOURNAL: &str = "/var/lib/svcdns-install/install.json";
 
-/// A path through which another user than root can change a file of root's.
+/// A path through which a user other than root can change one of root's files.
 #[derive(Debug)]
 pub struct UnsafePath {
     /// The file itself, or a directory or link on the way to it.
@@ -49,7 +49,7 @@ pub enum JournalError {
         listed(.0)
     )]
     Locked(Vec<PortOwner>),
-    /// Another user than root may have written the journal.
+    /// A user other than root may have written the journal.
     #[error(
         "{path} tells root what to restore, and is not trusted because {cause}. Nothing was \
          changed. Copy {path} to a directory that only root can write to, and read the copy. If \
@@ -63,7 +63,7 @@ pub enum JournalError {
         /// The path that the other user can change.
         cause: UnsafePath,
     },
-    /// Another user than root could write the journal.
+    /// A user other than root could write the journal.
     #[error(
         "a journal in {JOURNAL} could not be trusted later because {0}. Nothing was changed. \
          Make that path root's alone, and run this command again"

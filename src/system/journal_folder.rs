@@ -42,7 +42,7 @@ const FORMER_SAVED_FILES: [&str; 7] = [
 
 /// The lock held while `install` or `uninstall` changes the machine.
 ///
-/// If the process is killed, the lock ends with the last command that it has started.
+/// If the process is killed, the lock lasts until the last command that it started has ended.
 #[derive(Debug)]
 pub struct InstallLock {
     folder: PathBuf,
@@ -54,7 +54,7 @@ impl InstallLock {
     /// Creates the journal's directory and takes the lock.
     ///
     /// # Errors
-    /// If another process has the lock, or the directory cannot be created, or another user than
+    /// If another process has the lock, or the directory cannot be created, or a user other than
     /// root can write to it.
     pub fn take(root: &Root) -> Result<Self, JournalError> {
         let (name, folder) = (Path::new(JOURNAL_FOLDER), root.path(JOURNAL_FOLDER));
@@ -68,15 +68,15 @@ impl InstallLock {
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 opened => opened.map_err(at(name))?,
             };
-            // The umask may forbid it, but the server, as another user, reads
-            // `resolv.conf.before` in this directory.
-            // `svcdns keep` watches the directory: an unneeded change of mode would wake it.
+            // The umask may have removed this permission, but the server, as another user, reads
+            // `resolv.conf.before` in this directory. `svcdns keep` watches the directory: an
+            // unneeded change of mode would wake it.
             let mode = file.metadata().map_err(at(name))?.mode() & 0o7777;
             if mode != 0o755 {
                 file.set_permissions(Permissions::from_mode(0o755)).map_err(at(name))?;
             }
-            // Commands inherit the lock: if this process is killed, a command that still runs
-            // keeps others from undoing a step that it has yet to do.
+            // Commands inherit the lock: if this process is killed, a command that still runs keeps
+            // others from undoing a step that it has not completed.
             rustix::io::fcntl_setfd(&file, FdFlags::empty())
                 .map_err(|error| at(name)(error.into()))?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -105,7 +105,7 @@ impl Drop for InstallLock {
     }
 }
 
-/// Finds a path through which another user than root can change a file.
+/// Finds a path through which a user other than root can change a file.
 ///
 /// Root must own the file and every directory and link on the way to it, and no other user may
 /// write to them. A missing file is safe.
@@ -121,7 +121,7 @@ pub(super) fn find_unsafe_path(
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             metadata => metadata.map_err(at(&path))?,
         };
-        // Files of the current user count as safe: another user than root changes nothing, and
+        // Files of the current user count as safe: a user other than root changes nothing, and
         // tests need files of their own.
         if metadata.uid() != 0 && metadata.uid() != nix::unistd::geteuid().as_raw() {
             let reason = format!("belongs to user {}", metadata.uid());
@@ -232,6 +232,19 @@ mod tests {
     }
 
     #[test]
+    fn a_daemon_of_a_command_does_not_keep_the_lock_of_a_completed_installation() {
+        let (_folder, root) = machine(&[]);
+        let lock = InstallLock::take(&root).unwrap();
+        let mut daemon = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        assert!(matches!(InstallLock::take(&root), Err(JournalError::Locked(_))));
+        drop(lock);
+        let taken = InstallLock::take(&root);
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+        assert!(taken.is_ok(), "{taken:?}");
+    }
+
+    #[test]
     fn a_journal_is_trusted_only_if_others_cannot_write_to_its_path() {
         for (journal, places) in [
             (JOURNAL, [JOURNAL_FOLDER, "/var", "/var/lib", "/"]),
@@ -305,14 +318,14 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_of_an_older_version_is_never_up_to_date() {
+    fn a_journal_of_an_older_version_is_outdated() {
         let (_folder, root) = machine(&[ROOT_STATE_DIRECTORY]);
         write(&root, FORMER_JOURNAL, EMPTY);
         assert!(!Journal::load(&root).unwrap().unwrap().is_up_to_date());
     }
 
     #[test]
-    fn files_saved_by_an_older_version_are_moved() {
+    fn files_saved_by_an_older_version_are_moved_to_the_journal_directory() {
         let (_folder, root) = machine(&[JOURNAL_FOLDER, ROOT_STATE_DIRECTORY]);
         write(&root, FORMER_JOURNAL, EMPTY);
         write(&root, "/var/lib/svcdns/.install.json.svcdns-new~", "half");
@@ -335,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn the_state_directory_is_removed_with_the_servers_files_only() {
+    fn the_state_directory_is_removed_only_if_all_files_are_the_servers() {
         let private = &["/var/lib/private", PRIVATE_STATE_DIRECTORY][..];
         for (folders, real) in [
             (private, PRIVATE_STATE_DIRECTORY),
@@ -369,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lock_changes_nothing_in_a_directory_that_exists() {
+    fn taking_the_lock_does_not_modify_an_existing_directory() {
         let (_folder, root) = machine(&[JOURNAL_FOLDER]);
         write(&root, JOURNAL, EMPTY);
         let changed = || {
@@ -385,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn the_directory_is_readable_by_the_server_and_removed_if_empty() {
+    fn the_journal_directory_is_readable_by_the_server_and_removed_if_empty() {
         let (_folder, root) = machine(&[]);
         DirBuilder::new().mode(0o700).create(root.path(JOURNAL_FOLDER)).unwrap();
         let lock = InstallLock::take(&root).unwrap();

@@ -1,4 +1,4 @@
-//! Puts the line of svcdns back into a resolv.conf that another program has rewritten.
+//! Restores svcdns's `nameserver` line in a resolv.conf that was rewritten.
 //!
 //! The result is as if `uninstall` and `install` had run: the file as the other program wrote it is
 //! what `uninstall` restores, and its name servers are the new upstreams. The steps are in the
@@ -10,14 +10,14 @@ use std::path::Path;
 use super::detect::{ResolvConfContent, ResolvConfFile};
 use super::install_step::{FileStep, IfEdited, InstallStep};
 use super::journal::Journal;
-use super::lost_line::LostLine;
+use super::lost_line::{LineLoss, LostLine};
 use super::plan::{self, PlanError};
 use super::resolv_conf_edit::{self, KeptLine, ResolvConfEdit};
 use super::runtime_state;
 use super::{InstallLock, JournalError, Root, RuntimeState};
 use crate::resolv_conf::{Fault, RESOLV_CONF, RESOLV_CONF_BACKUP};
 
-/// What has to be done about the kept line.
+/// State of the `nameserver` line of an installation with `--keep`.
 #[derive(Debug)]
 pub enum LineCheck {
     /// Nothing is installed with `--keep`.
@@ -42,7 +42,7 @@ pub struct RemovedLine {
     file: ResolvConfFile,
 }
 
-/// Reason why the line cannot be put back.
+/// Reason why the `nameserver` line cannot be restored.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     /// The journal cannot be used.
@@ -56,7 +56,7 @@ pub enum RestoreError {
 /// Checks whether the kept line is in effect.
 ///
 /// # Errors
-/// When the journal or the file cannot be read.
+/// If the journal or the file cannot be read.
 pub fn check_line(root: &Root) -> Result<LineCheck, RestoreError> {
     match Journal::load(root)? {
         Some(journal) => check_journal(root, &journal),
@@ -85,24 +85,28 @@ fn check_journal(root: &Root, journal: &Journal) -> Result<LineCheck, RestoreErr
     if resolv_conf_edit::is_in_effect(&conf, &ResolvConfEdit { keep_others: true, ..line.edit() }) {
         return Ok(LineCheck::InEffect);
     }
-    let named_later = conf.name_servers().any(|server| server.address == line.server);
+    let loss = LineLoss::of(&conf, |server| *server == line.server);
     let is_incomplete = conf.faults().last().is_some_and(|(_, fault)| fault == Fault::Incomplete);
     let unfinished = is_incomplete || conf.name_servers().next().is_none();
-    let lost = LostLine::new(&file, named_later);
+    let lost = LostLine::new(&file, loss);
     Ok(LineCheck::Removed(RemovedLine { line, lost, unfinished, file }))
 }
 
-/// Puts the kept line back; returns whether another program had removed it.
+/// Restores the `nameserver` line; returns whether another program had removed it.
 ///
-/// The file's name servers become the upstreams, if it has any.
+/// The file's name servers become the upstreams, if it has any. With `unfinished`, this includes a
+/// file whose writer seems not to have finished; otherwise such a file is left to its writer.
 ///
 /// # Errors
-/// When `install` or `uninstall` runs now, another program changes the file now, or the system
-/// refuses. The journal can be undone in each case.
-pub fn restore_line(root: &Root) -> Result<bool, RestoreError> {
+/// If `install` or `uninstall` is running, another program changes the file at the same time, or
+/// the system refuses. The journal can be undone in each case.
+pub fn restore_line(root: &Root, unfinished: bool) -> Result<bool, RestoreError> {
     let _lock = InstallLock::take(root)?;
     let Some(mut journal) = Journal::load(root)? else { return Ok(false) };
     let LineCheck::Removed(removed) = check_journal(root, &journal)? else { return Ok(false) };
+    if removed.unfinished && !unfinished {
+        return Ok(false);
+    }
     let RemovedLine { line, file, .. } = removed;
     if file.immutable {
         return Err(unusable("is immutable (`chattr +i`), so it is left alone".to_owned()));
@@ -142,7 +146,7 @@ impl Journal {
         start..end
     }
 
-    /// Drops those of these steps that were not made.
+    /// Drops the steps in this range that were not made.
     fn drop_unmade(&mut self, root: &Root, steps: Range<usize>) {
         let is_made = |step: &InstallStep| match step {
             InstallStep::File(file) => file.is_made(root),
@@ -153,10 +157,11 @@ impl Journal {
         self.steps.splice(start..start, made);
     }
 
-    /// Makes one step of several for the same file.
+    /// Merges the steps for one file into one.
     ///
-    /// Of the backup of resolv.conf, the state before the first step is restored. Of resolv.conf
-    /// itself, only the last state before svcdns's line matters: another program wrote it.
+    /// For the backup of resolv.conf, undo restores the state before the first step. For
+    /// resolv.conf itself, undo restores the last state before svcdns's line: another program wrote
+    /// it.
     fn join_rewritten_files(&mut self) {
         let mut joined: Vec<InstallStep> = Vec::with_capacity(self.steps.len());
         for mut step in std::mem::take(&mut self.steps) {
@@ -230,13 +235,13 @@ mod tests {
     }
 
     #[test]
-    fn an_interruption_at_any_step_can_be_undone() {
+    fn a_restoration_interrupted_at_any_step_can_be_undone() {
         let written = "search a.test\nnameserver 192.0.2.2\noptions edns0\n";
         for applied in 0..=3 {
             let (_folder, root) = installed();
             fs::write(root.path(RESOLV_CONF), written).unwrap();
             if applied == 3 {
-                assert!(restore_line(&root).unwrap());
+                assert!(restore_line(&root, true).unwrap());
                 assert!(text(&root, RESOLV_CONF).contains(OURS));
                 assert_eq!(text(&root, RESOLV_CONF_BACKUP), written);
             } else {
@@ -253,32 +258,77 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_does_not_grow_and_undoes_the_last_rewriting() {
+    fn an_unfinished_file_is_left_to_its_writer() {
+        let (_folder, root) = installed();
+        for unfinished in ["", "# Generated by dhclient\n", "nameserver 192.0.2.2\nnames"] {
+            fs::write(root.path(RESOLV_CONF), unfinished).unwrap();
+            assert!(!restore_line(&root, false).unwrap(), "{unfinished:?}");
+            assert_eq!(text(&root, RESOLV_CONF), unfinished);
+        }
+        fs::write(root.path(RESOLV_CONF), "nameserver 192.0.2.2\n").unwrap();
+        assert!(restore_line(&root, false).unwrap());
+        assert!(text(&root, RESOLV_CONF).contains(OURS));
+    }
+
+    #[test]
+    fn a_lost_search_list_is_not_taken_for_a_lost_server() {
+        let (_folder, root) = installed();
+        let mut journal = Journal::load(&root).unwrap().unwrap();
+        journal.keep.as_mut().unwrap().search = vec!["svc".to_owned()];
+        let _lock = InstallLock::take(&root).unwrap();
+        journal.save(&root).unwrap();
+        for (text, lost) in [
+            ("nameserver 127.0.0.1\n", "svcdns, but not its zones as search domains"),
+            ("nameserver 192.0.2.1\n", "192.0.2.1, not svcdns"),
+            (
+                "nameserver 192.0.2.1\nnameserver 127.0.0.1\n",
+                "192.0.2.1, 127.0.0.1 before or beside svcdns",
+            ),
+            ("", "no server"),
+        ] {
+            fs::write(root.path(RESOLV_CONF), text).unwrap();
+            let LineCheck::Removed(removed) = check_line(&root).unwrap() else { panic!() };
+            assert_eq!(removed.lost.to_string(), format!("/etc/resolv.conf names {lost}"));
+        }
+    }
+
+    #[test]
+    fn the_journal_stays_bounded_and_undo_restores_the_last_rewritten_file() {
         let (_folder, root) = installed();
         for last in 2..20 {
             let written = format!("nameserver 192.0.2.{last}\n");
             fs::write(root.path(RESOLV_CONF), &written).unwrap();
-            assert!(restore_line(&root).unwrap());
-            assert!(!restore_line(&root).unwrap());
+            assert!(restore_line(&root, true).unwrap());
+            assert!(!restore_line(&root, true).unwrap());
             assert_eq!(text(&root, RESOLV_CONF_BACKUP), written);
             assert_eq!(Journal::load(&root).unwrap().unwrap().steps.len(), 2);
         }
         // A file that names no server leaves the upstreams as they were.
         fs::write(root.path(RESOLV_CONF), "# none\n").unwrap();
-        assert!(restore_line(&root).unwrap());
+        assert!(restore_line(&root, true).unwrap());
+        assert_eq!(text(&root, RESOLV_CONF_BACKUP), "nameserver 192.0.2.19\n");
+        // So does one that names only svcdns.
+        let mut journal = Journal::load(&root).unwrap().unwrap();
+        journal.keep.as_mut().unwrap().search = vec!["svc".to_owned()];
+        let lock = InstallLock::take(&root).unwrap();
+        journal.save(&root).unwrap();
+        drop(lock);
+        fs::write(root.path(RESOLV_CONF), OURS).unwrap();
+        assert!(restore_line(&root, true).unwrap());
+        assert!(text(&root, RESOLV_CONF).contains("search svc\n"));
         assert_eq!(text(&root, RESOLV_CONF_BACKUP), "nameserver 192.0.2.19\n");
         // A link is replaced, and its target left alone.
         fs::write(root.path("/run/vpn.conf"), "nameserver 192.0.2.7\n").unwrap();
         fs::remove_file(root.path(RESOLV_CONF)).unwrap();
         symlink("../run/vpn.conf", root.path(RESOLV_CONF)).unwrap();
-        assert!(restore_line(&root).unwrap());
+        assert!(restore_line(&root, true).unwrap());
         assert!(text(&root, RESOLV_CONF).contains(OURS));
         assert_undone(&root, "nameserver 192.0.2.7\n");
         assert!(fs::read_link(root.path(RESOLV_CONF)).is_ok());
     }
 
     #[test]
-    fn a_failed_restoration_leaves_the_steps_that_were_made() {
+    fn a_failed_restoration_keeps_the_journal_of_completed_steps() {
         let (_folder, root) = installed();
         let written = "nameserver 192.0.2.2\n";
         fs::write(root.path(RESOLV_CONF), written).unwrap();
@@ -287,7 +337,7 @@ mod tests {
         let obstacle = path_state::temporary_path(&root.path(RESOLV_CONF));
         fs::create_dir(&obstacle).unwrap();
         for _ in 0..3 {
-            let error = restore_line(&root).unwrap_err();
+            let error = restore_line(&root, true).unwrap_err();
             assert!(error.to_string().starts_with("/etc/resolv.conf: "), "{error}");
             assert_eq!(text(&root, RESOLV_CONF), written);
             let now = Journal::load(&root).unwrap().unwrap();
@@ -320,7 +370,7 @@ mod tests {
         loosen("/run/vpn");
         let is_refused = |path: &str| {
             let before = fs::read_link(&conf).unwrap();
-            let error = restore_line(&root).unwrap_err().to_string();
+            let error = restore_line(&root, true).unwrap_err().to_string();
             assert!(error.contains(&format!("because {path} can be written to")), "{error}");
             assert_eq!(fs::read_link(&conf).unwrap(), before);
             assert_eq!(text(&root, "/etc/secret"), secret);
@@ -346,13 +396,13 @@ mod tests {
         fs::write(root.path("/run/vpn/other"), "nameserver 192.0.2.4\n").unwrap();
         link("/run/vpn/conf", "other");
         link(RESOLV_CONF, "../run/vpn/conf");
-        assert!(restore_line(&root).unwrap());
+        assert!(restore_line(&root, true).unwrap());
         assert_eq!(text(&root, "/run/vpn/other"), "nameserver 192.0.2.4\n");
         assert_eq!(text(&root, RESOLV_CONF_BACKUP), "nameserver 192.0.2.4\n");
         // A link into /run is replaced wherever it leads.
         link("/run/conf", "../etc/secret");
         link(RESOLV_CONF, "../run/conf");
-        assert!(restore_line(&root).unwrap());
+        assert!(restore_line(&root, true).unwrap());
         assert!(fs::read_link(&conf).is_err());
         assert_eq!(text(&root, "/etc/secret"), secret);
     }
@@ -376,18 +426,18 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_done_during_an_installation_or_without_one() {
+    fn keep_changes_nothing_during_an_installation_or_without_one() {
         let (_folder, root) = installed();
         fs::write(root.path(RESOLV_CONF), "nameserver 192.0.2.2\n").unwrap();
         let lock = InstallLock::take(&root).unwrap();
-        let error = restore_line(&root).unwrap_err();
+        let error = restore_line(&root, true).unwrap_err();
         assert!(matches!(error, RestoreError::Journal(JournalError::Locked(_))), "{error}");
         drop(lock);
         let mut journal = Journal::load(&root).unwrap().unwrap();
         journal.complete = false;
         journal.save(&root).unwrap();
         assert!(matches!(check_line(&root).unwrap(), LineCheck::Changing));
-        assert!(!restore_line(&root).unwrap());
+        assert!(!restore_line(&root, true).unwrap());
         journal.keep = None;
         journal.save(&root).unwrap();
         assert!(matches!(check_line(&root).unwrap(), LineCheck::NotInstalled));

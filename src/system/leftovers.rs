@@ -1,4 +1,4 @@
-//! What an installation leaves behind if its journal does not lead to it.
+//! What an installation leaves behind that no journal records.
 //!
 //! A program that saved resolv.conf while svcdns was installed may restore it after `uninstall`,
 //! and someone may remove the journal, or restore /etc from a backup. The marks in our own files
@@ -33,7 +33,7 @@ impl Leftovers {
     /// Finds files, lines, links and records of svcdns, whether a journal records them or not.
     ///
     /// # Errors
-    /// When one of the files cannot be read.
+    /// If one of the files cannot be read.
     pub fn find(root: &Root, machine: &Machine) -> Result<Option<Self>, JournalError> {
         let (mut names, mut steps) = (Vec::new(), Vec::new());
         for drop_in in DROP_INS {
@@ -90,7 +90,7 @@ impl fmt::Display for Leftovers {
     }
 }
 
-/// Returns whether a file exists, or might: other users than root cannot see every file.
+/// Returns whether a file exists, or might: only root can see every file.
 fn may_exist(root: &Root, path: &Path) -> bool {
     match fs::metadata(root.path(path)) {
         Ok(_) => true,
@@ -101,7 +101,7 @@ fn may_exist(root: &Root, path: &Path) -> bool {
 /// Returns the step whose undo removes a file of ours; `None` if the file is not ours.
 fn own_file(root: &Root, path: &Path) -> Result<Option<FileStep>, JournalError> {
     let real = root.path(path);
-    // Anything but a file is not ours.
+    // Only a regular file can be ours.
     if !fs::symlink_metadata(&real).is_ok_and(|metadata| metadata.is_file()) {
         return Ok(None);
     }

@@ -5,8 +5,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use super::Root;
 use super::command;
+use super::{Root, nscd};
 
 /// Maximum wait for a lookup; longer than the C library waits for a dead server.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(15);
@@ -32,6 +32,18 @@ pub fn look_up(root: &Root, name: &str) -> Result<Vec<IpAddr>, String> {
         return Err(format!("`{}` found no address", command::shell_quoted(&words)));
     }
     Ok(addresses)
+}
+
+/// Looks up the addresses of a name like [`look_up()`], past what nscd remembers.
+///
+/// Programs find the same from then on. Needs root if nscd is in use; without, or if nscd is not
+/// told for another reason, its entries count.
+///
+/// # Errors
+/// Those of [`look_up()`].
+pub fn look_up_afresh(root: &Root, name: &str) -> Result<Vec<IpAddr>, String> {
+    let _ = nscd::forget_hosts(root);
+    look_up(root, name)
 }
 
 fn look_up_in_process(name: &str) -> Result<Vec<IpAddr>, String> {

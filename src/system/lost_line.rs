@@ -1,4 +1,4 @@
-//! The line of svcdns in `/etc/resolv.conf` after `install`: is it still in effect?
+//! Checks whether svcdns's line in `/etc/resolv.conf` is still in effect.
 //!
 //! DHCP and VPN clients rewrite the file, and programs then bypass svcdns.
 
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use super::detect::{ResolvConfContent, ResolvConfFile};
 use super::{Root, RuntimeState, resolv_conf_edit};
-use crate::resolv_conf::{MAX_NAME_SERVERS, RESOLV_CONF, RESOLV_CONF_BACKUPS};
+use crate::resolv_conf::{MAX_NAME_SERVERS, RESOLV_CONF, RESOLV_CONF_BACKUPS, ResolvConf};
 
 /// Limit for the characters of a comment that is shown.
 const MAX_COMMENT_CHARACTERS: usize = 80;
@@ -19,7 +19,7 @@ const DNS_PORT: u16 = 53;
 /// The state of svcdns's line in `/etc/resolv.conf`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LineState {
-    /// `install` did not change the file, or another server is named in it.
+    /// `install` did not change the file, or added the line of another server.
     NotInstalled,
     /// The file cannot be read.
     Unknown,
@@ -34,19 +34,32 @@ pub enum LineState {
 pub struct LostLine {
     /// The name servers that programs query, in order.
     pub servers: Vec<IpAddr>,
-    /// Whether svcdns is still named, after other name servers.
-    pub named_later: bool,
-    /// The first comment of the file, in which its writer names itself; empty if there is none.
+    /// What programs no longer have from svcdns's lines.
+    pub loss: LineLoss,
+    /// The first comment of the file, often naming its writer; empty if there is none.
     pub comment: String,
     /// The target of the path, if it is a symbolic link.
     pub link: Option<PathBuf>,
 }
 
+/// What programs no longer have from svcdns's lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineLoss {
+    /// The file names no server: programs query 127.0.0.1 (resolv.conf(5)).
+    AllServers,
+    /// svcdns is not among the name servers.
+    Server,
+    /// svcdns is among the name servers, but not the first.
+    FirstPlace,
+    /// svcdns is the first name server, but its zones are not on the search list.
+    Search,
+}
+
 impl LineState {
     /// Reads the file, for a server that listens on `own`.
     ///
-    /// `was_in_effect` tells whether the line of this server was in effect before. Without that,
-    /// the lines of an installation count, unless they name another server.
+    /// `was_in_effect` is whether the line of this server was in effect before. If it was not, the
+    /// lines of an installation count, unless they name another server.
     pub fn read(root: &Root, own: &[SocketAddr], was_in_effect: bool) -> Self {
         if !RESOLV_CONF_BACKUPS.iter().any(|path| root.has(path)) {
             return Self::NotInstalled;
@@ -63,23 +76,38 @@ impl LineState {
         if servers.first().is_some_and(is_own) {
             return Self::InEffect;
         }
-        let named_later = servers.iter().any(is_own);
+        let loss = LineLoss::of(&file.conf(), is_own);
         let listens = own.iter().any(|own| own.port() == DNS_PORT);
         let names_another = resolv_conf_edit::has_our_lines(file.bytes());
-        if was_in_effect || named_later || (listens && !names_another) {
-            Self::Lost(LostLine::new(&file, named_later))
+        let is_named = loss == LineLoss::FirstPlace;
+        if was_in_effect || is_named || (listens && !names_another) {
+            Self::Lost(LostLine::new(&file, loss))
         } else {
             Self::NotInstalled
         }
     }
 }
 
+impl LineLoss {
+    /// Returns what a file lacks in which svcdns's lines are not in effect.
+    pub(super) fn of(conf: &ResolvConf<'_>, is_own: impl Fn(&IpAddr) -> bool) -> Self {
+        if conf.name_servers().next().is_none() {
+            return Self::AllServers;
+        }
+        match conf.effective_servers().iter().position(is_own) {
+            None => Self::Server,
+            Some(0) => Self::Search,
+            Some(_) => Self::FirstPlace,
+        }
+    }
+}
+
 impl LostLine {
-    /// Describes a file in which svcdns is not the first name server.
-    pub(super) fn new(file: &ResolvConfFile, named_later: bool) -> Self {
+    /// Describes a file that lacks the effect of svcdns's lines.
+    pub(super) fn new(file: &ResolvConfFile, loss: LineLoss) -> Self {
         let servers = file.conf().effective_servers().into_iter().take(MAX_NAME_SERVERS);
         let link = file.is_link.then(|| file.target.clone());
-        Self { servers: servers.collect(), named_later, comment: first_comment(file), link }
+        Self { servers: servers.collect(), loss, comment: first_comment(file), link }
     }
 }
 
@@ -95,8 +123,13 @@ impl fmt::Display for LostLine {
             write!(f, " ({})", details.join("; "))?;
         }
         let servers: Vec<String> = self.servers.iter().map(ToString::to_string).collect();
-        let order = if self.named_later { " before or beside svcdns" } else { ", not svcdns" };
-        write!(f, " names {}{order}", servers.join(", "))
+        let servers = servers.join(", ");
+        match self.loss {
+            LineLoss::AllServers => f.write_str(" names no server"),
+            LineLoss::Server => write!(f, " names {servers}, not svcdns"),
+            LineLoss::FirstPlace => write!(f, " names {servers} before or beside svcdns"),
+            LineLoss::Search => f.write_str(" names svcdns, but not its zones as search domains"),
+        }
     }
 }
 
@@ -147,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rewritten_file_is_told_from_one_of_another_server() {
+    fn a_lost_nameserver_line_is_detected_only_for_the_installed_server() {
         let (_folder, root) = machine();
         let conf = root.path(RESOLV_CONF);
         let own: Vec<SocketAddr> = vec!["127.0.0.1:53".parse().unwrap()];
@@ -175,7 +208,7 @@ mod tests {
         // A VPN puts its own server first.
         fs::write(&conf, [b"nameserver 192.0.2.9\n", &*ours()].concat()).unwrap();
         let LineState::Lost(lost) = LineState::read(&root, &own, false) else { panic!() };
-        assert!(lost.named_later, "{lost:?}");
+        assert_eq!(lost.loss, LineLoss::FirstPlace);
 
         // A link to a manager's file.
         fs::write(root.path("/run/x.conf"), "nameserver 192.0.2.9\n").unwrap();

@@ -1,8 +1,8 @@
 //! The machine's own resolver: its detection, and the installation and removal of svcdns.
 //!
 //! [`detect()`] finds the manager of name resolution, [`plan()`] plans the steps of `install`, the
-//! [`Journal`] undoes them, and [`examine`] makes the checks of `doctor`. All files are below a
-//! [`Root`], which tests choose. Only [`enter_namespace`] works on the running machine alone.
+//! [`Journal`] undoes them, and [`examine`] runs the checks of `doctor`. All files are below a
+//! [`Root`], which tests choose. Only [`enter_namespace`] always works on the running machine.
 
 mod command;
 mod detect;
@@ -16,6 +16,7 @@ mod keep;
 mod leftovers;
 mod lookup;
 mod lost_line;
+mod nscd;
 mod nsswitch;
 mod path_state;
 mod plan;
@@ -42,8 +43,9 @@ pub use journal_error::{JournalError, UnsafePath, listed};
 pub use journal_folder::{InstallLock, JOURNAL_FOLDER};
 pub use keep::{LineCheck, RemovedLine, RestoreError, check_line, restore_line};
 pub use leftovers::Leftovers;
-pub use lookup::look_up;
-pub use lost_line::{LineState, LostLine};
+pub use lookup::{look_up, look_up_afresh};
+pub use lost_line::{LineLoss, LineState, LostLine};
+pub use nscd::forget_hosts;
 pub use nsswitch::{HostsLine, HostsLookup, NssAction, NssService};
 pub use path_state::{FileBytes, FileState, PathState};
 pub use plan::{

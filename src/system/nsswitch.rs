@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn lookups_lead_to_dns_to_resolve_or_nowhere() {
+    fn a_hosts_line_leads_lookups_to_dns_to_nss_resolve_or_to_neither() {
         assert_eq!(lookup("files dns"), HostsLookup::Dns);
         assert_eq!(lookup("dns [!UNAVAIL=return] files"), HostsLookup::Dns);
         assert_eq!(
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hosts_line_is_changed_to_lead_to_dns() {
+    fn a_hosts_line_is_edited_so_that_lookups_reach_dns() {
         let changed = |value: &str| {
             with_dns(&format!("passwd: files # x\nhosts:\t{value}\nnetworks: files")).map(|text| {
                 let line = text.lines().nth(1).unwrap().to_owned();
@@ -232,7 +232,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_hosts_line_can_be_changed_to_lead_to_dns(value in "[ \\[\\]a-z=!#:A-Z]{0,60}") {
+        fn any_hosts_line_can_be_edited_to_reach_dns(value in "[ \\[\\]a-z=!#:A-Z]{0,60}") {
             let text = format!("hosts: {value}\n");
             let changed = with_dns(&text).unwrap_or(text);
             let hosts = HostsLine::find(&changed).unwrap();

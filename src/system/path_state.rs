@@ -15,6 +15,11 @@ use std::time::SystemTime;
 use rustix::fs::{IFlags, Mode, OFlags, XattrFlags};
 use serde::{Deserialize, Serialize};
 
+use crate::regular_file;
+
+/// Maximum size of a file, in bytes: the journal has the files that `install` changes.
+const MAX_CONTENT_BYTES: u64 = 1 << 20;
+
 /// Maximum size of a file's list of extended attributes, in bytes.
 const MAX_ATTRIBUTE_LIST_BYTES: usize = 16 * 1024;
 
@@ -142,15 +147,15 @@ impl PathState {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::Absent),
             Err(error) => return Err(error),
         };
-        let owner = (metadata.uid(), metadata.gid());
         if metadata.is_symlink() {
+            let owner = (metadata.uid(), metadata.gid());
             return Ok(Self::Link { target: fs::read_link(path)?, owner });
         }
-        if !metadata.is_file() {
-            return Err(io::Error::other("it is not a file"));
-        }
+        let file = regular_file::open_no_follow(path)?;
+        let metadata = file.metadata()?;
+        let owner = (metadata.uid(), metadata.gid());
         Ok(Self::File(FileState {
-            content: fs::read(path)?.into(),
+            content: regular_file::read_open(file, MAX_CONTENT_BYTES)?.into(),
             mode: metadata.permissions().mode() & 0o7777,
             owner,
             modified: metadata.modified().ok(),
@@ -196,7 +201,7 @@ impl PathState {
 }
 
 impl FileState {
-    /// Creates the state of a file of root's that every user can read.
+    /// Creates the state of a file that root owns and every user can read.
     pub fn new(content: impl Into<Vec<u8>>) -> Self {
         Self {
             content: content.into().into(),
@@ -348,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_and_absence_are_restored() {
+    fn a_link_and_a_missing_file_are_restored() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("link");
         symlink("../run/nowhere", &path).unwrap();

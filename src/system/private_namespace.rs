@@ -14,13 +14,11 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid};
 
 use super::nsswitch::{self, NSSWITCH_CONF};
+use super::{Root, nscd};
 use crate::resolv_conf::RESOLV_CONF;
 
 /// The directory of systemd-resolved, with its socket and its resolv.conf files.
 const RESOLVED_FOLDER: &str = "/run/systemd/resolve";
-
-/// The directories of nscd, whose socket the C library tries first.
-const NSCD_FOLDERS: [&str; 2] = ["/run/nscd", "/var/run/nscd"];
 
 /// Directories of which one is covered by a tmpfs while the namespace is set up.
 const STAGING_FOLDERS: [&str; 6] = ["/tmp", "/run", "/mnt", "/media", "/var", "/usr"];
@@ -113,7 +111,7 @@ fn set_up(resolv_conf: &str) -> Result<(), NamespaceError> {
     )?;
     let target = fs::canonicalize(RESOLV_CONF).ok().filter(|path| path.is_file());
     let resolved = fs::canonicalize(RESOLVED_FOLDER).ok().filter(|path| path.is_dir());
-    let mut nscd: Vec<PathBuf> = NSCD_FOLDERS
+    let mut nscd: Vec<PathBuf> = nscd::FOLDERS
         .iter()
         .filter_map(|path| fs::canonicalize(path).ok())
         .filter(|path| path.is_dir())
@@ -122,8 +120,8 @@ fn set_up(resolv_conf: &str) -> Result<(), NamespaceError> {
     let nsswitch = fs::canonicalize(NSSWITCH_CONF).ok();
     let nsswitch_text = nsswitch
         .as_ref()
-        .and_then(|path| fs::read(path).ok())
-        .and_then(|text| nsswitch::with_dns(&String::from_utf8_lossy(&text)));
+        .and_then(|path| Root::default().text(path))
+        .and_then(|text| nsswitch::with_dns(&text));
 
     let is_needed = |stage: &Path| {
         target

@@ -10,7 +10,7 @@ use crate::resolv_conf::{Directive, MAX_NAME_SERVERS, ResolvConf};
 pub struct PrivateResolvConf<'a> {
     /// The address at which svcdns answers on port 53.
     pub server: IpAddr,
-    /// Whether the machine's name servers follow, if this one refuses other names.
+    /// Whether the machine's name servers follow, because this one refuses other names.
     pub keep_others: bool,
     /// The domains to append to the search list.
     pub search: &'a [&'a str],
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn other_name_servers_are_dropped_or_follow() {
+    fn other_name_servers_are_dropped_or_kept_below_svcdns() {
         let server = IpAddr::from([127, 0, 0, 54]);
         let alone = PrivateResolvConf { server, keep_others: false, search: &[] };
         let kept = ["search corp.example", "options rotate ndots:2 edns0", "sortlist 10.0.0.0"];

@@ -6,12 +6,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The namespaces that tell a container's process from one of the machine.
+/// The namespaces that distinguish a container's process from one of the machine.
 ///
 /// Not the mount namespace: systemd gives its own services private ones.
 const COMPARED_NAMESPACES: [&str; 2] = ["pid", "net"];
 
-/// The namespaces of a process, as far as this process may see them.
+/// The namespaces of a process that this process may see.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Namespaces {
     /// The target of each link in `/proc/PID/ns`, in the order of [`COMPARED_NAMESPACES`].
@@ -66,7 +66,7 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
-/// Returns whether a process has ended, and only waits for its parent (zombie).
+/// Returns whether a process has ended and is a zombie, which waits for its parent.
 fn has_ended(status: &str) -> bool {
     field(status, "State").is_some_and(|state| state.starts_with(['Z', 'X', 'x']))
 }
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_of_the_status_are_parsed() {
+    fn fields_of_proc_pid_status_are_parsed() {
         let status = "Name:\tState:\\nZ\nState:\tZ (zombie)\nNSpid:\t4711\t1\n";
         assert!(has_ended(status));
         assert!(!has_ended(&status.replace("Z (zombie)", "S (sleeping)")));
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_that_cannot_be_read_does_not_differ() {
+    fn an_unreadable_namespace_counts_as_equal_unless_the_depth_differs() {
         let namespaces = |pid: Option<&str>, net: Option<&str>, depth| Namespaces {
             links: [pid.map(PathBuf::from), net.map(PathBuf::from)],
             depth,

@@ -24,21 +24,21 @@ const END: &str = "# svcdns end\n";
 pub(super) struct ResolvConfEdit<'a> {
     /// The address of svcdns.
     pub(super) server: IpAddr,
-    /// The zones to put first on the search list.
+    /// The zones to put first in the search list.
     pub(super) search: &'a [String],
-    /// Whether the other name servers stay in effect, after svcdns.
+    /// Whether to keep the existing name servers, listed after svcdns.
     pub(super) keep_others: bool,
 }
 
-/// The line of an installation with `--keep`.
+/// The `nameserver` line of an installation with `--keep`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct KeptLine {
     /// The address of svcdns.
     pub server: IpAddr,
-    /// The zones on the search list; empty without `--search`.
+    /// The zones in the search list; empty without `--search`.
     pub search: Vec<String>,
-    /// Whether other name servers stay in effect, after svcdns.
+    /// Whether the existing name servers are kept, listed after svcdns.
     pub keep_nameservers: bool,
 }
 
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn other_name_servers_are_commented_out() {
+    fn existing_name_servers_are_commented_out() {
         let text = add(
             "# by hand\nsearch corp.example\nnameserver 192.0.2.1\nnameserver 192.0.2.2\n\
              options edns0\n",
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn other_name_servers_can_stay_after_svcdns() {
+    fn existing_name_servers_can_be_kept_below_svcdns() {
         let text = add("nameserver 192.0.2.1\nnameserver fe80::1%eth0", &[], true);
         assert_eq!(
             effective(&text),
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn zones_come_first_on_the_search_list() {
+    fn zones_are_placed_first_in_the_search_list() {
         let text = add(
             "domain old.example\nsearch corp.example svc.\nnameserver 192.0.2.1\n",
             &["svc", "test"],
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_edits_stay() {
+    fn removing_our_lines_keeps_edits_by_others() {
         let text = add("nameserver 192.0.2.1\nsearch a.example\n", &["svc"], false);
         let edited = format!(
             "# mine\n{}options rotate\n",
@@ -266,7 +266,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_file_is_restored(
+        fn removing_our_lines_restores_any_file(
             lines in proptest::collection::vec(
                 "(nameserver (192\\.0\\.2\\.[1-9]|127\\.0\\.0\\.1|fe80::1%eth0|x)|\
                   search [a-c. ]{0,9}|domain b|options x|#[a-z ]{0,5}|[ -~]{0,9})",

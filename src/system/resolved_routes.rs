@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn files_exempt_zones_from_validation() {
+    fn negative_trust_anchors_exempt_zones_from_validation() {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::at(folder.path());
         assert!(!is_exempt(&root, "svc"));

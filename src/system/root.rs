@@ -4,6 +4,11 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Component, Path, PathBuf};
 use std::{fs, io};
 
+use crate::regular_file;
+
+/// Limit for a text file, in bytes; some files of host names have a million lines.
+const MAX_TEXT_BYTES: u64 = 64 << 20;
+
 /// Maximum number of symbolic links followed on one path (path_resolution(7)).
 const MAX_SYMLINKS: usize = 40;
 
@@ -41,7 +46,7 @@ impl Root {
         self.resolve(path.as_ref()).map(|(target, _)| target)
     }
 
-    /// Returns where a link leads, without following further links there.
+    /// Returns the target of a link, without following further links.
     ///
     /// The directories of the path are followed. Returns `None` if the path is no link.
     pub fn link_target(&self, path: impl AsRef<Path>) -> Option<PathBuf> {
@@ -96,8 +101,9 @@ impl Root {
     ///
     /// Invalid UTF-8 is replaced.
     pub fn text(&self, path: impl AsRef<Path>) -> Option<String> {
-        let path = self.follow(path).ok()?;
-        fs::read(self.path(path)).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        let path = self.path(self.follow(path).ok()?);
+        let bytes = regular_file::read_blocking(&path, MAX_TEXT_BYTES).ok()?;
+        Some(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// Returns the files of a directory whose names end in this suffix, sorted.

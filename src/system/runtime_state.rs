@@ -56,7 +56,7 @@ impl RuntimeState {
 
     /// Returns whether a process of this name runs.
     ///
-    /// A longer name is cut like in the kernel.
+    /// A longer name is truncated as in the kernel.
     pub fn runs(&self, name: &str) -> bool {
         let name = name.get(..MAX_PROCESS_NAME_BYTES).unwrap_or(name);
         self.processes.iter().any(|process| process == name)
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_and_global_settings_are_parsed() {
+    fn the_systemd_version_and_the_global_setting_are_parsed() {
         assert_eq!(parse_version("systemd 252 (252.39-1~deb12u1)\n+PAM +AUDIT\n"), Some(252));
         assert_eq!(parse_version("systemd 258~rc1 (258~rc1-1)\n"), Some(258));
         assert_eq!(parse_version("resolvectl: not found\n"), None);
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn mounts_are_parsed() {
+    fn the_mount_table_is_parsed() {
         let table = b"36 35 98:0 / / rw,noatime - ext4 /dev/root rw\n\
                       40 36 0:32 /x /a\\040b ro,relatime shared:1 - tmpfs t rw\njunk\n";
         let mount = |at: &str, read_only| Mount { at: at.into(), read_only };
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_and_its_proc_mount_are_listed() {
+    fn this_process_and_the_proc_mount_are_found() {
         let own = fs::read_to_string("/proc/self/comm").unwrap();
         let state = RuntimeState::now();
         assert!(state.runs(own.trim_end()), "{:?}", state.processes);

@@ -11,7 +11,7 @@ pub const SERVER: &str = "svcdns.service";
 /// The name of the unit that adds svcdns to another resolver, after each restart.
 pub(super) const HOOK: &str = "svcdns-resolver.service";
 
-/// The name of the unit that puts the line back into resolv.conf.
+/// The name of the unit that restores the `nameserver` line in resolv.conf.
 pub const KEEP: &str = "svcdns-keep.service";
 
 /// The directory of our units.
@@ -20,7 +20,7 @@ pub(super) const FOLDER: &str = "/etc/systemd/system";
 /// The first line of files of svcdns alone; installed machines have this text.
 pub(super) const HEADING: &str = "# Written by `svcdns install`; `svcdns uninstall` removes it.\n";
 
-/// The server's unit as distributed, for installations by hand.
+/// The server's unit as distributed, for manual installation.
 const DISTRIBUTED: &str = include_str!("../../deploy/svcdns.service");
 
 /// The line of [`DISTRIBUTED`] that `install` replaces.
@@ -62,9 +62,9 @@ pub(super) fn server_path() -> PathBuf {
     Path::new(FOLDER).join(SERVER)
 }
 
-/// Returns whether this version would write the same unit, lines about the machine aside.
+/// Returns whether this version would write the unit, apart from machine details.
 ///
-/// Files other than our units are current.
+/// Files other than our units count as current.
 pub(super) fn is_current(path: &Path, unit: &[u8]) -> bool {
     let (current, of_machine): (_, &[&str]) = if path == server_path() {
         (server(Path::new("/"), None), &["ExecStart="])
@@ -115,7 +115,7 @@ impl HookUnit {
     /// Returns the text of the unit.
     ///
     /// `PartOf=` makes every restart of the other unit, even after a crash, restart this one
-    /// (systemd.unit(5)). Without a limit of starts, it also follows many restarts in a row.
+    /// (systemd.unit(5)). Without a start limit, it also follows many restarts in a row.
     pub(super) fn to_unit(&self) -> String {
         let mut text = format!(
             "{HEADING}\n\
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn the_unit_of_an_older_keeper_is_not_current() {
+    fn the_keep_unit_of_an_older_version_is_outdated() {
         let path = Path::new(FOLDER).join(KEEP);
         let unit = keep(Path::new("/opt/a b/svcdns"));
         assert!(is_current(&path, unit.as_bytes()));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_unit_starts_and_stops_with_another_unit() {
+    fn a_hook_unit_starts_and_stops_with_the_unit_it_is_bound_to() {
         let line = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         let hook = HookUnit {
             description: "x".to_owned(),

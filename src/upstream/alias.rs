@@ -196,7 +196,7 @@ fn put_errors(message: &[u8], record: &Record, out: &mut Vec<u8>) {
     }
 }
 
-/// Builds the client's query for another name, in wire form.
+/// Encodes a copy of the client's query with `name` as its QNAME.
 fn query_for(query: &Query<'_>, name: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(name.len() + query.options.len() + 32);
     put_u16(&mut out, query.id);
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_has_no_records_but_all_extended_errors() {
+    fn a_failed_chain_has_all_extended_errors_and_no_records() {
         let chain = chain();
         let Parsed::Query(query) = Query::parse(chain.query()) else { panic!("no query") };
         let mut last = Vec::new();

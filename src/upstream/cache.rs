@@ -119,7 +119,7 @@ pub(super) struct CacheEntry {
     received: Instant,
     /// TTL; 0 for a response that only the waiting clients get.
     ttl_seconds: u32,
-    /// Number of consecutive failures, including this one; 0 for an answer.
+    /// Number of consecutive failures up to this entry; 0 if the entry is not a failure.
     failures: u8,
     /// Cache hits, counted up to [`MIN_PREFETCH_HITS`].
     hits: AtomicU32,
@@ -172,9 +172,9 @@ impl CacheEntry {
         !self.stored.is_truncated() || self.stored.rcode() != older.stored.rcode()
     }
 
-    /// Records a failed refresh, after which clients do not wait for another one.
+    /// Records a failed refresh: for a while, clients do not wait for another one.
     ///
-    /// They do not wait for [`STALE_RECHECK_SECONDS`].
+    /// The time is [`STALE_RECHECK_SECONDS`].
     pub(super) fn defer_recheck(&self, now: Instant) {
         self.recheck_age
             .store(self.age(now).saturating_add(STALE_RECHECK_SECONDS), Ordering::Relaxed);
@@ -431,7 +431,7 @@ mod tests {
     use crate::wire::{ExtendedError, Parsed, rcode};
 
     #[test]
-    fn entry_overhead_covers_the_memory_in_use() {
+    fn the_entry_overhead_covers_the_memory_of_the_cache_index() {
         let cache = Cache::new(1 << 20, Duration::ZERO);
         let now = Instant::now();
         for n in 0..50_000u32 {

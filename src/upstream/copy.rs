@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_names_in_data_are_errors() {
+    fn malformed_names_in_record_data_are_errors() {
         // MX data of one byte; a CNAME whose name exceeds its data; a forward pointer.
         for record in [
             &b"\xC0\x0C\0\x0F\0\x01\0\0\0\x3C\0\x01\0"[..],
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_that_become_too_long_are_errors() {
+    fn copying_beyond_64_kib_is_an_error() {
         let long = [&[63][..], &[b'x'; 63]].concat().repeat(3);
         let record = [&long[..], b"\0\0\x10\0\x01\0\0\0\x3C\0\0"].concat();
         let message = [&MESSAGE[..24], &record].concat();

@@ -2,7 +2,7 @@
 //!
 //! Another resolver on the machine or network may forward some domains to svcdns while svcdns
 //! forwards all other names to that resolver. A query for a name in such a domain that svcdns does
-//! not serve goes in a circle: resolvers merge identical queries, so each waits for the other.
+//! not serve then loops: resolvers merge identical queries, so each waits for the other.
 //!
 //! A query from an upstream's own address that svcdns forwards to that upstream is only suspicious,
 //! because all programs of a machine use its loopback address. If the query is still in flight a
@@ -59,7 +59,7 @@ impl DomainLoops {
         Self { check: Arc::new(check), healthy: HashMap::new() }
     }
 
-    /// Checks suspicious queries until `stop`; for each address, one at a time.
+    /// Checks suspicious queries, one at a time per address, until `stop` is cancelled.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let (mut checks, mut busy) = (JoinSet::new(), Vec::new());
         loop {
@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_have_room_below_every_name() {
+    fn every_name_or_its_parent_has_room_for_a_token() {
         let name = |text: &str| Name::from_text(text).unwrap();
         let long = ["x".repeat(60), "y".repeat(60), "z".repeat(60), "w".repeat(60)];
         assert_eq!(with_room(&name(&long.join("."))), name(&long[1..].join(".")));

@@ -33,7 +33,7 @@ pub(super) struct FollowTimings {
     pub(super) settle: Duration,
     /// Maximum time between two readings if no change is reported.
     pub(super) poll: Duration,
-    /// Lifetime of the last known upstreams after the files stop naming any.
+    /// Lifetime of the last known upstreams after the files no longer list any.
     ///
     /// The name servers of a network that the machine has left must not be queried forever. A file
     /// that cannot be read keeps the upstreams without this limit, because its content may be
@@ -75,7 +75,7 @@ impl Routing {
     }
 }
 
-/// Starts to follow the system's files until `stop`.
+/// Starts to follow the system's files until `stop` is cancelled.
 ///
 /// The first routes are in use when this function returns.
 pub(super) fn start(
@@ -191,7 +191,7 @@ impl SourceFollower {
         (follower, routing)
     }
 
-    /// Follows the files until `stop`.
+    /// Reads the files at each change and applies them, until `stop` is cancelled.
     async fn run(mut self, stop: CancellationToken) {
         let changes = ChangeSignal::default();
         let mut watches = PathWatches::new(self.sources.paths().collect(), changes.clone());

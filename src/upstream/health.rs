@@ -315,12 +315,12 @@ impl Health {
         due
     }
 
-    /// Returns whether no probe was sent within `gap`, and records one.
+    /// Returns whether a probe may be sent, at least `gap` after the last; records it.
     pub(super) fn may_probe(&self, now: Instant, gap: Duration) -> bool {
         elapsed(&mut self.lock().probed_at, now, gap)
     }
 
-    /// Returns whether no EDNS check was started within `gap`, and records one.
+    /// Returns whether EDNS may be checked, at least `gap` after the last; records it.
     pub(super) fn may_check_edns(&self, now: Instant, gap: Duration) -> bool {
         elapsed(&mut self.lock().edns_checked_at, now, gap)
     }
@@ -513,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn dead_upstreams_are_probed_ever_less_often() {
+    fn dead_upstreams_are_probed_less_and_less_often() {
         let (health, began) = (Health::default(), Instant::now());
         health.record_query(began);
         let dead = began + RESPONSE_TIMEOUT;
@@ -528,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn late_responses_are_counted_but_capped_in_the_round_trip() {
+    fn late_responses_are_counted_and_their_round_trip_time_is_capped() {
         let (health, now) = (Health::new("192.0.2.1".to_owned(), Arc::default()), Instant::now());
         (0..5).for_each(|_| health.record_query(now));
         health.record_response(millis(7_000), now + millis(7_000));
@@ -540,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn deaths_are_logged_once_and_rarely() {
+    fn a_dead_upstream_is_logged_once_and_a_flapping_one_rarely() {
         let (health, began) = (Health::default(), Instant::now());
         let death = |after| health.lock().death_notice(began + after);
         health.record_query(began);
@@ -570,7 +570,7 @@ mod tests {
     }
 
     #[test]
-    fn bands_of_round_trip_times_are_adjacent() {
+    fn round_trip_time_bands_have_no_gaps() {
         for micros in [0, 1, 2, 3, 4, 5, 6, 7, 1023, 1024, 20_000, 1_000_000, 1 << 20, u32::MAX] {
             let end = rtt_band_end(rtt_band(micros));
             assert!(Duration::from_micros(micros.into()) < end || micros >= 1 << 20, "{micros}");

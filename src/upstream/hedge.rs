@@ -346,8 +346,8 @@ impl<'a> HedgedQuery<'a> {
 
     /// Finds out why upstreams are silent.
     ///
-    /// An upstream that owes any response gets a probe. An upstream that answers other queries is
-    /// queried without EDNS, because it may ignore queries with EDNS.
+    /// An upstream with any unanswered query gets a probe. An upstream that answers other queries
+    /// is queried without EDNS, because it may ignore queries with EDNS.
     fn watch_silence(&mut self, now: Instant) {
         for index in 0..self.candidates.len() {
             let UpstreamCandidate { upstream, started, finished, without_edns, .. } =
@@ -437,7 +437,7 @@ impl<'a> HedgedQuery<'a> {
     /// Returns whether the next upstream may be queried before the next round.
     ///
     /// In strict order, all upstreams queried so far must have failed or be overdue. In the order
-    /// `fastest`, none may owe a response: while one does, only the timer starts further attempts.
+    /// `fastest`, no attempt may be in progress: while one is, only the timer starts further ones.
     fn may_advance(&self, now: Instant) -> bool {
         match self.order {
             UpstreamOrder::Strict => {

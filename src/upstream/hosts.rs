@@ -63,13 +63,16 @@ struct TrackedHost {
     request: u64,
 }
 
-/// Follows the requested hosts with `lookup` and sends their addresses to `inlet`.
+/// Resolves the requested hosts and sends their addresses to `updates`.
 ///
-/// Ends with `stop`, or when `inlet` is closed. `lookup` must end within a few seconds.
+/// Each host is resolved with `lookup`, again when its TTL expires.
+///
+/// Returns when `stop` is cancelled or the channel is closed. `lookup` must end within a few
+/// seconds.
 pub async fn follow_hosts<F>(
     requests: &HostRequests,
     lookup: impl Fn(Box<str>) -> F,
-    inlet: mpsc::Sender<Update>,
+    updates: mpsc::Sender<Update>,
     stop: CancellationToken,
 ) where
     F: Future<Output = LookupResult> + Send + 'static,
@@ -123,7 +126,7 @@ pub async fn follow_hosts<F>(
             continue;
         };
         if let Some(addresses) = tracked.apply(result)
-            && inlet.send(Update::Hosts(vec![(host, addresses)])).await.is_err()
+            && updates.send(Update::Hosts(vec![(host, addresses)])).await.is_err()
         {
             return;
         }
@@ -225,7 +228,7 @@ mod tests {
         }
     }
 
-    #[allow(clippy::unnecessary_wraps, reason = "what a lookup gives")]
+    #[allow(clippy::unnecessary_wraps, reason = "the signature of a lookup")]
     fn addresses(texts: &[&str], seconds: u64) -> LookupResult {
         Ok((texts.iter().map(|text| text.parse().unwrap()).collect(), Duration::from_secs(seconds)))
     }
@@ -281,7 +284,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn dropped_hosts_are_not_looked_up() {
+    async fn hosts_no_longer_requested_are_not_looked_up() {
         let mut following = RunningLookups::start();
         following.zone.set("web.example", addresses(&["192.0.2.1"], 5));
         following.requests.update(vec![HostChange::Wanted("web.example".into())]);

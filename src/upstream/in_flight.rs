@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn suspicious_flights_are_due_at_the_second_scan() {
+    async fn suspected_loops_are_checked_at_the_second_scan() {
         let all = Arc::new(InFlight::default());
         let address: IpAddr = "192.0.2.1".parse().unwrap();
         let name = |text: &str| Name::from_text(text).unwrap();
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_are_limited_and_released() {
+    fn the_number_of_waiting_clients_is_limited() {
         let all = Arc::new(InFlight::default());
         let slots: Vec<_> = (0..MAX_WAITING).map(|_| all.acquire_slot().unwrap()).collect();
         assert!(all.acquire_slot().is_none());

@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tokens_below_a_domain_show_only_its_own_loop() {
+    async fn tokens_below_a_domain_detect_only_a_loop_of_that_domain() {
         let (guard, looping) = (Arc::<LoopGuard>::default(), Arc::new(AtomicBool::new(true)));
         let (address, names) = forwarder(Arc::clone(&guard), Arc::clone(&looping)).await;
         let (upstream, sockets) = (upstream(address), Sockets::default());
@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_tokens_in_use_are_special() {
+    async fn only_issued_and_current_tokens_are_recognized() {
         let guard = LoopGuard::default();
         let upstream = upstream("127.0.0.1:9".parse().unwrap());
         let first = guard.issue(&upstream).unwrap();

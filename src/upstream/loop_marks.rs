@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn marks_cover_a_domain_for_a_growing_time() {
+    async fn loop_marks_cover_a_domain_for_a_doubling_time() {
         let marks = LoopMarks::default();
         assert!(!marks.covers(&name("a.corp.example")));
         assert!(marks.mark(&name("corp.example")));
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_mark_replaces_marks_below_its_domain() {
+    async fn a_loop_mark_replaces_marks_below_its_domain() {
         let marks = LoopMarks::default();
         for at in 0..2 * MAX_MARKED_DOMAINS {
             marks.mark(&name(&format!("{at}.corp.example")));

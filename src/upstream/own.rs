@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn targets_at_own_listeners_are_recognized() {
+    fn upstream_targets_that_reach_the_servers_own_listeners_are_recognized() {
         for (target, own, reaches) in [
             ("127.0.0.1", "127.0.0.1:53", true),
             ("127.0.0.2", "127.0.0.1:53", false),

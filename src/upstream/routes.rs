@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn looping_domains_leave_the_order_of_other_upstreams() {
+    fn skipping_an_upstream_that_loops_keeps_the_order_of_the_others() {
         let runtime = runtime();
         let all = upstreams(&runtime, &["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
         let routes = RouteTable::new(all.clone(), Vec::new(), RouteRules::default())

@@ -32,7 +32,7 @@ impl Borders<'_> {
         self.zones.split(name).is_some()
     }
 
-    /// Returns whether `target` is resolved elsewhere than the forwarded `name`.
+    /// Returns whether `target` is resolved elsewhere than `name`, which is forwarded.
     ///
     /// That is also the case if the upstreams differ, because some of them send queries for one of
     /// the names back to svcdns.
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_in_looping_domains_are_behind_a_border() {
+    fn chains_end_at_targets_in_looping_domains() {
         let fixture = Fixture::new();
         let target = wire("b.loop.test");
         let chain: &[(&str, u16, &[u8])] =
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn chains_end_at_borders() {
+    fn chains_end_at_targets_that_are_resolved_elsewhere() {
         let fixture = Fixture::new();
         let bad: &[u8] = &[192, 0, 2, 66];
         for (target, border) in [
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn compressed_srv_targets_are_written_out() {
+    fn compressed_srv_targets_are_expanded() {
         let fixture = Fixture::new();
         let (compressed, plain) = (b"\0\x01\0\x02\0\x50\x01h\xC0\x0E", wire("h.test"));
         let whole = [&compressed[..6], &plain].concat();

@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn special_names_get_their_answers() {
+    fn special_names_get_their_documented_answers() {
         let soa = "SOA HOME.ARPA. nobody.invalid. 1 3600 1200 604800 7";
         let (no_error, missing) = ("No Error", "Non-Existent Domain");
         for (text, zone, special, qtype, code, answers, authority) in [

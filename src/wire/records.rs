@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn forward_pointers_are_malformed() {
+    fn forward_compression_pointers_are_malformed() {
         let mut out = Vec::new();
         for name in [
             &b"\xC0\x0C"[..],
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn names_may_use_bytes_outside_names() {
+    fn names_that_overlap_ttl_fields_are_detected() {
         // At 12 is the label `a`. At 16 is a TTL that reads as a one-byte label and the root label.
         // At 20 is a pointer to each.
         let message =

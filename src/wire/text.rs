@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_type_survives_a_round_trip() {
+    fn every_record_type_round_trips() {
         for rtype in 0..=u16::MAX {
             let name = type_name(rtype);
             assert_eq!(type_number(&name), Some(rtype), "{name}");

@@ -37,7 +37,7 @@ pub(crate) struct BootedDebian {
 }
 
 impl BootedDebian {
-    /// Returns the packages of a release, unpacked and set up; makes them if there are none yet.
+    /// Returns the packages of a release, unpacked and set up; creates them if necessary.
     ///
     /// The release is that of `DEBIAN_RELEASE`, else this machine's.
     pub(crate) fn packages() -> PathBuf {

@@ -298,7 +298,8 @@ impl Consul {
     ///
     /// Each has one instance for each address.
     pub(crate) fn fill(&self, services: impl Iterator<Item = (String, Vec<SocketAddr>)>) {
-        let node = json!({ "Node": { "Verb": "set", "Node": { "Node": "bulk", "Address": "127.0.0.1" } } });
+        let node = json!({ "Node": "bulk", "Address": "127.0.0.1" });
+        let node = json!({ "Node": { "Verb": "set", "Node": node } });
         let instances = services.flat_map(|(name, addresses)| {
             addresses.into_iter().map(move |at| {
                 let (_, service) = goframe_service(&name, "", at, "{}");
@@ -370,7 +371,7 @@ pub(crate) fn goframe_service(
     (id, service)
 }
 
-/// Writes a certificate for `localhost` and 127.0.0.1, and its key, to `server.pem` and `server.key`.
+/// Writes a certificate for 127.0.0.1, and its key, to `server.pem` and `server.key`.
 ///
 /// The certificate is its own CA.
 pub(crate) fn write_certificate(folder: &Path) {

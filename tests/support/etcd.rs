@@ -545,7 +545,7 @@ impl Certificates {
         certificates
     }
 
-    /// Replaces all files but one, which does not match the others then; returns its new content.
+    /// Replaces all files but one, which then no longer matches; returns its new content.
     pub fn replace_all_but(&self, file: &Path) -> Vec<u8> {
         let old = fs::read(file).expect("read the old file");
         self.replace();

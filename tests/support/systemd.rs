@@ -244,7 +244,7 @@ fn probe_kernel() -> Result<(), String> {
     Err(format!("systemd in namespaces ({}): {}", output.status, lines.join(" ")))
 }
 
-/// Removes a control group with all groups below it, as far as they are empty.
+/// Removes a control group and all groups below it, unless they are in use.
 fn remove_groups(group: &Path) {
     let entries = fs::read_dir(group).into_iter().flatten().filter_map(Result::ok);
     for entry in entries.filter(|entry| entry.path().is_dir()) {

@@ -61,7 +61,7 @@ fn glue_fills_the_remaining_room_and_never_sets_tc() {
 }
 
 #[test]
-fn the_answers_setting_decides_about_tc_and_record_count() {
+fn the_answers_setting_controls_tc_and_the_record_count() {
     let keys: Vec<_> =
         (0..100).map(|n| format!("/service/default/default/many/latest/10.0.0.{n}:80")).collect();
     let keys: Vec<_> = keys.iter().map(|key| (&**key, "{}")).collect();
@@ -125,7 +125,7 @@ fn txt_records_hold_the_metadata() {
 }
 
 #[test]
-fn explanations_name_metadata_missing_from_txt_records() {
+fn explanations_list_metadata_missing_from_txt_records() {
     let long = "x".repeat(400);
     let many: Vec<_> = (10..50).map(|number| format!(r#""key{number}":"{long}""#)).collect();
     let harness = Harness::of(&[
@@ -177,7 +177,7 @@ fn the_first_record_is_drawn_by_weight() {
 }
 
 #[test]
-fn samples_favor_heavy_records_and_put_weight_zero_last() {
+fn samples_prefer_heavy_records_and_put_weight_zero_last() {
     let key = |n: u8, weight: u32| {
         (
             format!("/service/default/default/w/latest/10.0.0.{n}:80"),
@@ -242,7 +242,7 @@ fn unsupported_messages_are_rejected_or_ignored() {
 
 /// RA and CD are flags of opcode QUERY only (`opcodeflg` of ISC's tests).
 #[test]
-fn other_opcodes_are_notimp_without_the_flags_of_queries() {
+fn opcodes_other_than_query_get_notimp_without_ra_and_cd() {
     for forwarding in [false, true] {
         let harness = Harness::with(Settings { forwarding, ..settings() }, &[HELLO]);
         for opcode in 0..16 {
@@ -273,7 +273,7 @@ fn the_question_section_is_echoed_byte_for_byte() {
 }
 
 #[test]
-fn the_soa_record_fits_a_response_for_a_long_zone() {
+fn negative_responses_have_room_for_the_soa_of_a_long_zone() {
     let zone = ["z".repeat(63), "y".repeat(63), "x".repeat(63)].join(".");
     let harness = Harness::with(
         Settings { zones: Zones::new(std::slice::from_ref(&zone)).unwrap(), ..settings() },

@@ -124,7 +124,7 @@ fn every_form_of_a_name_is_resolved() {
 }
 
 #[test]
-fn versions_fall_back_only_without_latest() {
+fn queries_without_a_version_get_all_versions_only_if_latest_is_missing() {
     let keys = [
         ("/service/default/default/ver/v1/10.0.0.1:80", "{}"),
         ("/service/default/default/ver/v2/10.0.0.2:80", "{}"),
@@ -147,7 +147,7 @@ fn versions_fall_back_only_without_latest() {
 
 /// Tests RFC 8020 for versions that look like instances.
 #[test]
-fn versions_that_look_like_instances_exist_above_their_instances() {
+fn an_instance_like_version_is_nodata_above_its_instances() {
     let harness = Harness::of(&[
         ("/service/default/default/hello/10-0-0-2/10.0.0.9:80", "{}"),
         ("/service/default/default/hello/v1.10-0-0-3/10.0.0.9:80", "{}"),
@@ -201,7 +201,7 @@ fn two_ports_at_one_address_give_one_a_and_two_srv_records() {
 }
 
 #[test]
-fn a_longer_base_owns_a_name_until_it_is_removed() {
+fn a_longer_base_takes_precedence_until_it_is_removed() {
     let mut harness = Harness::of(&[
         ("/service/default/prod/hello/latest/10.0.1.1:80", "{}"),
         ("/service/default/default/hello.prod/latest/10.0.0.9:80", "{}"),
@@ -216,7 +216,7 @@ fn a_longer_base_owns_a_name_until_it_is_removed() {
 }
 
 #[test]
-fn names_above_a_nested_zone_exist() {
+fn names_between_a_zone_and_a_nested_zone_exist() {
     let zones = Zones::new(&["svc".to_owned(), "a.b.svc".to_owned()]).unwrap();
     let harness = Harness::with(Settings { zones, ..settings() }, &[HELLO]);
     assert_eq!(
@@ -242,7 +242,7 @@ fn a_namespace_with_a_dot_publishes_no_names() {
 }
 
 #[test]
-fn labels_that_look_like_instances_are_not_versions() {
+fn an_instance_like_label_is_a_version_only_with_the_version_selector() {
     let harness = Harness::of(&[
         ("/service/default/prod/hello/latest/10.0.0.1:80", "{}"),
         ("/service/default/default/hello.prod/10-0-0-1/10.0.0.7:80", "{}"),

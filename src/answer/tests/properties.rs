@@ -129,7 +129,7 @@ proptest! {
 
     /// A name with an existing name below it is never NXDOMAIN (RFC 8020).
     #[test]
-    fn names_above_existing_names_exist(
+    fn ancestors_of_existing_names_exist(
         keys in prop::collection::vec(key(), 1..12),
         name in query_name(),
     ) {

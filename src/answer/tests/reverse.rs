@@ -37,7 +37,7 @@ fn soa_owner(message: &Message) -> String {
 }
 
 #[test]
-fn names_above_registered_addresses_exist() {
+fn reverse_names_above_registered_addresses_exist() {
     let harness = harness();
     let six = reverse("fd00:1::5");
     for (name, short, soa) in [
@@ -70,7 +70,7 @@ fn names_above_registered_addresses_exist() {
 }
 
 #[test]
-fn names_above_removed_addresses_do_not_exist() {
+fn reverse_names_above_removed_addresses_do_not_exist() {
     let mut harness = harness();
     let second = ("/service/default/default/twin.svc/latest/10.9.0.5:81", "{}");
     harness.apply([put(second.0, second.1)]);
@@ -86,7 +86,7 @@ fn names_above_removed_addresses_do_not_exist() {
 }
 
 #[test]
-fn locally_served_reverse_zones_have_their_records() {
+fn locally_served_reverse_zones_have_soa_ns_and_localhost_records() {
     let harness = harness();
     let soa = "10.in-addr.arpa. nobody.invalid. 1 3600 1200 604800 7";
     for (name, qtype, short) in [
@@ -191,7 +191,7 @@ fn corrected(harness: &Harness, name: &str, code: u8) -> (String, u32) {
 }
 
 #[test]
-fn negative_upstream_responses_are_corrected() {
+fn negative_upstream_responses_for_reverse_names_are_corrected() {
     let settings = Settings { forwarding: true, ..negative_settings() };
     let harness = Harness::with(settings.clone(), &KEYS);
     for (name, code, short, ttl) in [
@@ -216,7 +216,7 @@ fn negative_upstream_responses_are_corrected() {
 }
 
 #[test]
-fn other_upstream_responses_are_not_changed() {
+fn positive_failed_and_malformed_upstream_responses_are_not_changed() {
     let harness = harness();
     let query = query("0.9.10.in-addr.arpa", rtype::PTR, None);
     let Parsed::Query(parsed) = Query::parse(&query) else { panic!("no query") };

@@ -34,7 +34,7 @@ fn shadowed_spellings_are_conflicts() {
 }
 
 #[test]
-fn names_with_a_preferred_interpretation_are_conflicts() {
+fn names_with_two_interpretations_are_conflicts() {
     let hidden = |name: &str, winner: &str, loser: &str| {
         (name.to_owned(), ConflictKind::Hidden, winner.to_owned(), loser.to_owned())
     };

@@ -58,7 +58,7 @@ fn a_host_in_a_served_zone_rejects_only_its_endpoint() {
 }
 
 #[test]
-fn invalid_content_removes_a_key_and_valid_content_its_rejection() {
+fn invalid_content_removes_a_key_until_its_content_is_valid_again() {
     let mut test = TestCatalog::new();
     test.put(HELLO, 0, 0);
     test.settle();
@@ -73,7 +73,7 @@ fn invalid_content_removes_a_key_and_valid_content_its_rejection() {
 }
 
 #[test]
-fn a_key_rejection_may_become_an_endpoint_rejection() {
+fn a_key_rejection_and_an_endpoint_rejection_replace_each_other() {
     let mut test = TestCatalog::new();
     let text = "/service/d/n/hello/latest/web.svc:80,10.0.0.1:80";
     test.apply(0, Change::Put(invalid_put(text)));
@@ -87,7 +87,7 @@ fn a_key_rejection_may_become_an_endpoint_rejection() {
 }
 
 #[test]
-fn a_list_removes_rejections_it_does_not_name() {
+fn a_list_removes_rejections_missing_from_it() {
     let mut test = TestCatalog::new();
     test.apply(0, Change::Put(invalid_put("/a")));
     test.apply(0, Change::Put(invalid_put("/b")));
@@ -149,7 +149,7 @@ fn instances_beyond_the_limit_are_rejected_until_there_is_room() {
 }
 
 #[test]
-fn a_replaced_key_does_not_count_twice() {
+fn a_replaced_key_counts_once_toward_the_instance_limit() {
     let mut test = TestCatalog::with(|settings| settings.max_instances_per_service = 3, 1);
     let text = "/service/d/n/hello/latest/10.0.0.1:80,10.0.0.2:80";
     for revision in 1..5 {
@@ -161,7 +161,7 @@ fn a_replaced_key_does_not_count_twice() {
 }
 
 #[test]
-fn keys_of_one_service_stop_at_the_instance_limit() {
+fn keys_beyond_the_instance_limit_of_a_service_are_rejected() {
     let mut test = TestCatalog::with(|settings| settings.max_instances_per_service = 100, 1);
     test.apply(0, Change::list_begin(ListKind::Routine));
     for n in 0..100_000 {

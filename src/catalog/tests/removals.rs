@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn removals_by_a_restored_store_are_held() {
+fn keys_missing_from_a_restored_store_are_held() {
     let mut test = TestCatalog::new();
     test.list(ListKind::Routine, &hello_keys(0..100));
     test.list(ListKind::Restored, &hello_keys(1..100));
@@ -22,7 +22,7 @@ fn removals_by_a_restored_store_are_held() {
 }
 
 #[test]
-fn a_list_after_an_abandoned_one_has_the_stricter_kind_of_both() {
+fn a_routine_list_after_an_abandoned_restored_list_holds_removals() {
     let mut test = TestCatalog::new();
     test.list(ListKind::Routine, &hello_keys(0..100));
     test.apply(0, Change::list_begin(ListKind::Restored));
@@ -65,7 +65,7 @@ fn mass_removals_count_instances_not_keys() {
 }
 
 #[test]
-fn a_put_ends_the_hold_of_its_key() {
+fn a_put_or_an_explicit_delete_ends_the_hold_of_a_key() {
     let mut test = TestCatalog::new();
     test.list(ListKind::Routine, &hello_keys(0..20));
     test.list(ListKind::Restored, &[]);
@@ -153,7 +153,7 @@ fn a_burst_of_leased_deletes_causes_one_lease_check() {
 }
 
 #[test]
-fn keys_of_one_lease_are_checked_once() {
+fn a_lease_of_many_keys_is_checked_once() {
     let mut test = TestCatalog::new();
     test.apply(0, Change::list_begin(ListKind::Routine));
     for text in hello_keys(0..20) {
@@ -165,7 +165,7 @@ fn keys_of_one_lease_are_checked_once() {
 }
 
 #[test]
-fn deletes_five_seconds_apart_are_no_burst() {
+fn deletes_five_seconds_apart_do_not_form_a_burst() {
     let (mut test, _) = burst(20, 9);
     test.advance(5 * SECOND);
     remove(&mut test, 9..15);
@@ -212,7 +212,7 @@ fn deletes_published_before_a_mass_expiry_is_known_are_restored() {
 }
 
 #[test]
-fn deregistrations_are_never_held_with_expired_keys() {
+fn deregistrations_are_not_held_during_a_mass_expiry() {
     // 12 deregistrations, and a lease of 25 keys that ended.
     let mut test = TestCatalog::new();
     test.apply(0, Change::list_begin(ListKind::Routine));
@@ -259,7 +259,7 @@ fn few_expired_keys_among_deregistrations_are_not_held() {
 }
 
 #[test]
-fn expired_keys_count_until_they_are_five_seconds_old() {
+fn expired_keys_count_as_part_of_a_burst_for_five_seconds() {
     let (mut test, _) = burst(30, 12);
     test.reply(1..=9, 10..=12);
     assert_eq!(test.hello(), (18, 0), "9 expired");
@@ -300,7 +300,7 @@ fn keys_stay_held_while_their_leases_are_unknown() {
 }
 
 #[test]
-fn leases_that_a_reply_leaves_open_are_checked_again() {
+fn leases_missing_from_a_reply_are_checked_again() {
     let (mut test, _) = burst(20, 20);
     assert_eq!(test.reply([], 1..=5).lease_checks, []);
     assert_eq!(test.hello(), (15, 15));
@@ -310,7 +310,7 @@ fn leases_that_a_reply_leaves_open_are_checked_again() {
 }
 
 #[test]
-fn slow_replies_make_checks_rare() {
+fn slow_replies_make_lease_checks_less_frequent() {
     let (mut test, _) = burst(20, 20);
     test.now += SECOND;
     test.reply([], 1..=5);
@@ -319,7 +319,7 @@ fn slow_replies_make_checks_rare() {
 }
 
 #[test]
-fn a_reply_from_before_a_delete_says_nothing_about_it() {
+fn a_lease_reply_older_than_a_delete_does_not_apply_to_it() {
     let (mut test, _) = burst(20, 20);
     let reply = |revision| LeaseReply { revision, gone: Vec::new(), alive: (1..=20).collect() };
     test.apply(0, Change::LeasesChecked(reply(7)));
@@ -331,7 +331,7 @@ fn a_reply_from_before_a_delete_says_nothing_about_it() {
 }
 
 #[test]
-fn a_lease_check_ignores_keys_changed_since() {
+fn a_lease_reply_does_not_affect_keys_changed_since_the_check() {
     for gone in [true, false] {
         let (mut test, _) = burst(20, 20);
         assert_eq!(test.served("hello"), 20);
@@ -349,7 +349,7 @@ fn a_lease_check_ignores_keys_changed_since() {
 }
 
 #[test]
-fn keys_with_living_leases_count_as_deregistered() {
+fn deleted_keys_whose_leases_are_alive_count_as_deregistered() {
     let (mut test, _) = burst(100, 40);
     test.reply([], 1..=40);
     assert_eq!(test.hello(), (60, 0));
@@ -377,7 +377,7 @@ fn unexpected_lease_replies_are_harmless() {
 }
 
 #[test]
-fn leased_keys_removed_explicitly_are_never_in_doubt() {
+fn explicit_deletes_of_leased_keys_cause_no_lease_check() {
     let (mut test, _) = burst(40, 20);
     test.reply(1..=20, []);
     assert_eq!(test.hello(), (40, 20));
@@ -392,7 +392,7 @@ fn leased_keys_removed_explicitly_are_never_in_doubt() {
 }
 
 #[test]
-fn explicit_deletes_apply_at_once_in_any_number() {
+fn any_number_of_explicit_deletes_applies_at_once() {
     let mut test = TestCatalog::new();
     test.list(ListKind::Routine, &hello_keys(0..3000));
     for text in hello_keys(0..3000) {
@@ -467,7 +467,7 @@ fn each_registry_has_its_own_removal_grace() {
 }
 
 #[test]
-fn an_endless_grace_does_not_overflow() {
+fn a_maximal_removal_grace_does_not_overflow() {
     let mut test = TestCatalog::with(|settings| settings.removal_graces = vec![Duration::MAX], 1);
     test.list(ListKind::Routine, &hello_keys(0..10));
     test.list(ListKind::Restored, &[]);

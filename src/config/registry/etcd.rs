@@ -105,7 +105,7 @@ fn login(layers: &Layers) -> Result<(Option<String>, Option<Credential>), Config
     Err(invalid(&given, why))
 }
 
-/// Returns the key of the user and the key or variable of the password that are in force.
+/// Returns the key of the user and the key or variable of the password in effect.
 fn keys_in_force(layers: &Layers) -> String {
     let password = match layers.secret(&PASSWORD) {
         Some(variable) => format!("the environment variable {}", variable.name),

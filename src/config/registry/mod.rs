@@ -26,7 +26,8 @@ use crate::registry::{NamedSource, Source};
 use crate::service::{InvalidRegistryName, MAX_REGISTRIES, RegistryName};
 
 keys! { OWN:
-    URL = "registry.NAME" "url" Text "URL" "`etcd://host:port[,host:port]`, `consul://host:port[,host:port]` or `file:///dir`" r#""""#
+    URL = "registry.NAME" "url" Text "URL"
+        "`etcd://host:port[,host:port]`, `consul://host:port[,host:port]` or `file:///dir`" r#""""#
         "URL of the registry; required in every section.";
 }
 
@@ -207,7 +208,7 @@ fn alternatives(texts: &[impl AsRef<str>]) -> String {
 
 /// Returns an entry for each URL of a list.
 ///
-/// An entry is named after its kind, with a number from the second entry on: `etcd`, `etcd2`.
+/// An entry is named after its kind, with a number unless it is the first: `etcd`, `etcd2`.
 pub(super) fn listed(urls: &[RawValue]) -> Result<Vec<RegistryEntry>, ConfigError> {
     let mut counts = HashMap::<&str, usize>::new();
     let mut entry = |url: &RawValue| {
@@ -280,7 +281,7 @@ pub(super) fn shared_member(one: &Source, other: &Source) -> Option<String> {
     }
 }
 
-/// Returns whether two sources are the same registry, written the same way or not.
+/// Returns whether two sources are the same registry, even if written differently.
 ///
 /// The members of a cluster may be in another order, and a directory may end with a slash.
 fn same_store(one: &Source, other: &Source) -> bool {

@@ -70,7 +70,7 @@ fn the_template_is_current_valid_and_complete() {
 }
 
 #[test]
-fn flags_show_the_effect_of_an_empty_default() {
+fn help_describes_the_effect_of_an_empty_default() {
     use clap::Args;
     let serve = ServeFlags::augment_args(clap::Command::new("serve"));
     let register = RegistryFlags::augment_args(clap::Command::new("register"));
@@ -88,7 +88,7 @@ fn flags_show_the_effect_of_an_empty_default() {
 }
 
 #[test]
-fn the_help_has_a_heading_for_each_section() {
+fn flags_are_grouped_by_section_in_the_help() {
     use clap::Args;
     let command = ServeFlags::augment_args(clap::Command::new("serve"));
     let heading = |key: &Key| {

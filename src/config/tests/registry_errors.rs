@@ -85,7 +85,7 @@ fn a_section_requires_a_url() {
 }
 
 #[test]
-fn a_registry_is_followed_only_once() {
+fn listing_a_registry_twice_is_an_error() {
     assert_errors(&[
         (
             "registry = ['etcd://a', 'etcd://a:2379']",
@@ -233,7 +233,7 @@ fn passwords_are_rejected_outside_of_their_files() {
 }
 
 #[test]
-fn a_user_requires_a_password_and_a_certificate_its_key() {
+fn a_user_requires_a_password_and_a_certificate_requires_its_key() {
     assert_errors(&[
         (
             "[etcd]\nusername = 'root'",
@@ -387,7 +387,7 @@ fn unknown_variables_of_registries_are_rejected() {
 }
 
 #[test]
-fn variables_of_replaced_registries_are_ignored() {
+fn password_variables_of_replaced_registries_are_ignored() {
     let text = format!("{MAIN}username = 'u'\npassword-file = '/p'\n");
     let replaced = [("SVCDNS_REGISTRY", "file:///y"), ("SVCDNS_REGISTRY_MAIN_PASSWORD", "p")];
     assert_eq!(urls(&read(&text, &replaced)), ["file file:///y"]);

@@ -39,7 +39,7 @@ struct ClientState {
     token_header: Option<HeaderValue>,
     token_keys: Option<String>,
     /// Parameters of all reads: datacenter, namespace and consistency.
-    read_parameters: String,
+    read_parameters: Vec<String>,
     /// Parameters of registrations: the namespace.
     write_parameters: String,
     max_answer_bytes: usize,
@@ -99,28 +99,20 @@ impl Client {
             }
             None => None,
         };
-        let mut read_parameters = String::new();
-        let mut write_parameters = String::new();
-        if let Some(datacenter) = &settings.datacenter {
-            read_parameters += &format!("&dc={}", encode(datacenter));
-        }
-        if let Some(namespace) = &settings.namespace {
-            write_parameters = format!("&ns={}", encode(namespace));
-            read_parameters += &write_parameters;
-        }
-        match settings.reads {
-            Reads::Default => {}
-            Reads::Stale | Reads::Consistent => {
-                read_parameters += &format!("&{}", settings.reads.name());
-            }
-        }
+        let parameter = |name: &str, value: Option<&String>| {
+            value.map(|value| format!("{name}={}", encode(value)))
+        };
+        let namespace = parameter("ns", settings.namespace.as_ref());
+        let reads = (settings.reads != Reads::Default).then(|| settings.reads.name().to_owned());
+        let read_parameters =
+            [parameter("dc", settings.datacenter.as_ref()), namespace.clone(), reads];
         Ok(Self(Arc::new(ClientState {
             connector,
             token,
             token_header,
             token_keys: settings.token_keys.clone(),
-            read_parameters,
-            write_parameters,
+            read_parameters: read_parameters.into_iter().flatten().collect(),
+            write_parameters: namespace.unwrap_or_default(),
             max_answer_bytes: settings.tuning.max_answer_bytes,
             dial_timeout: settings.tuning.dial_timeout,
             request_timeout: settings.tuning.request_timeout,
@@ -208,7 +200,7 @@ impl Client {
         path: &str,
         body: String,
     ) -> Result<(), ConsulFailure> {
-        let path = format!("{path}?{}", self.0.write_parameters.trim_start_matches('&'));
+        let path = format!("{path}?{}", self.0.write_parameters);
         let sent = self.send(Method::PUT, &path, body, self.0.request_timeout).await;
         sent.map(drop).map_err(|failure| self.hide(failure.of(action)))
     }
@@ -223,18 +215,18 @@ impl Client {
         let mut parameters = self.0.read_parameters.clone();
         let mut limit = self.0.request_timeout;
         if index > 0 {
-            parameters += &format!("&index={index}&wait={}ms", wait.as_millis());
+            parameters.push(format!("index={index}&wait={}ms", wait.as_millis()));
             // Consul adds up to a sixteenth, so that not all queries end together.
             limit += wait + wait / 16;
         }
-        let path = format!("{path}?{}", parameters.trim_start_matches('&'));
+        let path = format!("{path}?{}", parameters.join("&"));
         let answer = self.send(Method::GET, &path, String::new(), limit).await;
-        let answer = answer.and_then(|answer| match answer.has_index {
-            true => Ok(answer),
-            false => {
-                let text = format!("the answer has no X-Consul-Index: {:?}", excerpt(&answer.body));
-                Err(ConsulFailure::new(FailureKind::Answer, text))
+        let answer = answer.and_then(|answer| {
+            if answer.has_index {
+                return Ok(answer);
             }
+            let text = format!("the answer has no X-Consul-Index: {:?}", excerpt(&answer.body));
+            Err(ConsulFailure::new(FailureKind::Answer, text))
         });
         answer.map_err(|failure| self.hide(failure.of(action)))
     }
@@ -270,7 +262,10 @@ impl Client {
             return Err(ConsulFailure::of_status(head.status, &body, keys));
         }
         let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
-        if header("x-consul-knownleader") == Some("false") {
+        // Answers of the agent's streaming backend always say `false` (Consul 1.20); whether there
+        // is a leader, the supervisor checks anyway.
+        let is_streaming = header("x-consul-query-backend") == Some("streaming");
+        if header("x-consul-knownleader") == Some("false") && !is_streaming {
             return Err(ConsulFailure::no_leader());
         }
         Ok(Answer {
@@ -441,16 +436,13 @@ pub(super) fn parse_body<'de, T: Deserialize<'de>>(body: &'de [u8]) -> Result<T,
 
 /// Percent-encodes a text for a path segment or a parameter (RFC 3986 section 2.1).
 pub(super) fn encode(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b':' => {
-                encoded.push(char::from(byte));
-            }
-            _ => encoded.push_str(&format!("%{byte:02X}")),
+    let encode = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b':' => {
+            char::from(byte).to_string()
         }
-    }
-    encoded
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(encode).collect()
 }
 
 #[cfg(test)]

@@ -37,15 +37,6 @@ pub const ENTRY_NOT_JSON: Reason =
 /// whether it was deregistered or its check is critical, so no lease has to be told from others.
 pub(super) const CHECK_LEASE: i64 = 1;
 
-/// The instances of one service.
-#[derive(Debug)]
-pub(super) struct Instances {
-    /// Deletes of the instances with a critical check.
-    pub(super) expired: Vec<Change>,
-    /// Puts of the others, and of entries that cannot be served.
-    pub(super) listed: Vec<Change>,
-}
-
 /// Consul's aggregated status of an instance: the worst of its checks and its node's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Status {
@@ -99,22 +90,23 @@ struct Weights {
     warning: Option<i64>,
 }
 
-/// Parses the answer about the instances of `name`.
+/// Parses the answer about the instances of `name`: the changes of a list.
 ///
+/// An instance with a critical check is a delete, all others are puts.
 /// An entry that cannot be served is rejected and affects no other.
 ///
 /// # Errors
 /// If the answer is not a list.
-pub(super) fn parse(name: &str, answer: &Answer) -> Result<Instances, ConsulFailure> {
+pub(super) fn parse(name: &str, answer: &Answer) -> Result<Vec<Change>, ConsulFailure> {
     let entries: Option<Vec<&RawValue>> = parse_body(&answer.body)?;
-    let mut instances = Instances { expired: Vec::new(), listed: Vec::new() };
+    let mut changes = Vec::new();
     let (mut served, mut critical) = (false, false);
     let prefix = key_prefix(name);
     for (position, raw) in entries.unwrap_or_default().into_iter().enumerate() {
         let Ok(entry) = serde_json::from_str::<Entry<'_>>(raw.get()) else {
             let rejected = Rejected::new(&excerpt(raw.get().as_bytes()), ENTRY_NOT_JSON);
             let key = format!("{prefix}/{position}");
-            instances.listed.push(put(key, Err(rejected)));
+            changes.push(put(key, Err(rejected)));
             continue;
         };
         let status = entry.status();
@@ -131,11 +123,11 @@ pub(super) fn parse(name: &str, answer: &Answer) -> Result<Instances, ConsulFail
             critical = true;
             let key = key.into_boxed_str();
             let removal = Removal::Unknown;
-            instances.expired.push(Change::Delete { key, revision: 0, removal });
+            changes.push(Change::Delete { key, revision: 0, removal });
         } else {
             let content = registration(name, &service, &node, status);
             served |= content.is_ok();
-            instances.listed.push(put(key, content));
+            changes.push(put(key, content));
         }
     }
     if critical && !served {
@@ -147,9 +139,9 @@ pub(super) fn parse(name: &str, answer: &Answer) -> Result<Instances, ConsulFail
             rejected: Vec::new(),
             metadata: Arc::default(),
         };
-        instances.listed.push(put(prefix, Ok(nothing)));
+        changes.push(put(prefix, Ok(nothing)));
     }
-    Ok(instances)
+    Ok(changes)
 }
 
 impl Entry<'_> {
@@ -203,7 +195,8 @@ fn registration(
 fn endpoint(service: &ServiceEntry<'_>, node: &NodeEntry<'_>) -> Result<Endpoint, Rejected> {
     let id = service.id.as_deref().unwrap_or_default();
     let given = |address: &&Cow<'_, str>| !address.trim().is_empty();
-    let address = service.address.as_ref().filter(given).or(node.address.as_ref().filter(given));
+    let address = service.address.as_ref().filter(given);
+    let address = address.or_else(|| node.address.as_ref().filter(given));
     let address = address.ok_or_else(|| Rejected::new(id, NO_ADDRESS))?.trim();
     let host = gsvc::parse_bare_host(address).map_err(|reason| Rejected::new(address, reason))?;
     let port = service.port.unwrap_or_default();
@@ -270,7 +263,6 @@ mod tests {
     /// Returns the lines `+KEY version metadata` or `-KEY` for the entries of `hello.svc`.
     fn parsed(entries: &Value) -> Vec<String> {
         let answer = Answer::of_body(entries.to_string().into_bytes());
-        let Instances { expired, listed } = parse("hello.svc", &answer).unwrap();
         let line = |change: Change| match change {
             Change::Put(Put { key, content: Ok(found), .. }) => {
                 let metadata = serde_json::to_string(&*found.metadata).unwrap();
@@ -283,7 +275,7 @@ mod tests {
             Change::Delete { key, .. } => format!("-{key}"),
             other => format!("{other:?}"),
         };
-        expired.into_iter().chain(listed).map(line).collect()
+        parse("hello.svc", &answer).unwrap().into_iter().map(line).collect()
     }
 
     /// Returns an entry of the node `n/1` with these fields of the service and statuses.
@@ -316,8 +308,9 @@ mod tests {
         assert_eq!(
             found,
             [
-                r#"+hello.svc/n%2F1/hello.svc--10.0.0.1:80 latest 10.0.0.1:80 {"weight":5,"x":true}"#,
-                "+hello.svc/n%2F1/hello.svc-v2-10.0.0.1:80 v2 10.0.0.1:80 {}",
+                r#"+hello.svc/n%2F1/hello.svc--10.0.0.1:80 latest 10.0.0.1:80 {"weight":5,"x":true}"#
+                    .to_owned(),
+                "+hello.svc/n%2F1/hello.svc-v2-10.0.0.1:80 v2 10.0.0.1:80 {}".to_owned(),
             ]
         );
     }

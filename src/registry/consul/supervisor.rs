@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +14,7 @@ use super::Settings;
 use super::client::{Client, NameList};
 use super::failure::{ConsulFailure, FailureKind};
 use super::index::{self, IndexStep, Pace};
-use super::parse::{self, Instances};
+use super::parse;
 use super::schedule::{Schedule, WaitingQuery};
 use crate::registry::backoff::Backoff;
 use crate::registry::members::Members;
@@ -177,7 +178,7 @@ impl Supervisor {
 /// The result of one query.
 enum QueryResult {
     Names(Result<NameList, ConsulFailure>),
-    Service { name: Arc<str>, result: Result<(u64, Instances), ConsulFailure> },
+    Service { name: Arc<str>, result: Result<(u64, Vec<Change>), ConsulFailure> },
     Leader(Result<(), ConsulFailure>),
 }
 
@@ -210,9 +211,12 @@ impl Session<'_> {
             let wake = self.schedule.wake();
             tokio::select! {
                 Some(ended) = self.queries.join_next_with_id() => {
-                    // An aborted query has no result that matters.
-                    if let Ok((id, result)) = ended {
-                        self.take(id, result).await?;
+                    match ended {
+                        Ok((id, result)) => self.take(id, result).await?,
+                        // The daemon follows the registry again after a panic.
+                        Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+                        // An aborted query has no result.
+                        Err(_) => {}
                     }
                 }
                 Some(RegistryCommand::CheckLeases(leases)) = self.supervisor.commands.recv() => {
@@ -333,21 +337,21 @@ impl Session<'_> {
         &mut self,
         name: &Arc<str>,
         index: u64,
-        instances: Instances,
+        instances: Vec<Change>,
     ) -> Result<(), SessionEnd> {
         let is_unread = self.schedule.is_unread(name);
         let step = self.schedule.answered(name, index, Instant::now());
-        let Instances { expired, listed } = instances;
         let kind = match step {
             IndexStep::Back => ListKind::Restored,
             _ if is_unread => self.round,
             _ => ListKind::Routine,
         };
         let scope = ListScope::Service((**name).into());
-        let mut changes = expired;
-        changes.push(Change::ListBegin { kind, scope });
-        changes.extend(listed);
-        changes.push(Change::ListEnd { revision: 0 });
+        let changes = [Change::ListBegin { kind, scope }]
+            .into_iter()
+            .chain(instances)
+            .chain([Change::ListEnd { revision: 0 }])
+            .collect();
         self.supervisor.feed.send(changes).await?;
         self.note_event();
         if self.service_errors.remove(name).is_some() {
@@ -444,11 +448,11 @@ async fn read_service(
     name: &str,
     index: u64,
     wait: Duration,
-) -> Result<(u64, Instances), ConsulFailure> {
+) -> Result<(u64, Vec<Change>), ConsulFailure> {
     let answer = client.instances(name, index, wait).await?;
     let instances = parse::parse(name, &answer)
         .map_err(|failure| client.hide(failure.of(&format!("read the service {name:?}"))))?;
-    if answer.is_filtered && instances.expired.is_empty() && instances.listed.is_empty() {
+    if answer.is_filtered && instances.is_empty() {
         let text = format!(
             "cannot read the service {name:?}: the token may not read its nodes; it needs \
              node_prefix \"\" with read"

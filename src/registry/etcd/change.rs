@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn valid_keys_are_unchanged_and_invalid_ones_stay_distinct() {
+    fn valid_keys_are_unchanged_and_invalid_keys_remain_distinct() {
         assert_eq!(&*key_text("/service/d/n/hé/v/1.2.3.4:5".into()), "/service/d/n/hé/v/1.2.3.4:5");
         assert_eq!(&*key_text(b"/service/\xff\\".to_vec()), r"/service/\xff\\");
         let long = vec![b'a'; MAX_KEY_BYTES + 1];

@@ -174,9 +174,9 @@ impl Connection {
 
     /// Returns the store's status, after a check that every prefix may be read.
     ///
-    /// The check prevents lists that begin and then break off for want of a permission. It uses a
-    /// transaction that would read the prefix if a key had a negative version. etcd checks the
-    /// permissions of all operations in a transaction, and reads nothing here. Reading just the
+    /// The check prevents lists that begin and then break off because a permission is missing. It
+    /// uses a transaction that would read the prefix if a key had a negative version. etcd checks
+    /// the permissions of all operations in a transaction, and reads nothing here. Reading just the
     /// first key instead would make etcd visit all keys of the prefix.
     pub(super) async fn probe(&self, prefixes: &[Prefix]) -> Result<StoreStatus, EtcdFailure> {
         let mut status = StoreStatus { cluster: 0, revision: 0 };
@@ -293,7 +293,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prefixes_cover_exactly_the_keys_of_their_head() {
+    fn a_prefix_covers_exactly_the_keys_with_its_head() {
         let heads = ["service", "/services/", "service"].map(str::to_owned);
         let prefixes = Prefix::of_heads(&heads);
         let ranges: Vec<_> =

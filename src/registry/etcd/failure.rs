@@ -56,7 +56,7 @@ impl EtcdFailure {
         Self { text: format!("etcd at {endpoint}: {}", self.text), ..self }
     }
 
-    /// Converts an error of the client library; `action` is like "list /service/".
+    /// Converts an error of the client library; `action` is, say, `list /service/`.
     pub(super) fn of(action: &str, error: &Error) -> Self {
         let (kind, text) = classify(error);
         Self { kind, text: format!("cannot {action}: {text}") }

@@ -73,7 +73,7 @@ async fn list(connection: &Connection, leases: &[i64]) -> Result<LeaseReply, Etc
     Ok(compare(leases, existing, revision(response.header())))
 }
 
-/// Tells the gone leases from those that are in the store's list.
+/// Separates the leases that are gone from those in the store's list.
 fn compare(leases: &[i64], existing: impl Iterator<Item = i64>, revision: u64) -> LeaseReply {
     let mut alive: Vec<i64> =
         existing.filter(|lease| leases.binary_search(lease).is_ok()).collect();
@@ -134,13 +134,13 @@ mod tests {
     }
 
     #[test]
-    fn leases_that_the_store_does_not_list_are_gone() {
+    fn leases_missing_from_the_list_of_the_store_are_gone() {
         assert_eq!(compare(&[1, 3, 5], [9, 5, 4, 1].into_iter(), 7), reply(&[3], &[1, 5]));
         assert_eq!(compare(&[1, 3], [].into_iter(), 7), reply(&[1, 3], &[]));
     }
 
     #[test]
-    fn only_unanimous_lookups_decide_about_other_leases() {
+    fn only_unanimous_lookups_are_extrapolated_to_other_leases() {
         let leases = [1, 2, 3, 4, 5, 6];
         let after = |gone: &[i64], alive: &[i64]| extrapolate(&leases, 3, reply(gone, alive));
         assert_eq!(after(&[1, 3, 5], &[]), reply(&leases, &[]));

@@ -23,8 +23,8 @@ const MAX_TTL_SECONDS: u64 = 9_000_000_000;
 /// Registers a service on a lease until `stop` is cancelled, then deletes its key.
 ///
 /// The time to live is rounded up to whole seconds, and etcd may grant more. The key is put again
-/// if its lease was lost or the key is missing: after an outage, a wipe, a restore, or a deletion
-/// by hand. A key that another client has put since is left alone.
+/// if its lease was lost or the key is missing: after an outage, a wipe, a restore, or a manual
+/// deletion. A key that another client has put since is not changed.
 ///
 /// At the end, the key is deleted while its lease still exists, and the lease is left to expire,
 /// as in GoFrame: followers can thus tell the deletion from an expiry.
@@ -76,7 +76,7 @@ pub async fn register(
     }
 }
 
-/// Keeps one key in the store.
+/// Maintains one key in the store.
 struct RegistrationKeeper<'a, F> {
     settings: &'a Settings,
     key: String,

@@ -1,9 +1,9 @@
 //! The key range of the next page of a list.
 //!
 //! etcd visits all keys of a requested range to count them, no matter how few it returns; for a
-//! million keys this takes half a second. So each page requests only a range that should hold the
-//! wanted number of keys, estimated from the distance of the previous ones. Consecutive ranges
-//! leave no gap, so a wrong estimate costs a request but never a key.
+//! million keys this takes half a second. Each page therefore requests only a range that should
+//! hold the wanted number of keys, estimated from the distance of the previous ones. Consecutive
+//! ranges leave no gap, so a wrong estimate costs a request but never a key.
 
 /// Maximum consecutive sparse pages; the next page then has no upper bound.
 ///
@@ -13,7 +13,7 @@ const MAX_SPARSE_PAGES: u32 = 8;
 /// The estimated distance of keys, learned from the pages so far.
 #[derive(Debug, Default)]
 pub(super) struct Stride {
-    /// The first byte in which the keys of a page differed.
+    /// Offset of the first byte in which the keys of a page differed.
     offset: usize,
     /// Width of the next range in the eight bytes at `offset`; 0 while unknown.
     width: u64,
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_have_no_bound_after_many_sparse_pages() {
+    fn ranges_are_unbounded_after_many_sparse_pages() {
         let mut stride = Stride::default();
         stride.record(100, 100, 100, b"/a/0000", b"/a/0100");
         for _ in 0..MAX_SPARSE_PAGES {

@@ -21,7 +21,7 @@ use crate::service::{Change, ListKind};
 /// Beyond this limit the member seems faulty, so the supervisor leaves it.
 const MAX_RELISTS_PER_SESSION: u32 = 3;
 
-/// Time without lists of all leases after one that failed.
+/// Time without lists of all leases after such a list has failed.
 ///
 /// They are costly with very many leases, and may be refused.
 const LEASE_LIST_PAUSE: Duration = Duration::from_secs(60);

@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refresh_is_not_a_change() {
+    fn a_refresh_without_new_content_is_not_a_change() {
         let mut fixture = FilesFixture::new();
         let content = |time: &str, protocol: &str| {
             format!(r#"{{"UpdateAt":"2026-11-22 {time}","protocol":"{protocol}"}}"#)
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_modification_time_in_the_future_counts_as_now_once() {
+    fn a_modification_time_in_the_future_counts_as_the_current_time_once() {
         let mut fixture = FilesFixture::new();
         let modified = fixture.now.wall + Duration::from_secs(3600);
         let unchanged = || FileRead::Content { modified, content: b"{}".to_vec() };
@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_a_directory_that_comes_back_continue_with_their_time_to_live() {
+    fn files_of_a_restored_directory_keep_their_remaining_time_to_live() {
         let mut fixture = FilesFixture::new();
         assert_eq!(fixture.read("{}", 12), "put");
         fixture.advance(5);
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_in_which_files_could_not_be_read_does_not_count() {
+    fn the_time_to_live_pauses_while_files_cannot_be_read() {
         let mut fixture = FilesFixture::new();
         assert_eq!(fixture.read("{}", 15), "put");
         fixture.advance(60);

@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn only_events_that_may_change_a_registration_count() {
+    fn events_that_cannot_change_a_registration_are_ignored() {
         let mut fixture = WatchFixture::new();
         for name in [".hidden", "new.tmp", "a", "b", "c"] {
             fs::write(fixture.path.join(name), "{}").unwrap();
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_watch_says_what_became_of_the_directory() {
+    fn the_end_of_a_watch_tells_deleted_from_moved_directories() {
         let mut fixture = WatchFixture::new();
         fs::write(fixture.path.join("a"), "{}").unwrap();
         fs::remove_dir_all(&fixture.path).unwrap();
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_watch_can_be_waited_for() {
+    async fn waiting_on_a_watch_ends_with_an_event() {
         let mut fixture = WatchFixture::new();
         let moment = Duration::from_millis(20);
         let mut events = DirectoryEvents::default();
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overflow_of_the_queue_loses_events() {
+    fn an_overflow_of_the_inotify_queue_marks_events_as_lost() {
         let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
         let limit: usize = limit.trim().parse().unwrap();
         let mut fixture = WatchFixture::new();
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_names_count_as_lost() {
+    fn events_for_too_many_names_count_as_lost() {
         let mut events = DirectoryEvents::default();
         let directory = tempfile::tempdir().unwrap();
         let inotify = Inotify::init().unwrap();

@@ -24,7 +24,7 @@ fn joined(registration: &Registration) -> String {
 }
 
 #[test]
-fn a_key_parser_shares_exactly_the_equal_parts() {
+fn a_key_parser_shares_equal_parts_of_consecutive_keys() {
     let keys = [
         "/service/default/default/a/latest/10.0.0.1:80",
         "/service/default/default/a/latest/10.0.0.2:80",
@@ -69,7 +69,7 @@ fn keys_written_by_goframe_are_parsed() {
 }
 
 #[test]
-fn keys_are_split_as_by_goframe() {
+fn keys_are_split_as_in_goframe() {
     for (key, expected) in [
         ("//service/default/default/a/latest/10.0.0.1:80", Ok("default default a latest")),
         (" /service/default/default/a/latest/10.0.0.1:80/ \n", Ok("default default a latest")),
@@ -96,7 +96,7 @@ fn keys_are_split_as_by_goframe() {
 }
 
 #[test]
-fn an_invalid_endpoint_does_not_affect_the_others() {
+fn an_invalid_endpoint_does_not_affect_other_endpoints() {
     let list = "[:0,10.0.0.1:80, 10.0.0.2 : 81 ,,:80,10.0.0.3:70000,[fd00::5]:82,10.0.0.1:80";
     let found = parse_text(&format!("/service/default/default/a/latest/{list}"), "").unwrap();
     assert_eq!(joined(&found), "10.0.0.1:80 10.0.0.2:81 [fd00::5]:82");
@@ -244,7 +244,7 @@ fn long_keys_and_values_are_rejected_before_parsing() {
 }
 
 #[test]
-fn names_are_not_checked_against_dns() {
+fn the_parser_accepts_names_that_are_invalid_in_dns() {
     for name in ["..svc", "www.google.com", "_x", "a\u{7}b", " a ", "Ü"] {
         assert_eq!(
             *parse_text(&format!("/service/default/default/{name}/latest/10.0.0.1:80"), "")
@@ -257,7 +257,7 @@ fn names_are_not_checked_against_dns() {
 }
 
 #[test]
-fn file_names_that_break_goframes_reader_are_parsed() {
+fn file_names_that_goframe_cannot_read_back_are_parsed() {
     for (name, expected) in [
         (
             "service#default#default#demo#latest#10.9.0.5-8000,172.17.0.1-8000",
@@ -316,7 +316,7 @@ fn update_at_is_not_part_of_the_metadata() {
 }
 
 #[test]
-fn values_and_keys_are_formatted_as_by_go() {
+fn values_and_keys_are_formatted_as_in_go() {
     let metadata = |json: &str| Metadata::new(serde_json::from_str(json).unwrap());
     for (json, written) in [
         ("{}", "{}"),

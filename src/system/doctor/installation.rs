@@ -7,7 +7,7 @@ use crate::system::resolv_conf_edit::has_our_lines;
 /// The check of this file.
 const INSTALLATION: &str = "installation";
 
-/// Returns a finding if lines or files of svcdns are there without an installation.
+/// Returns a finding if there are lines or files of svcdns without an installation.
 pub(super) fn examine(input: &DoctorInput<'_>) -> Option<Finding> {
     if Leftovers::are_recorded(input.root) {
         return None;

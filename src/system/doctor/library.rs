@@ -1,18 +1,13 @@
 //! Checks of the C library: its sources before, or instead of, the name servers.
 
-use std::os::unix::net::UnixStream;
-
 use super::{DoctorInput, Finding};
-use crate::system::Root;
 use crate::system::nsswitch::{HostsLine, HostsLookup, NSSWITCH_CONF};
+use crate::system::{Root, nscd};
 
 /// The checks of this file.
 const NSSWITCH: &str = "nsswitch";
 const HOSTS: &str = "hosts";
 const NSCD: &str = "nscd";
-
-/// The socket of nscd.
-const NSCD_SOCKET: &str = "/run/nscd/socket";
 
 pub(super) fn examine(input: &DoctorInput<'_>) -> Vec<Finding> {
     vec![check_nsswitch(input), check_hosts(input), check_nscd(input.root)]
@@ -86,7 +81,7 @@ fn check_hosts(input: &DoctorInput<'_>) -> Finding {
 }
 
 fn check_nscd(root: &Root) -> Finding {
-    if UnixStream::connect(root.path(NSCD_SOCKET)).is_err() {
+    if !nscd::is_in_use(root) {
         return Finding::ok(NSCD, "nscd, which would cache host names, is not running.");
     }
     let conf = root.text("/etc/nscd.conf").unwrap_or_default();

@@ -98,7 +98,7 @@ fn check_resolv_conf(input: &DoctorInput<'_>) -> Vec<Finding> {
             let says = format!(
                 "Because of `options {option}`, programs first query the search list \
                  (hello.{zone}.{first}), then hello.{zone}: lookups are slow, and the search list \
-                 takes precedence. A final dot (`hello.{zone}.`) avoids both.",
+                 takes precedence. A trailing dot (`hello.{zone}.`) avoids both.",
                 zone = input.zone,
                 first = conf.search()[0]
             );
@@ -113,14 +113,15 @@ fn check_resolv_conf(input: &DoctorInput<'_>) -> Vec<Finding> {
     findings
 }
 
-/// Checks whether another program has removed the line of `install` from resolv.conf.
+/// Checks whether another program has removed svcdns's line from resolv.conf.
 fn check_installed_line(input: &DoctorInput<'_>) -> Option<Finding> {
     let any = [SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 53)];
     let own = input.server.map_or(&any[..], |server| server.listen);
     let LineState::Lost(lost) = LineState::read(input.root, own, false) else { return None };
     let says = format!(
-        "Another program has rewritten the file since `svcdns install`: {lost}. Turn that off in \
-         the other program, or put the line back, with --keep each time."
+        "Another program has rewritten the file since `svcdns install`: {lost}. Turn the rewriting \
+         off in the other program, or restore the nameserver line: with --keep, svcdns does so \
+         after each rewrite."
     );
     let level = level_of_detour(input, 0);
     let is_reached =
@@ -216,8 +217,8 @@ fn check_name_server(
 
 /// Returns the severity of a name server that does not lead to svcdns.
 ///
-/// Only the first one, at position 0, matters; not even that one, if the C library bypasses it
-/// through systemd-resolved.
+/// Only the first name server, at position 0, matters, and not even that one if the C library
+/// bypasses it through systemd-resolved.
 fn level_of_detour(input: &DoctorInput<'_>, at: usize) -> Level {
     let is_bypassed = input
         .machine

@@ -1,4 +1,4 @@
-//! Checks of port 53: which process has it, at the addresses that programs query.
+//! Checks of port 53: which process uses it at the addresses that programs query.
 
 use std::net::{IpAddr, SocketAddr};
 

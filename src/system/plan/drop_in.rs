@@ -24,7 +24,7 @@ pub(super) const DNSMASQ: DropIn = DropIn {
     is_running: NETWORK_MANAGER_RUNS,
 };
 
-/// The file that makes NetworkManager leave `/etc/resolv.conf` alone.
+/// The file that keeps NetworkManager from writing `/etc/resolv.conf`.
 pub(super) const NETWORK_MANAGER: DropIn = DropIn {
     path: "/etc/NetworkManager/conf.d/90-svcdns.conf",
     purpose: "make NetworkManager stop managing /etc/resolv.conf",
@@ -32,7 +32,7 @@ pub(super) const NETWORK_MANAGER: DropIn = DropIn {
     is_running: NETWORK_MANAGER_RUNS,
 };
 
-/// The file that makes NetworkManager leave the link of svcdns alone.
+/// The file that makes NetworkManager ignore svcdns's link.
 pub(super) const NETWORK_MANAGER_LINK: DropIn =
     DropIn { purpose: "make NetworkManager ignore the link", ..NETWORK_MANAGER };
 
@@ -44,7 +44,7 @@ pub(super) const DELEGATE: DropIn = DropIn {
     is_running: &["systemctl", "is-active", "systemd-resolved.service"],
 };
 
-/// The file that makes systemd-networkd leave the link of svcdns alone.
+/// The file that makes systemd-networkd ignore svcdns's link.
 pub(super) const NETWORKD_LINK: DropIn = DropIn {
     path: "/etc/systemd/network/00-svcdns.network",
     purpose: "make systemd-networkd ignore the link",

@@ -33,13 +33,13 @@ use super::unit::{HEADING, HOOK, HookUnit};
 /// Options of an installation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InstallOptions {
-    /// The served zones, without final dots.
+    /// The served zones, without trailing dots.
     pub zones: Vec<String>,
     /// The address at which svcdns answers.
     pub server: SocketAddr,
-    /// Whether to append the zones to the search list.
+    /// Whether to add the zones to the search list.
     pub search: bool,
-    /// Whether the name servers in `/etc/resolv.conf` stay in effect, after svcdns.
+    /// Whether to keep the existing name servers in `/etc/resolv.conf`, listed after svcdns.
     pub keep_others: bool,
     /// Whether an immutable file (`chattr +i`) may be changed.
     pub lift_immutable: bool,
@@ -152,7 +152,7 @@ impl PlanBuilder<'_> {
         text: &str,
         is_running: bool,
     ) -> Result<(), PlanError> {
-        // The undo goes backwards, so the first step is undone after the file was removed.
+        // Steps are undone in reverse order, so the first one is undone after the file was removed.
         self.steps.push(drop_in.undo_step());
         let path = Path::new(drop_in.path);
         self.steps.extend(plan_file(self.root, path, &format!("{HEADING}{text}"))?);
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delegate_is_planned_unless_resolved_may_validate() {
+    fn a_dns_delegate_is_planned_unless_resolved_may_validate_dnssec() {
         let (_folder, root, mut machine) = machine(ResolverManager::Resolved);
         let text = steps(&root, &machine, &options());
         for expected in [
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_planned_in_a_unit_bound_to_systemd_resolved() {
+    fn a_network_link_is_planned_in_a_unit_bound_to_systemd_resolved() {
         let (_folder, root, mut machine) = machine(ResolverManager::Resolved);
         machine.resolved.as_mut().unwrap().version = Some(252);
         machine.networkd = true;
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn dhcp_clients_are_noted_and_missing_programs_are_refused() {
+    fn a_dhcp_client_is_noted_and_a_missing_program_is_an_error() {
         let (_folder, root, mut machine) = machine(ResolverManager::Nothing);
         machine.dhcp_client = Some("dhclient");
         let plan_of =

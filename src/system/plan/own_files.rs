@@ -46,8 +46,8 @@ pub(in super::super) fn unit_steps(name: &str, file: Vec<InstallStep>) -> Vec<In
     let step = |purpose: &str, run, undo, undo_if| {
         InstallStep::Command(CommandStep { purpose: purpose.to_owned(), run, undo, undo_if })
     };
-    // The undo goes backwards, so it reloads after it has removed the unit. A unit that was stopped
-    // during its start is listed as failed until then; the pattern may match no unit.
+    // Steps are undone in reverse order, so systemd reloads after the unit was removed. A unit that
+    // was stopped during its start is listed as failed until then; the pattern may match no unit.
     let forget = vec![reload.clone(), words(&["systemctl", "reset-failed", &format!("{name}*")])];
     let mut steps = vec![step("make systemd forget the unit", Vec::new(), forget, Vec::new())];
     steps.extend(file);

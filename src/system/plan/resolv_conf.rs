@@ -18,12 +18,12 @@ use crate::resolv_conf::{
 
 /// Plans the steps that add our lines to resolv.conf, and save the file as it is.
 ///
-/// The saved copy also tells the server that its line belongs into the file. There are no steps for
-/// a file that has the effect of the edit, except for the copy if there is none.
+/// The saved copy also tells the server that its line belongs in the file. If the file already has
+/// the effect of the edit, only a missing copy is planned.
 ///
 /// # Errors
-/// When a file cannot be read, has changed since it was read as `file`, or is reached through a
-/// link that another user can change.
+/// If a file cannot be read, has changed since it was read as `file`, or is reached through a link
+/// that another user can change.
 pub(in crate::system) fn resolv_conf_steps(
     root: &Root,
     file: &ResolvConfFile,
@@ -42,8 +42,10 @@ pub(in crate::system) fn resolv_conf_steps(
     let original = resolv_conf_edit::remove_lines(file.bytes());
     let saved = read_state(root, Path::new(RESOLV_CONF_BACKUP))?;
     let mut steps = Vec::new();
-    // A copy without a name server would replace one that has the upstreams.
-    let is_useful = !is_in_effect && ResolvConf::parse(&original).name_servers().next().is_some();
+    // A copy without another name server would replace one that has the upstreams.
+    let original_conf = ResolvConf::parse(&original);
+    let has_upstream = original_conf.name_servers().any(|server| server.address != edit.server);
+    let is_useful = !is_in_effect && has_upstream;
     if is_useful || saved == PathState::Absent {
         steps.push(InstallStep::File(FileStep {
             path: RESOLV_CONF_BACKUP.into(),
@@ -71,8 +73,7 @@ pub(in crate::system) fn resolv_conf_steps(
 
 /// Returns whether a link is replaced; otherwise it is kept, and its target edited.
 ///
-/// A link to a manager's directory is replaced, whatever the manager's file is, and so is a
-/// dangling one.
+/// A link into a manager's directory is replaced, and so is a dangling one.
 fn is_replaced(root: &Root, file: &ResolvConfFile) -> bool {
     let is_managed = |path: &Path| path.starts_with("/run") || path.starts_with(WSL_FOLDER);
     matches!(file.content, ResolvConfContent::Missing)
@@ -80,7 +81,7 @@ fn is_replaced(root: &Root, file: &ResolvConfFile) -> bool {
         || root.link_target(RESOLV_CONF).is_some_and(|first| is_managed(&first))
 }
 
-/// Checks that no other user decides which file is read as resolv.conf, or changed.
+/// Checks that no other user controls which file is read as resolv.conf or changed.
 ///
 /// A file that is only read, because the link to it is replaced, may belong to its manager.
 fn check_link(root: &Root, file: &ResolvConfFile, is_replaced: bool) -> Result<(), PlanError> {
@@ -89,7 +90,7 @@ fn check_link(root: &Root, file: &ResolvConfFile, is_replaced: bool) -> Result<(
         Ok(None) => Ok(()),
         Ok(Some(cause)) if is_replaced && file.target.starts_with(&cause.path) => Ok(()),
         Ok(Some(cause)) => refuse(format!(
-            "is a link to {}, which another user than root may have chosen because {cause}: make \
+            "is a link to {}, which a user other than root may have chosen because {cause}: make \
              that path root's alone, or replace the link with a file, and run this command again",
             file.target.display()
         )),

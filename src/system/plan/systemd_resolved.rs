@@ -168,7 +168,7 @@ impl PlanBuilder<'_> {
     }
 }
 
-/// Returns the step that removes a link of which no journal is left; `None` without a link.
+/// Returns the step that removes a link that no journal lists; `None` without one.
 pub(in super::super) fn leftover_link(root: &Root) -> Option<InstallStep> {
     let ip = root.program("ip").filter(|_| root.has(format!("/sys/class/net/{LINK}")))?;
     let undo = vec![words(&[&ip.display().to_string(), "link", "del", LINK])];

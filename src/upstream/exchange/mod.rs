@@ -57,7 +57,7 @@ const TCP_RETRY_TIMEOUT: Duration = Duration::from_millis(1500);
 /// These sockets never take more than a quarter of the process's file descriptors.
 const MAX_ONE_SHOT_SOCKETS: usize = 4096;
 
-/// What is needed to open connections to upstreams.
+/// Shared resources for opening connections to upstreams.
 #[derive(Debug)]
 pub(super) struct Connector {
     /// Runtime of the connections, which all lanes share and which outlives any lane.

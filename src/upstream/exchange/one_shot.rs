@@ -31,7 +31,7 @@ const MAX_RATE_PER_SECOND: u32 = 500;
 /// A burst of as many queries as are allowed in this period gets separate ports.
 const RATE_PERIOD: Duration = Duration::from_secs(1);
 
-/// Maximum memory of a high rate, so that short gaps in a load do not end it.
+/// Time for which a high rate is remembered, so that short gaps do not end it.
 const MAX_EXCESS: Duration = Duration::from_millis(100);
 
 /// Size of the buffer for late responses, in bytes.
@@ -238,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_queries_up_to_the_rate_limit_get_their_own_port() {
+    fn queries_get_a_port_of_their_own_up_to_a_rate_limit() {
         let began = Instant::now();
         let at = |millis| began + Duration::from_millis(millis);
         // Every query up to the limit gets a port, forever.

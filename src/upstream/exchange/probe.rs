@@ -81,9 +81,7 @@ impl Upstream {
 }
 
 impl Sockets {
-    /// Sends the first query and, without a result in time, the second one.
-    ///
-    /// The time is [`PROBE_REPEAT`].
+    /// Sends the first query, and the second if no result arrives in [`PROBE_REPEAT`].
     ///
     /// Returns whichever result arrives first.
     async fn send_twice(

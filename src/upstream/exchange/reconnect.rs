@@ -69,7 +69,7 @@ pub(super) struct LostConnections {
 }
 
 impl LostConnections {
-    /// Records a lost connection; returns the pause before the next; `None`: give up.
+    /// Records a lost connection; returns the pause before the next, `None` to give up.
     pub(super) fn record(&mut self, answered: Answered) -> Option<Duration> {
         self.all += 1;
         self.unanswered = if answered == Answered::Here { 0 } else { self.unanswered + 1 };
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_query_is_repeated_while_the_upstream_answers_any_query() {
+    fn queries_on_lost_connections_are_repeated_while_any_is_answered() {
         let mut lost = LostConnections::default();
         assert!(!lost.need_exclusive());
         for _ in 0..1000 {

@@ -166,8 +166,8 @@ impl UpstreamConnection {
                 return Ok(None);
             }
         }
-        // The query must be recorded before its response can arrive: otherwise, the upstream would
-        // seem to owe a response forever.
+        // The query must be recorded before its response can arrive: otherwise, it would count as
+        // unanswered forever.
         upstream.health.record_query(now);
         Ok(Some(table.insert(id, packet, now)))
     }

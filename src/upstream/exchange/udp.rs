@@ -115,7 +115,7 @@ impl Sockets {
         match self.socket(upstream).map_err(|error| AttemptError::of_socket(&error))? {
             ChosenSocket::OneShot(socket) => {
                 let mut query = socket.send(upstream, packet).await?;
-                // Released while the upstream works: later, this would delay the client.
+                // Ports are released while the upstream works; later, this would delay the client.
                 self.release_ports(upstream);
                 let (outcome, socket) = query.outcome(&self.buffer).await;
                 if let Some(socket) = socket {

@@ -127,7 +127,7 @@ impl Drop for FollowedRoot {
 }
 
 #[tokio::test]
-async fn remaining_upstreams_survive_changes() {
+async fn upstreams_in_both_the_old_and_the_new_file_are_kept() {
     let followed = FollowedRoot::start(
         Some("nameserver 192.0.2.1\nnameserver 192.0.2.2\n"),
         Servers::System,
@@ -174,7 +174,7 @@ async fn polling_finds_changes_without_events() {
 }
 
 #[tokio::test]
-async fn empty_files_keep_the_upstreams_for_a_while() {
+async fn files_without_name_servers_keep_the_last_upstreams_for_a_while() {
     let followed = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), Servers::System, long());
     // The server's own address in the file shows that the file was read.
     for (text, canary) in [
@@ -192,7 +192,7 @@ async fn empty_files_keep_the_upstreams_for_a_while() {
 }
 
 #[tokio::test]
-async fn upstreams_are_dropped_once_files_name_none_for_a_while() {
+async fn upstreams_are_dropped_when_the_files_list_none_for_too_long() {
     let timings = FollowTimings { keep_last_known: Duration::from_millis(100), ..long() };
     let followed = FollowedRoot::start(Some("nameserver 192.0.2.1\n"), Servers::System, timings);
     fs::remove_file(followed.etc("resolv.conf")).unwrap();
@@ -209,7 +209,7 @@ async fn upstreams_are_dropped_once_files_name_none_for_a_while() {
 }
 
 #[test]
-fn unreadable_files_keep_the_upstreams_without_limit() {
+fn unreadable_files_keep_the_last_upstreams_without_a_time_limit() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("etc/resolv.conf");
@@ -250,7 +250,7 @@ async fn configured_upstreams_exclude_the_servers_own_address() {
 }
 
 #[tokio::test]
-async fn the_origin_of_a_list_decides_its_order() {
+async fn the_order_of_a_list_depends_on_its_origin() {
     let two = "nameserver 192.0.2.1\nnameserver 192.0.2.2\n";
     let rotating = format!("options rotate\n{two}");
     let order_of = |followed: &FollowedRoot, name: &str| match followed
@@ -282,7 +282,7 @@ async fn the_origin_of_a_list_decides_its_order() {
 }
 
 #[tokio::test]
-async fn a_change_of_the_order_is_followed() {
+async fn adding_options_rotate_changes_the_order() {
     let two = "nameserver 192.0.2.1\nnameserver 192.0.2.2\n";
     let followed = FollowedRoot::start(Some(two), Servers::System, long());
     let described = || {

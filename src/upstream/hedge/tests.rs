@@ -118,7 +118,7 @@ fn assert_correct(incoming: &Incoming) {
 }
 
 #[tokio::test]
-async fn one_upstream_answers() {
+async fn a_single_upstream_answers_every_query() {
     let server = server();
     let sockets = Sockets::default();
     let upstream = [upstream_of(target(&server))];
@@ -234,7 +234,7 @@ async fn invalid_responses_are_ignored() {
 }
 
 #[tokio::test]
-async fn invalid_responses_do_not_delay_the_deadline() {
+async fn invalid_responses_do_not_extend_the_deadline() {
     let server = server();
     server.behave(Behaviour::damaged(Damage::Id));
     let sockets = Sockets::default();
@@ -368,7 +368,7 @@ async fn all_upstreams_are_probed_at_once_if_all_are_dead() {
 }
 
 #[tokio::test]
-async fn the_last_of_three_upstreams_is_reached_in_time() {
+async fn a_query_reaches_the_only_responsive_of_three_upstreams_in_time() {
     let servers = [server(), server(), server()];
     let sockets = Sockets::default();
     let upstreams = servers.each_ref().map(|server| upstream_of(target(server)));
@@ -421,7 +421,7 @@ async fn closed_ports_fail_without_a_timeout() {
 }
 
 #[tokio::test]
-async fn hedged_queries_overtake_slow_upstreams() {
+async fn a_hedged_query_is_answered_before_the_slow_upstream_answers() {
     let (slow, good) = (server(), server());
     // The delay makes this upstream the second choice.
     good.behave(Behaviour::default().delayed(Duration::from_millis(60)));
@@ -449,7 +449,7 @@ async fn hedged_queries_overtake_slow_upstreams() {
 }
 
 #[tokio::test]
-async fn upstreams_need_not_echo_the_letter_case_of_clients() {
+async fn upstreams_need_not_preserve_the_letter_case_of_client_queries() {
     let server = server();
     server.behave(Behaviour::damaged(Damage::LowerCase));
     let mut message = query_message();
@@ -536,7 +536,7 @@ async fn queries_share_ports_at_a_high_rate() {
 }
 
 #[tokio::test]
-async fn ports_stay_open_until_the_response_and_are_given_back_with_the_next_query() {
+async fn ports_stay_open_until_the_response_and_close_with_the_next_query() {
     let sockets = Sockets::default();
     for abandoned in [false, true] {
         let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();

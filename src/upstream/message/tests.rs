@@ -98,7 +98,7 @@ fn flags_of(message: &[u8]) -> u16 {
 }
 
 #[test]
-fn upstream_queries_carry_end_to_end_options_only() {
+fn upstream_queries_carry_only_end_to_end_options() {
     let options = [
         option(10, b"12345678"),
         option(8, b"\0\x01\x18\0\xC0\0\x02"),
@@ -138,7 +138,7 @@ fn upstream_queries_carry_end_to_end_options_only() {
 }
 
 #[test]
-fn records_decide_whether_a_response_is_cacheable() {
+fn the_records_of_a_response_determine_whether_it_is_cacheable() {
     let cname = |ttl| record(b"\xC0\x0C", rtype::CNAME, ttl, b"\x01b\0");
     for (what, rcode, sections, kind) in [
         ("an address", 0, [&[a(300), a(60)][..], &[], &[]], ResponseKind::Positive(60)),
@@ -203,7 +203,7 @@ fn records_decide_whether_a_response_is_cacheable() {
 }
 
 #[test]
-fn ttls_age_and_stale_answers_carry_an_extended_error() {
+fn ttls_decrease_and_stale_answers_carry_an_extended_error() {
     let stored =
         StoredResponse::new(&response(flags::AA | flags::AD, [&[a(300), a(60)], &[], &[]]), true)
             .unwrap();
@@ -403,7 +403,7 @@ fn build(counts: [usize; 3], opt_at: usize, draws: &[(u8, u8, u32)]) -> Vec<u8> 
 
 proptest! {
     #[test]
-    fn stripping_opt_loses_no_record(
+    fn removing_opt_keeps_all_other_records(
         counts in [0usize..6, 0usize..6, 0usize..6],
         opt_at in 0usize..6,
         draws in proptest::collection::vec(any::<(u8, u8, u32)>(), 1..16),
@@ -422,7 +422,7 @@ proptest! {
     }
 
     #[test]
-    fn truncated_responses_parse(
+    fn truncated_responses_are_parsed(
         counts in [0usize..30, 0usize..10, 0usize..10],
         draws in proptest::collection::vec(any::<(u8, u8, u32)>(), 1..16),
         payload in any::<u16>(),

@@ -288,7 +288,7 @@ async fn identical_queries_are_sent_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn followers_get_a_response_after_the_first_client_leaves() {
+async fn other_waiting_clients_get_a_response_after_the_first_one_leaves() {
     let fixture = fixture(&[ScriptedAction::Answer(60, 100)], Duration::ZERO);
     let first = fixture.ask(&plain("a"), Transport::Tcp);
     sleep(Duration::from_millis(10)).await;
@@ -331,7 +331,7 @@ async fn cached_truncated_failures_are_failures_over_tcp() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn panics_wake_all_waiting_clients() {
+async fn clients_waiting_for_a_query_get_servfail_if_its_task_panics() {
     let fixture = fixture(&[ScriptedAction::Panic, ScriptedAction::Answer(60, 0)], Duration::ZERO);
     let Parsed::Query(query) = Query::parse(&*plain("a").leak()) else { panic!("no query") };
     let Joined::Leader(leader) = fixture
@@ -360,7 +360,7 @@ async fn panics_wake_all_waiting_clients() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn clients_get_a_failure_in_time_which_is_cached() {
+async fn failures_are_returned_in_time_and_cached() {
     let fixture = fixture(&[ScriptedAction::Hang], STALE);
     let mut rests = Vec::new();
     for _ in 0..5 {
@@ -464,7 +464,7 @@ async fn stale_answers_are_served_at_once_while_all_upstreams_are_dead() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn slow_upstreams_that_turn_out_to_be_dead_defer_no_refresh() {
+async fn a_slow_upstream_that_turns_out_to_be_dead_does_not_delay_refreshes() {
     let fixture = fixture(
         &[ScriptedAction::Answer(10, 0), ScriptedAction::Hang, ScriptedAction::Answer(20, 0)],
         STALE,
@@ -513,7 +513,7 @@ async fn late_responses_replace_stale_entries() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn stale_answers_are_preferred_to_failures_until_too_old() {
+async fn stale_answers_are_preferred_to_failures_until_serve_stale_ends() {
     let fixture = fixture(&[ScriptedAction::NxDomain(10), ScriptedAction::ServFail], STALE);
     assert_eq!(fixture.answer(&plain("a")).await.rcode, rcode::NXDOMAIN);
     advance(seconds(5)).await;
@@ -530,7 +530,7 @@ async fn stale_answers_are_preferred_to_failures_until_too_old() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn contradicted_answers_are_not_served_as_stale() {
+async fn answers_contradicted_by_a_later_response_are_not_served_stale() {
     use ScriptedAction::{Answer, Empty, Hang, NxDomain, Truncate};
     let missing = rcode::NXDOMAIN;
     for (before, then) in [
@@ -559,7 +559,7 @@ async fn contradicted_answers_are_not_served_as_stale() {
 
 /// A truncated response is incomplete: with the same code it contradicts no answer.
 #[tokio::test(start_paused = true)]
-async fn truncated_responses_leave_the_stale_answer() {
+async fn truncated_responses_do_not_replace_the_stale_answer() {
     use ScriptedAction::{Answer, Hang, Truncate};
     let fixture = fixture(&[Answer(1, 0), Truncate(rcode::NOERROR), Hang], STALE);
     fixture.answer(&plain("a")).await;
@@ -571,7 +571,7 @@ async fn truncated_responses_leave_the_stale_answer() {
 
 /// Entries for other DO and CD hold the same data, so they are contradicted too.
 #[tokio::test(start_paused = true)]
-async fn contradicted_answers_are_not_served_for_other_flags() {
+async fn answers_contradicted_under_other_do_and_cd_flags_are_not_served_stale() {
     use ScriptedAction::{Answer, Hang, NxDomain};
     let (dnssec, unchecked) =
         (request("a", flags::RD, true, b""), request("a", flags::RD | flags::CD, true, b""));
@@ -602,7 +602,7 @@ async fn contradicted_answers_are_not_served_for_other_flags() {
 
 /// A chain has one time limit for the client; upstreams have one per query.
 #[tokio::test(start_paused = true)]
-async fn clients_of_aliases_wait_no_longer_than_others() {
+async fn queries_through_aliases_have_the_time_limit_of_other_queries() {
     let fixture =
         fixture(&[ScriptedAction::Answer(10, 2000), ScriptedAction::Answer(20, 2000)], STALE);
     let began = now();

@@ -40,7 +40,7 @@ const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 const STUB: &str = "nameserver 127.0.0.53\noptions edns0 trust-ad\n";
 
 #[test]
-fn resolv_conf_comes_first() {
+fn name_servers_in_etc_resolv_conf_take_precedence() {
     let machine = SourcesRoot::new(&["127.0.0.1:5300"])
         .file(RESOLV_CONF, "nameserver 192.0.2.1\nnameserver 2001:db8::1\n")
         .file(RESOLVED, "nameserver 192.0.2.9\n");
@@ -49,7 +49,7 @@ fn resolv_conf_comes_first() {
 }
 
 #[test]
-fn stubs_are_replaced_by_their_upstreams() {
+fn stub_resolvers_are_replaced_by_their_upstreams() {
     for (path, resolv_conf) in [
         (RESOLVED, STUB),
         (RESOLVED, "nameserver 127.0.0.1\n"),
@@ -130,7 +130,7 @@ fn the_servers_own_addresses_are_excluded() {
 }
 
 #[test]
-fn the_stub_itself_is_the_last_resort() {
+fn the_stub_resolver_itself_is_the_last_resort() {
     let machine =
         SourcesRoot::new(&["127.0.0.1:53"]).file(RESOLV_CONF, STUB).file(RESOLVED, "# nobody\n");
     assert_eq!(machine.servers(), "127.0.0.53 (from /etc/resolv.conf)");
@@ -140,7 +140,7 @@ fn the_stub_itself_is_the_last_resort() {
 }
 
 #[test]
-fn files_without_a_server_are_faults() {
+fn files_without_a_name_server_are_reported() {
     for (bytes, fault) in [
         (&b""[..], "/etc/resolv.conf names no name server"),
         (b"\xFF\xFE\0", "/etc/resolv.conf:1: not text"),
@@ -165,7 +165,7 @@ fn files_without_a_server_are_faults() {
 }
 
 #[test]
-fn unreadable_files_are_faults() {
+fn unreadable_files_are_reported() {
     let machine = SourcesRoot::new(&[]);
     fs::create_dir_all(machine.path(RESOLV_CONF)).unwrap();
     let snapshot = machine.snapshot();
@@ -230,7 +230,7 @@ fn scoped_addresses_keep_their_interface() {
 }
 
 #[test]
-fn a_file_that_names_only_svcdns_is_a_fault() {
+fn a_file_that_lists_only_svcdns_is_reported() {
     let machine = || SourcesRoot::new(&["127.0.0.1:53"]);
     let faults = |text: &str| machine().file(RESOLV_CONF, text).snapshot().faults;
     assert_eq!(faults("nameserver 127.0.0.1\n"), ["/etc/resolv.conf names only svcdns itself"]);

@@ -26,7 +26,7 @@ pub(crate) struct Query {
     pub(crate) id: u16,
     /// Bytes 2 and 3 of the header.
     pub(crate) flags: u16,
-    /// Name in its original letter case, without the final dot.
+    /// Name in its original letter case, without the trailing dot.
     pub(crate) name: String,
     pub(crate) qtype: u16,
     pub(crate) qclass: u16,
@@ -166,7 +166,7 @@ impl Opt {
 /// A record of any type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// Owner name without the final dot.
+    /// Owner name without the trailing dot.
     pub(crate) name: String,
     pub(crate) rtype: u16,
     pub(crate) ttl: u32,

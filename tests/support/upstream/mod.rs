@@ -60,7 +60,7 @@ struct State {
 #[derive(Default)]
 struct Behaviours {
     all: Behaviour,
-    /// By name in lower case, without the final dot.
+    /// By name in lower case, without the trailing dot.
     names: HashMap<String, Behaviour>,
     /// By domain in the same form, for the domain and all names below it.
     domains: Vec<(String, Behaviour)>,

@@ -41,7 +41,7 @@ async fn upstreams_that_fail_with_edns_are_queried_without_it() {
 }
 
 #[tokio::test]
-async fn upstreams_over_tcp_that_fail_with_edns_are_queried_without_it() {
+async fn tcp_upstreams_that_fail_with_edns_are_queried_without_it() {
     for edns in Edns::FAULTS.into_iter().filter(|edns| *edns != Edns::Ignored) {
         let server = server();
         server.behave(Behaviour::edns(edns));
@@ -93,7 +93,7 @@ async fn ask_other(sockets: &Sockets, upstreams: &[Arc<Upstream>]) {
 }
 
 #[tokio::test]
-async fn failures_of_an_upstream_with_edns_do_not_disable_it() {
+async fn failures_of_one_name_do_not_disable_edns_for_a_working_upstream() {
     for edns in [Edns::FormErr, Edns::Code(2), Edns::Code(5), Edns::CodeWithOpt(2)] {
         let server = server();
         server.put([Record::a("other.example", 60, "192.0.2.2")]);

@@ -45,7 +45,7 @@ async fn kill(sockets: &Sockets, server: &TestServer, upstream: &Arc<Upstream>) 
 }
 
 #[tokio::test]
-async fn a_later_answer_does_not_replace_that_of_a_slower_earlier_upstream() {
+async fn strict_order_prefers_a_slower_earlier_upstream_to_a_faster_later_one() {
     let (first, second) = (server(), denying());
     first.behave(Behaviour::default().delayed(millis(20)));
     let upstreams = both(&first, &second);
@@ -64,7 +64,7 @@ async fn a_later_answer_does_not_replace_that_of_a_slower_earlier_upstream() {
 }
 
 #[tokio::test]
-async fn denials_of_the_first_upstream_are_answers() {
+async fn nxdomain_and_nodata_from_the_first_upstream_are_final() {
     let (first, second) = (denying(), server());
     let sockets = Sockets::default();
     let upstreams = both(&first, &second);
@@ -77,7 +77,7 @@ async fn denials_of_the_first_upstream_are_answers() {
 }
 
 #[tokio::test]
-async fn the_next_upstream_is_asked_at_once_after_a_failure() {
+async fn the_next_upstream_is_queried_immediately_after_a_failure() {
     let second = server();
     for code in [rcode::SERVFAIL, rcode::REFUSED, rcode::NOTIMP] {
         let first = server();
@@ -97,7 +97,7 @@ async fn the_next_upstream_is_asked_at_once_after_a_failure() {
 }
 
 #[tokio::test]
-async fn silent_upstreams_are_overtaken_after_400_ms() {
+async fn the_next_upstream_is_queried_after_400_ms_of_silence() {
     let (first, second) = (server(), server());
     first.behave(Behaviour::default().delayed(seconds(10)));
     let sockets = Sockets::default();
@@ -134,7 +134,7 @@ async fn a_lost_datagram_does_not_change_the_order() {
 }
 
 #[tokio::test]
-async fn dead_upstreams_get_probes_instead_of_clients_queries() {
+async fn dead_upstreams_receive_probes_instead_of_client_queries() {
     let (first, second) = (server(), denying());
     let sockets = Sockets::default();
     let upstreams = both(&first, &second);
@@ -159,7 +159,7 @@ async fn dead_upstreams_get_probes_instead_of_clients_queries() {
 }
 
 #[tokio::test]
-async fn silence_about_one_name_does_not_make_an_upstream_dead() {
+async fn an_upstream_that_ignores_one_name_is_not_dead() {
     let (first, second) = (server(), denying());
     first.on("slow.example", Behaviour::never());
     let sockets = Sockets::default();
@@ -178,7 +178,7 @@ async fn silence_about_one_name_does_not_make_an_upstream_dead() {
 
 /// Some upstreams drop queries for names that they do not serve.
 #[tokio::test]
-async fn an_upstream_that_drops_unknown_names_stays_alive() {
+async fn an_upstream_that_ignores_unknown_names_is_not_dead() {
     let (first, second) = (server(), denying());
     first.behave(Behaviour::never());
     first.on(NAME, Behaviour::default());
@@ -205,7 +205,7 @@ async fn an_upstream_that_drops_unknown_names_stays_alive() {
 }
 
 #[tokio::test]
-async fn a_later_upstream_cannot_deny_a_name_with_a_truncated_answer() {
+async fn a_truncated_answer_wins_over_nxdomain_from_a_later_upstream() {
     let (first, second) = (server(), denying());
     let sockets = Sockets::default();
     let upstreams = both(&first, &second);
@@ -245,7 +245,7 @@ async fn queries_fail_within_1_s_while_all_upstreams_are_dead() {
 }
 
 #[tokio::test]
-async fn queries_are_answered_when_an_upstream_returns_while_they_wait() {
+async fn a_waiting_query_is_answered_when_its_upstream_recovers() {
     let only = server();
     let sockets = Sockets::default();
     let upstreams = [upstream_of(target(&only))];
@@ -260,7 +260,7 @@ async fn queries_are_answered_when_an_upstream_returns_while_they_wait() {
 }
 
 #[tokio::test]
-async fn the_first_upstream_is_preferred_when_all_return_together() {
+async fn the_first_upstream_is_preferred_when_all_recover_together() {
     let (first, second) = (server(), denying());
     let sockets = Sockets::default();
     let upstreams = both(&first, &second);

@@ -293,7 +293,7 @@ async fn assert_rounds_are_answered(upstream: &Arc<Upstream>) {
 }
 
 #[tokio::test]
-async fn queries_survive_tls_connections_that_end() {
+async fn queries_are_repeated_when_tls_connections_end() {
     let authority = Authority::new();
     let scripts: [fn(usize) -> usize; 5] = [
         |_| 1,
@@ -325,7 +325,7 @@ async fn queries_survive_tls_connections_that_end() {
 }
 
 #[tokio::test]
-async fn queries_survive_https_connections_that_end() {
+async fn queries_are_repeated_when_https_connections_end() {
     let authority = Authority::new();
     let scripts: [fn(usize) -> Option<Break>; 5] = [
         |_| Some(Break { answers: 1, queries: 1 }),

@@ -126,7 +126,7 @@ async fn rejected(State(state): State<RouteState>) -> Response {
 }
 
 async fn conflicts(State(state): State<RouteState>) -> Response {
-    json(move || ConflictView::all(&state.context.answerer)).await
+    json(move || ConflictView::all(&state.context.answerer, &state.context.registries)).await
 }
 
 /// Parameters of `/v1/explain`.

@@ -221,7 +221,7 @@ pub struct RejectionView {
 pub struct ConflictView {
     /// The name without its zone.
     pub name: String,
-    /// `shadowed` (two spellings) or `hidden` (two interpretations).
+    /// `preceded` (two registries), `shadowed` (two spellings) or `hidden` (two interpretations).
     pub kind: String,
     /// The deployment of the loser.
     pub deployment: String,
@@ -369,12 +369,13 @@ impl InstanceView {
 
 impl ConflictView {
     /// Returns all current conflicts.
-    pub fn all(answerer: &Answerer) -> Vec<Self> {
+    pub fn all(answerer: &Answerer, registries: &[Arc<RegistryState>]) -> Vec<Self> {
         let (snapshot, settings) = (answerer.snapshot(), answerer.settings());
         let find = |base: &str| snapshot.service(base).cloned();
         let found = catalog::conflicts(
             snapshot.services(),
             find,
+            |registry| name_at(registries, registry.index()),
             &settings.zones,
             &settings.deployment,
             &settings.namespace,
@@ -382,6 +383,7 @@ impl ConflictView {
         let view = |conflict: catalog::Conflict| Self {
             name: conflict.name,
             kind: match conflict.kind {
+                ConflictKind::Preceded => "preceded".to_owned(),
                 ConflictKind::Shadowed => "shadowed".to_owned(),
                 ConflictKind::Hidden => "hidden".to_owned(),
             },

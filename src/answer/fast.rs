@@ -4,6 +4,7 @@
 //! must equal those of the full path byte for byte; `tests/properties.rs` and the fuzz targets
 //! compare the two.
 
+use super::holders::Holders;
 use super::lookahead::OwnerKey;
 use super::message::ResponseContent;
 use super::node::Node;
@@ -11,19 +12,25 @@ use super::owner::{NS_LABEL, VERSION_LABEL};
 use super::respond::QueryContext;
 use super::rrset::RRset;
 use crate::name::instance_address;
-use crate::service::RegistrySet;
 use crate::wire::rtype;
 
 /// Result of the fast path for a name.
 enum FastAnswer<'a> {
     /// A non-empty RRset, and the registries that hold its instances.
-    Records(RRset<'a>, RegistrySet),
-    /// The name exists but has no records of the type.
-    NoData,
+    Records(RRset<'a>, Holders<'a>),
+    /// The name has no records of the type, but these registries may hold instances of it.
+    NoData(Holders<'a>),
     /// The name does not exist.
     NxDomain,
     /// The query needs the full path.
     Unknown,
+}
+
+impl<'a> FastAnswer<'a> {
+    /// Returns the answer of this RRset, which may be empty.
+    fn of(set: RRset<'a>, holders: Holders<'a>) -> Self {
+        if set.count > 0 { Self::Records(set, holders) } else { Self::NoData(holders) }
+    }
 }
 
 impl<'a> QueryContext<'a> {
@@ -40,13 +47,12 @@ impl<'a> QueryContext<'a> {
             return false;
         }
         match self.probe(name, owner, key.hash) {
-            FastAnswer::Records(set, registries) => {
-                self.write(
-                    &ResponseContent::answer(&set, self.stale_answer_error(registries)),
-                    out,
-                );
+            FastAnswer::Records(set, holders) => {
+                self.write(&ResponseContent::answer(&set, self.stale_answer_error(holders)), out);
             }
-            FastAnswer::NoData => self.write_nodata(zone, self.stale_negative_error(), out),
+            FastAnswer::NoData(holders) => {
+                self.write_nodata(zone, self.stale_answer_error(holders), out);
+            }
             FastAnswer::NxDomain => self.write_nxdomain(zone, out),
             FastAnswer::Unknown => return false,
         }
@@ -68,7 +74,7 @@ impl<'a> QueryContext<'a> {
                     && has_one_label(owner)
                     && self.snapshot.registry_status.synced =>
             {
-                FastAnswer::NoData
+                FastAnswer::NoData(Holders::NONE)
             }
             Some((_, node)) if node.is_marker() => FastAnswer::Unknown,
             Some((owner, node)) => self.answer_of_node(&node, owner),
@@ -92,13 +98,12 @@ impl<'a> QueryContext<'a> {
             rtype::ANY => {
                 let sets = [RRset::a(node, settings.ttl), RRset::aaaa(node, settings.ttl), srv()];
                 let set = sets.into_iter().find(|set| set.count > 0);
-                return set.map_or(FastAnswer::Unknown, |set| {
-                    FastAnswer::Records(set, node.registries())
-                });
+                return set
+                    .map_or(FastAnswer::Unknown, |set| FastAnswer::Records(set, node.holders()));
             }
             _ => RRset::EMPTY,
         };
-        if set.count > 0 { FastAnswer::Records(set, node.registries()) } else { FastAnswer::NoData }
+        FastAnswer::of(set, node.holders())
     }
 
     /// Returns whether no published name is at or below the last label of `owner`.
@@ -126,11 +131,10 @@ impl<'a> QueryContext<'a> {
         let (label, service) = rest.split_at_checked(usize::from(*length))?;
         let address = instance_address(label).filter(|_| !self.snapshot.has_instance_like_base)?;
         let node = Node::read(self.snapshot.node(service)?);
-        // Another version of the service may hold the same instance in another registry without
-        // being part of the node. If that could make the answer stale, the full path must decide.
-        let (registries, stale) =
-            (node.registries(), self.snapshot.registry_status.stale_registries());
-        if !(stale.is_empty() || registries.is_single() && stale.is_subset_of(registries)) {
+        // The node's other instances do not matter, and another version of the service may hold
+        // this one in another registry. If that could make a difference, the full path must decide.
+        let status = &self.snapshot.registry_status;
+        if !status.stale_registries().is_empty() && !status.registries.is_single() {
             return None;
         }
         let [a, aaaa] = RRset::instance(&node, address, self.settings().ttl)?;
@@ -139,13 +143,7 @@ impl<'a> QueryContext<'a> {
             rtype::AAAA => Some(aaaa),
             _ => None,
         }
-        .map(|set| {
-            if set.count > 0 {
-                FastAnswer::Records(set, node.registries())
-            } else {
-                FastAnswer::NoData
-            }
-        })
+        .map(|set| FastAnswer::of(set, node.holders()))
     }
 }
 

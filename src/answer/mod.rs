@@ -16,6 +16,7 @@ mod counters;
 mod explain;
 mod fast;
 mod full;
+mod holders;
 mod lookahead;
 mod message;
 mod node;

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::holders::Holders;
 use super::message::{ResponseContent, ResponseWriter};
 use super::node::{Node, NodeBuilder};
 use super::owner::{NS_LABEL, VERSION_LABEL, service_owner};
@@ -11,7 +12,7 @@ use super::table::Snapshot;
 use super::{compile, full, rare};
 use crate::catalog::{Instance, Staleness};
 use crate::name::{Name, ReverseNetwork, Zone, reverse_address};
-use crate::service::{Addresses, RegistrySet};
+use crate::service::Addresses;
 use crate::wire::{ExtendedError, OWNER_POINTER, Query, question_pointer, rcode, rtype};
 
 /// Next action of the caller with a query.
@@ -152,7 +153,7 @@ impl<'a> QueryContext<'a> {
             full::NameLookup::NxDomain => self.write_nxdomain(zone, out),
             full::NameLookup::NoData => self.write_nodata(zone, stale, out),
             full::NameLookup::Selection(selection) => {
-                let full::Selection { service, instances, registries, form } = &selection;
+                let full::Selection { service, instances, holders, form } = &selection;
                 let owner = instances
                     .first()
                     .and_then(|first| service_owner(settings, service.base(), first.key.group()));
@@ -184,7 +185,7 @@ impl<'a> QueryContext<'a> {
                     qtype if qtype == rtype::TXT || qtype == rtype::ANY && any.is_none() => {
                         return self.write_records(
                             &rare::txt(settings, instances),
-                            *registries,
+                            holders.view(),
                             zone,
                             out,
                         );
@@ -199,12 +200,10 @@ impl<'a> QueryContext<'a> {
                     _ => RRset::EMPTY,
                 };
                 if set.count > 0 {
-                    return self.write(
-                        &ResponseContent::answer(&set, self.stale_answer_error(*registries)),
-                        out,
-                    );
+                    let stale = self.stale_answer_error(holders.view());
+                    return self.write(&ResponseContent::answer(&set, stale), out);
                 }
-                self.write_nodata(zone, stale, out);
+                self.write_nodata(zone, self.stale_answer_error(holders.view()), out);
             }
         }
     }
@@ -228,17 +227,23 @@ impl<'a> QueryContext<'a> {
         }
     }
 
-    /// Returns the EDE of an answer, if any of these registries may be out of date.
+    /// Returns the EDE of a name with instances, if one of them may be out of date.
     ///
-    /// See RFC 8914 section 4.4.
-    pub(super) fn stale_answer_error(&self, registries: RegistrySet) -> Option<ExtendedError> {
-        stale_error(
-            self.snapshot.registry_status.staleness_of(registries),
-            ExtendedError::STALE_ANSWER,
-        )
+    /// An instance may be out of date if all registries that hold it may be. Without any instance,
+    /// the EDE is that of [`Self::stale_negative_error`]. See RFC 8914 section 4.4.
+    pub(super) fn stale_answer_error(&self, holders: Holders<'_>) -> Option<ExtendedError> {
+        let status = &self.snapshot.registry_status;
+        if status.stale_registries().is_empty() {
+            return None;
+        }
+        if holders.is_empty() {
+            return self.stale_negative_error();
+        }
+        let staleness = holders.iter().filter_map(|set| status.staleness_of(set)).max();
+        stale_error(staleness, ExtendedError::STALE_ANSWER)
     }
 
-    /// Returns the EDE of a NODATA response, if any registry may be out of date.
+    /// Returns the EDE of NODATA for a name without instances, if any registry may be out of date.
     ///
     /// Any registry could have the missing record.
     pub(super) fn stale_negative_error(&self) -> Option<ExtendedError> {
@@ -250,24 +255,19 @@ impl<'a> QueryContext<'a> {
         stale_error(self.snapshot.registry_status.staleness(), ExtendedError::STALE_NXDOMAIN)
     }
 
-    /// Writes records held by these registries, or NODATA if there is none.
+    /// Writes records of instances with these holders, or NODATA if there is none.
     pub(super) fn write_records(
         &self,
         records: &ComposedRecords,
-        registries: RegistrySet,
+        holders: Holders<'_>,
         zone: &Zone,
         out: &mut Vec<u8>,
     ) {
+        let stale = self.stale_answer_error(holders);
         if records.is_empty() {
-            return self.write_nodata(zone, self.stale_negative_error(), out);
+            return self.write_nodata(zone, stale, out);
         }
-        self.write(
-            &ResponseContent::answer(
-                &RRset::composed(records),
-                self.stale_answer_error(registries),
-            ),
-            out,
-        );
+        self.write(&ResponseContent::answer(&RRset::composed(records), stale), out);
     }
 
     /// Writes records that svcdns itself provides, or NODATA. They are never stale.

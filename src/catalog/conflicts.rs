@@ -1,4 +1,4 @@
-//! Naming conflicts: shadowed spellings, and names that match more than one interpretation.
+//! Naming conflicts: names of several registries, shadowed spellings, and ambiguous names.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::key::RegistryKey;
 use super::model::Service;
 use crate::name::{Interpretation, ServiceScope, Zones, instance_label, interpretations};
+use crate::service::{RegistryId, RegistrySet};
 
 /// A name that two registrations claim.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -23,11 +24,13 @@ pub struct Conflict {
     pub namespace: Box<str>,
     /// The claim that is served.
     ///
-    /// A spelling (`hello.svc`) or an interpretation (`service hello.prod`).
+    /// A registry (`registry main`), a spelling (`hello.svc`) or an interpretation (`service
+    /// hello.prod`).
     pub winner: String,
     /// The claim that is not served under this name.
     ///
-    /// A spelling (`hello`) or an interpretation (`service hello in namespace prod`).
+    /// A registry (`registry static`), a spelling (`hello`) or an interpretation (`service hello in
+    /// namespace prod`).
     pub loser: String,
 }
 
@@ -35,6 +38,10 @@ pub struct Conflict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ConflictKind {
+    /// Two registries with one base in a deployment and namespace, of which one precedes the other.
+    ///
+    /// The instances of the loser are not served at all.
+    Preceded,
     /// Two spellings of one base in a deployment and namespace.
     ///
     /// The instances of the loser are not served at all.
@@ -45,14 +52,17 @@ pub enum ConflictKind {
 
 /// Returns the naming conflicts among services, sorted.
 ///
-/// Conflicts are shadowed spellings, and published names (of deployments, namespaces, versions and
-/// instances) for which another registered service has an interpretation of higher precedence.
+/// Conflicts are registries that another precedes, shadowed spellings, and published names (of
+/// deployments, namespaces, versions and instances) for which another registered service has an
+/// interpretation of higher precedence.
 ///
-/// `find` looks up a service by its base name; `deployment` and `namespace` are the configured
-/// defaults. Meant for interactive use: O(keys and instances), with a few lookups for each.
+/// `find` looks up a service by its base name, and `registry_name` names a registry. `deployment`
+/// and `namespace` are the configured defaults. Meant for interactive use: O(keys and instances),
+/// with a few lookups for each.
 pub fn conflicts<'a>(
     services: impl IntoIterator<Item = &'a Arc<Service>>,
     find: impl Fn(&str) -> Option<Arc<Service>>,
+    registry_name: impl Fn(RegistryId) -> String,
     zones: &Zones,
     deployment: &str,
     namespace: &str,
@@ -60,6 +70,7 @@ pub fn conflicts<'a>(
     let mut search = ConflictSearch { find, zones, deployment, namespace, found: Vec::new() };
     for service in services {
         search.service(service);
+        preceded(service, &registry_name, &mut search.found);
     }
     search.found.sort_unstable();
     search.found.dedup();
@@ -92,7 +103,8 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
         let labels = service.base().split('.').count();
         for scope in service.keys().chunk_by(|a, b| a.scope() == b.scope()) {
             self.shadowed(service.base(), scope);
-            let visible = &scope[..scope.partition_point(|key| key.rank() == scope[0].rank())];
+            let winner = scope[0].precedence();
+            let visible = &scope[..scope.partition_point(|key| key.precedence() == winner)];
             let key = &scope[0];
             let forms = self.forms(service.base(), key);
             for form in &forms {
@@ -144,7 +156,10 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
     }
 
     /// Reports every spelling in one deployment and namespace except the winning one.
+    ///
+    /// Registries that another one precedes have their own conflict.
     fn shadowed(&mut self, base: &str, scope: &[Arc<RegistryKey>]) {
+        let scope = &scope[..scope.partition_point(|key| key.layer() == scope[0].layer())];
         let mut spellings = scope.chunk_by(|a, b| a.rank() == b.rank()).map(|keys| &keys[0]);
         let Some(winner) = spellings.next() else { return };
         for loser in spellings {
@@ -218,7 +233,7 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
         };
         let mut keys = &keys[first..];
         keys = &keys[..keys.partition_point(|key| {
-            key.scope() == (deployment, namespace) && key.rank() == winner.rank()
+            key.scope() == (deployment, namespace) && key.precedence() == winner.precedence()
         })];
         if let Some(version) = interpretation.version {
             let version = joined(version);
@@ -235,8 +250,37 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
     }
 }
 
+/// Adds the registries of a service that another registry precedes.
+fn preceded(
+    service: &Service,
+    registry_name: impl Fn(RegistryId) -> String,
+    found: &mut Vec<Conflict>,
+) {
+    for scope in service.keys().chunk_by(|a, b| a.scope() == b.scope()) {
+        let winners = scope.partition_point(|key| key.layer() == scope[0].layer());
+        let (winners, losers) = scope.split_at(winners);
+        let registries = |keys: &[Arc<RegistryKey>]| -> RegistrySet {
+            keys.iter().map(|key| key.registry()).collect()
+        };
+        let names = |registries: RegistrySet| -> Vec<String> {
+            registries.iter().map(&registry_name).collect()
+        };
+        for loser in names(registries(losers)) {
+            let group = winners[0].group();
+            found.push(Conflict {
+                name: service.base().to_owned(),
+                kind: ConflictKind::Preceded,
+                deployment: group.deployment.clone(),
+                namespace: group.namespace.clone(),
+                winner: format!("registry {}", names(registries(winners)).join(", ")),
+                loser: format!("registry {loser}"),
+            });
+        }
+    }
+}
+
 /// Returns a registered name as spelled: its base and the zone suffix of its rank.
-fn spelling(base: &str, rank: u8, zones: &Zones) -> String {
+pub fn spelling(base: &str, rank: u8, zones: &Zones) -> String {
     match zones.iter().nth(usize::from(rank)) {
         Some(zone) => format!("{base}.{}", zone.relative_text()),
         None => base.to_owned(),

@@ -29,6 +29,15 @@ fn name(key: usize) -> &'static str {
     NAMES[key % NAMES.len()]
 }
 
+/// Returns the layers of the registries, of which the last is a fallback.
+fn layers(merge: Merge) -> Vec<u8> {
+    merge.layers((1..=REGISTRIES).map(|registry| registry == REGISTRIES))
+}
+
+fn merge() -> impl Strategy<Value = Merge> {
+    prop_oneof![Just(Merge::Union), Just(Merge::First)]
+}
+
 /// Returns the text of the key with this number, in one of several groups.
 fn text(registry: u8, key: usize) -> String {
     let (name, endpoints) = (name(key), ENDPOINTS[key / NAMES.len()]);
@@ -150,6 +159,7 @@ struct CatalogModel {
     now: Instant,
     /// The removal grace of each registry.
     graces: [Duration; REGISTRIES as usize],
+    merge: Merge,
     stores: Vec<Store>,
     lease_checks: Vec<(RegistryId, Vec<i64>)>,
     /// Descriptions of all services after the last settling.
@@ -157,9 +167,10 @@ struct CatalogModel {
 }
 
 impl CatalogModel {
-    fn new(graces: [Duration; REGISTRIES as usize]) -> Self {
+    fn new(graces: [Duration; REGISTRIES as usize], merge: Merge) -> Self {
         let mut settings = Settings::new(zones(), graces.len());
         settings.removal_graces = graces.to_vec();
+        settings.layers = layers(merge);
         let stores =
             (0..REGISTRIES).map(|_| Store { watching: true, ..Store::default() }).collect();
         let catalog = Catalog::new(settings);
@@ -167,6 +178,7 @@ impl CatalogModel {
             catalog,
             now: Instant::now(),
             graces,
+            merge,
             stores,
             lease_checks: Vec::new(),
             described: BTreeMap::new(),
@@ -381,6 +393,10 @@ impl CatalogModel {
             assert_eq!(self.described, describe(&services));
             assert_eq!(self.catalog.rejections().counts, rejections);
         }
+        // A held key, unknown to a new catalog, may keep an unsynced registry from being served.
+        if self.merge == Merge::First && !self.catalog.unsynced.is_empty() {
+            return;
+        }
         // With a grace, every reported key is present. Other keys are held, up to the grace.
         let all =
             |services: &mut dyn Iterator<Item = &Arc<Service>>| -> BTreeMap<(usize, String), bool> {
@@ -410,7 +426,7 @@ impl CatalogModel {
         let mut rejections: BTreeMap<Reason, u64> = BTreeMap::new();
         for (registry, store) in (0..).zip(&self.stores) {
             for put in store.reported.values() {
-                match expected_key(registry, put) {
+                match expected_key(registry, self.merge, put) {
                     Ok((base, key)) => {
                         for rejected in key.rejected() {
                             *rejections.entry(rejected.reason).or_default() += 1;
@@ -421,15 +437,15 @@ impl CatalogModel {
                 }
             }
         }
-        let services = bases
-            .into_iter()
-            .map(|(base, keys)| Arc::new(Service::new(&base, keys, Docker0::Drop)));
+        let rules = ServiceRules { docker0: Docker0::Drop, unsynced: self.catalog.unsynced };
+        let services =
+            bases.into_iter().map(|(base, keys)| Arc::new(Service::new(&base, keys, rules)));
         (services.collect(), rejections)
     }
 }
 
 /// Builds a key without the code under test, for the names that this test uses.
-fn expected_key(registry: u8, put: &Put) -> Result<(String, RegistryKey), Reason> {
+fn expected_key(registry: u8, merge: Merge, put: &Put) -> Result<(String, RegistryKey), Reason> {
     let registration = put.content.clone().map_err(|rejected| rejected.reason)?;
     let name = registration.id.name.to_lowercase();
     let (base, rank) = match name.rsplit_once('.') {
@@ -462,6 +478,7 @@ fn expected_key(registry: u8, put: &Put) -> Result<(String, RegistryKey), Reason
     let shared = SharedKeyFields {
         group: Arc::new(group),
         registry: id(registry),
+        layer: layers(merge)[usize::from(registry)],
         rank,
         held: false,
         layout: layout.unwrap_or_default(),
@@ -494,8 +511,9 @@ proptest! {
     #[test]
     fn without_grace_the_catalog_equals_one_built_from_scratch(
         steps in prop::collection::vec(step(), 1..60),
+        merge in merge(),
     ) {
-        let mut model = CatalogModel::new([Duration::ZERO; REGISTRIES as usize]);
+        let mut model = CatalogModel::new([Duration::ZERO; REGISTRIES as usize], merge);
         for step in steps {
             model.run(step);
         }
@@ -510,9 +528,10 @@ proptest! {
     fn after_the_grace_the_catalog_equals_one_built_from_scratch(
         steps in prop::collection::vec(step(), 1..60),
         graces in prop::array::uniform3(prop_oneof![Just(0), Just(12_000), 1..20_000_u64]),
+        merge in merge(),
     ) {
         let graces = graces.map(Duration::from_millis);
-        let mut model = CatalogModel::new(graces);
+        let mut model = CatalogModel::new(graces, merge);
         for step in steps {
             model.run(step);
         }

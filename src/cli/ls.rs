@@ -73,7 +73,7 @@ fn services(services: &[ServiceView], status: &ServerStatus) -> String {
                 scope,
                 endpoint.version.clone(),
                 endpoint.weight.to_string(),
-                escape_controls(&notes.join("; ")),
+                output::escape_controls(&notes.join("; ")),
             ]);
         }
     }
@@ -93,7 +93,8 @@ fn rejected(view: &RejectionsView, status: &ServerStatus) -> String {
     }
     for listed in &view.listed {
         let part = if listed.endpoint_only { "an endpoint of " } else { "" };
-        let (key, found) = (escape_controls(&listed.key), escape_controls(&listed.found));
+        let (key, found) =
+            (output::escape_controls(&listed.key), output::escape_controls(&listed.found));
         let _ = write!(text, "\n{part}{key}\n  {found}: {}", listed.message);
         if status.registries.len() > 1 {
             let _ = write!(text, " [in {}]", listed.registry_name);
@@ -113,14 +114,7 @@ fn conflicts(conflicts: &[ConflictView]) -> String {
     let rows = conflicts.iter().map(|conflict| {
         let scope = format!("{}/{}", conflict.deployment, conflict.namespace);
         [&conflict.name, &conflict.kind, &conflict.winner, &conflict.loser, &scope]
-            .map(|text| escape_controls(text))
+            .map(|text| output::escape_controls(text))
     });
     output::columns(["NAME", "KIND", "WINNER", "LOSER", "DEPLOYMENT/NAMESPACE"], rows)
-}
-
-/// Escapes control characters, which a terminal might interpret.
-fn escape_controls(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
-        .collect()
 }

@@ -59,9 +59,9 @@ impl OutsideNames {
         if self.found.is_empty() {
             bail!(
                 "already installed, and nothing was changed. The names of svcdns resolve, but none \
-                 of these names outside its zones does: {}. If this machine has a network, check \
-                 that the upstreams of svcdns answer (`upstream`, `svcdns doctor`), or restore the \
-                 former name servers with `sudo svcdns uninstall`",
+                 of these names outside its zones does: {}. If this machine has a network, \
+                 `svcdns doctor` finds the cause; `sudo svcdns uninstall` restores the former name \
+                 servers",
                 self.tried.join(", ")
             );
         }

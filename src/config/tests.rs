@@ -2,6 +2,7 @@ mod documentation;
 mod errors;
 mod registries;
 mod registry_errors;
+mod static_services;
 
 use super::*;
 use crate::registry::Tls;

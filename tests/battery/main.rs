@@ -15,6 +15,7 @@ mod etcd;
 mod file;
 mod kind;
 mod run;
+mod statics;
 #[path = "../support/mod.rs"]
 mod support;
 mod table;
@@ -36,6 +37,7 @@ type StartStore = fn() -> Option<Box<dyn Kind>>;
 const KINDS: &[(&str, StartStore)] = &[
     ("etcd", || Some(Box::new(etcd::EtcdKind::start()))),
     ("file", || Some(Box::new(file::FileKind::start()))),
+    ("static", || Some(Box::<statics::StaticKind>::default())),
     ("Consul", || Some(Box::new(consul::ConsulKind::start()?))),
 ];
 

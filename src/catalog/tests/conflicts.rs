@@ -9,7 +9,8 @@ fn conflicts_of(keys: &[&str]) -> Vec<(String, ConflictKind, String, String)> {
     }
     test.settle();
     let catalog = &test.catalog;
-    conflicts(catalog.services(), |base| catalog.service(base).cloned(), &zones(), "d", "n")
+    let find = |base: &str| catalog.service(base).cloned();
+    conflicts(catalog.services(), find, |id| format!("r{id}"), &zones(), "d", "n")
         .into_iter()
         .map(|conflict| (conflict.name, conflict.kind, conflict.winner, conflict.loser))
         .collect()
@@ -31,6 +32,38 @@ fn shadowed_spellings_are_conflicts() {
         conflicts_of(&keys),
         [shadowed("hello.svc", "hello"), shadowed("hello.svc", "hello.internal")]
     );
+}
+
+#[test]
+fn registries_that_another_precedes_are_conflicts() {
+    let layers = Merge::First.layers([false, false, true]);
+    let mut test = TestCatalog::with(|settings| settings.layers = layers, 3);
+    for (registry, text) in [
+        (1, "/s/d/n/hello/v1/10.0.0.1:80"),
+        (2, "/s/d/n/hello.svc/v1/10.0.0.1:80"),
+        (0, "/s/d/m/hello/v1/10.0.0.2:80"),
+        (1, "/s/d/m/hello.svc/v1/10.0.0.3:80"),
+        (2, "/s/d/m/hello/v1/10.0.0.2:80"),
+        (1, "/s/d/n/alone/v1/10.0.0.1:80"),
+    ] {
+        test.apply(registry, Change::Put(put(text, 0, 0)));
+    }
+    test.settle();
+    let catalog = &test.catalog;
+    let find = |base: &str| catalog.service(base).cloned();
+    let found = conflicts(catalog.services(), find, |id| format!("r{id}"), &zones(), "d", "n");
+    let found: Vec<_> = found
+        .iter()
+        .map(|found| (&*found.name, found.kind, &*found.namespace, &*found.winner, &*found.loser))
+        .collect();
+    let preceded =
+        |namespace, winner, loser| ("hello", ConflictKind::Preceded, namespace, winner, loser);
+    let expected = [
+        preceded("m", "registry r0", "registry r1"),
+        preceded("m", "registry r0", "registry r2"),
+        preceded("n", "registry r1", "registry r2"),
+    ];
+    assert_eq!(found, expected);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use svcdns::answer::{Answerer, Answers, Published, Publisher, Settings};
-use svcdns::catalog::{self, Docker0};
+use svcdns::catalog::{self, Docker0, Merge};
 use svcdns::name::Zones;
 use svcdns::service::{
     Addresses, Change, HostChange, LeaseReply, ListKind, ListScope, Put, RegistryId, Removal,
@@ -86,7 +86,12 @@ struct World {
 
 impl World {
     fn new(choices: &mut Choices<'_>) -> Self {
-        let (catalog, settings) = settings(choices);
+        let (mut catalog, settings) = settings(choices);
+        // Usually the registries start with a complete list.
+        let start_with_list = !choices.one_in(8);
+        let merge = choices.of(&[Merge::Union, Merge::First]);
+        let fallback = choices.one_in(2);
+        catalog.layers = merge.layers([false, fallback]);
         let now = Instant::now();
         let (publisher, answerer) = Publisher::new(catalog.clone(), settings.clone(), now);
         let mut world = Self {
@@ -99,11 +104,10 @@ impl World {
             known: Vec::new(),
             pending: Vec::new(),
             hosts: BTreeMap::new(),
-            incomplete: [false; 2],
+            incomplete: [true; 2],
             queries: Vec::new(),
         };
-        // Usually the registries start with a complete list.
-        if !choices.one_in(8) {
+        if start_with_list {
             for registry in 0..SERVICES {
                 world.list(registry, ListKind::Routine, &[], true);
             }

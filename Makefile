@@ -5,7 +5,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 # A test that cannot run on this machine writes its name and the reason here.
 export SKIPPED_TESTS := $(CURDIR)/target/skipped-tests
 
-.PHONY: help run build test fresh systemd bench micro check flood properties fuzz deny clean
+.PHONY: help run build test registries fresh systemd bench micro check flood properties fuzz deny clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -32,6 +32,16 @@ test: check ## install what the tests need, check, run all tests
 	cargo test --locked --bench peers -- --short
 	cargo test --locked --bench storm -- --short
 	cargo test --locked --bench micro -- --short
+	@tests/skipped.sh $(SKIPPED_TESTS)
+
+# Consul takes 4 minutes to build, once.
+registries: export BUILD_CONSUL := 1
+registries: ## run all tests against real registries, and print the times (Consul needs Go)
+	@tests/setup.sh test
+	@rm -rf $(SKIPPED_TESTS) && mkdir -p $(SKIPPED_TESTS)
+	cargo test --locked --test etcd_registry --test file_registry \
+		--test consul_registry --test consul_bad_input
+	cargo test --locked --test battery -- --ignored --nocapture
 	@tests/skipped.sh $(SKIPPED_TESTS)
 
 fresh: ## run make test on a new minimal Debian (needs root and debootstrap)

@@ -11,7 +11,7 @@ use std::fs;
 use std::time::Duration;
 
 use svcdns::registry::RegisterError;
-use svcdns::registry::etcd::Tls;
+use svcdns::registry::Tls;
 use svcdns::service::ListKind;
 
 use support::etcd::Etcd;

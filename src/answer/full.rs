@@ -430,10 +430,9 @@ impl<'a> InstanceFilter<'a> {
                 }
                 None => *value == instance.endpoint.host.to_string(),
             },
-            name => std::str::from_utf8(name)
-                .ok()
-                .and_then(|name| instance.key.metadata.text(name))
-                .is_some_and(|text| text.eq_ignore_ascii_case(value)),
+            name => {
+                std::str::from_utf8(name).is_ok_and(|name| instance.key.metadata.has(name, value))
+            }
         }
     }
 }

@@ -187,7 +187,7 @@ impl ConfigFile<'_> {
             invalid(format!("{REGISTRY}.{text}"), error.to_string())
         })?;
         let url = section.get(URL.name).and_then(|value| value.get_ref().as_str());
-        let kind = url.and_then(|url| kind_of_url(url).ok()).map(|(kind, _)| kind);
+        let kind = url.and_then(|url| kind_of_url(url).ok());
         let mut layer = Layer::new();
         for (key, value) in in_order(section) {
             self.registry_entry(&mut layer, text, kind, key, value)?;
@@ -200,7 +200,7 @@ impl ConfigFile<'_> {
             return Err(invalid(section_path(text, URL.name), why));
         };
         match kind_of_url(&url.text) {
-            Ok((kind, _)) => Ok(RegistryEntry { name, kind, url, section: Some(layer) }),
+            Ok(kind) => Ok(RegistryEntry { name, kind, url, section: Some(layer) }),
             Err(why) => Err(ConfigError::Invalid { origin: url.origin, key: url.key, why }),
         }
     }

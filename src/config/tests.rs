@@ -6,7 +6,8 @@ mod registry_errors;
 mod static_services;
 
 use super::*;
-use crate::registry::etcd::{self, Tls};
+use crate::registry::Tls;
+use crate::registry::etcd;
 use crate::registry::{Credential, NamedSource, Secret, Source, file};
 use crate::service::MAX_REGISTRIES;
 

@@ -6,18 +6,23 @@
 //! A registry knows no DNS and keeps no copy of the store. It writes to a store only in
 //! [`register`](Source::register), when a user asks for it.
 
+pub mod consul;
 pub mod etcd;
 pub mod file;
 pub mod gsvc;
 pub mod static_services;
 
+mod backoff;
+mod members;
 mod register;
 mod secret;
 mod source;
+mod tls;
 
 pub use register::{RegisterError, RegisterEvent, Registrant};
 pub use secret::{Credential, CredentialError, Secret};
 pub use source::{NamedSource, Source};
+pub use tls::Tls;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};

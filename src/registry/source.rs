@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::consul::{self, ConsulRegistry};
 use super::etcd::{self, EtcdRegistry};
 use super::file::{self, FileRegistry};
 use super::static_services::{self, StaticRegistry};
@@ -22,6 +23,8 @@ pub enum Source {
     Etcd(Box<etcd::Settings>),
     /// A directory in the format of GoFrame's file registry.
     File(file::Settings),
+    /// A Consul datacenter.
+    Consul(Box<consul::Settings>),
     /// The static services of the configuration file.
     Static(static_services::Settings),
 }
@@ -55,6 +58,7 @@ impl Source {
         match self {
             Self::Etcd(settings) => etcd::register(settings, registrant, stop, events).await,
             Self::File(settings) => file::register(settings, registrant, stop, events).await,
+            Self::Consul(settings) => consul::register(settings, registrant, stop, events).await,
             Self::Static(_) => {
                 let why = "static services are written in the configuration file";
                 Err(RegisterError::NotWritable(why.to_owned()))
@@ -77,17 +81,23 @@ impl Source {
         match self {
             Self::Etcd(_) => "etcd",
             Self::File(_) => "file",
+            Self::Consul(_) => "consul",
             Self::Static(_) => "static",
+        }
+    }
+
+    /// Returns the registry's servers as `host:port`.
+    pub fn endpoints(&self) -> &[String] {
+        match self {
+            Self::Etcd(settings) => &settings.endpoints,
+            Self::File(_) | Self::Static(_) => &[],
+            Self::Consul(settings) => &settings.endpoints,
         }
     }
 
     /// Returns the hosts of the registry's servers, as names or addresses.
     pub fn hosts(&self) -> impl Iterator<Item = &str> {
-        let endpoints: &[String] = match self {
-            Self::Etcd(settings) => &settings.endpoints,
-            Self::File(_) | Self::Static(_) => &[],
-        };
-        endpoints
+        self.endpoints()
             .iter()
             .filter_map(|endpoint| Some(endpoint.rsplit_once(':')?.0.trim_matches(['[', ']'])))
     }
@@ -97,7 +107,7 @@ impl Source {
     /// A process that follows the registry must be able to see it.
     pub fn directory(&self) -> Option<&Path> {
         match self {
-            Self::Etcd(_) | Self::Static(_) => None,
+            Self::Etcd(_) | Self::Consul(_) | Self::Static(_) => None,
             Self::File(settings) => Some(&settings.directory),
         }
     }
@@ -120,6 +130,10 @@ impl Registry for Source {
             Self::File(settings) => {
                 FileRegistry::new(settings).follow(first, feed, commands, stop).await;
             }
+            Self::Consul(settings) => {
+                let registry = ConsulRegistry::new(*settings);
+                Box::pin(registry.follow(first, feed, commands, stop)).await;
+            }
             Self::Static(settings) => {
                 StaticRegistry::new(settings).follow(first, feed, commands, stop).await;
             }
@@ -138,6 +152,7 @@ impl fmt::Display for Source {
         match self {
             Self::Etcd(settings) => settings.fmt(f),
             Self::File(settings) => settings.fmt(f),
+            Self::Consul(settings) => settings.fmt(f),
             Self::Static(settings) => settings.fmt(f),
         }
     }

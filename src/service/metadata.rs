@@ -40,11 +40,25 @@ impl Metadata {
     /// Like DNS labels, keys are compared ignoring case. If several keys match, the first in
     /// bytewise order wins.
     pub fn text(&self, key: &str) -> Option<Cow<'_, str>> {
+        self.find(key).map(text)
+    }
+
+    fn find(&self, key: &str) -> Option<&Value> {
         let at = self.entries.partition_point(|(name, _)| folded(name).lt(folded(key)));
-        self.entries
-            .get(at)
-            .filter(|(name, _)| name.eq_ignore_ascii_case(key))
-            .map(|(_, value)| text(value))
+        let entry = self.entries.get(at).filter(|(name, _)| name.eq_ignore_ascii_case(key));
+        entry.map(|(_, value)| value)
+    }
+
+    /// Returns whether a key has this value as text, ignoring case.
+    ///
+    /// A list has each of its elements, as well as itself as JSON.
+    pub fn has(&self, key: &str, value: &str) -> bool {
+        let is_equal = |text: Cow<'_, str>| text.eq_ignore_ascii_case(value);
+        match self.find(key) {
+            Some(Value::Array(list)) if list.iter().any(|element| is_equal(text(element))) => true,
+            Some(found) => is_equal(text(found)),
+            None => false,
+        }
     }
 
     /// Returns the weight of the instance, 0-65535.
@@ -129,6 +143,22 @@ mod tests {
             (r#"{"weight":null}"#, 1),
         ] {
             assert_eq!(metadata(json).weight(), weight, "{json}");
+        }
+    }
+
+    #[test]
+    fn lists_have_each_of_their_elements() {
+        let metadata = metadata(r#"{"tag":["Blue",2],"env":"gray"}"#);
+        for (key, value, expected) in [
+            ("tag", "blue", true),
+            ("TAG", "2", true),
+            ("tag", r#"["Blue",2]"#, true),
+            ("tag", "green", false),
+            ("env", "GRAY", true),
+            ("env", "gra", false),
+            ("absent", "", false),
+        ] {
+            assert_eq!(metadata.has(key, value), expected, "{key} {value}");
         }
     }
 

@@ -10,6 +10,7 @@ use crate::registry::file::{FileTimings, Settings};
 
 pub(super) static KIND: RegistryKind = RegistryKind {
     name: "file",
+    tls_scheme: None,
     form: "file:///directory",
     example: "file:///var/lib/gsvc",
     keys: &[],
@@ -39,7 +40,7 @@ fn default_directory() -> PathBuf {
 
 fn read(layers: &Layers) -> Result<UrlParser, ConfigError> {
     let heads = heads(layers)?;
-    Ok(Box::new(move |path| {
+    Ok(Box::new(move |_, path| {
         if !path.starts_with('/') {
             return Err("the directory must be an absolute path: file:///directory".to_owned());
         }

@@ -3,8 +3,11 @@
 //! Each kind of registry has a table ([`RegistryKind`]) in its own file, and a section of keys for
 //! all registries of the kind.
 
+mod consul;
+mod endpoints;
 mod etcd;
 mod file;
+mod tls;
 mod url;
 mod variables;
 
@@ -19,12 +22,12 @@ use super::key::{Key, STATIC, SecretKey, keys, section_path};
 use super::keys;
 use super::layers::{Layer, Layers, RawValue, Setting};
 use super::values::{invalid, key_segment, list, removal_grace};
-use crate::registry::etcd::Settings;
 use crate::registry::{NamedSource, Source};
 use crate::service::{InvalidRegistryName, MAX_REGISTRIES, RegistryName};
 
 keys! { OWN:
-    URL = "registry.NAME" "url" Text "URL" "`etcd://host:port[,host:port]` or `file:///dir`" r#""""#
+    URL = "registry.NAME" "url" Text "URL"
+        "`etcd://host:port[,host:port]`, `consul://host:port[,host:port]` or `file:///dir`" r#""""#
         "URL of the registry; required in every section.";
 }
 
@@ -32,6 +35,8 @@ keys! { OWN:
 pub(super) struct RegistryKind {
     /// Scheme of the kind's URLs, and section of its keys.
     pub(super) name: &'static str,
+    /// Scheme of URLs whose registries are reached over TLS, if the kind has one.
+    tls_scheme: Option<&'static str>,
     /// Form of the kind's URLs, for error messages.
     form: &'static str,
     /// Example of a URL, for the documentation.
@@ -46,16 +51,16 @@ pub(super) struct RegistryKind {
     read: fn(&Layers) -> Result<UrlParser, ConfigError>,
 }
 
-/// Creates a source from the part of a URL after `://`.
+/// Creates a source from the scheme of a URL and the part after `://`.
 ///
 /// The error is the reason for a [`ConfigError::Invalid`].
-type UrlParser = Box<dyn Fn(&str) -> Result<Source, String>>;
+type UrlParser = Box<dyn Fn(&str, &str) -> Result<Source, String>>;
 
 /// All kinds, in the order used in messages and documentation.
-pub(super) static KINDS: &[&RegistryKind] = &[&etcd::KIND, &file::KIND];
+pub(super) static KINDS: &[&RegistryKind] = &[&etcd::KIND, &consul::KIND, &file::KIND];
 
 /// Kinds that GoFrame supports and svcdns does not.
-const UNSUPPORTED_KINDS: &[&str] = &["zookeeper", "consul", "nacos", "polaris"];
+const UNSUPPORTED_KINDS: &[&str] = &["zookeeper", "nacos", "polaris"];
 
 /// A registry as written, in a section or a list.
 #[derive(Debug)]
@@ -127,7 +132,8 @@ impl RegistryEntry {
             file::default_source(&layers)?
         } else {
             let parse_url = (self.kind.read)(&layers)?;
-            let source = kind_of_url(&self.url.text).and_then(|(_, rest)| parse_url(rest));
+            let source = split_url(&self.url.text)
+                .and_then(|(scheme, rest)| parse_url(&scheme.to_ascii_lowercase(), rest));
             source.map_err(|why| invalid(&self.url, why))?
         };
         let removal_grace = removal_grace(&layers)?;
@@ -153,17 +159,15 @@ pub(super) fn kind_of(key: &Key) -> Option<&'static RegistryKind> {
     KINDS.iter().copied().find(|kind| kind.keys.contains(&key))
 }
 
-/// Splits a URL into its kind and the part after `://`.
+/// Returns the kind of a URL.
 ///
 /// The error is the reason for a [`ConfigError::Invalid`].
-pub(super) fn kind_of_url(url: &str) -> Result<(&'static RegistryKind, &str), String> {
-    let forms = || KINDS.iter().map(|kind| kind.form).collect::<Vec<_>>().join(" or ");
-    let Some((scheme, rest)) = url.trim().split_once("://") else {
-        return Err(format!("expected a URL such as {}", forms()));
-    };
+pub(super) fn kind_of_url(url: &str) -> Result<&'static RegistryKind, String> {
+    let (scheme, _) = split_url(url)?;
     let scheme = scheme.to_ascii_lowercase();
-    if let Some(kind) = KINDS.iter().find(|kind| kind.name == scheme) {
-        return Ok((kind, rest));
+    let is_of = |kind: &&&RegistryKind| kind.name == scheme || kind.tls_scheme == Some(&scheme);
+    if let Some(kind) = KINDS.iter().find(is_of) {
+        return Ok(kind);
     }
     if scheme == STATIC {
         return Err("static services have no URL: write each as a table [[static]]".to_owned());
@@ -172,10 +176,37 @@ pub(super) fn kind_of_url(url: &str) -> Result<(&'static RegistryKind, &str), St
         let schemes: Vec<_> = KINDS.iter().map(|kind| format!("{}://", kind.name)).collect();
         return Err(format!(
             "registries of kind {scheme} are not supported yet: use {}",
-            schemes.join(" or ")
+            alternatives(&schemes)
         ));
     }
-    Err(format!("unknown kind of registry {scheme:?}: expected a URL such as {}", forms()))
+    let forms = forms();
+    Err(format!("unknown kind of registry {scheme:?}: expected a URL such as {forms}"))
+}
+
+/// Splits a URL into its scheme and the part after `://`.
+fn split_url(url: &str) -> Result<(&str, &str), String> {
+    let split = url.trim().split_once("://");
+    split.ok_or_else(|| format!("expected a URL such as {}", forms()))
+}
+
+/// Lists the forms of URLs.
+fn forms() -> String {
+    alternatives(&KINDS.iter().map(|kind| kind.form).collect::<Vec<_>>())
+}
+
+/// Joins texts as in "a, b or c".
+fn alternatives(texts: &[impl AsRef<str>]) -> String {
+    let mut joined = String::new();
+    for (at, text) in texts.iter().enumerate() {
+        let separator = match texts.len() - at {
+            _ if at == 0 => "",
+            1 => " or ",
+            _ => ", ",
+        };
+        joined.push_str(separator);
+        joined.push_str(text.as_ref());
+    }
+    joined
 }
 
 /// Returns an entry for each URL of a list.
@@ -184,7 +215,7 @@ pub(super) fn kind_of_url(url: &str) -> Result<(&'static RegistryKind, &str), St
 pub(super) fn listed(urls: &[RawValue]) -> Result<Vec<RegistryEntry>, ConfigError> {
     let mut counts = HashMap::<&str, usize>::new();
     let mut entry = |url: &RawValue| {
-        let (kind, _) = kind_of_url(&url.text)?;
+        let kind = kind_of_url(&url.text)?;
         let count = counts.entry(kind.name).or_default();
         *count += 1;
         let name = if *count == 1 { kind.name.to_owned() } else { format!("{}{count}", kind.name) };
@@ -233,18 +264,23 @@ pub(super) fn read(
     Ok(registries)
 }
 
-/// Returns the members of an etcd cluster, as written in any case and order.
-fn members(settings: &Settings) -> BTreeSet<String> {
-    settings.endpoints.iter().map(|endpoint| endpoint.to_ascii_lowercase()).collect()
+/// Returns the servers of a registry, as written in any case and order.
+fn members(source: &Source) -> BTreeSet<String> {
+    source.endpoints().iter().map(|endpoint| endpoint.to_ascii_lowercase()).collect()
 }
 
-/// Returns a member that two registries share, if they share one.
+/// Returns a server that two registries share, if they share one and its content.
 pub(super) fn shared_member(one: &Source, other: &Source) -> Option<String> {
+    let shared = || members(one).intersection(&members(other)).next().cloned();
     match (one, other) {
-        (Source::Etcd(one), Source::Etcd(other)) => {
-            members(one).intersection(&members(other)).next().cloned()
+        (Source::Etcd(_), Source::Etcd(_)) => shared(),
+        // An agent serves several datacenters and namespaces.
+        (Source::Consul(one), Source::Consul(other))
+            if one.datacenter == other.datacenter && one.namespace == other.namespace =>
+        {
+            shared()
         }
-        (Source::Etcd(_) | Source::File(_) | Source::Static(_), _) => None,
+        (Source::Etcd(_) | Source::Consul(_) | Source::File(_) | Source::Static(_), _) => None,
     }
 }
 
@@ -253,10 +289,9 @@ pub(super) fn shared_member(one: &Source, other: &Source) -> Option<String> {
 /// The members of a cluster may be in another order, and a directory may end with a slash.
 fn same_store(one: &Source, other: &Source) -> bool {
     match (one, other) {
-        (Source::Etcd(one), Source::Etcd(other)) => members(one) == members(other),
         // Comparison of paths ignores repeated and trailing slashes.
         (Source::File(one), Source::File(other)) => one.directory == other.directory,
-        (Source::Etcd(_) | Source::File(_) | Source::Static(_), _) => false,
+        _ => shared_member(one, other).is_some() && members(one) == members(other),
     }
 }
 

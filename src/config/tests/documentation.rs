@@ -111,6 +111,7 @@ fn flags_are_grouped_by_section_in_the_help() {
     let headings = KEYS.iter().filter_map(|key| Some((key.section, heading(key)?)));
     let expected = [
         ("", "Settings"),
+        ("consul", "Settings for Consul"),
         ("etcd", "Settings for etcd"),
         ("tls", "Settings for TLS and QUIC listeners"),
     ];

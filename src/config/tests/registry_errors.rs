@@ -7,9 +7,9 @@ use super::*;
 fn invalid_urls_are_rejected() {
     assert_errors(&[
         (
-            "registry = ['etcd://a', 'consul://b:8500']",
-            "1:25: registry: registries of kind consul are not supported yet: use etcd:// or \
-             file://",
+            "registry = ['etcd://a', 'nacos://b:8848']",
+            "1:25: registry: registries of kind nacos are not supported yet: use etcd://, \
+             consul:// or file://",
         ),
         (
             "registry = 'file://x'",
@@ -17,13 +17,13 @@ fn invalid_urls_are_rejected() {
         ),
         (
             "registry = '127.0.0.1:2379'",
-            "1:12: registry: expected a URL such as etcd://host:port[,host:port] or \
-             file:///directory",
+            "1:12: registry: expected a URL such as etcd://host:port[,host:port], \
+             consul://host:port[,host:port] or file:///directory",
         ),
         (
             "registry = 'Redis://a'",
             "1:12: registry: unknown kind of registry \"redis\": expected a URL such as \
-             etcd://host:port[,host:port] or file:///directory",
+             etcd://host:port[,host:port], consul://host:port[,host:port] or file:///directory",
         ),
         (
             "registry = 'etcd://a:1/service'",
@@ -32,8 +32,8 @@ fn invalid_urls_are_rejected() {
         ),
         (
             "[registry.main]\nurl = ''",
-            "2:7: registry.main.url: expected a URL such as etcd://host:port[,host:port] or \
-             file:///directory",
+            "2:7: registry.main.url: expected a URL such as etcd://host:port[,host:port], \
+             consul://host:port[,host:port] or file:///directory",
         ),
         (
             "[registry.main]\nurl = ['etcd://a']",
@@ -42,12 +42,13 @@ fn invalid_urls_are_rejected() {
         (
             "[registry.main]\nurl = 'redis://a'",
             "2:7: registry.main.url: unknown kind of registry \"redis\": expected a URL such \
-             as etcd://host:port[,host:port] or file:///directory",
+             as etcd://host:port[,host:port], consul://host:port[,host:port] or \
+             file:///directory",
         ),
         (
-            "[registry.main]\nurl = 'consul://a'",
-            "2:7: registry.main.url: registries of kind consul are not supported yet: use \
-             etcd:// or file://",
+            "[registry.main]\nurl = 'polaris://a'",
+            "2:7: registry.main.url: registries of kind polaris are not supported yet: use \
+             etcd://, consul:// or file://",
         ),
         (
             "[registry.main]\nurl = 'etcd://a,file:///x'",

@@ -1,4 +1,4 @@
-//! A client of one cluster member, and the choice of the next member.
+//! A client of one cluster member.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,12 +8,13 @@ use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, KvClient,
     LeaseClient, TlsOptions, Txn, TxnOp, TxnResponse, WatchClient,
 };
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::change::revision;
 use super::failure::{EtcdFailure, FailureKind};
-use super::{GOFRAME_HEADS, Settings, Tls};
-use crate::registry::{Credential, Secret};
+use super::{GOFRAME_HEADS, Settings};
+use crate::registry::tls::MAX_PEM_FILE_BYTES;
+use crate::registry::{Credential, Secret, Tls};
 use crate::regular_file;
 
 /// Maximum size of an accepted message, in bytes.
@@ -21,9 +22,6 @@ use crate::regular_file;
 /// The library's default of 4 MiB always fails at about 43,000 listed keys. It also fails at the
 /// events of 1,000 revisions, regardless of size, because etcd sends them as one message.
 pub(super) const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
-
-/// Maximum size of a PEM file in bytes; a system's CAs take about 250 KiB.
-const MAX_PEM_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A connection to one member.
 ///
@@ -290,37 +288,6 @@ impl Prefix {
     }
 }
 
-/// The endpoints of the members, and the time at which each last failed.
-#[derive(Debug)]
-pub(super) struct ClusterEndpoints {
-    endpoints: Vec<(String, Option<Instant>)>,
-}
-
-impl ClusterEndpoints {
-    /// Shuffles the endpoints, so that many followers spread over the members.
-    pub(super) fn new(endpoints: &[String]) -> Self {
-        let mut endpoints: Vec<_> =
-            endpoints.iter().map(|endpoint| (endpoint.clone(), None)).collect();
-        fastrand::shuffle(&mut endpoints);
-        Self { endpoints }
-    }
-
-    /// Returns an endpoint that has not failed, or the one that failed longest ago.
-    pub(super) fn choose(&self) -> Option<String> {
-        let next = self.endpoints.iter().min_by_key(|(_, failed)| *failed);
-        next.map(|(endpoint, _)| endpoint.clone())
-    }
-
-    /// Records when an endpoint failed, or `None` once it works.
-    pub(super) fn set_failed(&mut self, endpoint: &str, failed: Option<Instant>) {
-        for (member, last_failed) in &mut self.endpoints {
-            if member == endpoint {
-                *last_failed = failed;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -357,25 +324,5 @@ mod tests {
         let never = std::future::pending::<Result<(), _>>();
         let late = connection.within("try hunter2", Duration::ZERO, never).await;
         assert_eq!(late.unwrap_err().text, "cannot try ***: no response within 0 s");
-    }
-
-    #[test]
-    fn the_endpoint_that_failed_longest_ago_is_next() {
-        let names = ["a", "b", "c"].map(str::to_owned);
-        let mut endpoints = ClusterEndpoints::new(&names);
-        let start = Instant::now();
-        let mut tried = Vec::new();
-        for second in 0..3 {
-            let next = endpoints.choose().unwrap();
-            endpoints.set_failed(&next, Some(start + Duration::from_secs(second)));
-            tried.push(next);
-        }
-        let mut all = tried.clone();
-        all.sort();
-        assert_eq!(all, names);
-        assert_eq!(endpoints.choose().as_ref(), Some(&tried[0]));
-        endpoints.set_failed(&tried[2], None);
-        assert_eq!(endpoints.choose().as_ref(), Some(&tried[2]));
-        assert_eq!(ClusterEndpoints::new(&[]).choose(), None);
     }
 }

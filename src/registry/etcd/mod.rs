@@ -6,13 +6,12 @@
 //! nothing that was sent before.
 //!
 //! - `supervisor`: the state machine; it alone knows up to which revision each head was read
-//! - `connection`: a client of one member, and the choice of the next member
+//! - `connection`: a client of one member
 //! - `list` and `watch`: the readers of a store; `stride`: the key range of one page of a list
 //! - `leases`: which leases still exist
 //! - `change`: conversion of etcd's keys and events to [`crate::service`]
 //! - `register`: the only code that writes
 
-mod backoff;
 mod change;
 mod connection;
 mod failure;
@@ -24,13 +23,12 @@ mod supervisor;
 mod watch;
 
 use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Credential, Feed, Registry, RegistryCommand};
+use super::{Credential, Feed, Registry, RegistryCommand, Tls};
 use crate::service::ListKind;
 
 pub use register::register;
@@ -115,21 +113,6 @@ impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "etcd://{}", self.endpoints.join(","))
     }
-}
-
-/// TLS settings for connections to the members.
-///
-/// The files are read again at every connect, so a renewed certificate needs no restart.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tls {
-    /// PEM file of the trusted CA certificates; `None` means those of the system.
-    pub ca_file: Option<PathBuf>,
-    /// PEM file of the client certificate; requires [`Tls::key_file`].
-    pub cert_file: Option<PathBuf>,
-    /// PEM file of the client's private key.
-    pub key_file: Option<PathBuf>,
-    /// The name expected in a member's certificate; `None` means the endpoint's host.
-    pub server_name: Option<String>,
 }
 
 /// Page sizes, intervals and timeouts; the defaults suit real clusters.
@@ -237,11 +220,6 @@ impl EtcdTuning {
         }
         self
     }
-}
-
-/// Returns a random duration of at most `max`.
-fn random_up_to(max: Duration) -> Duration {
-    max.mul_f64(fastrand::f64())
 }
 
 #[cfg(test)]

@@ -8,9 +8,10 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
-use super::backoff::Backoff;
-use super::connection::{ClusterEndpoints, Connection};
+use super::connection::Connection;
 use super::failure::{EtcdFailure, FailureKind};
+use crate::registry::backoff::Backoff;
+use crate::registry::members::Members;
 use crate::registry::{RegisterError, RegisterEvent, Registrant, gsvc};
 
 /// Maximum attempts to remove the key; together they take one request timeout.
@@ -46,7 +47,7 @@ pub async fn register(
         value: gsvc::value(metadata),
         ttl_seconds: ttl_seconds.clamp(1, MAX_TTL_SECONDS),
         lease: None,
-        endpoints: ClusterEndpoints::new(&settings.endpoints),
+        endpoints: Members::new(&settings.endpoints),
         events,
         failing: false,
     };
@@ -83,7 +84,7 @@ struct RegistrationKeeper<'a, F> {
     ttl_seconds: u64,
     /// The lease of the key; `None` before the first and after it was lost.
     lease: Option<i64>,
-    endpoints: ClusterEndpoints,
+    endpoints: Members,
     events: F,
     /// Whether the last event was a failure.
     failing: bool,

@@ -7,11 +7,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::backoff::Backoff;
-use super::connection::{ClusterEndpoints, Connection, Prefix, StoreStatus};
+use super::connection::{Connection, Prefix, StoreStatus};
 use super::failure::{EtcdFailure, FailureKind};
 use super::watch::{EtcdWatch, WatchEvent};
-use super::{Settings, leases, list, random_up_to};
+use super::{Settings, leases, list};
+use crate::registry::backoff::{Backoff, random_up_to};
+use crate::registry::members::Members;
 use crate::registry::{Feed, FeedClosed, RegistryCommand};
 use crate::service::{Change, ListKind};
 
@@ -33,7 +34,7 @@ pub(super) struct Supervisor {
     prefixes: Vec<Prefix>,
     feed: Feed,
     commands: mpsc::Receiver<RegistryCommand>,
-    endpoints: ClusterEndpoints,
+    endpoints: Members,
     backoff: Backoff,
     /// Revisions up to which changes were sent; `None` before the first list.
     position: Option<Position>,
@@ -93,7 +94,7 @@ impl Supervisor {
         let tuning = &settings.tuning;
         Self {
             prefixes: Prefix::of_heads(&settings.heads),
-            endpoints: ClusterEndpoints::new(&settings.endpoints),
+            endpoints: Members::new(&settings.endpoints),
             backoff: Backoff::new(tuning.backoff_min, tuning.backoff_max),
             position: None,
             required_list: Some(first),

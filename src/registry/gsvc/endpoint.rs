@@ -74,6 +74,17 @@ fn parse_host(host: &str) -> Result<Host, Reason> {
     parse_host_name(host).map(Host::Name).ok_or(Reason::HOST_MALFORMED)
 }
 
+/// Parses a host in a field of its own: an IP address without brackets, or a host name.
+///
+/// # Errors
+/// The reason why the host cannot be an endpoint's.
+pub fn parse_bare_host(host: &str) -> Result<Host, Reason> {
+    match host.parse::<Ipv6Addr>() {
+        Ok(address) => usable(address.to_canonical()),
+        Err(_) => parse_host(host),
+    }
+}
+
 /// Rejects addresses that cannot be the destination of a connection.
 ///
 /// Rejected are "this network" (RFC 1122 3.2.1.3), multicast and class E (RFC 1112 4), and the IPv6

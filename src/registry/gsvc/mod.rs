@@ -10,6 +10,7 @@
 mod endpoint;
 mod format;
 
+pub use endpoint::parse_bare_host;
 pub use format::{file_content, file_name, key, value};
 
 use std::collections::BTreeMap;
@@ -200,7 +201,7 @@ fn key_text(key: &[u8]) -> Result<&str, Rejected> {
 }
 
 /// Parses a value: a JSON object, `null`, or nothing.
-fn parse_metadata(value: &[u8]) -> Result<BTreeMap<Box<str>, Value>, Rejected> {
+pub(super) fn parse_metadata(value: &[u8]) -> Result<BTreeMap<Box<str>, Value>, Rejected> {
     if value.len() > MAX_VALUE_BYTES {
         return Err(Rejected::new(&excerpt(value), VALUE_TOO_LONG));
     }

@@ -1,7 +1,6 @@
 //! Starts Consul and puts the services into its catalog.
 
-use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::content::Content;
 use super::interrupt;
+use super::support::consul::request;
 use super::support::process::Process;
 use super::support::{SOON, free_address};
 
@@ -44,7 +44,8 @@ pub(crate) fn start(
     command.args(["agent", "-dev", "-config-file"]).arg(file);
     let mut process = Process::start(&mut command);
     let begun = Instant::now();
-    while !request(http, "GET", "/v1/status/leader", "").is_ok_and(|leader| leader.len() > 4) {
+    while !request(http, "GET", "/v1/status/leader", None, "").is_ok_and(|leader| leader.len() > 4)
+    {
         if process.ended().is_some() || begun.elapsed() > SOON {
             return Err(format!("the agent has no leader:\n{}", process.log()));
         }
@@ -57,7 +58,7 @@ pub(crate) fn start(
 /// Puts all instances into the catalog, as services of one node.
 fn fill(http: SocketAddr, content: Content) -> Result<(), String> {
     let put = |operations: &[Value]| {
-        request(http, "PUT", "/v1/txn", &Value::from(operations).to_string())
+        request(http, "PUT", "/v1/txn", None, &Value::from(operations).to_string())
     };
     put(&[
         json!({ "Node": { "Verb": "set", "Node": { "Node": "bench", "Address": "127.0.0.1" } } }),
@@ -75,24 +76,4 @@ fn fill(http: SocketAddr, content: Content) -> Result<(), String> {
         interrupt::check();
         put(operations).map(drop)
     })
-}
-
-/// Sends an HTTP request and returns the body of a response with status 200.
-fn request(http: SocketAddr, method: &str, path: &str, body: &str) -> Result<String, String> {
-    let exchange = || {
-        let mut stream = TcpStream::connect(http)?;
-        stream.set_read_timeout(Some(SOON))?;
-        let length = body.len();
-        write!(
-            stream,
-            "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}"
-        )?;
-        let mut response = String::new();
-        stream.read_to_string(&mut response).map(|_| response)
-    };
-    let response = exchange().map_err(|error: io::Error| format!("{path}: {error}"))?;
-    match response.split_once("\r\n\r\n") {
-        Some((head, text)) if head.split(' ').nth(1) == Some("200") => Ok(text.to_owned()),
-        _ => Err(format!("{path}: {response}")),
-    }
 }

@@ -31,7 +31,6 @@ mod consul;
 mod content;
 #[path = "../figures.rs"]
 mod figures;
-mod go;
 mod handler;
 mod interrupt;
 mod load;

@@ -10,7 +10,8 @@ use super::load::{FULL_CHECK_INTERVAL, QUERIES_IN_FLIGHT, QUERIES_IN_FLIGHT_SLOW
 use super::measure::{MAX_SLOW_ROUNDS, Rounds};
 use super::peers::{PEERS, Peer};
 use super::report::{self, Results};
-use super::{aims, chart, figures, go, reading};
+use super::support::go;
+use super::{aims, chart, figures, reading};
 
 /// A run replaces the text between these lines.
 const BEGIN: &str = "<!-- Written by `cargo bench --bench peers`: begin -->";
@@ -127,7 +128,7 @@ impl Page<'_> {
     /// The files are in `docs/` after a complete run, otherwise in `target/peers/`.
     pub(crate) fn write(&self, complete: bool) {
         let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
-        let folder: PathBuf = if complete { docs.clone() } else { go::program("") };
+        let folder: PathBuf = if complete { docs.clone() } else { go::outputs() };
         fs::create_dir_all(&folder).unwrap();
         let old = fs::read_to_string(docs.join(PAGE)).unwrap();
         let (before, rest) = old.split_once(BEGIN).unwrap();

@@ -15,9 +15,10 @@ use super::content::{Content, NEGATIVE_TTL, TTL, apex, instance_label};
 use super::load::Target;
 use super::server::Server;
 use super::support::etcd::Etcd;
+use super::support::go;
 use super::support::process::Process;
 use super::support::{free_address, svcdns};
-use super::{consul, go, roles};
+use super::{consul, interrupt, roles};
 
 /// The labels after a name's first label, in wire form.
 const ZONE: &[u8] = b"\x03svc\x00";
@@ -111,7 +112,7 @@ pub(crate) const PEERS: &[Peer] = &[
         name: "coredns",
         settings: "only its etcd plugin, with the services in SkyDNS's form; \
                    the time that etcd takes per response is not counted",
-        version: || go::build("coredns", "github.com/coredns/coredns"),
+        version: || go::COREDNS.build(interrupt::check),
         start: |content, etcd| Ok(coredns(content, etcd)),
         max_services: 10_000,
         short: false,
@@ -121,7 +122,7 @@ pub(crate) const PEERS: &[Peer] = &[
     Peer {
         name: "consul",
         settings: "`agent -dev`, services put into its catalog; names end in `.service.svc`",
-        version: || go::build("consul", "github.com/hashicorp/consul"),
+        version: || go::CONSUL.build(interrupt::check),
         start: |content, _| consul(content),
         max_services: 10_000,
         short: false,
@@ -382,7 +383,7 @@ fn coredns(content: Content, etcd: &Etcd) -> Server {
     );
     let file = folder.path().join("Corefile");
     fs::write(&file, configuration).unwrap();
-    let mut command = Command::new(go::program("coredns"));
+    let mut command = Command::new(go::COREDNS.program());
     command.arg("-conf").arg(file);
     server(&mut command, address, content, folder)
 }
@@ -400,7 +401,7 @@ pub(crate) fn skydns_keys(content: Content) -> impl Iterator<Item = (String, Str
 
 fn consul(content: Content) -> Result<Server, String> {
     let (dns, folder) = (free_address(), folder());
-    let process = consul::start(&go::program("consul"), dns, content, folder.path())?;
+    let process = consul::start(&go::CONSUL.program(), dns, content, folder.path())?;
     Ok(Server::new(
         process,
         Target { address: dns, content, zone: CONSUL_ZONE, echo: false },

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use super::random_up_to;
-
 /// Computes the waits between attempts.
 ///
 /// A wait doubles from a minimum to a maximum, with jitter to keep the many followers of one store
@@ -38,6 +36,11 @@ impl Backoff {
     pub(super) fn reset(&mut self) {
         self.last = None;
     }
+}
+
+/// Returns a random duration of at most `max`.
+pub(super) fn random_up_to(max: Duration) -> Duration {
+    max.mul_f64(fastrand::f64())
 }
 
 #[cfg(test)]

@@ -1,0 +1,172 @@
+//! Failures of Consul: messages and reactions.
+
+use std::time::Duration;
+
+use hyper::StatusCode;
+
+/// Maximum length of a quotation from an answer, in characters.
+const MAX_EXCERPT_CHARS: usize = 200;
+
+/// A failed query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ConsulFailure {
+    pub(super) kind: FailureKind,
+    /// A message for the user: the failure, its cause and, if known, a remedy.
+    pub(super) text: String,
+}
+
+/// The kinds of failure, by the reaction that they require.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FailureKind {
+    /// The connection, the agent or the cluster failed: retry, if possible elsewhere.
+    Connection,
+    /// The agent accepts no more connections from this address: make do with fewer.
+    TooManyConnections,
+    /// The token is unknown, or lacks a permission.
+    Permission,
+    /// The object of the request does not exist.
+    Missing,
+    /// The settings are invalid, such as an unreadable file or an unknown datacenter.
+    Settings,
+    /// The answer is not one that Consul gives.
+    Answer,
+    /// The answer exceeds the limit on its size.
+    TooLarge,
+    /// The answer is from another kind of server.
+    OtherServer,
+}
+
+impl FailureKind {
+    /// Returns whether the store refused the request or the settings prevent it.
+    ///
+    /// The connection itself may work.
+    pub(super) fn is_refusal(self) -> bool {
+        matches!(self, Self::Permission | Self::Settings)
+    }
+}
+
+impl ConsulFailure {
+    pub(super) fn new(kind: FailureKind, text: impl Into<String>) -> Self {
+        Self { kind, text: text.into() }
+    }
+
+    pub(super) fn connection(text: impl Into<String>) -> Self {
+        Self::new(FailureKind::Connection, text)
+    }
+
+    /// Returns the failure with the action that failed, such as "list the services".
+    pub(super) fn of(self, action: &str) -> Self {
+        Self { text: format!("cannot {action}: {}", self.text), ..self }
+    }
+
+    /// Returns the failure with the endpoint where it happened.
+    pub(super) fn at(self, endpoint: &str) -> Self {
+        Self { text: format!("consul at {endpoint}: {}", self.text), ..self }
+    }
+
+    /// Creates the failure of a request that exceeded its time limit.
+    pub(super) fn timeout(limit: Duration) -> Self {
+        Self::connection(format!("no complete answer within {} s", limit.as_secs_f64()))
+    }
+
+    /// Creates the failure of a cluster without a leader.
+    pub(super) fn no_leader() -> Self {
+        Self::connection(
+            "the cluster has no leader, so its data may be old (consul operator raft list-peers \
+             shows the servers)",
+        )
+    }
+
+    /// Creates the failure of a response with another status than 200.
+    ///
+    /// `token_keys` says where the token is configured. This function is the only code that
+    /// matches on Consul's messages: it sends them as plain text.
+    pub(super) fn of_status(status: StatusCode, body: &[u8], token_keys: Option<&str>) -> Self {
+        let message = excerpt(body);
+        let lower = message.to_ascii_lowercase();
+        let quoted = format!("{} {message}", status.as_u16());
+        match status {
+            StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => {
+                let remedy = match token_keys {
+                    Some(keys) => format!("check {keys}, and the policies of the token"),
+                    None => "configure an ACL token (token-file)".to_owned(),
+                };
+                Self::new(FailureKind::Permission, format!("{remedy} ({quoted})"))
+            }
+            StatusCode::TOO_MANY_REQUESTS => Self::new(
+                FailureKind::TooManyConnections,
+                format!(
+                    "the agent accepts no more connections or requests from this address: lower \
+                     max-waiting, or raise limits.http_max_conns_per_client of the agent ({quoted})"
+                ),
+            ),
+            StatusCode::BAD_REQUEST if lower.contains("http request to an https server") => {
+                Self::new(FailureKind::OtherServer, "it expects TLS: use consul+https://")
+            }
+            StatusCode::BAD_REQUEST if lower.contains("enterprise") => Self::new(
+                FailureKind::Settings,
+                format!("this Consul has no namespaces: remove namespace ({quoted})"),
+            ),
+            _ if lower.contains("no cluster leader") => Self::no_leader(),
+            _ if lower.contains("no path to datacenter") => Self::new(
+                FailureKind::Settings,
+                format!("the datacenter is unknown or unreachable: check datacenter ({quoted})"),
+            ),
+            StatusCode::BAD_REQUEST => Self::new(
+                FailureKind::Settings,
+                format!("the agent refused the request ({quoted})"),
+            ),
+            StatusCode::NOT_FOUND => Self::new(FailureKind::Missing, quoted),
+            _ => Self::connection(format!("the agent answered {quoted}")),
+        }
+    }
+}
+
+/// Returns the start of a text for a message, on one line.
+pub(super) fn excerpt(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * MAX_EXCERPT_CHARS)]);
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut excerpt: String = words.chars().take(MAX_EXCERPT_CHARS).collect();
+    excerpt.retain(|c| !c.is_control());
+    excerpt
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_are_classified_by_consuls_message() {
+        for (status, body, kind, expected) in [
+            (403, "ACL not found", FailureKind::Permission, "token-file"),
+            (
+                429,
+                "Your IP is issuing too many concurrent connections, please rate limit your calls",
+                FailureKind::TooManyConnections,
+                "http_max_conns_per_client",
+            ),
+            (500, "No cluster leader", FailureKind::Connection, "no leader"),
+            (500, "No path to datacenter", FailureKind::Settings, "check datacenter"),
+            (
+                400,
+                "Invalid query parameter: \"ns\" - Namespaces are a Consul Enterprise feature",
+                FailureKind::Settings,
+                "remove namespace",
+            ),
+            (
+                400,
+                "Client sent an HTTP request to an HTTPS server.\n",
+                FailureKind::OtherServer,
+                "use consul+https://",
+            ),
+            (502, "<html>\n<h1>Bad\x07 Gateway", FailureKind::Connection, "502 <html> <h1>Bad Gat"),
+        ] {
+            let status = StatusCode::from_u16(status).unwrap();
+            let failure = ConsulFailure::of_status(status, body.as_bytes(), None);
+            assert_eq!(failure.kind, kind, "{body}");
+            assert!(failure.text.contains(expected), "{}", failure.text);
+        }
+        let known = ConsulFailure::of_status(StatusCode::FORBIDDEN, b"", Some("consul.token-file"));
+        assert!(known.text.contains("check consul.token-file"), "{}", known.text);
+    }
+}

@@ -1,0 +1,489 @@
+//! Which services have a waiting query, and which are read next.
+//!
+//! Every waiting query takes a connection, so their number is limited. The services beyond it are
+//! polled: each of them is read once when the index of the catalog shows that something has
+//! changed. A polled service that changes takes the waiting query of one that has not changed for
+//! long.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::{AbortHandle, Id};
+use tokio::time::Instant;
+
+use super::ConsulTuning;
+use super::index::{self, IndexStep, Pace};
+use crate::registry::backoff::Backoff;
+
+/// Time without a change after which a service may lose its waiting query to another.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// The services of a registry and the queries for them.
+pub(super) struct Schedule {
+    services: HashMap<Arc<str>, Service>,
+    /// Services to read, the next one first.
+    due: VecDeque<Arc<str>>,
+    /// Services to read again after a failure.
+    retries: BTreeSet<(Instant, Arc<str>)>,
+    /// Number of services in [`Mode::Waiting`].
+    waiting: usize,
+    /// Number of services in [`Mode::Reading`].
+    reading: usize,
+    /// Limit on `waiting`, which a refusal by the agent lowers.
+    max_waiting: usize,
+    /// The configured limit on `waiting`.
+    limit: usize,
+    /// Time of the last refusal.
+    refused: Option<Instant>,
+    /// Services that the round in progress has not tried to read.
+    untried: usize,
+    is_round: bool,
+    /// When the polled services were last due.
+    polled: Option<Instant>,
+    /// Whether the catalog has changed since.
+    poll_wanted: bool,
+    tuning: ConsulTuning,
+}
+
+struct Service {
+    mode: Mode,
+    /// The query in progress.
+    query: Option<AbortHandle>,
+    /// The index of the last answer; 0 before the first, and after one that went back.
+    index: u64,
+    pace: Pace,
+    changed: Instant,
+    backoff: Option<Backoff>,
+    /// Whether the round in progress still has to try to read it.
+    is_untried: bool,
+    /// Whether it was not read since the last round began.
+    is_unread: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    /// To be read.
+    Due,
+    /// A query that does not wait is in progress.
+    Reading,
+    /// Was read in the round in progress.
+    Ready,
+    /// Keeps a connection for a waiting query.
+    Waiting,
+    /// Is read when the catalog has changed.
+    Polled,
+    /// Is read again some time after a failure.
+    Failed,
+}
+
+/// A waiting query to start.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct WaitingQuery {
+    pub(super) name: Arc<str>,
+    pub(super) index: u64,
+    /// Time until the query may start.
+    pub(super) delay: Duration,
+}
+
+impl Schedule {
+    /// Creates the schedule of a registry without services.
+    pub(super) fn new(max_waiting: usize, tuning: &ConsulTuning) -> Self {
+        Self {
+            services: HashMap::new(),
+            due: VecDeque::new(),
+            retries: BTreeSet::new(),
+            waiting: 0,
+            reading: 0,
+            max_waiting: max_waiting.max(1),
+            limit: max_waiting.max(1),
+            refused: None,
+            untried: 0,
+            is_round: false,
+            polled: None,
+            poll_wanted: false,
+            tuning: tuning.clone(),
+        }
+    }
+
+    /// Begins a round: reads all services once, then lets them wait.
+    pub(super) fn begin_round(&mut self, names: &BTreeSet<Box<str>>, now: Instant) {
+        for service in self.services.values() {
+            service.abort();
+        }
+        self.services.clear();
+        self.due.clear();
+        self.retries.clear();
+        (self.waiting, self.reading, self.untried) = (0, 0, 0);
+        (self.is_round, self.polled, self.poll_wanted) = (true, Some(now), false);
+        self.set_names(names, now);
+    }
+
+    /// Replaces the names; returns whether they changed.
+    pub(super) fn set_names(&mut self, names: &BTreeSet<Box<str>>, now: Instant) -> bool {
+        let gone: Vec<_> =
+            self.services.keys().filter(|name| !names.contains(&***name)).cloned().collect();
+        let mut changed = !gone.is_empty();
+        for name in gone {
+            self.set_mode(&name, Mode::Polled);
+            if let Some(service) = self.services.remove(&name) {
+                service.abort();
+                self.untried -= usize::from(service.is_untried);
+            }
+        }
+        for name in names {
+            if self.services.contains_key(&**name) {
+                continue;
+            }
+            changed = true;
+            let name: Arc<str> = Arc::from(&**name);
+            let service = Service {
+                mode: Mode::Due,
+                query: None,
+                index: 0,
+                pace: Pace::new(),
+                changed: now,
+                backoff: None,
+                is_untried: self.is_round,
+                is_unread: self.is_round,
+            };
+            self.untried += usize::from(self.is_round);
+            self.services.insert(Arc::clone(&name), service);
+            // A new service goes before the polled ones.
+            if self.is_round { self.due.push_back(name) } else { self.due.push_front(name) }
+        }
+        changed
+    }
+
+    /// Notes that the catalog has changed: polled services may have.
+    pub(super) fn note_change(&mut self) {
+        self.poll_wanted = true;
+    }
+
+    /// Makes the services due whose time has come.
+    pub(super) fn advance(&mut self, now: Instant) {
+        while let Some((at, name)) = self.retries.first().cloned() {
+            if at > now {
+                break;
+            }
+            self.retries.pop_first();
+            if self.services.get(&name).is_some_and(|service| service.mode == Mode::Failed) {
+                self.set_mode(&name, Mode::Due);
+                self.due.push_back(name);
+            }
+        }
+        if !self.is_round && self.next_poll().is_some_and(|at| at <= now) {
+            self.polled = Some(now);
+            self.poll_wanted = false;
+            if self.refused.is_none_or(|at| now.duration_since(at) > self.tuning.wait) {
+                self.max_waiting = (self.max_waiting * 2).min(self.limit);
+            }
+            let polled = self.services.iter().filter(|(_, state)| state.mode == Mode::Polled);
+            let names: Vec<_> = polled.map(|(name, _)| Arc::clone(name)).collect();
+            for name in names {
+                self.set_mode(&name, Mode::Due);
+                self.due.push_back(name);
+            }
+        }
+    }
+
+    /// Returns when [`Schedule::advance`] has something to do.
+    pub(super) fn wake(&self) -> Option<Instant> {
+        let retry = self.retries.first().map(|(at, _)| *at);
+        retry.into_iter().chain(self.next_poll()).min()
+    }
+
+    fn next_poll(&self) -> Option<Instant> {
+        let interval = if self.poll_wanted { self.tuning.poll_interval } else { self.tuning.wait };
+        self.polled.map(|polled| polled + interval).filter(|_| !self.is_round)
+    }
+
+    /// Returns the next service to read, if a further read may begin.
+    pub(super) fn next_read(&mut self) -> Option<Arc<str>> {
+        while self.reading < self.tuning.max_reads.max(1) {
+            let name = self.due.pop_front()?;
+            if self.services.get(&name).is_some_and(|service| service.mode == Mode::Due) {
+                self.set_mode(&name, Mode::Reading);
+                return Some(name);
+            }
+        }
+        None
+    }
+
+    /// Records the query in progress for a service.
+    pub(super) fn set_query(&mut self, name: &str, query: AbortHandle) {
+        match self.services.get_mut(name) {
+            Some(service) => service.query = Some(query),
+            None => query.abort(),
+        }
+    }
+
+    /// Returns whether a query that ended is the one in progress for its service.
+    pub(super) fn is_current(&self, name: &str, query: Id) -> bool {
+        let service = self.services.get(name);
+        service.and_then(|service| service.query.as_ref()).is_some_and(|known| known.id() == query)
+    }
+
+    /// Returns whether a service was not read since the last round began.
+    pub(super) fn is_unread(&self, name: &str) -> bool {
+        self.services.get(name).is_some_and(|service| service.is_unread)
+    }
+
+    /// Records an answer; returns how its index compares with the last one's.
+    pub(super) fn answered(&mut self, name: &str, index: u64, now: Instant) -> IndexStep {
+        let Some(service) = self.services.get_mut(name) else { return IndexStep::Same };
+        let is_first = service.index == 0;
+        let step = index::step(service.index, index);
+        service.index = index::next(service.index, index);
+        if step != IndexStep::Same {
+            service.changed = now;
+        }
+        (service.backoff, service.query, service.is_unread) = (None, None, false);
+        self.untried -= usize::from(std::mem::take(&mut service.is_untried));
+        if self.is_round {
+            self.set_mode(name, Mode::Ready);
+        } else if service.mode == Mode::Waiting {
+            if self.waiting > self.max_waiting {
+                self.set_mode(name, Mode::Polled);
+            }
+        } else if self.waiting < self.max_waiting
+            || (step == IndexStep::Forward && !is_first && self.demote_quiet(now))
+        {
+            self.set_mode(name, Mode::Waiting);
+        } else {
+            self.set_mode(name, Mode::Polled);
+        }
+        step
+    }
+
+    /// Records a failure; returns whether the attempt before failed, too.
+    pub(super) fn failed(&mut self, name: &str, now: Instant) -> bool {
+        let Some((name, _)) = self.services.get_key_value(name) else { return false };
+        let name = Arc::clone(name);
+        self.set_mode(&name, Mode::Failed);
+        let Some(service) = self.services.get_mut(&name) else { return false };
+        let again = service.backoff.is_some();
+        let (min, max) = (self.tuning.backoff_min, self.tuning.backoff_max);
+        let wait = service.backoff.get_or_insert_with(|| Backoff::new(min, max)).next();
+        service.query = None;
+        self.untried -= usize::from(std::mem::take(&mut service.is_untried));
+        self.retries.insert((now + wait, name));
+        again
+    }
+
+    /// Halves the limit on waiting queries, after the agent has refused a connection.
+    pub(super) fn halve_waiting(&mut self, now: Instant) -> usize {
+        self.max_waiting = (self.max_waiting.min(self.waiting + 1) / 2).max(1);
+        self.refused = Some(now);
+        self.max_waiting
+    }
+
+    /// Returns whether the round is complete: every service was read, or failed, once.
+    pub(super) fn is_round_complete(&self) -> bool {
+        self.is_round && self.untried == 0
+    }
+
+    /// Ends a round; the services that were read wait or are polled from now on.
+    pub(super) fn end_round(&mut self) -> Vec<Arc<str>> {
+        self.is_round = false;
+        let ready = self.services.iter().filter(|(_, service)| service.mode == Mode::Ready);
+        let mut names: Vec<_> = ready.map(|(name, _)| Arc::clone(name)).collect();
+        names.sort_unstable();
+        for name in &names {
+            let is_free = self.waiting < self.max_waiting;
+            self.set_mode(name, if is_free { Mode::Waiting } else { Mode::Polled });
+        }
+        names
+    }
+
+    /// Returns the waiting query to start for a service, if it has none yet and may have one.
+    pub(super) fn waiting_query(&mut self, name: &str, now: Instant) -> Option<WaitingQuery> {
+        let (name, _) = self.services.get_key_value(name)?;
+        let name = Arc::clone(name);
+        let service = self.services.get_mut(&name)?;
+        if service.mode != Mode::Waiting || service.query.is_some() {
+            return None;
+        }
+        let delay = service.pace.next(now);
+        Some(WaitingQuery { name, index: service.index, delay })
+    }
+
+    /// Takes the waiting query from the service that has not changed for longest.
+    fn demote_quiet(&mut self, now: Instant) -> bool {
+        let waiting = self.services.iter().filter(|(_, service)| service.mode == Mode::Waiting);
+        let Some((name, service)) = waiting.min_by_key(|(_, service)| service.changed) else {
+            return false;
+        };
+        if now.duration_since(service.changed) < QUIET {
+            return false;
+        }
+        let name = Arc::clone(name);
+        self.set_mode(&name, Mode::Polled);
+        if let Some(service) = self.services.get_mut(&name) {
+            service.abort();
+            service.query = None;
+        }
+        true
+    }
+
+    /// Changes the mode of a service, and the counts.
+    fn set_mode(&mut self, name: &str, mode: Mode) {
+        let Some(service) = self.services.get_mut(name) else { return };
+        let last = std::mem::replace(&mut service.mode, mode);
+        for (counted, count) in
+            [(Mode::Waiting, &mut self.waiting), (Mode::Reading, &mut self.reading)]
+        {
+            *count -= usize::from(last == counted);
+            *count += usize::from(mode == counted);
+        }
+    }
+}
+
+impl Service {
+    fn abort(&self) {
+        if let Some(query) = &self.query {
+            query.abort();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> BTreeSet<Box<str>> {
+        names.iter().map(|name| (*name).into()).collect()
+    }
+
+    /// Reads all due services, which all have this index.
+    fn read_all(schedule: &mut Schedule, index: u64, now: Instant) -> Vec<String> {
+        let mut read = Vec::new();
+        while let Some(name) = schedule.next_read() {
+            schedule.answered(&name, index, now);
+            read.push(name.to_string());
+        }
+        read
+    }
+
+    fn waiting(schedule: &Schedule) -> Vec<&str> {
+        let waiting = schedule.services.iter().filter(|(_, service)| service.mode == Mode::Waiting);
+        let mut names: Vec<_> = waiting.map(|(name, _)| &**name).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Creates a schedule with two waiting queries, after the round over these services.
+    fn after_round(all: &[&str], now: Instant) -> Schedule {
+        let mut schedule = Schedule::new(2, &ConsulTuning::default());
+        schedule.begin_round(&names(all), now);
+        assert_eq!(read_all(&mut schedule, 5, now), all);
+        assert!(schedule.is_round_complete());
+        schedule.end_round();
+        schedule
+    }
+
+    #[test]
+    fn services_beyond_the_limit_are_polled_when_the_catalog_changes() {
+        let mut now = Instant::now();
+        let mut schedule = after_round(&["a", "b", "c", "d"], now);
+        assert_eq!(waiting(&schedule), ["a", "b"]);
+        let tuning = ConsulTuning::default();
+        now += tuning.poll_interval;
+        schedule.advance(now);
+        assert_eq!(schedule.next_read(), None, "nothing has changed");
+        schedule.note_change();
+        schedule.advance(now);
+        let mut polled = read_all(&mut schedule, 5, now);
+        polled.sort();
+        assert_eq!(polled, ["c", "d"]);
+        schedule.note_change();
+        schedule.advance(now);
+        assert_eq!(schedule.next_read(), None, "not again so soon");
+        assert_eq!(schedule.wake(), Some(now + tuning.poll_interval));
+        // Without any change, all are verified from time to time.
+        now += tuning.poll_interval;
+        schedule.advance(now);
+        assert_eq!(read_all(&mut schedule, 5, now).len(), 2);
+        assert_eq!(schedule.wake(), Some(now + tuning.wait));
+    }
+
+    #[test]
+    fn a_polled_service_that_changes_takes_the_place_of_a_quiet_one() {
+        let start = Instant::now();
+        let mut schedule = after_round(&["a", "b", "c"], start);
+        let now = start + QUIET;
+        schedule.answered("b", 6, now);
+        schedule.note_change();
+        schedule.advance(now);
+        assert_eq!(read_all(&mut schedule, 7, now), ["c"]);
+        assert_eq!(waiting(&schedule), ["b", "c"]);
+        schedule.note_change();
+        let now = now + ConsulTuning::default().poll_interval;
+        schedule.advance(now);
+        assert_eq!(read_all(&mut schedule, 8, now), ["a"]);
+        assert_eq!(waiting(&schedule), ["b", "c"], "both have changed lately");
+    }
+
+    #[test]
+    fn failed_services_are_read_again_and_do_not_hold_up_a_round() {
+        let mut now = Instant::now();
+        let mut schedule = Schedule::new(2, &ConsulTuning::default());
+        schedule.begin_round(&names(&["a", "b"]), now);
+        let first = schedule.next_read().unwrap();
+        assert!(!schedule.failed(&first, now), "the first failure");
+        assert_eq!(read_all(&mut schedule, 5, now), ["b"]);
+        assert!(schedule.is_round_complete());
+        schedule.end_round();
+        now += ConsulTuning::default().backoff_max;
+        schedule.advance(now);
+        let again = schedule.next_read().unwrap();
+        assert_eq!(&*again, "a");
+        assert!(schedule.failed(&again, now), "failed again");
+        now += ConsulTuning::default().backoff_max;
+        schedule.advance(now);
+        assert_eq!(read_all(&mut schedule, 5, now), ["a"]);
+        assert_eq!(waiting(&schedule), ["a", "b"]);
+    }
+
+    #[test]
+    fn reads_are_limited_and_removed_services_are_forgotten() {
+        let now = Instant::now();
+        let tuning = ConsulTuning { max_reads: 2, ..ConsulTuning::default() };
+        let mut schedule = Schedule::new(9, &tuning);
+        schedule.begin_round(&names(&["a", "b", "c"]), now);
+        assert!(schedule.next_read().is_some() && schedule.next_read().is_some());
+        assert_eq!(schedule.next_read(), None);
+        assert!(schedule.set_names(&names(&["c"]), now));
+        assert!(!schedule.set_names(&names(&["c"]), now));
+        assert_eq!(read_all(&mut schedule, 5, now), ["c"]);
+        assert!(schedule.is_round_complete());
+        schedule.end_round();
+        schedule.set_names(&names(&["c", "new"]), now);
+        assert_eq!(read_all(&mut schedule, 6, now), ["new"]);
+        assert_eq!(waiting(&schedule), ["c", "new"]);
+    }
+
+    #[test]
+    fn refused_connections_lower_the_limit_until_there_is_room_again() {
+        let mut now = Instant::now();
+        let all: Vec<String> = (10..30).map(|n| n.to_string()).collect();
+        let all: BTreeSet<Box<str>> = all.iter().map(|name| name.as_str().into()).collect();
+        let tuning = ConsulTuning::default();
+        let mut schedule = Schedule::new(16, &tuning);
+        schedule.begin_round(&all, now);
+        read_all(&mut schedule, 5, now);
+        schedule.end_round();
+        assert_eq!(waiting(&schedule).len(), 16);
+        assert_eq!(schedule.halve_waiting(now), 8);
+        for name in &all {
+            schedule.answered(name, 6, now);
+        }
+        assert_eq!(waiting(&schedule).len(), 8);
+        for _ in 0..2 {
+            now += tuning.wait * 2;
+            schedule.advance(now);
+            read_all(&mut schedule, 7, now);
+        }
+        assert_eq!(waiting(&schedule).len(), 16);
+    }
+}

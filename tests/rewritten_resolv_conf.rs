@@ -339,7 +339,7 @@ fn keep_waits_for_a_complete_file_and_a_responding_server() {
             (lines() == ["nameserver 127.0.0.1", "search svc"]).then_some(())
         });
         for lost in ["no server", "svcdns, but not its zones as search domains"] {
-            let lost = format!("(/etc/resolv.conf names {lost}): the line is put back");
+            let lost = format!("(/etc/resolv.conf names {lost}): the nameserver line is restored");
             eventually(&lost, SOON, || keeper.log().contains(&lost).then_some(()));
         }
         expect_found(&name, &address);

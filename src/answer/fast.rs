@@ -7,9 +7,9 @@
 use super::holders::Holders;
 use super::lookahead::OwnerKey;
 use super::message::ResponseContent;
-use super::node::Node;
+use super::node::{Node, alias_target};
 use super::owner::{NS_LABEL, VERSION_LABEL};
-use super::respond::QueryContext;
+use super::respond::{AnswerOutcome, QueryContext};
 use super::rrset::RRset;
 use crate::name::instance_address;
 use crate::wire::rtype;
@@ -18,6 +18,8 @@ use crate::wire::rtype;
 enum FastAnswer<'a> {
     /// A non-empty RRset, and the registries that hold its instances.
     Records(RRset<'a>, Holders<'a>),
+    /// The name is an alias of this name in wire form, outside the zones.
+    Alias(&'a [u8]),
     /// The name has no records of the type, but these registries may hold instances of it.
     NoData(Holders<'a>),
     /// The name does not exist.
@@ -34,17 +36,13 @@ impl<'a> FastAnswer<'a> {
 }
 
 impl<'a> QueryContext<'a> {
-    /// Answers from precompiled nodes; returns `false` if the full path is needed.
-    pub(super) fn respond_fast(&self, key: OwnerKey, out: &mut Vec<u8>) -> bool {
+    /// Answers from precompiled nodes; returns `None` if the full path is needed.
+    pub(super) fn respond_fast(&self, key: OwnerKey, out: &mut Vec<u8>) -> Option<AnswerOutcome> {
         let name = self.query.name();
-        let (Some(owner), Some(zone)) = (
-            name.get(..usize::from(key.owner_length)),
-            self.settings().zones.get(usize::from(key.zone_index)),
-        ) else {
-            return false;
-        };
+        let owner = name.get(..usize::from(key.owner_length))?;
+        let zone = self.settings().zones.get(usize::from(key.zone_index))?;
         if self.query.qclass != rtype::IN || matches!(self.query.qtype, rtype::AXFR | rtype::IXFR) {
-            return false;
+            return None;
         }
         match self.probe(name, owner, key.hash) {
             FastAnswer::Records(set, holders) => {
@@ -53,10 +51,11 @@ impl<'a> QueryContext<'a> {
             FastAnswer::NoData(holders) => {
                 self.write_nodata(zone, self.stale_answer_error(holders), out);
             }
+            FastAnswer::Alias(target) => return Some(self.answer_alias(target, out)),
             FastAnswer::NxDomain => self.write_nxdomain(zone, out),
-            FastAnswer::Unknown => return false,
+            FastAnswer::Unknown => return None,
         }
-        true
+        Some(AnswerOutcome::Answered)
     }
 
     /// Looks up `name`, given its labels in front of the zone and their hash.
@@ -66,20 +65,30 @@ impl<'a> QueryContext<'a> {
         {
             return FastAnswer::Unknown;
         }
-        match self.snapshot.node_at(hash, owner).map(|(owner, node)| (owner, Node::read(node))) {
-            // A single label can only be a service; longer names can begin with a version or an
-            // instance.
-            Some((_, node))
-                if node.is_marker()
-                    && has_one_label(owner)
-                    && self.snapshot.registry_status.synced =>
-            {
-                FastAnswer::NoData(Holders::NONE)
+        match self.snapshot.node_at(hash, owner) {
+            Some((owner, bytes)) => {
+                let node = Node::read(bytes);
+                if node.is_marker() {
+                    self.answer_of_marker(bytes, owner)
+                } else {
+                    self.answer_of_node(&node, owner)
+                }
             }
-            Some((_, node)) if node.is_marker() => FastAnswer::Unknown,
-            Some((owner, node)) => self.answer_of_node(&node, owner),
             None if self.is_absent(name, owner) => FastAnswer::NxDomain,
             None => self.probe_instance(owner).unwrap_or(FastAnswer::Unknown),
+        }
+    }
+
+    /// Answers from a node without sets.
+    fn answer_of_marker(&self, bytes: &'a [u8], owner: &[u8]) -> FastAnswer<'a> {
+        match alias_target(bytes) {
+            Some(target) => FastAnswer::Alias(target),
+            // A single label can only be a service; longer names can begin with a version or an
+            // instance.
+            None if has_one_label(owner) && self.snapshot.registry_status.synced => {
+                FastAnswer::NoData(Holders::NONE)
+            }
+            None => FastAnswer::Unknown,
         }
     }
 

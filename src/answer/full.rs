@@ -126,7 +126,9 @@ pub(super) fn resolve_hinted<'s>(
         }
         trace(TraceStep::Interpretation(&interpretation, MatchResult::NoMatch));
         exists |= filter.in_any_scope(&interpretation).admits_service(service)
-            || ends_a_version(service, &filter, &interpretation);
+            || ends_a_version(service, &filter, &interpretation)
+            // An alias exists by configuration, even while its service is not registered.
+            || service.alias_target().is_some() && interpretation.is_base_alone();
     }
     let has_no_chain = parsed.rest.len() == labels.len();
     if exists

@@ -59,6 +59,8 @@ const FLAG_WEIGHTED: u8 = 8;
 const FLAG_HOST_NAMES: u8 = 64;
 /// Bit of markers: the full path looks up the name and the names below it.
 const FLAG_MARKER: u8 = 128;
+/// Bits of the alias (CNAME) of a name outside the zones, whose wire form follows.
+const FLAGS_ALIAS: u8 = FLAG_MARKER | FLAG_HOST_NAMES;
 
 /// Size of an IPv4 address, in bytes.
 pub(super) const IPV4_BYTES: usize = 4;
@@ -119,7 +121,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Returns whether the node is a marker, which has no records of its own.
+    /// Returns whether the node is a marker or an alias, which have no sets.
     pub(super) fn is_marker(&self) -> bool {
         self.flags & FLAG_MARKER != 0
     }
@@ -323,6 +325,18 @@ impl NodeBuilder {
 /// Appends a marker node.
 pub(super) fn put_marker(out: &mut Vec<u8>) {
     out.push(FLAG_MARKER);
+}
+
+/// Appends the node of an alias of `target`, a name in wire form.
+pub(super) fn put_alias(target: &[u8], out: &mut Vec<u8>) {
+    out.push(FLAGS_ALIAS);
+    out.extend_from_slice(target);
+}
+
+/// Returns the target of an alias; `bytes` are the whole node.
+pub(super) fn alias_target(bytes: &[u8]) -> Option<&[u8]> {
+    let (flags, target) = bytes.split_first()?;
+    (flags & FLAGS_ALIAS == FLAGS_ALIAS).then_some(target)
 }
 
 /// Appends a set: running sums if weights differ, then the entries.

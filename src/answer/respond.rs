@@ -24,6 +24,10 @@ pub enum AnswerOutcome {
     Silent,
     /// Forward the query: its name is outside the served zones, and forwarding is on.
     Forward,
+    /// Follow the alias (CNAME) that the name is, with [`super::Answerer::write_alias`].
+    ///
+    /// Its target is outside the served zones, and forwarding is on.
+    Alias,
 }
 
 /// A query and everything that its response depends on.
@@ -97,7 +101,7 @@ impl<'a> QueryContext<'a> {
         } else if matches!(query.qtype, rtype::AXFR | rtype::IXFR) {
             self.write(&refused(UNSUPPORTED_TRANSFER), out);
         } else if let Some((_, zone)) = settings.zones.find(&name) {
-            self.answer_in_zone(&name, zone, out);
+            return self.answer_in_zone(&name, zone, out);
         } else if reverse_address(&name).is_some_and(|address| self.answer_reverse(address, out)) {
         } else if settings.forwarding {
             return AnswerOutcome::Forward;
@@ -123,15 +127,35 @@ impl<'a> QueryContext<'a> {
     }
 
     /// Answers a query for a name in a served zone.
-    pub(super) fn answer_in_zone(&self, name: &Name, zone: &Zone, out: &mut Vec<u8>) {
-        let owner = &name.as_wire()[..name.as_wire().len() - zone.name().as_wire().len()];
+    fn answer_in_zone(&self, name: &Name, zone: &Zone, out: &mut Vec<u8>) -> AnswerOutcome {
+        let owner = owner_in(zone, name);
         match owner {
-            b"" => return self.answer_apex(zone, out),
-            NS_LABEL => return self.answer_name_server(zone, out),
-            VERSION_LABEL => return self.answer_version(zone, out),
-            _ => {}
+            b"" => self.answer_apex(zone, out),
+            NS_LABEL => self.answer_name_server(zone, out),
+            VERSION_LABEL => self.answer_version(zone, out),
+            _ => match self.settings().aliases.outside(owner) {
+                Some(target) => return self.answer_alias(target.as_wire(), out),
+                None => self.answer_from_model(name, zone, out),
+            },
         }
-        self.answer_from_model(name, zone, out);
+        AnswerOutcome::Answered
+    }
+
+    /// Answers with an alias of an outside name, or leaves it to the caller to follow it.
+    ///
+    /// A CNAME or ANY query asks for the alias itself (RFC 1034 section 3.6.2).
+    pub(super) fn answer_alias(&self, target: &[u8], out: &mut Vec<u8>) -> AnswerOutcome {
+        if self.settings().forwarding && !matches!(self.query.qtype, rtype::CNAME | rtype::ANY) {
+            return AnswerOutcome::Alias;
+        }
+        self.write_alias(target, out);
+        AnswerOutcome::Answered
+    }
+
+    /// Writes the CNAME record of an alias. The configuration provides it, so it is never stale.
+    pub(super) fn write_alias(&self, target: &[u8], out: &mut Vec<u8>) {
+        let set = RRset::cname(target, self.settings().ttl);
+        self.write(&ResponseContent::answer(&set, None), out);
     }
 
     /// Answers from the service model, for every form of the naming grammar.
@@ -371,6 +395,11 @@ impl<'a> QueryContext<'a> {
         }
         self.write_own_records(&set, zone, out);
     }
+}
+
+/// Returns the labels of a name in front of its zone, in wire form.
+pub(super) fn owner_in<'n>(zone: &Zone, name: &'n Name) -> &'n [u8] {
+    &name.as_wire()[..name.as_wire().len() - zone.name().as_wire().len()]
 }
 
 /// Returns the EDE for stale data, or `None` for fresh data.

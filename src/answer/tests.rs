@@ -1,5 +1,6 @@
 //! Tests of responses, decoded by an independent library (hickory).
 
+mod aliases;
 mod messages;
 mod naming;
 mod properties;
@@ -16,7 +17,9 @@ use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::opt::EdnsCode;
 use hickory_proto::rr::{RData, Record as Decoded};
 
-use super::{AnswerOutcome, Answerer, Answers, Published, Publisher, Settings};
+use super::{
+    AliasTarget, Aliases, AnswerOutcome, Answerer, Answers, Published, Publisher, Settings,
+};
 use crate::catalog;
 use crate::name::{Name, Zones};
 use crate::service::{

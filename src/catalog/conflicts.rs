@@ -48,6 +48,8 @@ pub enum ConflictKind {
     Shadowed,
     /// Two interpretations of one name; the loser is served under its other names only.
     Hidden,
+    /// An alias has the base of a registered service, which is not served at all.
+    Alias,
 }
 
 /// Returns the naming conflicts among services, sorted.
@@ -56,9 +58,9 @@ pub enum ConflictKind {
 /// deployments, namespaces, versions and instances) for which another registered service has an
 /// interpretation of higher precedence.
 ///
-/// `find` looks up a service by its base name, and `registry_name` names a registry. `deployment`
-/// and `namespace` are the configured defaults. Meant for interactive use: O(keys and instances),
-/// with a few lookups for each.
+/// `find` looks up a service or alias by its base name, and `registry_name` names a registry.
+/// `deployment` and `namespace` are the configured defaults. Meant for interactive use: O(keys and
+/// instances), with a few lookups for each.
 pub fn conflicts<'a>(
     services: impl IntoIterator<Item = &'a Arc<Service>>,
     find: impl Fn(&str) -> Option<Arc<Service>>,
@@ -70,11 +72,32 @@ pub fn conflicts<'a>(
     let mut search = ConflictSearch { find, zones, deployment, namespace, found: Vec::new() };
     for service in services {
         search.service(service);
-        preceded(service, &registry_name, &mut search.found);
+        // The registries are those of the alias's target.
+        if service.alias_target().is_none() {
+            preceded(service, &registry_name, &mut search.found);
+        }
     }
     search.found.sort_unstable();
     search.found.dedup();
     search.found
+}
+
+/// Returns the conflicts of a registered service whose base an alias has.
+///
+/// There is one conflict for each spelling in each deployment and namespace; `target` describes the
+/// alias's target.
+pub fn conflicts_with_alias(replaced: &Service, target: &str, zones: &Zones) -> Vec<Conflict> {
+    let base = replaced.base();
+    let spellings = replaced.keys().chunk_by(|a, b| a.scope() == b.scope() && a.rank() == b.rank());
+    let conflict = |keys: &[Arc<RegistryKey>]| Conflict {
+        name: base.to_owned(),
+        kind: ConflictKind::Alias,
+        deployment: keys[0].group().deployment.clone(),
+        namespace: keys[0].group().namespace.clone(),
+        winner: format!("alias of {target}"),
+        loser: spelling(base, keys[0].rank(), zones),
+    };
+    spellings.map(conflict).collect()
 }
 
 /// The inputs of [`conflicts`] and the conflicts found so far.
@@ -102,7 +125,10 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
     fn service(&mut self, service: &Service) {
         let labels = service.base().split('.').count();
         for scope in service.keys().chunk_by(|a, b| a.scope() == b.scope()) {
-            self.shadowed(service.base(), scope);
+            // The spellings are those of the alias's target.
+            if service.alias_target().is_none() {
+                self.shadowed(service.base(), scope);
+            }
             let winner = scope[0].precedence();
             let visible = &scope[..scope.partition_point(|key| key.precedence() == winner)];
             let key = &scope[0];
@@ -196,10 +222,17 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
                 kind: ConflictKind::Hidden,
                 deployment: key.group().deployment.clone(),
                 namespace: key.group().namespace.clone(),
-                winner: describe(&winner),
-                loser: describe(&claimed),
+                winner: self.describe(&winner),
+                loser: self.describe(&claimed),
             });
         }
+    }
+
+    /// Describes an interpretation in words.
+    fn describe(&self, interpretation: &Interpretation<'_>) -> String {
+        let service = (self.find)(&joined(interpretation.base));
+        let is_alias = service.is_some_and(|service| service.alias_target().is_some());
+        describe(interpretation, if is_alias { "alias" } else { "service" })
     }
 
     /// Returns whether the service or part named by the interpretation is registered.
@@ -287,8 +320,8 @@ pub fn spelling(base: &str, rank: u8, zones: &Zones) -> String {
     }
 }
 
-/// Describes an interpretation in words.
-fn describe(interpretation: &Interpretation<'_>) -> String {
+/// Describes an interpretation in words; `noun` is `service` or `alias`.
+fn describe(interpretation: &Interpretation<'_>, noun: &str) -> String {
     let mut words = String::new();
     if let Some(instance) = interpretation.instance {
         let _ = write!(words, "instance {} of ", String::from_utf8_lossy(instance));
@@ -296,7 +329,7 @@ fn describe(interpretation: &Interpretation<'_>) -> String {
     if let Some(version) = interpretation.version {
         let _ = write!(words, "version {} of ", joined(version));
     }
-    let _ = write!(words, "service {}", joined(interpretation.base));
+    let _ = write!(words, "{noun} {}", joined(interpretation.base));
     match interpretation.scope {
         ServiceScope::Configured => {}
         ServiceScope::Namespace(namespace) => {

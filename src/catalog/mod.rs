@@ -27,7 +27,7 @@ mod tests;
 mod text;
 mod tracker;
 
-pub use conflicts::{Conflict, ConflictKind, conflicts, spelling};
+pub use conflicts::{Conflict, ConflictKind, conflicts, conflicts_with_alias, spelling};
 pub use hosts::HostAddresses;
 pub use key::{Group, RegistryKey};
 pub use mirror::ServiceChange;

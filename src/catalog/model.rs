@@ -31,6 +31,8 @@ enum ServiceKeys {
     Single(Arc<RegistryKey>),
     /// Any other number of keys or endpoints.
     Sorted(Box<SortedKeys>),
+    /// The keys of another service, of which this one is an alias.
+    Alias(Arc<Service>),
 }
 
 /// Keys and instances in their published order.
@@ -107,8 +109,21 @@ const DOCKER0: Host = Host::V4(Ipv4Addr::new(172, 17, 0, 1));
 
 impl Service {
     /// Creates a service without keys.
-    pub(super) fn empty(base: &str) -> Self {
+    pub fn empty(base: &str) -> Self {
         Self { base: base.into(), keys: ServiceKeys::Empty }
+    }
+
+    /// Creates a service with the keys of another one under its own base name.
+    pub fn alias(base: &str, target: Arc<Self>) -> Self {
+        Self { base: base.into(), keys: ServiceKeys::Alias(target) }
+    }
+
+    /// Returns the service of which this one is an alias, if it is one.
+    pub fn alias_target(&self) -> Option<&Arc<Self>> {
+        match &self.keys {
+            ServiceKeys::Alias(target) => Some(target),
+            ServiceKeys::Empty | ServiceKeys::Single(_) | ServiceKeys::Sorted(_) => None,
+        }
     }
 
     /// Builds the service of a base name from its keys, given in any order. O(n log n).
@@ -140,6 +155,7 @@ impl Service {
             ServiceKeys::Empty => &[],
             ServiceKeys::Single(key) => slice::from_ref(key),
             ServiceKeys::Sorted(sorted) => &sorted.keys,
+            ServiceKeys::Alias(target) => target.keys(),
         }
     }
 
@@ -149,12 +165,14 @@ impl Service {
             ServiceKeys::Empty => &[],
             ServiceKeys::Single(_) => SINGLE_INSTANCE,
             ServiceKeys::Sorted(sorted) => &sorted.instances,
+            ServiceKeys::Alias(target) => target.refs(),
         }
     }
 
     /// Returns one of the service's keys as stored in its registry.
     pub fn text(&self, key: &RegistryKey) -> String {
-        key.text(&self.base)
+        // The text of a key contains the registered name, not that of an alias.
+        key.text(&self.alias_target().map_or(self, |target| target).base)
     }
 
     /// Returns all instances, including excluded ones.
@@ -523,6 +541,22 @@ mod tests {
         let service = Service::new("hello", keys, ServiceRules::default());
         let served: Vec<_> = service.served().map(|instance| instance.key.registry()).collect();
         assert_eq!(served, [id(0), id(0)]);
+    }
+
+    #[test]
+    fn an_alias_has_the_keys_of_its_target() {
+        let hello = Arc::new(service(
+            &["/s/d/n/hello/v1/10.0.0.1:80,10.0.0.2:80", "/s/d/m/hello/v1/10.0.0.3:80"],
+            Docker0::Drop,
+        ));
+        let www = Service::alias("www", Arc::clone(&hello));
+        assert_eq!((www.base(), instances(&www)), ("www", instances(&hello)));
+        let texts = |service: &Service| -> Vec<String> {
+            service.instances().map(|instance| instance.text()).collect()
+        };
+        assert_eq!(texts(&www), texts(&hello));
+        assert!(www.alias_target().is_some_and(|target| Arc::ptr_eq(target, &hello)));
+        assert!(hello.alias_target().is_none());
     }
 
     #[test]

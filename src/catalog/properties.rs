@@ -73,8 +73,8 @@ enum ModelStep {
     ListServices { kind: ListKind, cut: Option<Index> },
     /// Lists one service of [`SERVICES`].
     ListService { name: usize, kind: ListKind },
-    /// Lists the names of [`SERVICES`].
-    ListNames { kind: ListKind },
+    /// Lists the names of [`SERVICES`], perhaps right after one of them is gone from the store.
+    ListNames { kind: ListKind, gone: Option<usize> },
     /// Reports the state of the connection.
     Connected { registry: u8, connected: bool },
     /// Replies to all lease checks.
@@ -113,7 +113,8 @@ fn step() -> impl Strategy<Value = ModelStep> {
             .prop_map(|(kind, cut)| ModelStep::ListServices { kind, cut }),
         4 => (0..NAMES.len(), kind())
             .prop_map(|(name, kind)| ModelStep::ListService { name, kind }),
-        2 => kind().prop_map(|kind| ModelStep::ListNames { kind }),
+        3 => (kind(), prop::option::of(0..NAMES.len()))
+            .prop_map(|(kind, gone)| ModelStep::ListNames { kind, gone }),
         1 => (registry(), any::<bool>())
             .prop_map(|(registry, connected)| ModelStep::Connected { registry, connected }),
         2 => any::<(u8, u8)>().prop_map(|(gone, alive)| ModelStep::LeaseReply { gone, alive }),
@@ -224,7 +225,11 @@ impl CatalogModel {
             }
             ModelStep::List { registry, kind, cut } => self.list(registry, kind, cut),
             ModelStep::ListService { name, kind } => self.list_service(name, kind, false),
-            ModelStep::ListNames { kind } => {
+            ModelStep::ListNames { kind, gone } => {
+                let store = &mut self.stores[usize::from(SERVICES)];
+                let stays = |key: &usize| gone.is_none_or(|gone| name(*key) != NAMES[gone]);
+                store.keys.retain(|key, _| stays(key));
+                store.expired.retain(stays);
                 self.list_names(kind);
             }
             ModelStep::Connected { registry, connected } => {

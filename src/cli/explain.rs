@@ -72,6 +72,7 @@ fn text(explanation: &Explanation) -> String {
         rtype,
         zone,
         elsewhere,
+        alias,
         parsed,
         interpretations,
         instances,
@@ -100,7 +101,7 @@ fn text(explanation: &Explanation) -> String {
         }
     };
     let zone = zone.as_ref().map(|zone| format!("in the zone {zone}"));
-    part("Name", zone.into_iter().chain(parsed.iter().cloned()).collect());
+    part("Name", zone.iter().chain(alias).chain(parsed).cloned().collect());
     let tried = interpretations
         .iter()
         .map(|tried| format!("{}: {}", tried.interpretation, tried.outcome))

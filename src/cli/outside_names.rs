@@ -36,7 +36,7 @@ pub(super) struct OutsideNames {
 impl OutsideNames {
     /// Looks up several names: hosts of registries, search domains, and public names.
     ///
-    /// Each of them once, and until `patience` is over if none is found.
+    /// Each is looked up once; if none is found, all are looked up again until `patience` is over.
     pub(super) async fn look_up(
         root: &Root,
         config: &Config,

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::aliases::ALIAS;
 use super::key::Key;
 use super::registry::{KINDS, URL, kind_of};
 use super::static_services::{REQUIRED, STATIC_KEYS};
@@ -96,6 +97,13 @@ pub fn template() -> String {
         wrap(&mut text, &format!("{} ({notes})", key.meaning));
         let _ = writeln!(text, "#{} = {}", key.name, key.default);
     }
+    text.push('\n');
+    wrap(
+        &mut text,
+        "Further names of services, and names of hosts outside the zones; see \
+         docs/registries/aliases.md.",
+    );
+    let _ = writeln!(text, "#[{ALIAS}]\n#\"www\" = \"hello\"\n#\"db\" = \"db.example.com\"");
     for (at, kind) in KINDS.iter().enumerate() {
         text.push('\n');
         let name = if at == 0 { "main" } else { kind.name };

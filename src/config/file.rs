@@ -6,6 +6,7 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
+use super::aliases::{ALIAS, ConfiguredAlias};
 use super::error::{ConfigError, Origin, nearest};
 use super::key::{STATIC, SecretKey, section_path};
 use super::layers::{Layer, Setting};
@@ -24,6 +25,8 @@ pub(super) struct FileContent {
     pub(super) registries: Vec<RegistryEntry>,
     /// The tables of static services.
     pub(super) statics: Vec<StaticEntry>,
+    /// The entries of the section `[alias]`.
+    pub(super) aliases: Vec<ConfiguredAlias>,
 }
 
 /// Parses a file. Only messages use `path`.
@@ -34,26 +37,39 @@ pub(super) fn read(path: &Path, text: &str) -> Result<FileContent, ConfigError> 
 impl ConfigFile<'_> {
     fn read(&self) -> Result<FileContent, ConfigError> {
         let table = DeTable::parse(self.text).map_err(|error| self.syntax_error(&error))?;
-        let FileContent { mut layer, mut registries, mut statics } = FileContent::default();
+        let mut content = FileContent::default();
+        let FileContent { layer, registries, statics, aliases } = &mut content;
         for (name, value) in in_order(table.get_ref()) {
             let section = name.get_ref().as_ref();
             match value.get_ref() {
                 DeValue::Table(inner) if section == REGISTRY => {
-                    registries = self.registries(name, inner)?;
+                    *registries = self.registries(name, inner)?;
                 }
-                _ if section == STATIC => statics = StaticEntry::all(self, name, value)?,
+                _ if section == STATIC => *statics = StaticEntry::all(self, name, value)?,
+                DeValue::Table(inner) if section == ALIAS => {
+                    let entry = |(name, value)| {
+                        ConfiguredAlias::of_entry(name, value, |at| self.origin(at))
+                    };
+                    *aliases = in_order(inner).map(entry).collect::<Result<_, _>>()?;
+                }
+                // `alias = …` or `[[alias]]`
+                _ if section == ALIAS => {
+                    let why = "expected one section [alias] with lines such as \"www\" = \"hello\"";
+                    let (origin, key) = (self.origin(name.span().start), ALIAS.to_owned());
+                    return Err(ConfigError::Invalid { origin, key, why: why.to_owned() });
+                }
                 DeValue::Table(inner) if KEYS.iter().any(|key| key.section == section) => {
                     for (name, value) in in_order(inner) {
-                        self.entry(&mut layer, section, name, value)?;
+                        self.entry(layer, section, name, value)?;
                     }
                 }
                 DeValue::Table(inner) if KEYS.iter().all(|key| key.name != section) => {
                     return Err(self.unknown_section(name, inner));
                 }
-                _ => self.entry(&mut layer, "", name, value)?,
+                _ => self.entry(layer, "", name, value)?,
             }
         }
-        Ok(FileContent { layer, registries, statics })
+        Ok(content)
     }
 
     /// Returns the error for text that is not valid TOML.
@@ -117,8 +133,8 @@ impl ConfigFile<'_> {
             let section = format!("{section}.{subsection}");
             return ConfigError::UnknownSection { origin, section, suggestion };
         }
-        let sections = KEYS.iter().map(|key| key.section.to_owned());
-        let sections = sections.filter(|section| !section.is_empty());
+        let sections = KEYS.iter().map(|key| key.section).chain([ALIAS]);
+        let sections = sections.filter(|section| !section.is_empty()).map(str::to_owned);
         let registry = || inner.contains_key(URL.name).then(|| format!("{REGISTRY}.{section}"));
         let suggestion = nearest(section, sections).or_else(registry);
         let suggestion = suggestion.map(|section| format!("[{section}]"));

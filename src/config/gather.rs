@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use super::aliases::ConfiguredAlias;
 use super::error::{ConfigError, Origin, nearest};
 use super::file::FileContent;
 use super::flags::Flags;
@@ -29,6 +30,8 @@ pub(super) struct MergedSources {
     pub(super) statics: Vec<StaticEntry>,
     /// Environment variables with the secrets of single registries.
     pub(super) variables: RegistryVariables,
+    /// The aliases of the file.
+    pub(super) aliases: Vec<ConfiguredAlias>,
 }
 
 /// Reads the file and merges all sources.
@@ -43,15 +46,14 @@ pub(super) fn gather(
     }
     let EnvironmentVariables { layer: mut variables, secrets, mut of_registries, file } =
         from_environment;
-    let FileContent { layer: mut file, registries: sections, statics } =
+    let FileContent { layer: mut file, registries: sections, statics, aliases } =
         read_file(path.map(Path::to_owned).or(file))?;
     let mut given = Layer::new();
     for (key, values) in &flags.given {
         let origin = Origin::Flag(key.flag());
         given.insert(key, setting(key, values.iter().map(String::as_str), &origin));
     }
-    let FileContent { layer: mut defaults, .. } =
-        file::read(Path::new("the defaults"), &defaults_as_toml())?;
+    let mut defaults = file::read(Path::new("the defaults"), &defaults_as_toml())?.layer;
     let registries = {
         // A list from a flag or variable replaces the sections and the lists of other sources.
         let lists = [&given, &variables, &file].map(|layer| layer.get(keys::REGISTRY));
@@ -76,6 +78,7 @@ pub(super) fn gather(
         registries,
         statics,
         variables: of_registries,
+        aliases,
     })
 }
 

@@ -3,6 +3,7 @@
 //! Flags override the environment, which overrides the file, which overrides the defaults. Each
 //! value keeps its origin ([`Config::effective`]).
 
+mod aliases;
 mod directories;
 mod document;
 mod effective;
@@ -25,6 +26,7 @@ mod upstream;
 mod values;
 mod warning;
 
+pub use aliases::ConfiguredAlias;
 pub use directories::runtime_directories;
 pub use document::{markdown, registry_markdown, static_markdown, template};
 pub use effective::EffectiveValue;
@@ -42,7 +44,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::answer::Answers;
+use crate::answer::{Aliases, Answers};
 use crate::catalog::{Docker0, Merge};
 use crate::name::{Name, Zones};
 use crate::registry::NamedSource;
@@ -67,6 +69,8 @@ pub struct Config {
     pub merge: Merge,
     /// Served zones.
     pub zones: Zones,
+    /// The aliases as written.
+    pub aliases: Vec<ConfiguredAlias>,
     /// GoFrame deployment of names that do not contain one.
     pub deployment: String,
     /// GoFrame namespace of names that do not contain one.
@@ -119,6 +123,8 @@ pub struct Config {
     pub secrets: Vec<ConfiguredSecret>,
     /// Problems that do not keep the server from starting.
     pub warnings: Vec<ConfigWarning>,
+    /// The checked aliases.
+    alias_targets: Aliases,
     effective: Vec<EffectiveValue>,
 }
 

@@ -19,7 +19,7 @@ use super::values::{
     boolean, domain, duration, invalid, key_segment, list, number, one, path, removal_grace,
 };
 use super::warning::ConfigWarning;
-use super::{Config, directories, encrypted, keys, registry, static_services, upstream};
+use super::{Config, aliases, directories, encrypted, keys, registry, static_services, upstream};
 use crate::answer::Answers;
 use crate::catalog::{Docker0, MAX_INSTANCES_PER_SERVICE, MAX_KEYS, Merge};
 use crate::name::{Name, Zones};
@@ -30,7 +30,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 /// Parses every key, then checks keys against each other.
 pub(super) fn read(sources: &MergedSources) -> Result<Config, ConfigError> {
-    let MergedSources { layers, registries, statics, variables } = sources;
+    let MergedSources { layers, registries, statics, variables, aliases } = sources;
     let count = |key, max| one(layers, key, |text| number(text, max));
     let between = |key, min, max| one(layers, key, |text| duration(text, min, max));
     let registries = registry::read(layers, registries, variables)?;
@@ -41,6 +41,8 @@ pub(super) fn read(sources: &MergedSources) -> Result<Config, ConfigError> {
         static_services::read(statics, layers, &zones, &registries)?;
     let named = registries.iter().map(|registry| registry.source.clone());
     let config = Config {
+        alias_targets: aliases::read(aliases, &zones)?,
+        aliases: aliases.clone(),
         listen: list(layers, keys::LISTEN, socket_address)?,
         allow: list(layers, keys::ALLOW, network)?,
         registries: named.chain(static_services).collect(),

@@ -41,6 +41,7 @@ impl Config {
             negative_ttl: self.negative_ttl,
             listen: addresses,
             forwarding: self.upstream.servers != Servers::Off,
+            aliases: self.alias_targets.clone(),
         }
     }
 

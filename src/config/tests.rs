@@ -1,3 +1,4 @@
+mod aliases;
 mod documentation;
 mod errors;
 mod registries;

@@ -48,7 +48,7 @@ impl Registry for StaticRegistry {
             let key = gsvc::key(HEAD, &content.id, &content.endpoints).into();
             Change::Put(Put { key, revision: 0, lease: 0, content: Ok(content) })
         };
-        let mut changes = vec![Change::Connected(true), Change::ListBegin(first)];
+        let mut changes = vec![Change::Connected(true), Change::list_begin(first)];
         changes.extend(self.settings.registrations.into_iter().map(put));
         changes.push(Change::ListEnd { revision: 0 });
         feed.state().update(|report| {
@@ -100,7 +100,7 @@ mod tests {
         let put = Put { key, revision: 0, lease: 0, content: Ok(registration) };
         let expected = [
             Change::Connected(true),
-            Change::ListBegin(ListKind::Reconnect),
+            Change::list_begin(ListKind::Reconnect),
             Change::Put(put),
             Change::ListEnd { revision: 0 },
         ];

@@ -9,9 +9,9 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use svcdns::answer::{Answerer, Answers, Published, Publisher, Settings};
+use svcdns::answer::{AliasTarget, Aliases, Answerer, Answers, Published, Publisher, Settings};
 use svcdns::catalog::{self, Docker0, Merge};
-use svcdns::name::Zones;
+use svcdns::name::{Name, Zones};
 use svcdns::service::{
     Addresses, Change, HostChange, LeaseReply, ListKind, ListScope, Put, RegistryId, Removal,
     Update, key_prefix,
@@ -352,6 +352,36 @@ fn service_name(put: &Put) -> &str {
     put.content.as_ref().map_or("", |content| &content.id.name)
 }
 
+/// Returns up to three aliases, of services or of names outside the zones.
+///
+/// Their names are also those of services, versions, namespaces and instances.
+fn aliases(choices: &mut Choices<'_>) -> Aliases {
+    let name = |choices: &mut Choices<'_>| {
+        choices.of(&[
+            "alias",
+            "a",
+            "hello",
+            "b",
+            "a.b",
+            "hello.prod",
+            "v1.hello",
+            "10-0-0-1",
+            "x.y",
+        ])
+    };
+    let alias = |choices: &mut Choices<'_>| {
+        let target = match choices.below(4) {
+            0 => AliasTarget::Outside(Box::new(Name::from_text("web.example").unwrap())),
+            1 => AliasTarget::Base(name(choices).into()),
+            _ => AliasTarget::Base("hello".into()),
+        };
+        (Box::from(name(choices)), target)
+    };
+    let written = (0..choices.below(4)).map(|_| alias(choices)).collect();
+    // Some of these lead in a circle.
+    Aliases::new(&written).unwrap_or_default()
+}
+
 /// Returns settings of all kinds, with separate and nested zones.
 fn settings(choices: &mut Choices<'_>) -> (catalog::Settings, Settings) {
     let zones: &[&str] = [
@@ -385,6 +415,7 @@ fn settings(choices: &mut Choices<'_>) -> (catalog::Settings, Settings) {
         negative_ttl: choices.of(&[1, 0, 300]),
         listen: listen[..choices.below(4)].to_vec(),
         forwarding: choices.one_in(3),
+        aliases: aliases(choices),
     };
     (catalog, settings)
 }

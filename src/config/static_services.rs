@@ -155,7 +155,8 @@ impl StaticEntry {
     fn effective(&self) -> Vec<EffectiveValue> {
         let quoted = |text: &str| Value::from(text).to_string();
         let value = |key: &Key, items: &[RawValue]| match key {
-            key if *key == *METADATA => Value::from_iter(self.metadata.clone()).to_string(),
+            key if *key == *METADATA => toml::Value::try_from(&self.metadata)
+                .map_or_else(|error| error.to_string(), |table| table.to_string()),
             key if *key == *ENDPOINTS => {
                 let items: Vec<_> = items.iter().map(|item| quoted(&item.text)).collect();
                 format!("[{}]", items.join(", "))

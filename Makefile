@@ -35,11 +35,13 @@ test: check ## install what the tests need, check, run all tests
 	@tests/skipped.sh $(SKIPPED_TESTS)
 
 # Consul takes 4 minutes to build, once.
-registries: ## run all tests against real registries, with a Consul that it builds (needs Go)
+registries: export BUILD_CONSUL := 1
+registries: ## run all tests against real registries, and print the times (Consul needs Go)
 	@tests/setup.sh test
 	@rm -rf $(SKIPPED_TESTS) && mkdir -p $(SKIPPED_TESTS)
-	BUILD_CONSUL=1 cargo test --locked --test etcd_registry --test file_registry \
+	cargo test --locked --test etcd_registry --test file_registry \
 		--test consul_registry --test consul_bad_input
+	cargo test --locked --test battery -- --ignored --nocapture
 	@tests/skipped.sh $(SKIPPED_TESTS)
 
 fresh: ## run make test on a new minimal Debian (needs root and debootstrap)

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_turns_into_a_pipe_or_device_before_it_is_opened_is_refused() {
+    fn a_file_replaced_by_a_pipe_or_device_before_opening_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         let open_after_check = |flags| open_checked(&path, flags).map(drop).unwrap_err();

@@ -6,7 +6,7 @@ mod support;
 use std::time::Instant;
 
 use allocation_counter::measure;
-use svcdns::answer::{AnswerOutcome, Answerer, Answers, Publisher, Settings};
+use svcdns::answer::{AliasTarget, Aliases, AnswerOutcome, Answerer, Answers, Publisher, Settings};
 use svcdns::catalog;
 use svcdns::name::{Name, Zones};
 use svcdns::registry::gsvc;
@@ -26,7 +26,15 @@ fn zones() -> Zones {
 }
 
 fn settings() -> Settings {
-    Settings { listen: vec![[127, 0, 0, 1].into()], forwarding: true, ..Settings::new(zones()) }
+    let outside = AliasTarget::Outside(Box::new(Name::from_text("db.example").unwrap()));
+    let aliases =
+        [("www".into(), AliasTarget::Base("three".into())), ("db".into(), outside)].into();
+    Settings {
+        listen: vec![[127, 0, 0, 1].into()],
+        forwarding: true,
+        aliases: Aliases::new(&aliases).unwrap(),
+        ..Settings::new(zones())
+    }
 }
 
 fn put(key: &str, value: &str) -> Change {
@@ -133,7 +141,7 @@ fn find_allocations(answerer: &Answerer, queries: &[ExpectedResponse<'_>]) -> Ve
 }
 
 /// Usual queries: names, types and EDNS sizes that the fast path must answer.
-const USUAL_QUERIES: [ExpectedResponse<'static>; 31] = [
+const USUAL_QUERIES: [ExpectedResponse<'static>; 36] = [
     ("one.svc", rtype::A, None, Transport::Udp, (0, 1, false)),
     ("ONE.svc", rtype::A, Some(1232), Transport::Udp, (0, 1, false)),
     ("one.svc", rtype::A, Some(1232), Transport::Tcp, (0, 1, false)),
@@ -165,6 +173,11 @@ const USUAL_QUERIES: [ExpectedResponse<'static>; 31] = [
     ("nothing.svc", rtype::A, Some(1232), Transport::Udp, (3, 0, false)),
     ("nothing.nowhere.svc", rtype::AAAA, None, Transport::Udp, (3, 0, false)),
     ("c.svc", rtype::A, Some(1232), Transport::Udp, (0, 0, false)),
+    ("www.svc", rtype::A, Some(1232), Transport::Udp, (0, 3, false)),
+    ("www.svc", rtype::SRV, Some(1232), Transport::Udp, (0, 3, false)),
+    ("www.svc", rtype::AAAA, Some(1232), Transport::Udp, (0, 0, false)),
+    ("10-0-0-1.www.svc", rtype::A, Some(1232), Transport::Udp, (0, 1, false)),
+    ("db.svc", rtype::CNAME, Some(1232), Transport::Udp, (0, 1, false)),
 ];
 
 #[test]

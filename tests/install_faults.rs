@@ -311,8 +311,8 @@ fn install_tests_names_that_resolved_before() {
 }
 
 #[test]
-fn an_installation_and_its_tests_do_not_depend_on_what_nscd_remembers() {
-    const TEST: &str = "an_installation_and_its_tests_do_not_depend_on_what_nscd_remembers";
+fn install_and_its_lookups_do_not_depend_on_entries_cached_by_nscd() {
+    const TEST: &str = "install_and_its_lookups_do_not_depend_on_entries_cached_by_nscd";
     let Some(nscd) = unpacked(TEST, &["nscd"]) else { return };
     on_a_machine(TEST, || {
         let upstream = machines_name_server();

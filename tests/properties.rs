@@ -58,6 +58,7 @@ fn the_fast_and_the_full_path_agree_after_any_changes() {
     );
     for kind in [
         "records",
+        "alias",
         "services",
         "services with glue",
         "cut",
@@ -73,7 +74,7 @@ fn the_fast_and_the_full_path_agree_after_any_changes() {
             "less than one in 1,000 responses is of the kind {kind:?}: {counts:?}"
         );
         // The fast path seldom or never answers queries of the other kinds.
-        let least = if ["records", "services with glue", "cut", "no data", "no such name"]
+        let least = if ["records", "alias", "services with glue", "cut", "no data", "no such name"]
             .contains(&kind)
         {
             10

@@ -19,8 +19,8 @@ pub use http::{AdminListener, serve};
 pub use resolv_conf::{ResolvConfState, ResolvConfView};
 pub use socket::{SocketError, SocketFile, listen, socket_path};
 pub use views::{
-    ConflictView, EndpointView, EventView, InstanceView, KeyView, RegistryView, RejectionCount,
-    RejectionView, RejectionsView, ServerStatus, ServiceView,
+    AliasView, ConflictView, EndpointView, EventView, InstanceView, KeyView, RegistryView,
+    RejectionCount, RejectionView, RejectionsView, ServerStatus, ServiceView,
 };
 
 use std::net::SocketAddr;

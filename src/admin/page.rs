@@ -176,6 +176,11 @@ fn add_registry_metrics(page: &mut Page, status: &ServerStatus) {
         values(|registry| Some(registry.keys as f64)),
     );
     page.gauges(
+        "svcdns_registry_instances",
+        "Endpoints of these keys, also those that another registry precedes",
+        values(|registry| Some(registry.instances as f64)),
+    );
+    page.gauges(
         "svcdns_registry_revision",
         "Store revision up to which svcdns has read",
         values(|registry| Some(registry.revision as f64)),

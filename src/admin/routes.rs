@@ -105,11 +105,16 @@ async fn services(
 ) -> Response {
     json(move || {
         let AdminContext { answerer, registries, .. } = &*state.context;
-        let (snapshot, zone) = (answerer.snapshot(), answerer.settings().zones.first().text());
-        let view = |service: &Arc<_>| ServiceView::new(service, zone, registries);
-        let mut views: Vec<ServiceView> = match params.base {
-            Some(base) => snapshot.service(&base).into_iter().map(view).collect(),
-            None => snapshot.services().map(view).collect(),
+        let (snapshot, settings) = (answerer.snapshot(), answerer.settings());
+        let view = |service: &Arc<_>| ServiceView::new(service, settings, registries);
+        let mut views: Vec<ServiceView> = if let Some(base) = params.base {
+            let found = snapshot.service(&base);
+            let service = found.and_then(|service| service.alias_target()).or(found);
+            // The target of an alias may not be registered.
+            service.filter(|service| !service.keys().is_empty()).map(view).into_iter().collect()
+        } else {
+            let registered = snapshot.services().filter(|service| service.alias_target().is_none());
+            registered.map(view).collect()
         };
         views.sort_by(|a, b| a.base.cmp(&b.base));
         views
@@ -126,7 +131,7 @@ async fn rejected(State(state): State<RouteState>) -> Response {
 }
 
 async fn conflicts(State(state): State<RouteState>) -> Response {
-    json(move || ConflictView::all(&state.context.answerer)).await
+    json(move || ConflictView::all(&state.context.answerer, &state.context.registries)).await
 }
 
 /// Parameters of `/v1/explain`.
@@ -164,7 +169,8 @@ async fn explain(State(state): State<RouteState>, Query(params): Query<ExplainPa
     if let (Some(elsewhere), Some(forwarder)) =
         (&mut explanation.elsewhere, &state.context.forwarder)
     {
-        *elsewhere = forwarder.describe(&name, rtype);
+        let target = state.context.answerer.outside_target(&name);
+        *elsewhere = forwarder.describe(target.unwrap_or(&name), rtype);
     }
     Json(explanation).into_response()
 }

@@ -12,8 +12,10 @@ use serde::{Deserialize, Serialize};
 use super::AdminContext;
 use super::forwarding::ForwardingView;
 use super::resolv_conf::ResolvConfView;
-use crate::answer::Answerer;
-use crate::catalog::{self, ConflictKind, Instance, RegistryStats, Rejections, Service};
+use crate::answer::{self, AliasTarget, Answerer};
+use crate::catalog::{
+    self, ConflictKind, Instance, RegistryStats, Rejections, Service, conflicts_with_alias,
+};
 use crate::registry::{RegistryState, name_at};
 use crate::service::Rejected;
 
@@ -61,6 +63,9 @@ pub struct ServerStatus {
     /// Whether the machine's resolv.conf names this server; `None` unless `install` changed it.
     #[serde(default)]
     pub resolv_conf: Option<ResolvConfView>,
+    /// The aliases, in order of their names; none from an older server.
+    #[serde(default)]
+    pub aliases: Vec<AliasView>,
     /// Published services.
     pub services: usize,
     /// Number of registered instances, including dropped ones.
@@ -110,10 +115,31 @@ pub struct ServiceView {
     pub base: String,
     /// The name in the first served zone.
     pub name: String,
+    /// Names of the service's aliases in the first served zone; none from an older server.
+    #[serde(default)]
+    pub aliases: Vec<String>,
     /// The instances, including dropped ones.
     pub instances: Vec<InstanceView>,
     /// The registry keys of the service.
     pub keys: Vec<KeyView>,
+}
+
+/// An alias of a service, or of a name outside the served zones.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct AliasView {
+    /// The alias without a zone.
+    pub base: String,
+    /// The alias in the first served zone.
+    pub name: String,
+    /// The base of the service; `None` if the target is outside the served zones.
+    pub service: Option<String>,
+    /// The name of the target, with a final dot.
+    pub target: String,
+    /// Whether a service with the target's name is registered.
+    pub registered: bool,
+    /// Whether a service with the alias's name is registered; the alias takes its place.
+    pub replaces: bool,
 }
 
 /// The address and identity of an instance.
@@ -221,7 +247,8 @@ pub struct RejectionView {
 pub struct ConflictView {
     /// The name without its zone.
     pub name: String,
-    /// `shadowed` (two spellings) or `hidden` (two interpretations).
+    /// `preceded` (two registries), `shadowed` (two spellings), `hidden` (two interpretations) or
+    /// `alias` (an alias wins).
     pub kind: String,
     /// The deployment of the loser.
     pub deployment: String,
@@ -300,6 +327,7 @@ impl ServerStatus {
             registries: registries.iter().zip(&stats.registries).map(registry).collect(),
             forwarding: context.forwarder.as_deref().map(ForwardingView::new),
             resolv_conf: context.resolv_conf.view(),
+            aliases: AliasView::all(answerer),
             services: snapshot.len(),
             instances: stats.registries.iter().map(|stats| stats.instances).sum(),
             rejected: answerer.rejections().counts.values().sum(),
@@ -309,8 +337,13 @@ impl ServerStatus {
 }
 
 impl ServiceView {
-    /// Creates the view of a service; `zone` has a trailing dot.
-    pub(super) fn new(service: &Service, zone: &str, registries: &[Arc<RegistryState>]) -> Self {
+    /// Creates the view of a registered service.
+    pub(super) fn new(
+        service: &Service,
+        settings: &answer::Settings,
+        registries: &[Arc<RegistryState>],
+    ) -> Self {
+        let zone = settings.zones.first().text();
         let keys = service.keys().iter().map(|key| KeyView {
             key: service.text(key),
             registry: key.registry().index(),
@@ -326,12 +359,46 @@ impl ServiceView {
         Self {
             base: service.base().to_owned(),
             name: format!("{}.{zone}", service.base()),
+            aliases: settings
+                .aliases
+                .of_service(service.base())
+                .map(|alias| format!("{alias}.{zone}"))
+                .collect(),
             instances: service
                 .instances()
                 .map(|instance| InstanceView::new(&instance, registries))
                 .collect(),
             keys: keys.collect(),
         }
+    }
+}
+
+impl AliasView {
+    /// Returns all aliases.
+    fn all(answerer: &Answerer) -> Vec<Self> {
+        let (snapshot, settings) = (answerer.snapshot(), answerer.settings());
+        let zone = settings.zones.first().text();
+        let is_registered = |base: &str| {
+            snapshot.service(base).is_some_and(|service| service.alias_target().is_none())
+        };
+        let view = |(base, target): (&str, &AliasTarget)| {
+            let service = match target {
+                AliasTarget::Base(service) => Some(service.to_string()),
+                AliasTarget::Outside(_) => None,
+            };
+            let name = target.to_string();
+            Self {
+                base: base.to_owned(),
+                name: format!("{base}.{zone}"),
+                target: service
+                    .as_ref()
+                    .map_or_else(|| name.clone(), |base| format!("{base}.{zone}")),
+                registered: is_registered(name.trim_end_matches('.')),
+                replaces: snapshot.replaced().any(|replaced| replaced.has_base(base)),
+                service,
+            }
+        };
+        settings.aliases.iter().map(view).collect()
     }
 }
 
@@ -369,21 +436,35 @@ impl InstanceView {
 
 impl ConflictView {
     /// Returns all current conflicts.
-    pub fn all(answerer: &Answerer) -> Vec<Self> {
+    pub fn all(answerer: &Answerer, registries: &[Arc<RegistryState>]) -> Vec<Self> {
         let (snapshot, settings) = (answerer.snapshot(), answerer.settings());
-        let find = |base: &str| snapshot.service(base).cloned();
-        let found = catalog::conflicts(
+        let outside = |base: &str| {
+            let target = settings.aliases.target(base)?;
+            let service = Service::empty(&target.to_string());
+            Some(Arc::new(Service::alias(base, Arc::new(service))))
+        };
+        let find = |base: &str| snapshot.service(base).cloned().or_else(|| outside(base));
+        let mut found = catalog::conflicts(
             snapshot.services(),
             find,
+            |registry| name_at(registries, registry.index()),
             &settings.zones,
             &settings.deployment,
             &settings.namespace,
         );
+        for service in snapshot.replaced() {
+            let target = settings.aliases.target(service.base());
+            let target = target.map(ToString::to_string).unwrap_or_default();
+            found.extend(conflicts_with_alias(service, &target, &settings.zones));
+        }
+        found.sort_unstable();
         let view = |conflict: catalog::Conflict| Self {
             name: conflict.name,
             kind: match conflict.kind {
+                ConflictKind::Preceded => "preceded".to_owned(),
                 ConflictKind::Shadowed => "shadowed".to_owned(),
                 ConflictKind::Hidden => "hidden".to_owned(),
+                ConflictKind::Alias => "alias".to_owned(),
             },
             deployment: conflict.deployment.into(),
             namespace: conflict.namespace.into(),

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use super::counters::Counters;
 use super::lookahead::{Lookahead, OwnerKey};
 use super::message::{ResponseContent, ResponseWriter};
-use super::respond::{AnswerOutcome, QueryContext};
+use super::respond::{AnswerOutcome, QueryContext, owner_in};
 use super::settings::Settings;
 use super::table::Snapshot;
 use crate::catalog::{RegistryStatus, Rejections, Stats};
@@ -97,6 +97,30 @@ impl Answerer {
         }
     }
 
+    /// Writes the first response of a chain that begins with an alias (CNAME).
+    ///
+    /// Returns `false`, and writes nothing, if the name of the query is no alias of a name outside
+    /// the zones. The response has any size, because the transport limits the whole chain, and is
+    /// not counted, because the forwarder counts the query.
+    pub fn write_alias(&self, query: &Query<'_>, out: &mut Vec<u8>) -> bool {
+        let Ok((name, _)) = Name::from_wire(query.name()) else { return false };
+        let Some(target) = self.outside_target(&name) else { return false };
+        let uncounted = Counters::default();
+        let writer = ResponseWriter { counters: &uncounted, ..self.writer(Transport::Tcp, 0) };
+        let snapshot = self.snapshot.load();
+        let context =
+            QueryContext { writer, first_serial: self.first_serial, snapshot: &snapshot, query };
+        out.clear();
+        context.write_alias(target.as_wire(), out);
+        true
+    }
+
+    /// Returns the name outside the zones of which this name is an alias.
+    pub fn outside_target(&self, name: &Name) -> Option<&Name> {
+        let (_, zone) = self.settings.zones.find(name)?;
+        self.settings.aliases.outside(owner_in(zone, name))
+    }
+
     /// Responds on the fast path if possible, else on the full path.
     pub(super) fn answer(
         &self,
@@ -115,11 +139,8 @@ impl Answerer {
             Parsed::Query(query) => {
                 let context =
                     QueryContext { writer, first_serial: self.first_serial, snapshot, query };
-                if key.is_some_and(|key| context.respond_fast(key, out)) {
-                    AnswerOutcome::Answered
-                } else {
-                    context.respond(out)
-                }
+                key.and_then(|key| context.respond_fast(key, out))
+                    .unwrap_or_else(|| context.respond(out))
             }
         }
     }

@@ -18,11 +18,11 @@ pub(super) fn node(
     settings: &Settings,
     hosts: &HostAddresses,
     owner: Option<&[u8]>,
-    Selection { instances, registries, .. }: &Selection<'_>,
+    Selection { instances, holders, .. }: &Selection<'_>,
     builder: &mut NodeBuilder,
 ) {
     let zone = settings.zones.first().name().as_wire();
-    builder.set_registries(*registries);
+    builder.set_holders(holders);
     for same_host in instances.chunk_by(|a, b| a.endpoint.host == b.endpoint.host) {
         let weight = same_host
             .iter()

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::iter;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use hickory_proto::op::Message;
 use hickory_proto::rr::RData;
@@ -15,12 +16,12 @@ use super::counters::Counters;
 use super::full::{self, MatchResult, TraceStep};
 use super::lookahead::OwnerKey;
 use super::message::ResponseWriter;
-use super::node::Node;
-use super::respond::AnswerOutcome;
+use super::node::{Node, alias_target};
+use super::respond::{AnswerOutcome, owner_in};
 use super::settings::Answers;
 use super::table::Snapshot;
 use super::{rare, suggest};
-use crate::catalog::Instance;
+use crate::catalog::{Instance, Service};
 use crate::name::{Interpretation, Name, ParsedName, ServiceScope, reverse_address};
 use crate::wire::{self, Query, Transport, put_u16, rcode_name, type_name, u16_at};
 
@@ -36,6 +37,9 @@ pub struct Explanation {
     pub zone: Option<String>,
     /// Destination of a forwarded query.
     pub elsewhere: Option<String>,
+    /// What the name is an alias of, if its base or the name itself is an alias.
+    #[serde(default)]
+    pub alias: Option<String>,
     /// Parts of the name.
     pub parsed: Vec<String>,
     /// Interpretations of the name that were tried, in order.
@@ -149,12 +153,15 @@ impl Answerer {
         let mut failure = LookupFailure::default();
         if let Some((_, zone)) = self.settings.zones.find(name) {
             explanation.zone = Some(zone.text().to_owned());
-            let owner = &name.as_wire()[..name.as_wire().len() - zone.name().as_wire().len()];
-            explanation.precompiled =
-                snapshot.node(owner).is_some_and(|node| !Node::read(node).is_marker());
+            explanation.precompiled = snapshot
+                .node(owner_in(zone, name))
+                .is_some_and(|node| !Node::read(node).is_marker() || alias_target(node).is_some());
             let labels: Vec<&[u8]> = zone.relative_labels(name).collect();
             if labels.is_empty() {
                 explanation.parsed.push("the zone apex".to_owned());
+            } else if let Some(target) = self.outside_target(name) {
+                explanation.alias =
+                    Some(format!("an alias (CNAME) of {target}, outside the served zones"));
             } else {
                 let found = full::resolve(snapshot, &self.settings, &labels, |step| {
                     failure.add_step(&step);
@@ -175,8 +182,9 @@ impl Answerer {
         let writer = ResponseWriter { counters: &uncounted, ..self.writer(Transport::Udp, draw) };
         let disposition =
             self.answer(&Query::parse(&query), (snapshot, ahead.key(0)), writer, &mut response);
-        explanation.elsewhere = (disposition == AnswerOutcome::Forward)
-            .then(|| "forwarded to the upstreams".to_owned());
+        explanation.elsewhere =
+            matches!(disposition, AnswerOutcome::Forward | AnswerOutcome::Alias)
+                .then(|| "forwarded to the upstreams".to_owned());
         explanation.limit = wire::response_limit(Transport::Udp, payload);
         let counters = Counters::default();
         let tcp = ResponseWriter { transport: Transport::Tcp, counters: &counters, ..writer };
@@ -280,8 +288,19 @@ impl Explanation {
             TraceStep::Parsed(None) => self.parsed.push("no valid form of a name".to_owned()),
             TraceStep::Parsed(Some(parsed)) => self.parsed.extend(parts(parsed)),
             TraceStep::Interpretation(interpretation, result) => {
+                let mut base = String::new();
+                let service = full::join_labels(interpretation.base, &mut base)
+                    .then(|| snapshot.service(&base))
+                    .flatten();
                 if *result == MatchResult::NoMatch {
-                    self.add_unmatched(interpretation, snapshot);
+                    self.add_unmatched(service);
+                }
+                let alias = service.and_then(describe_alias);
+                match result {
+                    // Aliases in interpretations before it have no part in the answer.
+                    MatchResult::Match => self.alias = alias,
+                    MatchResult::NoMatch => self.alias = self.alias.take().or(alias),
+                    MatchResult::NoService => {}
                 }
                 self.interpretations.push(TriedInterpretation {
                     interpretation: describe(interpretation),
@@ -304,11 +323,7 @@ impl Explanation {
     }
 
     /// Adds the instances of a service that does not match the rest of the name.
-    fn add_unmatched(&mut self, interpretation: &Interpretation<'_>, snapshot: &Snapshot) {
-        let mut base = String::new();
-        let service = full::join_labels(interpretation.base, &mut base)
-            .then(|| snapshot.service(&base))
-            .flatten();
+    fn add_unmatched(&mut self, service: Option<&Arc<Service>>) {
         for instance in service.iter().flat_map(|service| service.instances()) {
             let dropped = "does not match the interpretation";
             self.instances.push(ConsideredInstance::new(&instance, Some(dropped.to_owned())));
@@ -365,6 +380,13 @@ impl ConsideredInstance {
             dropped,
         }
     }
+}
+
+/// Describes the alias of a service; `None` if it is a service itself.
+fn describe_alias(service: &Arc<Service>) -> Option<String> {
+    let target = service.alias_target()?;
+    let unknown = if target.keys().is_empty() { ", which is not registered" } else { "" };
+    Some(format!("{} is an alias of service {}{unknown}", service.base(), target.base()))
 }
 
 /// Describes each part of a parsed name.

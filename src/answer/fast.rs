@@ -4,53 +4,58 @@
 //! must equal those of the full path byte for byte; `tests/properties.rs` and the fuzz targets
 //! compare the two.
 
+use super::holders::Holders;
 use super::lookahead::OwnerKey;
 use super::message::ResponseContent;
-use super::node::Node;
+use super::node::{Node, alias_target};
 use super::owner::{NS_LABEL, VERSION_LABEL};
-use super::respond::QueryContext;
+use super::respond::{AnswerOutcome, QueryContext};
 use super::rrset::RRset;
 use crate::name::instance_address;
-use crate::service::RegistrySet;
 use crate::wire::rtype;
 
 /// Result of the fast path for a name.
 enum FastAnswer<'a> {
     /// A non-empty RRset, and the registries that hold its instances.
-    Records(RRset<'a>, RegistrySet),
-    /// The name exists but has no records of the type.
-    NoData,
+    Records(RRset<'a>, Holders<'a>),
+    /// The name is an alias of this name in wire form, outside the zones.
+    Alias(&'a [u8]),
+    /// The name has no records of the type, but these registries may hold instances of it.
+    NoData(Holders<'a>),
     /// The name does not exist.
     NxDomain,
     /// The query needs the full path.
     Unknown,
 }
 
+impl<'a> FastAnswer<'a> {
+    /// Returns the answer of this RRset, which may be empty.
+    fn of(set: RRset<'a>, holders: Holders<'a>) -> Self {
+        if set.count > 0 { Self::Records(set, holders) } else { Self::NoData(holders) }
+    }
+}
+
 impl<'a> QueryContext<'a> {
-    /// Answers from precompiled nodes; returns `false` if the full path is needed.
-    pub(super) fn respond_fast(&self, key: OwnerKey, out: &mut Vec<u8>) -> bool {
+    /// Answers from precompiled nodes; returns `None` if the full path is needed.
+    pub(super) fn respond_fast(&self, key: OwnerKey, out: &mut Vec<u8>) -> Option<AnswerOutcome> {
         let name = self.query.name();
-        let (Some(owner), Some(zone)) = (
-            name.get(..usize::from(key.owner_length)),
-            self.settings().zones.get(usize::from(key.zone_index)),
-        ) else {
-            return false;
-        };
+        let owner = name.get(..usize::from(key.owner_length))?;
+        let zone = self.settings().zones.get(usize::from(key.zone_index))?;
         if self.query.qclass != rtype::IN || matches!(self.query.qtype, rtype::AXFR | rtype::IXFR) {
-            return false;
+            return None;
         }
         match self.probe(name, owner, key.hash) {
-            FastAnswer::Records(set, registries) => {
-                self.write(
-                    &ResponseContent::answer(&set, self.stale_answer_error(registries)),
-                    out,
-                );
+            FastAnswer::Records(set, holders) => {
+                self.write(&ResponseContent::answer(&set, self.stale_answer_error(holders)), out);
             }
-            FastAnswer::NoData => self.write_nodata(zone, self.stale_negative_error(), out),
+            FastAnswer::NoData(holders) => {
+                self.write_nodata(zone, self.stale_answer_error(holders), out);
+            }
+            FastAnswer::Alias(target) => return Some(self.answer_alias(target, out)),
             FastAnswer::NxDomain => self.write_nxdomain(zone, out),
-            FastAnswer::Unknown => return false,
+            FastAnswer::Unknown => return None,
         }
-        true
+        Some(AnswerOutcome::Answered)
     }
 
     /// Looks up `name`, given its labels in front of the zone and their hash.
@@ -60,20 +65,30 @@ impl<'a> QueryContext<'a> {
         {
             return FastAnswer::Unknown;
         }
-        match self.snapshot.node_at(hash, owner).map(|(owner, node)| (owner, Node::read(node))) {
-            // A single label can only be a service; longer names can begin with a version or an
-            // instance.
-            Some((_, node))
-                if node.is_marker()
-                    && has_one_label(owner)
-                    && self.snapshot.registry_status.synced =>
-            {
-                FastAnswer::NoData
+        match self.snapshot.node_at(hash, owner) {
+            Some((owner, bytes)) => {
+                let node = Node::read(bytes);
+                if node.is_marker() {
+                    self.answer_of_marker(bytes, owner)
+                } else {
+                    self.answer_of_node(&node, owner)
+                }
             }
-            Some((_, node)) if node.is_marker() => FastAnswer::Unknown,
-            Some((owner, node)) => self.answer_of_node(&node, owner),
             None if self.is_absent(name, owner) => FastAnswer::NxDomain,
             None => self.probe_instance(owner).unwrap_or(FastAnswer::Unknown),
+        }
+    }
+
+    /// Answers from a node without sets.
+    fn answer_of_marker(&self, bytes: &'a [u8], owner: &[u8]) -> FastAnswer<'a> {
+        match alias_target(bytes) {
+            Some(target) => FastAnswer::Alias(target),
+            // A single label can only be a service; longer names can begin with a version or an
+            // instance.
+            None if has_one_label(owner) && self.snapshot.registry_status.synced => {
+                FastAnswer::NoData(Holders::NONE)
+            }
+            None => FastAnswer::Unknown,
         }
     }
 
@@ -92,13 +107,12 @@ impl<'a> QueryContext<'a> {
             rtype::ANY => {
                 let sets = [RRset::a(node, settings.ttl), RRset::aaaa(node, settings.ttl), srv()];
                 let set = sets.into_iter().find(|set| set.count > 0);
-                return set.map_or(FastAnswer::Unknown, |set| {
-                    FastAnswer::Records(set, node.registries())
-                });
+                return set
+                    .map_or(FastAnswer::Unknown, |set| FastAnswer::Records(set, node.holders()));
             }
             _ => RRset::EMPTY,
         };
-        if set.count > 0 { FastAnswer::Records(set, node.registries()) } else { FastAnswer::NoData }
+        FastAnswer::of(set, node.holders())
     }
 
     /// Returns whether no published name is at or below the last label of `owner`.
@@ -126,11 +140,10 @@ impl<'a> QueryContext<'a> {
         let (label, service) = rest.split_at_checked(usize::from(*length))?;
         let address = instance_address(label).filter(|_| !self.snapshot.has_instance_like_base)?;
         let node = Node::read(self.snapshot.node(service)?);
-        // Another version of the service may hold the same instance in another registry without
-        // being part of the node. If that could make the answer stale, the full path must decide.
-        let (registries, stale) =
-            (node.registries(), self.snapshot.registry_status.stale_registries());
-        if !(stale.is_empty() || registries.is_single() && stale.is_subset_of(registries)) {
+        // The node's other instances do not matter, and another version of the service may hold
+        // this one in another registry. If that could make a difference, the full path must decide.
+        let status = &self.snapshot.registry_status;
+        if !status.stale_registries().is_empty() && !status.registries.is_single() {
             return None;
         }
         let [a, aaaa] = RRset::instance(&node, address, self.settings().ttl)?;
@@ -139,13 +152,7 @@ impl<'a> QueryContext<'a> {
             rtype::AAAA => Some(aaaa),
             _ => None,
         }
-        .map(|set| {
-            if set.count > 0 {
-                FastAnswer::Records(set, node.registries())
-            } else {
-                FastAnswer::NoData
-            }
-        })
+        .map(|set| FastAnswer::of(set, node.holders()))
     }
 }
 

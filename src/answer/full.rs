@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::holders::HolderSets;
 use super::settings::Settings;
 use super::table::Snapshot;
 use crate::catalog::{Group, Instance, Service};
@@ -35,8 +36,8 @@ pub(super) struct Selection<'s> {
     pub(super) service: &'s Arc<Service>,
     /// Served instances, sorted by endpoint, without duplicate endpoints.
     pub(super) instances: Vec<Instance<'s>>,
-    /// Registries that hold any selected instance, including duplicates of endpoints.
-    pub(super) registries: RegistrySet,
+    /// Registries that hold the selected instances, whether theirs are served or not.
+    pub(super) holders: HolderSets,
     /// Form of the name.
     pub(super) form: NameForm,
 }
@@ -125,7 +126,9 @@ pub(super) fn resolve_hinted<'s>(
         }
         trace(TraceStep::Interpretation(&interpretation, MatchResult::NoMatch));
         exists |= filter.in_any_scope(&interpretation).admits_service(service)
-            || ends_a_version(service, &filter, &interpretation);
+            || ends_a_version(service, &filter, &interpretation)
+            // An alias exists by configuration, even while its service is not registered.
+            || service.alias_target().is_some() && interpretation.is_base_alone();
     }
     let has_no_chain = parsed.rest.len() == labels.len();
     if exists
@@ -360,23 +363,21 @@ impl<'a> InstanceFilter<'a> {
                 || service
                     .visible_groups()
                     .any(|group| self.in_scope(group) && &*group.version == "latest"));
-        let mut registries = RegistrySet::EMPTY;
         let mut instances: Vec<_> = service
             .instances()
             .filter(|instance| {
-                let mut dropped = self.drop_reason(instance, latest_only);
-                if dropped.is_none() && instance.is_behind_answers() {
-                    registries.insert(instance.key.registry());
-                }
-                dropped = dropped.or_else(|| instance.excluded.map(|_| "left out"));
-                trace(TraceStep::Instance(*instance, dropped));
+                let dropped = self.drop_reason(instance, latest_only);
+                let left_out = instance.excluded.map(|_| "left out");
+                trace(TraceStep::Instance(*instance, dropped.or(left_out)));
                 dropped.is_none()
             })
             .collect();
         instances.sort_by(|a, b| a.endpoint.cmp(b.endpoint));
+        let holders = holders_of(&instances);
+        instances.retain(|instance| instance.excluded.is_none());
         // Two versions may register the same endpoint.
         instances.dedup_by(|a, b| a.endpoint == b.endpoint);
-        Selection { service, instances, registries, form }
+        Selection { service, instances, holders, form }
     }
 
     /// Returns why an instance does not match, or `None` if it does.
@@ -434,6 +435,19 @@ impl<'a> InstanceFilter<'a> {
             }
         }
     }
+}
+
+/// Returns the registries that hold each served endpoint, given all instances in its order.
+fn holders_of(instances: &[Instance<'_>]) -> HolderSets {
+    let is_served = |instance: &Instance<'_>| instance.excluded.is_none();
+    let registry = |instance: &Instance<'_>| instance.key.registry();
+    let all: RegistrySet = instances.iter().map(registry).collect();
+    if all.is_single() && instances.iter().any(is_served) {
+        return HolderSets::single(all);
+    }
+    let endpoints = instances.chunk_by(|a, b| a.endpoint == b.endpoint);
+    let served = endpoints.filter(|instances| instances.iter().any(is_served));
+    served.map(|instances| instances.iter().map(registry).collect()).collect()
 }
 
 /// Returns whether `_<label>._tcp` selects the instance.

@@ -9,6 +9,7 @@
 //! model.
 
 mod address_index;
+mod aliases;
 mod answerer;
 mod choice;
 mod compile;
@@ -16,6 +17,7 @@ mod counters;
 mod explain;
 mod fast;
 mod full;
+mod holders;
 mod lookahead;
 mod message;
 mod node;
@@ -34,6 +36,7 @@ mod table;
 mod tests;
 mod weights;
 
+pub use aliases::{AliasError, AliasTarget, Aliases};
 pub use answerer::Answerer;
 pub use counters::Counters;
 pub use explain::{ConsideredInstance, Explanation, TcpOmission, TriedInterpretation};

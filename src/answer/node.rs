@@ -7,6 +7,7 @@
 
 use std::net::IpAddr;
 
+use super::holders::{HolderSets, Holders, REGISTRY_SET_BYTES};
 use super::weights::{WEIGHT_SUM_BYTES, Weights};
 use crate::catalog::MAX_INSTANCES_PER_SERVICE;
 use crate::service::RegistrySet;
@@ -14,14 +15,15 @@ use crate::wire::{name_end, put_u16, put_u32, u16_at, u32_at};
 
 /// View of one precompiled node.
 ///
-/// Layout: flags (1 byte); set of registries (2 bytes, one bit each); record counts of the A, AAAA
-/// and SRV sets that are present (2 bytes each); for each set, running sums of weights if they
-/// differ, then its entries; offsets of host names used as targets, then those names. All numbers
-/// are big-endian.
+/// Layout: flags (1 byte); set of registries (2 bytes, one bit each), of which each instance is in
+/// one; if this set is empty, the number of sets of registries that hold an instance (2 bytes), and
+/// those sets; record counts of the A, AAAA and SRV sets that are present (2 bytes each); for each
+/// set, running sums of weights if they differ, then its entries; offsets of host names used as
+/// targets, then those names. All numbers are big-endian.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Node<'a> {
     flags: u8,
-    registries: RegistrySet,
+    holders: Holders<'a>,
     counts: [u16; 3],
     /// Bytes after the counts: the sets and the host names.
     sets: &'a [u8],
@@ -57,9 +59,9 @@ const FLAG_WEIGHTED: u8 = 8;
 const FLAG_HOST_NAMES: u8 = 64;
 /// Bit of markers: the full path looks up the name and the names below it.
 const FLAG_MARKER: u8 = 128;
+/// Bits of the alias (CNAME) of a name outside the zones, whose wire form follows.
+const FLAGS_ALIAS: u8 = FLAG_MARKER | FLAG_HOST_NAMES;
 
-/// Size of the set of registries, in bytes.
-const REGISTRY_SET_BYTES: usize = 2;
 /// Size of an IPv4 address, in bytes.
 pub(super) const IPV4_BYTES: usize = 4;
 /// Size of an IPv6 address, in bytes.
@@ -78,14 +80,19 @@ impl<'a> Node<'a> {
         // A marker consists of the flags only.
         let (registries, mut sets) =
             rest.split_first_chunk().unwrap_or((&[0; REGISTRY_SET_BYTES], rest));
-        let registries = RegistrySet::from_bits(u16::from_be_bytes(*registries));
+        let single = RegistrySet::from_bits(u16::from_be_bytes(*registries));
+        let mut packed: &[u8] = &[];
+        if single.is_empty() {
+            let count = u16_at(take_bytes(&mut sets, 2), 0).unwrap_or(0);
+            packed = take_bytes(&mut sets, REGISTRY_SET_BYTES * usize::from(count));
+        }
         let mut counts = [0; 3];
         for (set_index, count) in counts.iter_mut().enumerate() {
             if flags & (FLAG_PRESENT << set_index) != 0 {
                 *count = u16_at(take_bytes(&mut sets, 2), 0).unwrap_or(0);
             }
         }
-        Self { flags, registries, counts, sets }
+        Self { flags, holders: Holders { single, packed }, counts, sets }
     }
 
     /// Returns the IPv4 set without reading the sets after it.
@@ -114,14 +121,14 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Returns whether the node is a marker, which has no records of its own.
+    /// Returns whether the node is a marker or an alias, which have no sets.
     pub(super) fn is_marker(&self) -> bool {
         self.flags & FLAG_MARKER != 0
     }
 
     /// Returns the registries that hold the node's instances.
-    pub(super) fn registries(&self) -> RegistrySet {
-        self.registries
+    pub(super) fn holders(&self) -> Holders<'a> {
+        self.holders
     }
 
     /// Returns whether all instances are host names without a known address.
@@ -166,7 +173,7 @@ pub(super) fn host_name(names: &[u8], index: usize) -> Option<&[u8]> {
 /// Builds nodes, one after the other, in the same buffers.
 #[derive(Debug, Default)]
 pub(super) struct NodeBuilder {
-    registries: RegistrySet,
+    holders: HolderSets,
     v4: Vec<(u32, [u8; 4])>,
     v6: Vec<(u32, [u8; 16])>,
     srv: Vec<(u16, u16, TargetIndex)>,
@@ -192,8 +199,8 @@ const MAX_SET_ENTRIES: usize = MAX_INSTANCES_PER_SERVICE;
 
 impl NodeBuilder {
     /// Sets the registries that hold the node's instances.
-    pub(super) fn set_registries(&mut self, registries: RegistrySet) {
-        self.registries = registries;
+    pub(super) fn set_holders(&mut self, holders: &HolderSets) {
+        self.holders.clone_from(holders);
     }
 
     /// Adds an address that the node does not have yet.
@@ -240,13 +247,19 @@ impl NodeBuilder {
 
     /// Appends the bytes that [`Node::read`] reads, and resets the builder.
     pub(super) fn build(&mut self, out: &mut Vec<u8>) {
-        let Self { registries, v4, v6, srv, names } = self;
+        let Self { holders, v4, v6, srv, names } = self;
         v4.truncate(MAX_SET_ENTRIES);
         v6.truncate(MAX_SET_ENTRIES);
         names.truncate(MAX_SET_ENTRIES);
         let start = out.len();
         out.push(if names.is_empty() { 0 } else { FLAG_HOST_NAMES });
-        put_u16(out, registries.bits());
+        let Holders { single, packed } = holders.view();
+        put_u16(out, single.bits());
+        if single.is_empty() {
+            // At most one set for each instance, of which a 16-bit number counts all.
+            put_u16(out, u16::try_from(packed.len() / REGISTRY_SET_BYTES).unwrap_or(u16::MAX));
+            out.extend_from_slice(packed);
+        }
         let counts = [v4.len(), v6.len()];
         let is_kept = |target: TargetIndex| match target {
             TargetIndex::V4(index) => index < counts[0],
@@ -312,6 +325,18 @@ impl NodeBuilder {
 /// Appends a marker node.
 pub(super) fn put_marker(out: &mut Vec<u8>) {
     out.push(FLAG_MARKER);
+}
+
+/// Appends the node of an alias of `target`, a name in wire form.
+pub(super) fn put_alias(target: &[u8], out: &mut Vec<u8>) {
+    out.push(FLAGS_ALIAS);
+    out.extend_from_slice(target);
+}
+
+/// Returns the target of an alias; `bytes` are the whole node.
+pub(super) fn alias_target(bytes: &[u8]) -> Option<&[u8]> {
+    let (flags, target) = bytes.split_first()?;
+    (flags & FLAGS_ALIAS == FLAGS_ALIAS).then_some(target)
 }
 
 /// Appends a set: running sums if weights differ, then the entries.

@@ -11,7 +11,7 @@ use super::answerer::Answerer;
 use super::compile;
 use super::counters::Counters;
 use super::full::{self, NameForm, NameLookup};
-use super::node::{NodeBuilder, put_marker};
+use super::node::{NodeBuilder, put_alias, put_marker};
 use super::owner::{
     MAX_NAME_BYTES, is_configured, is_label, owner_labels, owner_of, service_owner,
 };
@@ -72,15 +72,29 @@ impl Publisher {
             #[expect(clippy::cast_possible_truncation, reason = "serial numbers wrap (RFC 1982)")]
             first_serial: seconds as u32,
         });
-        (
-            Self {
-                catalog,
-                answerer: Arc::clone(&answerer),
-                retired: Vec::new(),
-                services_per_step: SERVICES_PER_STEP,
-            },
-            answerer,
-        )
+        let publisher = Self {
+            catalog,
+            answerer: Arc::clone(&answerer),
+            retired: Vec::new(),
+            services_per_step: SERVICES_PER_STEP,
+        };
+        publisher.publish_aliases();
+        (publisher, answerer)
+    }
+
+    /// Publishes the names of all aliases, before any service is known.
+    fn publish_aliases(&self) {
+        let aliases = &self.answerer.settings.aliases;
+        if aliases.is_empty() {
+            return;
+        }
+        let mut next = Snapshot::clone(&self.answerer.snapshot.load());
+        let services = aliases.unregistered_services();
+        next.update_services(&services);
+        let mut names = next.update_ancestors(aliases.ancestors());
+        names.extend(aliases.outside_bases().map(Box::from));
+        self.compile(&mut next, &services, &names);
+        self.answerer.snapshot.store(Arc::new(next));
     }
 
     /// Applies updates and publishes the result.
@@ -105,16 +119,18 @@ impl Publisher {
         let registry_status = self.catalog.registry_status(now);
         let before = self.answerer.snapshot.load();
         let is_new = !outcome.changed.is_empty() || before.registry_status != registry_status;
+        let mut with_aliases = None;
         let next = is_new.then(|| {
             let mut next = before.with_registry_status(registry_status);
             if !outcome.changed.is_empty() {
                 next.advance();
                 next.hosts = self.catalog.hosts().clone();
-                next.update_services(&outcome.changed);
+                with_aliases = self.answerer.settings.aliases.expand(&outcome.changed, &mut next);
+                next.update_services(with_aliases.as_ref().unwrap_or(&outcome.changed));
             }
             next
         });
-        Publication { publisher: self, outcome, next, compiled: 0 }
+        Publication { publisher: self, outcome, with_aliases, next, compiled: 0 }
     }
 
     /// Makes a generation the one that readers load.
@@ -155,6 +171,8 @@ impl Publisher {
 pub struct Publication<'p> {
     publisher: &'p mut Publisher,
     outcome: SettleOutcome,
+    /// The published changes, if aliases make them differ from those of the catalog.
+    with_aliases: Option<Vec<ServiceChange>>,
     /// The new generation, with all its services; `None` if nothing changed.
     next: Option<Snapshot>,
     /// Number of changed services that are completely compiled.
@@ -162,12 +180,13 @@ pub struct Publication<'p> {
 }
 
 impl Publication<'_> {
-    /// Compiles the nodes of the next 100,000 changed services at most.
+    /// Compiles the nodes of the next 100,000 changed services and aliases at most.
     ///
     /// Returns `false` once all nodes are compiled and only [`Self::publish`] is left to call.
     pub fn compile_next(&mut self) -> bool {
-        let Self { publisher, outcome, next, compiled } = self;
-        let rest = outcome.changed.get(*compiled..).unwrap_or_default();
+        let Self { publisher, outcome, with_aliases, next, compiled } = self;
+        let all = with_aliases.as_ref().unwrap_or(&outcome.changed);
+        let rest = all.get(*compiled..).unwrap_or_default();
         let changed = &rest[..rest.len().min(publisher.services_per_step)];
         let Some(next) = next.as_mut().filter(|_| !changed.is_empty()) else { return false };
         // Several steps may compile the same owner; the last step sees everything that affects it.
@@ -175,7 +194,7 @@ impl Publication<'_> {
         next.update_addresses(changed.iter().flat_map(address_changes));
         publisher.compile(next, changed, &toggled);
         *compiled += changed.len();
-        *compiled < outcome.changed.len()
+        *compiled < all.len()
     }
 
     /// Completes the work and publishes the generation.
@@ -198,9 +217,9 @@ impl Publication<'_> {
 
 /// Appends the node of `owner`, or nothing if the name does not exist.
 ///
-/// The node is a marker if the full path must answer. The result depends on the whole model,
-/// because a service other than the changed one may own the name. `hint` is the changed service if
-/// it still exists.
+/// The node is a CNAME record for the alias of an outside name, and a marker if the full path must
+/// answer. The result depends on the whole model, because a service other than the changed one may
+/// own the name. `hint` is the changed service if it still exists.
 fn compile_node(
     snapshot: &Snapshot,
     settings: &Settings,
@@ -209,6 +228,9 @@ fn compile_node(
     builder: &mut NodeBuilder,
     out: &mut Vec<u8>,
 ) {
+    if let Some(target) = settings.aliases.outside(owner) {
+        return put_alias(target.as_wire(), out);
+    }
     let labels: Vec<&[u8]> = owner_labels(owner).collect();
     if let NameLookup::Selection(selection) =
         full::resolve_hinted(snapshot, settings, &labels, hint, |_| {})
@@ -318,8 +340,11 @@ impl<'c> AffectedOwners<'c> {
 }
 
 /// Returns the addresses of a service's served instances, sorted and unique.
+///
+/// An alias has none: the PTR records of an address have registered names only.
 fn served_addresses(service: Option<&Service>) -> Vec<IpAddr> {
-    let served = service.into_iter().flat_map(Service::served);
+    let registered = service.filter(|service| service.alias_target().is_none());
+    let served = registered.into_iter().flat_map(Service::served);
     let mut addresses: Vec<_> =
         served.filter_map(|instance| instance.endpoint.host.address()).collect();
     addresses.sort_unstable();

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::holders::Holders;
 use super::message::{ResponseContent, ResponseWriter};
 use super::node::{Node, NodeBuilder};
 use super::owner::{NS_LABEL, VERSION_LABEL, service_owner};
@@ -11,7 +12,7 @@ use super::table::Snapshot;
 use super::{compile, full, rare};
 use crate::catalog::{Instance, Staleness};
 use crate::name::{Name, ReverseNetwork, Zone, reverse_address};
-use crate::service::{Addresses, RegistrySet};
+use crate::service::Addresses;
 use crate::wire::{ExtendedError, OWNER_POINTER, Query, question_pointer, rcode, rtype};
 
 /// Next action of the caller with a query.
@@ -23,6 +24,10 @@ pub enum AnswerOutcome {
     Silent,
     /// Forward the query: its name is outside the served zones, and forwarding is on.
     Forward,
+    /// Follow the alias (CNAME) that the name is, with [`super::Answerer::write_alias`].
+    ///
+    /// Its target is outside the served zones, and forwarding is on.
+    Alias,
 }
 
 /// A query and everything that its response depends on.
@@ -96,7 +101,7 @@ impl<'a> QueryContext<'a> {
         } else if matches!(query.qtype, rtype::AXFR | rtype::IXFR) {
             self.write(&refused(UNSUPPORTED_TRANSFER), out);
         } else if let Some((_, zone)) = settings.zones.find(&name) {
-            self.answer_in_zone(&name, zone, out);
+            return self.answer_in_zone(&name, zone, out);
         } else if reverse_address(&name).is_some_and(|address| self.answer_reverse(address, out)) {
         } else if settings.forwarding {
             return AnswerOutcome::Forward;
@@ -122,15 +127,35 @@ impl<'a> QueryContext<'a> {
     }
 
     /// Answers a query for a name in a served zone.
-    pub(super) fn answer_in_zone(&self, name: &Name, zone: &Zone, out: &mut Vec<u8>) {
-        let owner = &name.as_wire()[..name.as_wire().len() - zone.name().as_wire().len()];
+    fn answer_in_zone(&self, name: &Name, zone: &Zone, out: &mut Vec<u8>) -> AnswerOutcome {
+        let owner = owner_in(zone, name);
         match owner {
-            b"" => return self.answer_apex(zone, out),
-            NS_LABEL => return self.answer_name_server(zone, out),
-            VERSION_LABEL => return self.answer_version(zone, out),
-            _ => {}
+            b"" => self.answer_apex(zone, out),
+            NS_LABEL => self.answer_name_server(zone, out),
+            VERSION_LABEL => self.answer_version(zone, out),
+            _ => match self.settings().aliases.outside(owner) {
+                Some(target) => return self.answer_alias(target.as_wire(), out),
+                None => self.answer_from_model(name, zone, out),
+            },
         }
-        self.answer_from_model(name, zone, out);
+        AnswerOutcome::Answered
+    }
+
+    /// Answers with an alias of an outside name, or leaves it to the caller to follow it.
+    ///
+    /// A CNAME or ANY query asks for the alias itself (RFC 1034 section 3.6.2).
+    pub(super) fn answer_alias(&self, target: &[u8], out: &mut Vec<u8>) -> AnswerOutcome {
+        if self.settings().forwarding && !matches!(self.query.qtype, rtype::CNAME | rtype::ANY) {
+            return AnswerOutcome::Alias;
+        }
+        self.write_alias(target, out);
+        AnswerOutcome::Answered
+    }
+
+    /// Writes the CNAME record of an alias. The configuration provides it, so it is never stale.
+    pub(super) fn write_alias(&self, target: &[u8], out: &mut Vec<u8>) {
+        let set = RRset::cname(target, self.settings().ttl);
+        self.write(&ResponseContent::answer(&set, None), out);
     }
 
     /// Answers from the service model, for every form of the naming grammar.
@@ -152,7 +177,7 @@ impl<'a> QueryContext<'a> {
             full::NameLookup::NxDomain => self.write_nxdomain(zone, out),
             full::NameLookup::NoData => self.write_nodata(zone, stale, out),
             full::NameLookup::Selection(selection) => {
-                let full::Selection { service, instances, registries, form } = &selection;
+                let full::Selection { service, instances, holders, form } = &selection;
                 let owner = instances
                     .first()
                     .and_then(|first| service_owner(settings, service.base(), first.key.group()));
@@ -184,7 +209,7 @@ impl<'a> QueryContext<'a> {
                     qtype if qtype == rtype::TXT || qtype == rtype::ANY && any.is_none() => {
                         return self.write_records(
                             &rare::txt(settings, instances),
-                            *registries,
+                            holders.view(),
                             zone,
                             out,
                         );
@@ -199,12 +224,10 @@ impl<'a> QueryContext<'a> {
                     _ => RRset::EMPTY,
                 };
                 if set.count > 0 {
-                    return self.write(
-                        &ResponseContent::answer(&set, self.stale_answer_error(*registries)),
-                        out,
-                    );
+                    let stale = self.stale_answer_error(holders.view());
+                    return self.write(&ResponseContent::answer(&set, stale), out);
                 }
-                self.write_nodata(zone, stale, out);
+                self.write_nodata(zone, self.stale_answer_error(holders.view()), out);
             }
         }
     }
@@ -228,17 +251,23 @@ impl<'a> QueryContext<'a> {
         }
     }
 
-    /// Returns the EDE of an answer, if any of these registries may be out of date.
+    /// Returns the EDE of a name with instances, if one of them may be out of date.
     ///
-    /// See RFC 8914 section 4.4.
-    pub(super) fn stale_answer_error(&self, registries: RegistrySet) -> Option<ExtendedError> {
-        stale_error(
-            self.snapshot.registry_status.staleness_of(registries),
-            ExtendedError::STALE_ANSWER,
-        )
+    /// An instance may be out of date if all registries that hold it may be. Without any instance,
+    /// the EDE is that of [`Self::stale_negative_error`]. See RFC 8914 section 4.4.
+    pub(super) fn stale_answer_error(&self, holders: Holders<'_>) -> Option<ExtendedError> {
+        let status = &self.snapshot.registry_status;
+        if status.stale_registries().is_empty() {
+            return None;
+        }
+        if holders.is_empty() {
+            return self.stale_negative_error();
+        }
+        let staleness = holders.iter().filter_map(|set| status.staleness_of(set)).max();
+        stale_error(staleness, ExtendedError::STALE_ANSWER)
     }
 
-    /// Returns the EDE of a NODATA response, if any registry may be out of date.
+    /// Returns the EDE of NODATA for a name without instances, if any registry may be out of date.
     ///
     /// Any registry could have the missing record.
     pub(super) fn stale_negative_error(&self) -> Option<ExtendedError> {
@@ -250,24 +279,19 @@ impl<'a> QueryContext<'a> {
         stale_error(self.snapshot.registry_status.staleness(), ExtendedError::STALE_NXDOMAIN)
     }
 
-    /// Writes records held by these registries, or NODATA if there is none.
+    /// Writes records of instances with these holders, or NODATA if there is none.
     pub(super) fn write_records(
         &self,
         records: &ComposedRecords,
-        registries: RegistrySet,
+        holders: Holders<'_>,
         zone: &Zone,
         out: &mut Vec<u8>,
     ) {
+        let stale = self.stale_answer_error(holders);
         if records.is_empty() {
-            return self.write_nodata(zone, self.stale_negative_error(), out);
+            return self.write_nodata(zone, stale, out);
         }
-        self.write(
-            &ResponseContent::answer(
-                &RRset::composed(records),
-                self.stale_answer_error(registries),
-            ),
-            out,
-        );
+        self.write(&ResponseContent::answer(&RRset::composed(records), stale), out);
     }
 
     /// Writes records that svcdns itself provides, or NODATA. They are never stale.
@@ -371,6 +395,11 @@ impl<'a> QueryContext<'a> {
         }
         self.write_own_records(&set, zone, out);
     }
+}
+
+/// Returns the labels of a name in front of its zone, in wire form.
+pub(super) fn owner_in<'n>(zone: &Zone, name: &'n Name) -> &'n [u8] {
+    &name.as_wire()[..name.as_wire().len() - zone.name().as_wire().len()]
 }
 
 /// Returns the EDE for stale data, or `None` for fresh data.

@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::LazyLock;
 
 use super::answerer::Answerer;
+use super::holders::HolderSets;
 use super::message::{ResponseContent, ResponseWriter};
 use super::owner::{HOSTMASTER_LABEL, NS_LABEL};
 use super::rare;
@@ -19,6 +20,7 @@ use super::rrset::{ComposedRecords, RRset, record_head};
 use crate::name::{
     Name, ReverseNetwork, ReverseScope, local_reverse_zone, may_be_reverse, reverse_name,
 };
+use crate::service::RegistrySet;
 use crate::wire::{
     ExtendedError, OWNER_POINTER, Query, Section, flags, put_u32, question_end, question_pointer,
     rcode, records, rtype, u16_at,
@@ -53,13 +55,6 @@ impl QueryContext<'_> {
         if set.is_empty() {
             return false;
         }
-        let registries = || {
-            let services = self.snapshot.services_at(address);
-            let instances = services.flat_map(|service| service.instances());
-            let behind = instances
-                .filter(|instance| instance.is_behind_answers() && instance.is_at(address));
-            behind.map(|instance| instance.key.registry()).collect()
-        };
         match self.query.qtype {
             rtype::PTR | rtype::ANY => {
                 // The order is fixed: programs take the first name, which should be the instance's.
@@ -67,7 +62,7 @@ impl QueryContext<'_> {
                 first.write(
                     &ResponseContent::answer(
                         &RRset::composed(&set),
-                        self.stale_answer_error(registries()),
+                        self.stale_answer_error(self.holders_at(address).view()),
                     ),
                     out,
                 );
@@ -75,11 +70,33 @@ impl QueryContext<'_> {
             rtype::SOA => {
                 let mut apex = ComposedRecords::default();
                 apex.put(|out| out.extend_from_slice(&self.soa_at_question()));
-                self.write_records(&apex, registries(), settings.zones.first(), out);
+                self.write_records(
+                    &apex,
+                    self.holders_at(address).view(),
+                    settings.zones.first(),
+                    out,
+                );
             }
             _ => self.write_negative(rcode::NOERROR, &self.soa_at_question(), out),
         }
         true
+    }
+
+    /// Returns the registries behind each name of an address.
+    ///
+    /// A service has a name in each deployment and namespace in which it is served there.
+    fn holders_at(&self, address: IpAddr) -> HolderSets {
+        let mut sets: Vec<RegistrySet> = Vec::new();
+        for service in self.snapshot.services_at(address) {
+            let instances = service.instances().filter(|instance| instance.is_at(address));
+            let instances: Vec<_> = instances.collect();
+            for scope in instances.chunk_by(|a, b| a.key.scope() == b.key.scope()) {
+                if scope.iter().any(|instance| instance.excluded.is_none()) {
+                    sets.push(scope.iter().map(|instance| instance.key.registry()).collect());
+                }
+            }
+        }
+        sets.into_iter().collect()
     }
 
     /// Answers for a reverse name without registered address, without forwarding.

@@ -34,6 +34,8 @@ enum RRsetData<'a> {
         width: usize,
     },
     Srv(SrvSet<'a>),
+    /// The target of an alias, in wire form.
+    Cname(&'a [u8]),
     Composed(&'a ComposedRecords),
 }
 
@@ -123,6 +125,11 @@ impl<'a> RRset<'a> {
         Some(if address.is_ipv4() { [one, Self::EMPTY] } else { [Self::EMPTY, one] })
     }
 
+    /// Returns the CNAME RRset of an alias; `target` is in wire form.
+    pub(super) fn cname(target: &'a [u8], ttl: u32) -> Self {
+        Self { count: 1, weights: Weights::EQUAL, ttl, data: RRsetData::Cname(target) }
+    }
+
     /// Returns an RRset of composed records, of any type.
     pub(super) fn composed(records: &'a ComposedRecords) -> Self {
         Self {
@@ -162,6 +169,7 @@ impl<'a> RRset<'a> {
     fn fits(&self, room: Room, used: usize) -> bool {
         let bytes = match self.data {
             RRsetData::Addresses { width, .. } => (RECORD_HEAD_BYTES + width) * self.count,
+            RRsetData::Cname(target) => RECORD_HEAD_BYTES + target.len(),
             RRsetData::Composed(records) => records.bytes.len(),
             RRsetData::Srv(srv) => {
                 let bytes = srv.max_bytes();
@@ -196,6 +204,14 @@ impl<'a> RRset<'a> {
                     srv.put(order.at(position), self.ttl, out);
                 })
             }
+            RRsetData::Cname(target) => {
+                let fits = |_, bytes| bytes <= room.bytes;
+                put_fitting(wanted, fits, out, |_, out| {
+                    let head = record_head(OWNER_POINTER, rtype::CNAME, self.ttl, target.len());
+                    out.extend_from_slice(&head);
+                    out.extend_from_slice(target);
+                })
+            }
             RRsetData::Composed(records) => {
                 let fits = |_, bytes| bytes <= room.bytes;
                 put_fitting(wanted, fits, out, |position, out| {
@@ -218,7 +234,7 @@ impl<'a> RRset<'a> {
         out: &mut Vec<u8>,
     ) -> usize {
         match self.data {
-            RRsetData::Addresses { .. } => 0,
+            RRsetData::Addresses { .. } | RRsetData::Cname(_) => 0,
             RRsetData::Srv(srv) => srv.put_glue(order, put, start, room, out),
             RRsetData::Composed(records) => usize::from(records.put_glue(start, room.bytes, out)),
         }

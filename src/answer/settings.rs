@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
+use super::aliases::Aliases;
 use crate::name::Zones;
 
 /// Settings of the authoritative side.
@@ -26,10 +27,12 @@ pub struct Settings {
     pub listen: Vec<IpAddr>,
     /// Whether names outside the zones are forwarded; otherwise they are refused.
     pub forwarding: bool,
+    /// Aliases of services and of names outside the zones.
+    pub aliases: Aliases,
 }
 
 impl Settings {
-    /// Returns the defaults for these zones: no listen address, forwarding off.
+    /// Returns the defaults for these zones: no listen address or alias, forwarding off.
     #[must_use]
     pub fn new(zones: Zones) -> Self {
         Self {
@@ -42,6 +45,7 @@ impl Settings {
             negative_ttl: 1,
             listen: Vec::new(),
             forwarding: false,
+            aliases: Aliases::default(),
         }
     }
 }

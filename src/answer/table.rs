@@ -4,6 +4,7 @@
 //! rest with the previous generation. A reader loads one pointer and so sees exactly one
 //! generation.
 
+use std::collections::BTreeMap;
 use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -29,7 +30,10 @@ pub struct Snapshot {
     generation: u64,
     /// Freshness of the registries' data.
     pub(super) registry_status: RegistryStatus,
+    /// Number of services, and of aliases of services.
     len: usize,
+    /// Number of aliases of services.
+    aliases: usize,
     /// Upper bound of the number of labels in a base.
     pub(super) longest_base: usize,
     /// Whether any base has ever begun with a label that looks like an instance label.
@@ -46,6 +50,8 @@ pub struct Snapshot {
     addresses: AddressIndex,
     /// Known addresses of the host names that endpoints are registered under.
     pub(super) hosts: HostAddresses,
+    /// Registered services that are not served because an alias has their base.
+    pub(super) replaced: Arc<BTreeMap<Box<str>, Arc<Service>>>,
 }
 
 impl Snapshot {
@@ -64,22 +70,27 @@ impl Snapshot {
         self.generation
     }
 
-    /// Returns the number of services.
+    /// Returns the number of services, without aliases.
     pub fn len(&self) -> usize {
-        self.len
+        self.len - self.aliases
     }
 
-    /// Returns whether there is no service.
+    /// Returns whether there is no service and no alias of one.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Returns the service with this base.
+    /// Returns the service, or the alias of one, with this base.
     pub fn service(&self, base: &str) -> Option<&Arc<Service>> {
         self.services_with(self.hash(base.as_bytes())).find(|service| service.has_base(base))
     }
 
-    /// Returns all services, unordered.
+    /// Returns the registered services whose bases aliases have, with those bases.
+    pub fn replaced(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.replaced.values()
+    }
+
+    /// Returns all services and the aliases of services, unordered.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.services.iter().flat_map(|shard| shard.iter().map(|(_, service)| service))
     }
@@ -142,8 +153,13 @@ impl Snapshot {
             instance_address(change.base().split('.').next().unwrap_or_default().as_bytes())
         };
         self.has_instance_like_base |= changes.iter().any(|change| first(change).is_some());
-        self.len -= changes.iter().filter(|change| change.before.is_some()).count();
-        self.len += changes.iter().filter(|change| change.after.is_some()).count();
+        for change in changes {
+            let is_alias = |service: &Arc<Service>| service.alias_target().is_some();
+            self.len -= usize::from(change.before.is_some());
+            self.len += usize::from(change.after.is_some());
+            self.aliases -= usize::from(change.before.as_ref().is_some_and(is_alias));
+            self.aliases += usize::from(change.after.as_ref().is_some_and(is_alias));
+        }
         // Cloned before the sort: services in this order are close together in memory.
         let keyed = changes
             .iter()

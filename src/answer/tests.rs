@@ -1,5 +1,6 @@
 //! Tests of responses, decoded by an independent library (hickory).
 
+mod aliases;
 mod messages;
 mod naming;
 mod properties;
@@ -16,7 +17,9 @@ use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::opt::EdnsCode;
 use hickory_proto::rr::{RData, Record as Decoded};
 
-use super::{AnswerOutcome, Answerer, Answers, Published, Publisher, Settings};
+use super::{
+    AliasTarget, Aliases, AnswerOutcome, Answerer, Answers, Published, Publisher, Settings,
+};
 use crate::catalog;
 use crate::name::{Name, Zones};
 use crate::service::{
@@ -65,6 +68,7 @@ fn put(key: &str, value: &str) -> Change {
         endpoints,
         rejected: Vec::new(),
         metadata: Arc::new(Metadata::new(metadata)),
+        overrides: false,
     });
     Change::Put(Put { key: key.into(), revision: 0, lease: 0, content })
 }
@@ -371,8 +375,8 @@ fn only_answers_from_a_disconnected_registry_are_stale() {
     let disconnect =
         |registry, connected| Update::Registry(registry, vec![Change::Connected(connected)]);
     harness.publisher.apply([disconnect(second, false)], now);
-    // An instance is held by every registry that has it in any version.
-    assert_eq!(errors(&harness), [None, Some(3), Some(3), None, None, Some(3), Some(3)]);
+    // An instance is fresh if any registry that has it in a matching version is.
+    assert_eq!(errors(&harness), [None, None, Some(3), None, None, None, Some(3)]);
     assert_eq!(
         [rtype::SRV, rtype::TXT, rtype::ANY].map(|rtype| error(&harness, "here.svc", rtype)),
         [None; 3]
@@ -386,21 +390,27 @@ fn only_answers_from_a_disconnected_registry_are_stale() {
     assert_eq!(error(&harness, "1.0.0.10.in-addr.arpa", rtype::PTR), None);
     assert_eq!(
         [2, 3, 4].map(|n| error(&harness, &format!("{n}.0.0.10.in-addr.arpa"), rtype::PTR)),
-        [Some(3); 3]
+        [None, Some(3), None]
     );
-    // The disconnected registry might have a missing record, unless svcdns itself provides the
-    // record.
+    // The disconnected registry might have a missing name, unless svcdns itself provides it.
     assert_eq!(
-        (error(&harness, "here.svc", rtype::AAAA), error(&harness, "nobody.svc", rtype::A)),
-        (Some(3), Some(19))
+        ["here.svc", "both.svc", "10-0-0-1.here.svc", "10-0-0-4.one.svc", "there.svc"]
+            .map(|name| error(&harness, name, rtype::AAAA)),
+        [None, None, None, None, Some(3)]
     );
+    assert_eq!(error(&harness, "nobody.svc", rtype::A), Some(19));
+    assert_eq!(error(&harness, "http._protocol.nobody.svc", rtype::A), Some(19));
+    assert_eq!(error(&harness, "none._protocol.here.svc", rtype::A), Some(3));
     assert_eq!(
         (error(&harness, "svc", rtype::SOA), error(&harness, "ns.svc", rtype::AAAA)),
         (None, None)
     );
 
     harness.publisher.apply([disconnect(first, false), disconnect(second, true)], now);
-    assert_eq!(errors(&harness), [Some(3), Some(3), None, Some(3), Some(3), Some(3), None]);
+    assert_eq!(errors(&harness), [Some(3), None, None, Some(3), Some(3), None, None]);
+    harness.publisher.apply([disconnect(second, false)], now);
+    assert_eq!(errors(&harness), [Some(3); 7]);
+    harness.publisher.apply([disconnect(second, true)], now);
     harness.publisher.apply([disconnect(first, true)], now);
     assert_eq!((errors(&harness), error(&harness, "nobody.svc", rtype::A)), ([None; 7], None));
 }

@@ -1,4 +1,4 @@
-//! Naming conflicts: shadowed spellings, and names that match more than one interpretation.
+//! Naming conflicts: names of several registries, shadowed spellings, and ambiguous names.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::key::RegistryKey;
 use super::model::Service;
 use crate::name::{Interpretation, ServiceScope, Zones, instance_label, interpretations};
+use crate::service::{RegistryId, RegistrySet};
 
 /// A name that two registrations claim.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -23,11 +24,13 @@ pub struct Conflict {
     pub namespace: Box<str>,
     /// The claim that is served.
     ///
-    /// A spelling (`hello.svc`) or an interpretation (`service hello.prod`).
+    /// A registry (`registry main`), a spelling (`hello.svc`) or an interpretation (`service
+    /// hello.prod`).
     pub winner: String,
     /// The claim that is not served under this name.
     ///
-    /// A spelling (`hello`) or an interpretation (`service hello in namespace prod`).
+    /// A registry (`registry static`), a spelling (`hello`) or an interpretation (`service hello in
+    /// namespace prod`).
     pub loser: String,
 }
 
@@ -35,24 +38,33 @@ pub struct Conflict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ConflictKind {
+    /// Two registries with one base in a deployment and namespace, of which one precedes the other.
+    ///
+    /// The instances of the loser are not served at all.
+    Preceded,
     /// Two spellings of one base in a deployment and namespace.
     ///
     /// The instances of the loser are not served at all.
     Shadowed,
     /// Two interpretations of one name; the loser is served under its other names only.
     Hidden,
+    /// An alias has the base of a registered service, which is not served at all.
+    Alias,
 }
 
 /// Returns the naming conflicts among services, sorted.
 ///
-/// Conflicts are shadowed spellings, and published names (of deployments, namespaces, versions and
-/// instances) for which another registered service has an interpretation of higher precedence.
+/// Conflicts are registries that another precedes, shadowed spellings, and published names (of
+/// deployments, namespaces, versions and instances) for which another registered service has an
+/// interpretation of higher precedence.
 ///
-/// `find` looks up a service by its base name; `deployment` and `namespace` are the configured
-/// defaults. Meant for interactive use: O(keys and instances), with a few lookups for each.
+/// `find` looks up a service or alias by its base name, and `registry_name` names a registry.
+/// `deployment` and `namespace` are the configured defaults. Meant for interactive use: O(keys and
+/// instances), with a few lookups for each.
 pub fn conflicts<'a>(
     services: impl IntoIterator<Item = &'a Arc<Service>>,
     find: impl Fn(&str) -> Option<Arc<Service>>,
+    registry_name: impl Fn(RegistryId) -> String,
     zones: &Zones,
     deployment: &str,
     namespace: &str,
@@ -60,10 +72,32 @@ pub fn conflicts<'a>(
     let mut search = ConflictSearch { find, zones, deployment, namespace, found: Vec::new() };
     for service in services {
         search.service(service);
+        // The registries are those of the alias's target.
+        if service.alias_target().is_none() {
+            preceded(service, &registry_name, &mut search.found);
+        }
     }
     search.found.sort_unstable();
     search.found.dedup();
     search.found
+}
+
+/// Returns the conflicts of a registered service whose base an alias has.
+///
+/// There is one conflict for each spelling in each deployment and namespace; `target` describes the
+/// alias's target.
+pub fn conflicts_with_alias(replaced: &Service, target: &str, zones: &Zones) -> Vec<Conflict> {
+    let base = replaced.base();
+    let spellings = replaced.keys().chunk_by(|a, b| a.scope() == b.scope() && a.rank() == b.rank());
+    let conflict = |keys: &[Arc<RegistryKey>]| Conflict {
+        name: base.to_owned(),
+        kind: ConflictKind::Alias,
+        deployment: keys[0].group().deployment.clone(),
+        namespace: keys[0].group().namespace.clone(),
+        winner: format!("alias of {target}"),
+        loser: spelling(base, keys[0].rank(), zones),
+    };
+    spellings.map(conflict).collect()
 }
 
 /// The inputs of [`conflicts`] and the conflicts found so far.
@@ -91,8 +125,12 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
     fn service(&mut self, service: &Service) {
         let labels = service.base().split('.').count();
         for scope in service.keys().chunk_by(|a, b| a.scope() == b.scope()) {
-            self.shadowed(service.base(), scope);
-            let visible = &scope[..scope.partition_point(|key| key.rank() == scope[0].rank())];
+            // The spellings are those of the alias's target.
+            if service.alias_target().is_none() {
+                self.shadowed(service.base(), scope);
+            }
+            let winner = scope[0].precedence();
+            let visible = &scope[..scope.partition_point(|key| key.precedence() == winner)];
             let key = &scope[0];
             let forms = self.forms(service.base(), key);
             for form in &forms {
@@ -144,7 +182,10 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
     }
 
     /// Reports every spelling in one deployment and namespace except the winning one.
+    ///
+    /// Registries that another one precedes have their own conflict.
     fn shadowed(&mut self, base: &str, scope: &[Arc<RegistryKey>]) {
+        let scope = &scope[..scope.partition_point(|key| key.layer() == scope[0].layer())];
         let mut spellings = scope.chunk_by(|a, b| a.rank() == b.rank()).map(|keys| &keys[0]);
         let Some(winner) = spellings.next() else { return };
         for loser in spellings {
@@ -181,10 +222,17 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
                 kind: ConflictKind::Hidden,
                 deployment: key.group().deployment.clone(),
                 namespace: key.group().namespace.clone(),
-                winner: describe(&winner),
-                loser: describe(&claimed),
+                winner: self.describe(&winner),
+                loser: self.describe(&claimed),
             });
         }
+    }
+
+    /// Describes an interpretation in words.
+    fn describe(&self, interpretation: &Interpretation<'_>) -> String {
+        let service = (self.find)(&joined(interpretation.base));
+        let is_alias = service.is_some_and(|service| service.alias_target().is_some());
+        describe(interpretation, if is_alias { "alias" } else { "service" })
     }
 
     /// Returns whether the service or part named by the interpretation is registered.
@@ -218,7 +266,7 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
         };
         let mut keys = &keys[first..];
         keys = &keys[..keys.partition_point(|key| {
-            key.scope() == (deployment, namespace) && key.rank() == winner.rank()
+            key.scope() == (deployment, namespace) && key.precedence() == winner.precedence()
         })];
         if let Some(version) = interpretation.version {
             let version = joined(version);
@@ -235,16 +283,45 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
     }
 }
 
+/// Adds the registries of a service that another registry precedes.
+fn preceded(
+    service: &Service,
+    registry_name: impl Fn(RegistryId) -> String,
+    found: &mut Vec<Conflict>,
+) {
+    for scope in service.keys().chunk_by(|a, b| a.scope() == b.scope()) {
+        let winners = scope.partition_point(|key| key.layer() == scope[0].layer());
+        let (winners, losers) = scope.split_at(winners);
+        let registries = |keys: &[Arc<RegistryKey>]| -> RegistrySet {
+            keys.iter().map(|key| key.registry()).collect()
+        };
+        let names = |registries: RegistrySet| -> Vec<String> {
+            registries.iter().map(&registry_name).collect()
+        };
+        for loser in names(registries(losers)) {
+            let group = winners[0].group();
+            found.push(Conflict {
+                name: service.base().to_owned(),
+                kind: ConflictKind::Preceded,
+                deployment: group.deployment.clone(),
+                namespace: group.namespace.clone(),
+                winner: format!("registry {}", names(registries(winners)).join(", ")),
+                loser: format!("registry {loser}"),
+            });
+        }
+    }
+}
+
 /// Returns a registered name as spelled: its base and the zone suffix of its rank.
-fn spelling(base: &str, rank: u8, zones: &Zones) -> String {
+pub fn spelling(base: &str, rank: u8, zones: &Zones) -> String {
     match zones.iter().nth(usize::from(rank)) {
         Some(zone) => format!("{base}.{}", zone.relative_text()),
         None => base.to_owned(),
     }
 }
 
-/// Describes an interpretation in words.
-fn describe(interpretation: &Interpretation<'_>) -> String {
+/// Describes an interpretation in words; `noun` is `service` or `alias`.
+fn describe(interpretation: &Interpretation<'_>, noun: &str) -> String {
     let mut words = String::new();
     if let Some(instance) = interpretation.instance {
         let _ = write!(words, "instance {} of ", String::from_utf8_lossy(instance));
@@ -252,7 +329,7 @@ fn describe(interpretation: &Interpretation<'_>) -> String {
     if let Some(version) = interpretation.version {
         let _ = write!(words, "version {} of ", joined(version));
     }
-    let _ = write!(words, "service {}", joined(interpretation.base));
+    let _ = write!(words, "{noun} {}", joined(interpretation.base));
     match interpretation.scope {
         ServiceScope::Configured => {}
         ServiceScope::Namespace(namespace) => {

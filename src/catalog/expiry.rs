@@ -68,6 +68,10 @@ impl Tombstone {
 /// - Otherwise the other tombstones, and their holds, end as if there had been no doubt. Expired
 ///   ones count until they are 5 s old.
 /// - Without a reply the keys stay held, at most for the removal grace, and the check is repeated.
+///
+/// A key that a list of one service reports as expired counts like one whose lease is gone, without
+/// a check. In the first 5 s after a reconnect it is held at once: a store that was away lets many
+/// expire, one list after the other.
 #[derive(Debug, Default)]
 pub(super) struct ExpiryDetector {
     /// The tombstones of the window.

@@ -52,6 +52,8 @@ pub(super) struct SharedKeyFields {
     pub(super) group: Arc<Group>,
     /// The registry that has the key.
     pub(super) registry: RegistryId,
+    /// The layer of the registry, or of its registration ([`RegistryKey::layer`]).
+    pub(super) layer: u8,
     /// The rank of the registered spelling ([`RegistryKey::rank`]).
     pub(super) rank: u8,
     /// Whether the key is held: served although its registry has removed it.
@@ -246,11 +248,23 @@ impl RegistryKey {
         self.shared.registry
     }
 
+    /// Returns the layer of the key.
+    ///
+    /// Within a deployment and namespace, the lowest layer wins ([`super::Merge`]).
+    pub fn layer(&self) -> u8 {
+        self.shared.layer
+    }
+
     /// Returns the rank of the registered spelling of the base.
     ///
-    /// Within a deployment and namespace, the lowest rank wins ([`crate::name::Base`]).
+    /// Within a deployment, a namespace and a layer, the lowest rank wins ([`crate::name::Base`]).
     pub fn rank(&self) -> u8 {
         self.shared.rank
+    }
+
+    /// Returns the layer and the rank: the keys with the lowest are served.
+    pub fn precedence(&self) -> (u8, u8) {
+        (self.shared.layer, self.shared.rank)
     }
 
     /// Returns whether the key is held: served although its registry has removed it.
@@ -296,7 +310,6 @@ impl RegistryKey {
         by_shared
             .then_with(|| self.own_text().cmp(&other.own_text()))
             .then_with(|| self.endpoints.cmp(&other.endpoints))
-            .then_with(|| self.registry().cmp(&other.registry()))
     }
 }
 
@@ -306,8 +319,9 @@ impl SharedKeyFields {
         self.group
             .scope()
             .cmp(&other.group.scope())
-            .then_with(|| self.rank.cmp(&other.rank))
+            .then_with(|| (self.layer, self.rank).cmp(&(other.layer, other.rank)))
             .then_with(|| self.group.version.cmp(&other.group.version))
+            .then_with(|| self.registry.cmp(&other.registry))
             .then_with(|| self.layout.cmp(&other.layout))
     }
 }

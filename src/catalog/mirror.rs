@@ -12,7 +12,8 @@ use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
 use super::key::RegistryKey;
-use super::model::{Docker0, Service};
+use super::model::Service;
+use super::rules::ServiceRules;
 use crate::service::RegistryId;
 
 /// End of a chain; [`super::MAX_KEYS`] keeps every valid index far below it.
@@ -377,21 +378,36 @@ impl Mirror {
         }
     }
 
+    /// Marks the bases of a registry that have keys of other registries in their service, too.
+    ///
+    /// O(all entries).
+    pub(super) fn mark_shared(&mut self, registry: RegistryId) {
+        for slot in 0..self.entries.len() {
+            let KeyEntry { key, base, .. } = &self.entries[slot];
+            let of_other = |key: &Arc<RegistryKey>| key.registry() != registry;
+            let is_shared = key.as_ref().is_some_and(|key| !of_other(key))
+                && self.bases[*base as usize].service.keys().iter().any(of_other);
+            if is_shared {
+                self.mark_changed(*base, None);
+            }
+        }
+    }
+
     /// Rebuilds the service of every marked base; returns the services that changed.
-    pub(super) fn rebuild(&mut self, docker0: Docker0) -> Vec<ServiceChange> {
+    pub(super) fn rebuild(&mut self, rules: ServiceRules) -> Vec<ServiceChange> {
         let queued = std::mem::take(&mut self.queued);
         // Reserve once instead of doubling: there may be a million services.
         let mut changed = Vec::with_capacity(queued.len());
-        changed.extend(queued.into_iter().filter_map(|base| self.rebuild_one(base, docker0)));
+        changed.extend(queued.into_iter().filter_map(|base| self.rebuild_one(base, rules)));
         changed
     }
 
-    fn rebuild_one(&mut self, base: u32, docker0: Docker0) -> Option<ServiceChange> {
+    fn rebuild_one(&mut self, base: u32, rules: ServiceRules) -> Option<ServiceChange> {
         let keys = self.collect_live_keys(base);
         let entry = &mut self.bases[base as usize];
         entry.queued = false;
         let is_free = keys.is_empty() && entry.head == NO_INDEX && entry.pending_lists == 0;
-        let made = entry.service.with(keys, docker0);
+        let made = entry.service.with(keys, rules);
         let (before, after) = match Arc::get_mut(&mut entry.service) {
             // No reader has the previous, empty service, so it may be overwritten in place.
             Some(empty) if empty.keys().is_empty() => {

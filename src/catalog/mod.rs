@@ -19,6 +19,7 @@ mod properties;
 mod puts;
 mod rejections;
 mod removals;
+mod rules;
 mod status;
 mod sweeps;
 #[cfg(test)]
@@ -26,13 +27,15 @@ mod tests;
 mod text;
 mod tracker;
 
-pub use conflicts::{Conflict, ConflictKind, conflicts};
+pub use conflicts::{Conflict, ConflictKind, conflicts, conflicts_with_alias, spelling};
 pub use hosts::HostAddresses;
 pub use key::{Group, RegistryKey};
 pub use mirror::ServiceChange;
-pub use model::{Docker0, ExclusionReason, Instance, Service};
+pub use model::{ExclusionReason, Instance, Service};
 pub use one_or_many::OneOrMany;
+pub use puts::reject_host;
 pub use rejections::{MAX_LISTED_REJECTIONS, RejectedKey, Rejections};
+pub use rules::{Docker0, Merge, ServiceRules};
 pub use status::{RegistryStats, RegistryStatus, Staleness, Stats};
 
 use std::sync::Arc;
@@ -41,7 +44,9 @@ use std::time::{Duration, Instant};
 use foldhash::fast::RandomState;
 
 use crate::name::Zones;
-use crate::service::{Change, HostChange, MAX_REGISTRIES, Metadata, RegistryId, Update};
+use crate::service::{
+    Change, HostChange, MAX_REGISTRIES, Metadata, RegistryId, RegistrySet, Update,
+};
 use hosts::HostIndex;
 use intern::Interner;
 use key::SharedKeyFields;
@@ -76,6 +81,8 @@ pub struct Settings {
     /// The length is the number of registries, at most [`MAX_REGISTRIES`]. Zero applies every
     /// removal at once; values above 24 h are cut to 24 h.
     pub removal_graces: Vec<Duration>,
+    /// The layer of each registry, from [`Merge::layers`]; all equal for a missing one.
+    pub layers: Vec<u8>,
     /// Limit on the endpoints of one base name, over all deployments and versions.
     ///
     /// A key without a usable endpoint counts as one. At most [`MAX_INSTANCES_PER_SERVICE`].
@@ -91,6 +98,7 @@ impl Settings {
             zones,
             docker0: Docker0::Drop,
             removal_graces: vec![Duration::from_secs(12); registries],
+            layers: Merge::Union.layers((0..registries).map(|_| false)),
             max_instances_per_service: 10_000,
             max_keys: 2_000_000,
         }
@@ -117,6 +125,8 @@ pub struct Catalog {
     cleanups_due: u8,
     ledger: Ledger,
     hosts: HostIndex,
+    /// The registries that had not completed a list at the last settling.
+    unsynced: RegistrySet,
     /// The time of the first call.
     started: Option<Instant>,
 }
@@ -155,6 +165,7 @@ impl Catalog {
             cleanups_due: 0,
             ledger: Ledger::new(registries),
             hosts: HostIndex::default(),
+            unsynced: RegistryId::first(registries).collect(),
             started: None,
         }
     }
@@ -222,7 +233,9 @@ impl Catalog {
             outcome.wake = earlier(outcome.wake, earlier(detector.wake(now), holds.wake()));
             outcome.wake = earlier(outcome.wake, trackers[registry.index()].round_wake());
         }
-        outcome.changed = self.mirror.rebuild(self.settings.docker0);
+        self.note_synced();
+        let rules = ServiceRules { docker0: self.settings.docker0, unsynced: self.unsynced };
+        outcome.changed = self.mirror.rebuild(rules);
         // A list arrives in key order, and a stable sort is fast on nearly sorted input.
         outcome.changed.sort_by(|a, b| a.base().cmp(b.base()));
         outcome.hosts = self.hosts.update(&outcome.changed);
@@ -257,6 +270,7 @@ impl Catalog {
             .is_some_and(|started| now.saturating_duration_since(started) >= MAX_SYNC_WAIT);
         let all = self.trackers.iter().all(|tracker| tracker.synced);
         RegistryStatus {
+            registries: self.registries().collect(),
             synced: all || (waited && self.trackers.iter().any(|tracker| tracker.synced)),
             disconnected: self
                 .registries()
@@ -287,6 +301,22 @@ impl Catalog {
             }
         };
         Stats { registries: self.registries().map(of).collect() }
+    }
+
+    /// Marks the services from which a registry was left out until it completed its first list.
+    fn note_synced(&mut self) {
+        for registry in self.registries() {
+            let is_synced = self.trackers[registry.index()].synced;
+            if is_synced && self.unsynced.contains(registry) {
+                self.unsynced.remove(registry);
+                self.mirror.mark_shared(registry);
+            }
+        }
+    }
+
+    /// Returns the layer of a registry's keys.
+    fn layer(&self, registry: RegistryId) -> u8 {
+        self.settings.layers.get(registry.index()).copied().unwrap_or(u8::MAX)
     }
 
     fn registries(&self) -> impl Iterator<Item = RegistryId> + use<> {

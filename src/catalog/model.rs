@@ -7,8 +7,9 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::key::{Group, RegistryKey};
+use super::rules::{Docker0, ServiceRules};
 use super::text::InlineText;
-use crate::service::{Endpoint, Host};
+use crate::service::{Endpoint, Host, RegistrySet};
 
 /// Everything registered under one base name, in all its groups.
 ///
@@ -30,6 +31,8 @@ enum ServiceKeys {
     Single(Arc<RegistryKey>),
     /// Any other number of keys or endpoints.
     Sorted(Box<SortedKeys>),
+    /// The keys of another service, of which this one is an alias.
+    Alias(Arc<Service>),
 }
 
 /// Keys and instances in their published order.
@@ -69,11 +72,6 @@ pub struct Instance<'a> {
 }
 
 impl Instance<'_> {
-    /// Returns whether the endpoint is in answers, even if from a duplicate.
-    pub fn is_behind_answers(&self) -> bool {
-        matches!(self.excluded, None | Some(ExclusionReason::Duplicate))
-    }
-
     /// Returns whether the endpoint has this address.
     pub fn is_at(&self, address: IpAddr) -> bool {
         self.endpoint.host.address() == Some(address)
@@ -89,6 +87,9 @@ impl Instance<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, thiserror::Error)]
 #[serde(rename_all = "kebab-case")]
 pub enum ExclusionReason {
+    /// Another registry holds the name in this deployment and namespace, and precedes this one.
+    #[error("preceded: another registry has the name, and comes first (merge, override)")]
+    Preceded,
     /// Another spelling of the name wins in this deployment and namespace.
     #[error("shadowed: another spelling of the name wins in this deployment and namespace")]
     Shadowed,
@@ -103,33 +104,36 @@ pub enum ExclusionReason {
     Duplicate,
 }
 
-/// Treatment of endpoints at 172.17.0.1, which GoFrame registers on Docker hosts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Docker0 {
-    /// Exclude them if the service has the same port at another address.
-    #[default]
-    Drop,
-    /// Serve them like any other endpoint.
-    Keep,
-}
-
 /// The default address of Docker's bridge.
 const DOCKER0: Host = Host::V4(Ipv4Addr::new(172, 17, 0, 1));
 
 impl Service {
     /// Creates a service without keys.
-    pub(super) fn empty(base: &str) -> Self {
+    pub fn empty(base: &str) -> Self {
         Self { base: base.into(), keys: ServiceKeys::Empty }
     }
 
+    /// Creates a service with the keys of another one under its own base name.
+    pub fn alias(base: &str, target: Arc<Self>) -> Self {
+        Self { base: base.into(), keys: ServiceKeys::Alias(target) }
+    }
+
+    /// Returns the service of which this one is an alias, if it is one.
+    pub fn alias_target(&self) -> Option<&Arc<Self>> {
+        match &self.keys {
+            ServiceKeys::Alias(target) => Some(target),
+            ServiceKeys::Empty | ServiceKeys::Single(_) | ServiceKeys::Sorted(_) => None,
+        }
+    }
+
     /// Builds the service of a base name from its keys, given in any order. O(n log n).
-    pub fn new(base: &str, keys: Vec<Arc<RegistryKey>>, docker0: Docker0) -> Self {
-        Self { base: base.into(), keys: ServiceKeys::new(keys, docker0) }
+    pub fn new(base: &str, keys: Vec<Arc<RegistryKey>>, rules: ServiceRules) -> Self {
+        Self { base: base.into(), keys: ServiceKeys::new(keys, rules) }
     }
 
     /// Builds a service with the same base name from other keys.
-    pub(super) fn with(&self, keys: Vec<Arc<RegistryKey>>, docker0: Docker0) -> Self {
-        Self { base: self.base.clone(), keys: ServiceKeys::new(keys, docker0) }
+    pub(super) fn with(&self, keys: Vec<Arc<RegistryKey>>, rules: ServiceRules) -> Self {
+        Self { base: self.base.clone(), keys: ServiceKeys::new(keys, rules) }
     }
 
     /// Returns the registered name in lower case, without the suffix of a served zone.
@@ -142,15 +146,16 @@ impl Service {
         self.base.as_bytes() == base.as_bytes()
     }
 
-    /// Returns the keys, with the winning spelling first in each scope.
+    /// Returns the keys, with the winning layer and spelling first in each scope.
     ///
-    /// The keys are sorted by deployment, namespace, rank, version, key text without the endpoints,
-    /// endpoints, and registry.
+    /// The keys are sorted by deployment, namespace, layer, rank, version, registry, key text
+    /// without the endpoints, and endpoints.
     pub fn keys(&self) -> &[Arc<RegistryKey>] {
         match &self.keys {
             ServiceKeys::Empty => &[],
             ServiceKeys::Single(key) => slice::from_ref(key),
             ServiceKeys::Sorted(sorted) => &sorted.keys,
+            ServiceKeys::Alias(target) => target.keys(),
         }
     }
 
@@ -160,12 +165,14 @@ impl Service {
             ServiceKeys::Empty => &[],
             ServiceKeys::Single(_) => SINGLE_INSTANCE,
             ServiceKeys::Sorted(sorted) => &sorted.instances,
+            ServiceKeys::Alias(target) => target.refs(),
         }
     }
 
     /// Returns one of the service's keys as stored in its registry.
     pub fn text(&self, key: &RegistryKey) -> String {
-        key.text(&self.base)
+        // The text of a key contains the registered name, not that of an alias.
+        key.text(&self.alias_target().map_or(self, |target| target).base)
     }
 
     /// Returns all instances, including excluded ones.
@@ -189,7 +196,7 @@ impl Service {
         self.instances().filter(|instance| instance.excluded.is_none())
     }
 
-    /// Returns the groups with a key of a winning spelling, sorted and unique.
+    /// Returns the groups with a key of a winning layer and spelling, sorted and unique.
     ///
     /// Takes O(log keys) for each group.
     pub fn visible_groups(&self) -> impl Iterator<Item = &Arc<Group>> {
@@ -199,9 +206,10 @@ impl Service {
             let first = loop {
                 let first = rest.first()?;
                 match winner {
-                    // The remaining keys of this deployment and namespace are shadowed.
+                    // The remaining keys of this deployment and namespace are not served.
                     Some(winner)
-                        if winner.scope() == first.scope() && winner.rank() != first.rank() =>
+                        if winner.scope() == first.scope()
+                            && winner.precedence() != first.precedence() =>
                     {
                         rest = &rest[rest.partition_point(|key| key.scope() == first.scope())..];
                     }
@@ -210,7 +218,7 @@ impl Service {
             };
             winner = Some(first);
             rest = &rest[rest.partition_point(|key| {
-                key.group() == first.group() && key.rank() == first.rank()
+                key.group() == first.group() && key.precedence() == first.precedence()
             })..];
             Some(first.group())
         })
@@ -219,7 +227,13 @@ impl Service {
 
 impl ServiceKeys {
     /// Sorts the keys, and decides which instances are excluded.
-    fn new(mut keys: Vec<Arc<RegistryKey>>, docker0: Docker0) -> Self {
+    fn new(
+        mut keys: Vec<Arc<RegistryKey>>,
+        ServiceRules { docker0, unsynced }: ServiceRules,
+    ) -> Self {
+        if keys.len() > 1 && keys.iter().any(|key| unsynced.contains(key.registry())) {
+            leave_out_unsynced(&mut keys, unsynced);
+        }
         if keys.is_empty() {
             return Self::Empty;
         }
@@ -240,6 +254,21 @@ impl ServiceKeys {
     }
 }
 
+/// Leaves out the keys of unsynced registries that would hide keys of synced ones.
+fn leave_out_unsynced(keys: &mut Vec<Arc<RegistryKey>>, unsynced: RegistrySet) {
+    keys.sort_unstable_by(|a, b| a.order(b));
+    let mut kept = Vec::with_capacity(keys.len());
+    for scope in keys.chunk_by(|a, b| a.scope() == b.scope()) {
+        let is_synced = |key: &&Arc<RegistryKey>| !unsynced.contains(key.registry());
+        let lowest = scope.iter().find(is_synced).map(|key| key.layer());
+        let hides_none = |key: &&Arc<RegistryKey>| {
+            is_synced(key) || lowest.is_none_or(|lowest| key.layer() >= lowest)
+        };
+        kept.extend(scope.iter().filter(hides_none).cloned());
+    }
+    *keys = kept;
+}
+
 /// Adds the instances of one scope; `first` is the index of its first key.
 fn add_scope(
     refs: &mut Vec<InstanceRef>,
@@ -247,10 +276,10 @@ fn add_scope(
     first: usize,
     docker0: Docker0,
 ) {
-    let winner = keys[0].rank();
+    let winner = &keys[0];
     let mut ports: Vec<u16> = Vec::new();
     if docker0 == Docker0::Drop {
-        let visible = keys.iter().take_while(|key| key.rank() == winner);
+        let visible = keys.iter().take_while(|key| key.precedence() == winner.precedence());
         ports.extend(
             visible
                 .flat_map(|key| key.endpoints.iter())
@@ -263,7 +292,9 @@ fn add_scope(
     let added = refs.len();
     for (offset, key) in keys.iter().enumerate() {
         for (endpoint, at) in key.endpoints.iter().zip(0..=u16::MAX) {
-            let excluded = if key.rank() != winner {
+            let excluded = if key.layer() != winner.layer() {
+                Some(ExclusionReason::Preceded)
+            } else if key.rank() != winner.rank() {
                 Some(ExclusionReason::Shadowed)
             } else if endpoint.host == DOCKER0 && ports.binary_search(&endpoint.port).is_ok() {
                 Some(ExclusionReason::Docker0)
@@ -302,10 +333,11 @@ fn add_scope(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::tests::key;
+    use crate::catalog::tests::{id, key};
 
     fn service(keys: &[&str], docker0: Docker0) -> Service {
-        Service::new("hello", keys.iter().map(|text| Arc::new(key(text))).collect(), docker0)
+        let rules = ServiceRules { docker0, ..ServiceRules::default() };
+        Service::new("hello", keys.iter().map(|text| Arc::new(key(text))).collect(), rules)
     }
 
     fn instances(service: &Service) -> Vec<String> {
@@ -445,10 +477,86 @@ mod tests {
         let service = Service::new(
             "hello",
             vec![Arc::new(held), Arc::new(key("/b/d/n/hello/v1/10.0.0.1:80"))],
-            Docker0::Drop,
+            ServiceRules::default(),
         );
         let served: Vec<bool> = service.served().map(|instance| instance.key.held()).collect();
         assert_eq!(served, [false]);
+    }
+
+    /// Returns a key of another registry, in a layer.
+    fn key_of(registry: u8, layer: u8, text: &str) -> Arc<RegistryKey> {
+        let mut key = key(text);
+        let shared = Arc::make_mut(&mut key.shared);
+        (shared.registry, shared.layer) = (id(registry), layer);
+        Arc::new(key)
+    }
+
+    #[test]
+    fn the_lowest_layer_is_served_in_each_deployment_and_namespace() {
+        let keys = vec![
+            key_of(0, 1, "/s/d/n/hello/v1/10.0.0.1:80"),
+            key_of(1, 2, "/s/d/n/hello.svc/v1/10.0.0.1:80,10.0.0.2:80"),
+            key_of(1, 2, "/s/d/n/hello/v2/172.17.0.1:80"),
+            key_of(1, 2, "/s/d/m/hello/v1/10.0.0.3:80"),
+        ];
+        let service = Service::new("hello", keys, ServiceRules::default());
+        let expected = [
+            "d/m/v1 10.0.0.3:80",
+            "d/n/v1 10.0.0.1:80",
+            "d/n/v1 10.0.0.1:80 Preceded",
+            "d/n/v1 10.0.0.2:80 Preceded",
+            "d/n/v2 172.17.0.1:80 Preceded",
+        ];
+        assert_eq!(instances(&service), expected);
+        let visible: Vec<_> =
+            service.visible_groups().map(|group| (group.scope(), &*group.version)).collect();
+        assert_eq!(visible, [(("d", "m"), "v1"), (("d", "n"), "v1")]);
+    }
+
+    #[test]
+    fn an_unsynced_registry_hides_no_other() {
+        let keys = vec![
+            key_of(0, 1, "/s/d/n/hello/v1/10.0.0.1:80"),
+            key_of(1, 2, "/s/d/n/hello/v1/10.0.0.2:80"),
+            key_of(0, 1, "/s/d/m/hello/v1/10.0.0.3:80"),
+        ];
+        let of = |unsynced: &[u8]| {
+            let unsynced = unsynced.iter().map(|registry| id(*registry)).collect();
+            let rules = ServiceRules { unsynced, ..ServiceRules::default() };
+            instances(&Service::new("hello", keys.clone(), rules))
+        };
+        assert_eq!(of(&[0]), ["d/m/v1 10.0.0.3:80", "d/n/v1 10.0.0.2:80"]);
+        let first = ["d/m/v1 10.0.0.3:80", "d/n/v1 10.0.0.1:80", "d/n/v1 10.0.0.2:80 Preceded"];
+        assert_eq!(of(&[]), first);
+        assert_eq!(of(&[1]), first);
+        assert_eq!(of(&[0, 1]), first);
+    }
+
+    #[test]
+    fn of_equal_endpoints_the_first_registrys_is_served() {
+        let keys = vec![
+            key_of(1, 1, "/a/d/n/hello/v1/10.0.0.1:80"),
+            key_of(0, 1, "/b/d/n/hello/v1/10.0.0.1:80,10.0.0.2:80"),
+        ];
+        let service = Service::new("hello", keys, ServiceRules::default());
+        let served: Vec<_> = service.served().map(|instance| instance.key.registry()).collect();
+        assert_eq!(served, [id(0), id(0)]);
+    }
+
+    #[test]
+    fn an_alias_has_the_keys_of_its_target() {
+        let hello = Arc::new(service(
+            &["/s/d/n/hello/v1/10.0.0.1:80,10.0.0.2:80", "/s/d/m/hello/v1/10.0.0.3:80"],
+            Docker0::Drop,
+        ));
+        let www = Service::alias("www", Arc::clone(&hello));
+        assert_eq!((www.base(), instances(&www)), ("www", instances(&hello)));
+        let texts = |service: &Service| -> Vec<String> {
+            service.instances().map(|instance| instance.text()).collect()
+        };
+        assert_eq!(texts(&www), texts(&hello));
+        assert!(www.alias_target().is_some_and(|target| Arc::ptr_eq(target, &hello)));
+        assert!(hello.alias_target().is_none());
     }
 
     #[test]

@@ -29,6 +29,15 @@ fn name(key: usize) -> &'static str {
     NAMES[key % NAMES.len()]
 }
 
+/// Returns the layers of the registries, of which the last is a fallback.
+fn layers(merge: Merge) -> Vec<u8> {
+    merge.layers((1..=REGISTRIES).map(|registry| registry == REGISTRIES))
+}
+
+fn merge() -> impl Strategy<Value = Merge> {
+    prop_oneof![Just(Merge::Union), Just(Merge::First)]
+}
+
 /// Returns the text of the key with this number, in one of several groups.
 fn text(registry: u8, key: usize) -> String {
     let (name, endpoints) = (name(key), ENDPOINTS[key / NAMES.len()]);
@@ -64,8 +73,8 @@ enum ModelStep {
     ListServices { kind: ListKind, cut: Option<Index> },
     /// Lists one service of [`SERVICES`].
     ListService { name: usize, kind: ListKind },
-    /// Lists the names of [`SERVICES`].
-    ListNames { kind: ListKind },
+    /// Lists the names of [`SERVICES`], perhaps right after one of them is gone from the store.
+    ListNames { kind: ListKind, gone: Option<usize> },
     /// Reports the state of the connection.
     Connected { registry: u8, connected: bool },
     /// Replies to all lease checks.
@@ -104,7 +113,8 @@ fn step() -> impl Strategy<Value = ModelStep> {
             .prop_map(|(kind, cut)| ModelStep::ListServices { kind, cut }),
         4 => (0..NAMES.len(), kind())
             .prop_map(|(name, kind)| ModelStep::ListService { name, kind }),
-        2 => kind().prop_map(|kind| ModelStep::ListNames { kind }),
+        3 => (kind(), prop::option::of(0..NAMES.len()))
+            .prop_map(|(kind, gone)| ModelStep::ListNames { kind, gone }),
         1 => (registry(), any::<bool>())
             .prop_map(|(registry, connected)| ModelStep::Connected { registry, connected }),
         2 => any::<(u8, u8)>().prop_map(|(gone, alive)| ModelStep::LeaseReply { gone, alive }),
@@ -150,6 +160,7 @@ struct CatalogModel {
     now: Instant,
     /// The removal grace of each registry.
     graces: [Duration; REGISTRIES as usize],
+    merge: Merge,
     stores: Vec<Store>,
     lease_checks: Vec<(RegistryId, Vec<i64>)>,
     /// Descriptions of all services after the last settling.
@@ -157,9 +168,10 @@ struct CatalogModel {
 }
 
 impl CatalogModel {
-    fn new(graces: [Duration; REGISTRIES as usize]) -> Self {
+    fn new(graces: [Duration; REGISTRIES as usize], merge: Merge) -> Self {
         let mut settings = Settings::new(zones(), graces.len());
         settings.removal_graces = graces.to_vec();
+        settings.layers = layers(merge);
         let stores =
             (0..REGISTRIES).map(|_| Store { watching: true, ..Store::default() }).collect();
         let catalog = Catalog::new(settings);
@@ -167,6 +179,7 @@ impl CatalogModel {
             catalog,
             now: Instant::now(),
             graces,
+            merge,
             stores,
             lease_checks: Vec::new(),
             described: BTreeMap::new(),
@@ -212,7 +225,11 @@ impl CatalogModel {
             }
             ModelStep::List { registry, kind, cut } => self.list(registry, kind, cut),
             ModelStep::ListService { name, kind } => self.list_service(name, kind, false),
-            ModelStep::ListNames { kind } => {
+            ModelStep::ListNames { kind, gone } => {
+                let store = &mut self.stores[usize::from(SERVICES)];
+                let stays = |key: &usize| gone.is_none_or(|gone| name(*key) != NAMES[gone]);
+                store.keys.retain(|key, _| stays(key));
+                store.expired.retain(stays);
                 self.list_names(kind);
             }
             ModelStep::Connected { registry, connected } => {
@@ -381,6 +398,10 @@ impl CatalogModel {
             assert_eq!(self.described, describe(&services));
             assert_eq!(self.catalog.rejections().counts, rejections);
         }
+        // A held key, unknown to a new catalog, may keep an unsynced registry from being served.
+        if self.merge == Merge::First && !self.catalog.unsynced.is_empty() {
+            return;
+        }
         // With a grace, every reported key is present. Other keys are held, up to the grace.
         let all =
             |services: &mut dyn Iterator<Item = &Arc<Service>>| -> BTreeMap<(usize, String), bool> {
@@ -410,7 +431,7 @@ impl CatalogModel {
         let mut rejections: BTreeMap<Reason, u64> = BTreeMap::new();
         for (registry, store) in (0..).zip(&self.stores) {
             for put in store.reported.values() {
-                match expected_key(registry, put) {
+                match expected_key(registry, self.merge, put) {
                     Ok((base, key)) => {
                         for rejected in key.rejected() {
                             *rejections.entry(rejected.reason).or_default() += 1;
@@ -421,15 +442,15 @@ impl CatalogModel {
                 }
             }
         }
-        let services = bases
-            .into_iter()
-            .map(|(base, keys)| Arc::new(Service::new(&base, keys, Docker0::Drop)));
+        let rules = ServiceRules { docker0: Docker0::Drop, unsynced: self.catalog.unsynced };
+        let services =
+            bases.into_iter().map(|(base, keys)| Arc::new(Service::new(&base, keys, rules)));
         (services.collect(), rejections)
     }
 }
 
 /// Builds a key without the code under test, for the names that this test uses.
-fn expected_key(registry: u8, put: &Put) -> Result<(String, RegistryKey), Reason> {
+fn expected_key(registry: u8, merge: Merge, put: &Put) -> Result<(String, RegistryKey), Reason> {
     let registration = put.content.clone().map_err(|rejected| rejected.reason)?;
     let name = registration.id.name.to_lowercase();
     let (base, rank) = match name.rsplit_once('.') {
@@ -462,6 +483,7 @@ fn expected_key(registry: u8, put: &Put) -> Result<(String, RegistryKey), Reason
     let shared = SharedKeyFields {
         group: Arc::new(group),
         registry: id(registry),
+        layer: layers(merge)[usize::from(registry)],
         rank,
         held: false,
         layout: layout.unwrap_or_default(),
@@ -494,8 +516,9 @@ proptest! {
     #[test]
     fn without_grace_the_catalog_equals_one_built_from_scratch(
         steps in prop::collection::vec(step(), 1..60),
+        merge in merge(),
     ) {
-        let mut model = CatalogModel::new([Duration::ZERO; REGISTRIES as usize]);
+        let mut model = CatalogModel::new([Duration::ZERO; REGISTRIES as usize], merge);
         for step in steps {
             model.run(step);
         }
@@ -510,9 +533,10 @@ proptest! {
     fn after_the_grace_the_catalog_equals_one_built_from_scratch(
         steps in prop::collection::vec(step(), 1..60),
         graces in prop::array::uniform3(prop_oneof![Just(0), Just(12_000), 1..20_000_u64]),
+        merge in merge(),
     ) {
         let graces = graces.map(Duration::from_millis);
-        let mut model = CatalogModel::new(graces);
+        let mut model = CatalogModel::new(graces, merge);
         for step in steps {
             model.run(step);
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Catalog;
 use super::key::{Group, KeyLayout, RegistryKey, SharedKeyFields, UncommonFields};
 use super::mirror::{EntryState, instance_cost};
+use super::rules::OVERRIDE_LAYER;
 use crate::name::{Base, BaseError, Name, Zones, base_of};
 use crate::service::{Endpoint, Host, Put, Reason, Registration, RegistryId, Rejected, ServiceId};
 
@@ -44,7 +45,8 @@ impl Catalog {
         lease: i64,
         content: Registration,
     ) -> Result<(String, RegistryKey), Rejected> {
-        let Registration { id, mut endpoints, mut rejected, metadata } = content;
+        let Registration { id, mut endpoints, mut rejected, metadata, overrides } = content;
+        let layer = if overrides { OVERRIDE_LAYER } else { self.layer(registry) };
         let base = base_of(&id.name, &self.settings.zones).map_err(|error| {
             let reason = match error {
                 BaseError::NotDns => Reason::NAME_NOT_DNS,
@@ -54,10 +56,7 @@ impl Catalog {
             Rejected::new(&id.name, reason)
         })?;
         endpoints.retain(|endpoint| {
-            let reason = match &endpoint.host {
-                Host::Name(host) => reject_host(host, &self.settings.zones),
-                Host::V4(_) | Host::V6(_) => None,
-            };
+            let reason = reject_host(&endpoint.host, &self.settings.zones);
             rejected.extend(reason.map(|reason| Rejected::new(&endpoint.to_string(), reason)));
             reason.is_none()
         });
@@ -66,14 +65,14 @@ impl Catalog {
         }
         let last = self.last_shared.take().filter(|shared| {
             let same = shared.registry == registry
-                && shared.rank == base.rank
+                && (shared.layer, shared.rank) == (layer, base.rank)
                 && !shared.held
                 && shared.group.matches_id(&id);
             same && shared.layout.matches(text, &base.text, &endpoints)
         });
         let (shared, text) = match last {
             Some(shared) => (shared, None),
-            None => self.share_fields(registry, text, &id, &base, &endpoints),
+            None => self.share_fields((registry, layer), text, &id, &base, &endpoints),
         };
         self.last_shared = Some(Arc::clone(&shared));
         let is_uncommon = text.is_some() || !rejected.is_empty();
@@ -95,7 +94,7 @@ impl Catalog {
     /// Also returns the text of the key if no layout can express it.
     fn share_fields(
         &mut self,
-        registry: RegistryId,
+        (registry, layer): (RegistryId, u8),
         text: &str,
         id: &ServiceId,
         base: &Base,
@@ -106,7 +105,8 @@ impl Catalog {
             None => (KeyLayout::default(), Some(text.into())),
         };
         let group = self.groups.intern(Arc::new(Group::of(id)));
-        let shared = SharedKeyFields { group, registry, rank: base.rank, held: false, layout };
+        let shared =
+            SharedKeyFields { group, registry, layer, rank: base.rank, held: false, layout };
         (self.shared_fields.intern(Arc::new(shared)), text)
     }
 
@@ -161,8 +161,11 @@ impl Catalog {
     }
 }
 
-/// Returns the reason why a host name cannot be an endpoint's host, or `None`.
-fn reject_host(host: &str, zones: &Zones) -> Option<Reason> {
+/// Returns the reason why an endpoint's host cannot be served, or `None`.
+///
+/// An address can always be served, a host name unless it is malformed or in a served zone.
+pub fn reject_host(host: &Host, zones: &Zones) -> Option<Reason> {
+    let Host::Name(host) = host else { return None };
     match Name::from_text(host) {
         Ok(name) => zones.find(&name).map(|_| Reason::HOST_IN_ZONE),
         Err(_) => Some(Reason::HOST_MALFORMED),

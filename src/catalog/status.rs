@@ -15,34 +15,45 @@ pub struct RegistryStatus {
     pub disconnected: RegistrySet,
     /// The registries with held keys: removed by the registry, but still served.
     pub with_held_keys: RegistrySet,
+    /// All registries.
+    pub registries: RegistrySet,
     /// Number of held keys.
     pub held_keys: usize,
 }
 
 /// Reason why the data of a registry may be stale.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Staleness {
-    /// The registry is unreachable, and its last known data is served.
-    Disconnected,
     /// The registry has removed keys that are held, and so still served.
     Held,
+    /// The registry is unreachable, and its last known data is served.
+    Disconnected,
 }
 
 impl RegistryStatus {
-    /// Returns why data from these registries may be stale, or `None` if it is fresh.
+    /// Returns why an instance in these registries may be stale, or `None` if it is fresh.
+    ///
+    /// One registry whose data is fresh is enough.
     pub fn staleness_of(&self, registries: RegistrySet) -> Option<Staleness> {
-        if self.disconnected.intersects(registries) {
-            Some(Staleness::Disconnected)
-        } else {
-            self.with_held_keys.intersects(registries).then_some(Staleness::Held)
-        }
+        let is_stale = !registries.is_empty() && registries.is_subset_of(self.stale_registries());
+        is_stale.then(|| self.reason(registries))
     }
 
     /// Returns why the absence of data may be stale, or `None` if it is certain.
     ///
     /// Any stale registry could have the missing data.
     pub fn staleness(&self) -> Option<Staleness> {
-        self.staleness_of(self.stale_registries())
+        let stale = self.stale_registries();
+        (!stale.is_empty()).then(|| self.reason(stale))
+    }
+
+    /// Returns why the data of these registries, which are all stale, may be stale.
+    fn reason(&self, registries: RegistrySet) -> Staleness {
+        if self.disconnected.intersects(registries) {
+            Staleness::Disconnected
+        } else {
+            Staleness::Held
+        }
     }
 
     /// Returns the registries whose data may be stale.

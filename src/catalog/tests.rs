@@ -42,12 +42,13 @@ pub(super) fn registration(text: &str) -> Registration {
         endpoints: endpoints.collect(),
         rejected: Vec::new(),
         metadata: Arc::default(),
+        overrides: false,
     }
 }
 
 /// Builds the catalog's key from a key text, with the zones of [`zones`].
 pub(super) fn key(text: &str) -> RegistryKey {
-    let Registration { id, endpoints, rejected, metadata } = registration(text);
+    let Registration { id, endpoints, rejected, metadata, overrides: _ } = registration(text);
     let base = base_of(&id.name, &zones()).unwrap();
     let layout = KeyLayout::split(text, &base.text, &endpoints);
     let own_text = layout.is_none().then(|| text.into());
@@ -57,6 +58,7 @@ pub(super) fn key(text: &str) -> RegistryKey {
     let shared = SharedKeyFields {
         group,
         registry: RegistryId::FIRST,
+        layer: 1,
         rank: base.rank,
         held: false,
         layout: layout.unwrap_or_default(),
@@ -452,7 +454,7 @@ fn only_the_data_of_a_disconnected_registry_is_stale() {
     );
     assert_eq!(
         [&[0][..], &[1], &[0, 1], &[0, 2]].map(|registries| staleness(&test, registries)),
-        [None, Some(Staleness::Disconnected), Some(Staleness::Disconnected), None]
+        [None, Some(Staleness::Disconnected), None, None]
     );
     // Another registry is wiped, and its keys are held.
     test.apply(2, Change::Put(put("/service/d/n/other/latest/10.0.0.9:80", 0, 0)));

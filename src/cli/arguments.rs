@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{RegistryFlags, ServeFlags};
+use crate::config::{DiffFlags, RegistryFlags, ServeFlags};
 
 /// Serve a GoFrame service registry over DNS.
 #[derive(Debug, Parser)]
@@ -98,6 +98,16 @@ Exit codes:
   2  NAME is not registered
   4  no server is running")]
     Ls(LsArgs),
+    /// Compare the services of two registries.
+    ///
+    /// Read both once, without a running server. Compare services by registered name, deployment,
+    /// namespace, version, endpoint and metadata.
+    #[command(after_long_help = "\
+Exit codes:
+  0  the registries are equal
+  1  they differ
+  2  an error")]
+    Diff(DiffArgs),
     /// Print changes to services as they happen.
     #[command(after_long_help = "\
 Exit codes:
@@ -200,6 +210,23 @@ pub(super) struct LsArgs {
     /// Print JSON.
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DiffArgs {
+    /// First registry: the name of a configured one, or a URL.
+    #[arg(value_name = "A")]
+    pub(super) a: String,
+    /// Second registry: the name of a configured one, or a URL.
+    #[arg(value_name = "B")]
+    pub(super) b: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) file: ConfigFileArgs,
+    #[command(flatten)]
+    pub(super) flags: DiffFlags,
 }
 
 #[derive(Debug, Args)]

@@ -12,7 +12,11 @@ pub(super) fn run(location: &ServerLocation, command: CheckArgs) -> anyhow::Resu
     let rows = config.effective().iter().map(|EffectiveValue { path, value, origin, .. }| {
         [path.clone(), value.clone(), origin.to_string()]
     });
-    let mut text = output::columns(["KEY", "VALUE", "SOURCE"], rows);
+    let aliases = config
+        .aliases
+        .iter()
+        .map(|alias| [alias.path.clone(), alias.quoted_target(), alias.origin.to_string()]);
+    let mut text = output::columns(["KEY", "VALUE", "SOURCE"], rows.chain(aliases));
     if !config.secrets.is_empty() {
         text.push('\n');
     }

@@ -2,23 +2,15 @@
 
 use std::fmt::Write;
 use std::process::ExitCode;
-use std::time::Duration;
-
-use anyhow::bail;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::arguments::ExplainArgs;
 use super::client::AdminClient;
+use super::registries::{self, RegistryReading};
 use super::{FAILED_ANSWER, NOT_FOUND, ServerLocation, names, output};
 use crate::admin::ServerStatus;
 use crate::answer::{Explanation, TcpOmission};
-use crate::daemon::{PipelineHandles, RegistryPipeline};
 use crate::registry::name_at;
 use crate::wire::extended_error_text;
-
-/// Maximum wait until every registry has been read.
-const READ_TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(super) async fn run(
     location: &ServerLocation,
@@ -66,31 +58,7 @@ async fn explain_from_registries(
     let config = location.configure(command.file.config.as_deref(), command.flags.0)?;
     let name = names::complete(&command.name, &config.zones)?;
     let rtype = names::rtype(command.kind.as_deref(), &name)?;
-    let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
-    let _stop_at_the_end = stop.clone().drop_guard();
-    let (mut pipeline, PipelineHandles { answerer, states, .. }) =
-        RegistryPipeline::new(&config, &config.listen, None);
-    pipeline.start(&tracker, &stop);
-    let read = async {
-        while !states.iter().all(|state| state.report().synced)
-            || !answerer.registry_status().synced
-        {
-            if pipeline.next().await.is_none() {
-                break;
-            }
-        }
-    };
-    if tokio::time::timeout(READ_TIMEOUT, read).await.is_err() {
-        let unread = states.iter().filter(|state| !state.report().synced);
-        let reasons = unread.map(|state| {
-            format!("{state}: {}", state.report().error.as_deref().unwrap_or("no response"))
-        });
-        bail!(
-            "not every registry could be read within {} s: {}",
-            READ_TIMEOUT.as_secs(),
-            reasons.collect::<Vec<_>>().join("; ")
-        );
-    }
+    let RegistryReading { answerer, states } = registries::read(&config).await?;
     let payload = Some(command.payload).filter(|payload| *payload > 0);
     let mut explanation = answerer.explain(&name, rtype, payload, fastrand::u64(..));
     explanation.name_registries(|place| name_at(&states, place));
@@ -104,6 +72,7 @@ fn text(explanation: &Explanation) -> String {
         rtype,
         zone,
         elsewhere,
+        alias,
         parsed,
         interpretations,
         instances,
@@ -132,7 +101,7 @@ fn text(explanation: &Explanation) -> String {
         }
     };
     let zone = zone.as_ref().map(|zone| format!("in the zone {zone}"));
-    part("Name", zone.into_iter().chain(parsed.iter().cloned()).collect());
+    part("Name", zone.iter().chain(alias).chain(parsed).cloned().collect());
     let tried = interpretations
         .iter()
         .map(|tried| format!("{}: {}", tried.interpretation, tried.outcome))

@@ -10,7 +10,7 @@ use super::arguments::Arguments;
 /// Groups of `svcdns --help` with their commands, in the order shown.
 const GROUPS: [(&str, &[&str]); 4] = [
     ("Serve", &["serve", "demo", "register"]),
-    ("Ask", &["resolve", "explain", "ls", "watch"]),
+    ("Ask", &["resolve", "explain", "ls", "watch", "diff"]),
     ("Set up", &["check", "run", "install", "uninstall", "keep"]),
     ("Look after", &["status", "doctor"]),
 ];
@@ -22,8 +22,9 @@ const SHORT_ENDING: &str = "`svcdns COMMAND --help` shows the flags and exit cod
 const LONG_ENDING: &str = "\
 Exit codes:
   0   success; resolve, explain: there is an answer
-  1   an error; doctor: something is broken
-  2   resolve, explain, ls NAME: there is no such name, or no record of that type
+  1   an error; doctor: something is broken; diff: the registries differ
+  2   resolve, explain, ls NAME: there is no such name, or no record of that type;
+      diff: an error
   3   resolve, explain: the response is a failure (SERVFAIL, REFUSED, ...)
   4   no server is running, or it exited; install: start a server first
   64  the command line is invalid

@@ -292,6 +292,15 @@ fn differences(config: &Config, status: &ServerStatus) -> Vec<String> {
     if registries != followed {
         found.push(format!("it follows {}, not {}", followed.join(" "), registries.join(" ")));
     }
+    let aliases = config.answer(&[]).aliases;
+    let configured = aliases.iter().map(|(base, target)| (base, target.to_string()));
+    let served = status
+        .aliases
+        .iter()
+        .map(|alias| (&*alias.base, alias.service.clone().unwrap_or_else(|| alias.target.clone())));
+    if !configured.eq(served) {
+        found.push("it has other aliases".to_owned());
+    }
     if origin(config, "listen") != Origin::Default {
         let missing = |address: &&SocketAddr| {
             !address.ip().is_unspecified()
@@ -351,6 +360,10 @@ pub(super) fn settings(config: &Config) -> String {
             let _ = write!(text, "\n[{section}]\n");
         }
         let _ = writeln!(text, "{name} = {}", effective.value);
+    }
+    if !config.aliases.is_empty() {
+        let lines: String = config.aliases.iter().map(|alias| alias.line() + "\n").collect();
+        let _ = write!(text, "\n[alias]\n{lines}");
     }
     text
 }
@@ -422,6 +435,15 @@ mod tests {
         let config = Config::load(Some(&file), environment, &Flags::default()).unwrap();
         let text = settings(&config);
         (config, text)
+    }
+
+    #[test]
+    fn aliases_are_written_as_they_were() {
+        let written = "ttl = \"9s\"\n\n[alias]\nwww = 'Hello'\n\"db.svc\" = \"db.example.com.\"\n";
+        let (_, text) = reload(written, &[]);
+        let section = "\n\n[alias]\n\"www\" = \"Hello\"\n\"db.svc\" = \"db.example.com.\"\n";
+        assert!(text.ends_with(section), "{text}");
+        assert_eq!(reload(&text, &[]).1, text);
     }
 
     #[test]

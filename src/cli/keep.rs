@@ -63,7 +63,7 @@ struct Keeper<'a> {
     errors: AttemptPace,
     /// Time since which the file has been empty or incomplete.
     unfinished_since: Option<Instant>,
-    /// The end of the pause before the line is put back.
+    /// The end of the pause before the line is restored.
     pause_end: Option<Instant>,
     /// The last warning, which is not repeated.
     last_warning: String,
@@ -156,7 +156,7 @@ impl<'a> Keeper<'a> {
         (since.elapsed() < UNFINISHED_WAIT).then_some(RETRY_PAUSE)
     }
 
-    /// Returns the rest of the pause before the line is put back, if there is one.
+    /// Returns the rest of the pause before the line is restored, if there is one.
     ///
     /// The file is read again during and after the pause, because it may change further.
     fn restoration_wait(&mut self, lost: &LostLine) -> Option<Duration> {
@@ -169,7 +169,7 @@ impl<'a> Keeper<'a> {
         (now < end).then(|| end - now)
     }
 
-    /// Returns the pause before the line is put back, and logs why there is one.
+    /// Returns the pause before the line is restored, and logs why there is one.
     fn begin_pause(&mut self, now: Instant, lost: &LostLine) -> Duration {
         let pause = self.restorations.pause(now);
         if let Some(times) = self.restorations.fight() {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::arguments::LsArgs;
 use super::client::{AdminClient, percent_encode};
 use super::{NOT_FOUND, ServerLocation, names, output};
-use crate::admin::{ConflictView, RejectionsView, ServerStatus, ServiceView};
+use crate::admin::{AliasView, ConflictView, RejectionsView, ServerStatus, ServiceView};
 
 pub(super) async fn run(location: &ServerLocation, command: LsArgs) -> anyhow::Result<ExitCode> {
     let client = AdminClient::find(location).await?;
@@ -21,7 +21,11 @@ pub(super) async fn run(location: &ServerLocation, command: LsArgs) -> anyhow::R
         (None, ..) => "/v1/services".to_owned(),
     };
     let json = client.get_text(&path).await?;
-    let found = command.name.is_none() || json != "[]";
+    let base = command.name.as_ref().map(|name| names::base(name, &zones)).transpose()?;
+    let aliases = aliases_of(&status, base.as_deref());
+    // The service of an alias may not be registered; an outside name is no service.
+    let is_outside = base.is_some() && aliases.iter().any(|alias| alias.service.is_none());
+    let found = command.name.is_none() || json != "[]" || is_outside;
     let text = if command.json {
         json + "\n"
     } else if command.rejected {
@@ -29,7 +33,12 @@ pub(super) async fn run(location: &ServerLocation, command: LsArgs) -> anyhow::R
     } else if command.conflicts {
         conflicts(&serde_json::from_str::<Vec<ConflictView>>(&json)?)
     } else {
-        services(&serde_json::from_str::<Vec<ServiceView>>(&json)?, &status)
+        let services = services(&serde_json::from_str::<Vec<ServiceView>>(&json)?, &status);
+        match (aliases.is_empty(), json == "[]") {
+            (true, _) => services,
+            (false, true) => format_aliases(&aliases),
+            (false, false) => services + "\n" + &format_aliases(&aliases),
+        }
     };
     output::print(&text)?;
     if status.registries.iter().any(|registry| !registry.synced) {
@@ -40,6 +49,11 @@ pub(super) async fn run(location: &ServerLocation, command: LsArgs) -> anyhow::R
         );
     }
     if let (false, Some(name)) = (found, &command.name) {
+        let mut own = aliases.iter().filter(|alias| Some(&*alias.base) == base.as_deref());
+        if let Some(AliasView { base, service: Some(service), .. }) = own.next() {
+            output::complain(&format!("{base} is an alias of {service}, which is not registered"));
+            return Ok(NOT_FOUND.into());
+        }
         let suggestion = client.suggest(&names::complete(name, &zones)?).await;
         output::complain(&names::unknown_service(name, suggestion.as_deref()));
         return Ok(NOT_FOUND.into());
@@ -73,7 +87,7 @@ fn services(services: &[ServiceView], status: &ServerStatus) -> String {
                 scope,
                 endpoint.version.clone(),
                 endpoint.weight.to_string(),
-                escape_controls(&notes.join("; ")),
+                output::escape_controls(&notes.join("; ")),
             ]);
         }
     }
@@ -81,6 +95,36 @@ fn services(services: &[ServiceView], status: &ServerStatus) -> String {
         ["NAME", "ENDPOINT", "DEPLOYMENT/NAMESPACE", "VERSION", "WEIGHT", "NOTES"],
         rows,
     )
+}
+
+/// Returns the aliases with this base, and those of the service with this base; or all.
+fn aliases_of<'s>(status: &'s ServerStatus, base: Option<&str>) -> Vec<&'s AliasView> {
+    let is_listed = |alias: &&AliasView| {
+        base.is_none_or(|base| alias.base == base || alias.service.as_deref() == Some(base))
+    };
+    status.aliases.iter().filter(is_listed).collect()
+}
+
+fn format_aliases(aliases: &[&AliasView]) -> String {
+    let rows = aliases.iter().map(|alias| {
+        let mut notes = Vec::new();
+        if alias.service.is_none() {
+            notes.push("outside the served zones (CNAME)".to_owned());
+        }
+        match (&alias.service, alias.registered) {
+            (Some(_), false) => notes.push("not registered".to_owned()),
+            (None, true) => notes.push(
+                "a service has this name, too: write the target with its zone for the service"
+                    .to_owned(),
+            ),
+            (Some(_), true) | (None, false) => {}
+        }
+        if alias.replaces {
+            notes.push(format!("replaces the registered service {}", alias.base));
+        }
+        [alias.name.clone(), alias.target.clone(), notes.join("; ")]
+    });
+    output::columns(["ALIAS", "TARGET", "NOTES"], rows)
 }
 
 fn rejected(view: &RejectionsView, status: &ServerStatus) -> String {
@@ -93,7 +137,8 @@ fn rejected(view: &RejectionsView, status: &ServerStatus) -> String {
     }
     for listed in &view.listed {
         let part = if listed.endpoint_only { "an endpoint of " } else { "" };
-        let (key, found) = (escape_controls(&listed.key), escape_controls(&listed.found));
+        let (key, found) =
+            (output::escape_controls(&listed.key), output::escape_controls(&listed.found));
         let _ = write!(text, "\n{part}{key}\n  {found}: {}", listed.message);
         if status.registries.len() > 1 {
             let _ = write!(text, " [in {}]", listed.registry_name);
@@ -113,14 +158,7 @@ fn conflicts(conflicts: &[ConflictView]) -> String {
     let rows = conflicts.iter().map(|conflict| {
         let scope = format!("{}/{}", conflict.deployment, conflict.namespace);
         [&conflict.name, &conflict.kind, &conflict.winner, &conflict.loser, &scope]
-            .map(|text| escape_controls(text))
+            .map(|text| output::escape_controls(text))
     });
     output::columns(["NAME", "KIND", "WINNER", "LOSER", "DEPLOYMENT/NAMESPACE"], rows)
-}
-
-/// Escapes control characters, which a terminal might interpret.
-fn escape_controls(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
-        .collect()
 }

@@ -6,6 +6,7 @@ mod arguments;
 mod check;
 mod client;
 mod demo;
+mod diff;
 mod doctor;
 mod explain;
 mod help;
@@ -18,6 +19,7 @@ mod output;
 mod outside_names;
 mod privilege;
 mod register;
+mod registries;
 mod resolve;
 mod run;
 mod serve;
@@ -44,6 +46,12 @@ const NOT_FOUND: u8 = 2;
 
 /// Exit code if the response code is an error other than NXDOMAIN.
 const FAILED_ANSWER: u8 = 3;
+
+/// Exit code of `diff` if the registries differ, as of diff(1).
+const DIFFERENT: u8 = 1;
+
+/// Exit code of `diff` if the registries could not be compared, as of diff(1).
+const DIFF_FAILED: u8 = 2;
 
 /// Exit code if no server is running.
 const NOT_REACHED: u8 = 4;
@@ -103,6 +111,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         CliCommand::Resolve(command) => block_on(resolve::run(&location, command)),
         CliCommand::Explain(command) => block_on(explain::run(&location, command)),
         CliCommand::Ls(command) => block_on(ls::run(&location, command)),
+        CliCommand::Diff(command) => block_on(async { Ok(diff::run(&location, command).await) }),
         CliCommand::Watch(command) => block_on(watch::run(&location, command)),
 
         CliCommand::Check(command) => check::run(&location, command),

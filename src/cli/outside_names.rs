@@ -36,7 +36,7 @@ pub(super) struct OutsideNames {
 impl OutsideNames {
     /// Looks up several names: hosts of registries, search domains, and public names.
     ///
-    /// Each of them once, and until `patience` is over if none is found.
+    /// Each is looked up once; if none is found, all are looked up again until `patience` is over.
     pub(super) async fn look_up(
         root: &Root,
         config: &Config,
@@ -59,9 +59,9 @@ impl OutsideNames {
         if self.found.is_empty() {
             bail!(
                 "already installed, and nothing was changed. The names of svcdns resolve, but none \
-                 of these names outside its zones does: {}. If this machine has a network, check \
-                 that the upstreams of svcdns answer (`upstream`, `svcdns doctor`), or restore the \
-                 former name servers with `sudo svcdns uninstall`",
+                 of these names outside its zones does: {}. If this machine has a network, \
+                 `svcdns doctor` finds the cause; `sudo svcdns uninstall` restores the former name \
+                 servers",
                 self.tried.join(", ")
             );
         }

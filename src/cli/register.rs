@@ -49,7 +49,7 @@ pub(super) async fn run(command: RegisterArgs) -> anyhow::Result<ExitCode> {
     };
 
     let (stop, mut registrations) = (CancellationToken::new(), JoinSet::new());
-    for registry in config.registries {
+    for registry in config.registries.into_iter().filter(|registry| registry.source.is_writable()) {
         registrations.spawn(keep_registered(registry, registrant.clone(), stop.clone()));
     }
     let ended = wait_for_end(child, signals, &mut registrations, &stop).await;

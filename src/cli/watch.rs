@@ -17,6 +17,13 @@ pub(super) async fn run(location: &ServerLocation, command: WatchArgs) -> anyhow
         .as_ref()
         .map(|name| names::base(name, &names::zones(&status.zones)?))
         .transpose()?;
+    // The events of an alias are those of its service.
+    let service_of = |base: String| {
+        let mut aliases = status.aliases.iter();
+        let alias = aliases.find(|alias| alias.base == base);
+        alias.and_then(|alias| alias.service.clone()).unwrap_or(base)
+    };
+    let wanted = wanted.map(service_of);
     let mut lines = client.stream("/v1/watch").await?;
     while let Some(line) = lines.next().await? {
         let event: EventView = serde_json::from_str(&line)?;

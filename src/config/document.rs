@@ -2,8 +2,10 @@
 
 use std::fmt::Write;
 
+use super::aliases::ALIAS;
 use super::key::Key;
 use super::registry::{KINDS, URL, kind_of};
+use super::static_services::{REQUIRED, STATIC_KEYS};
 use super::table::KEYS;
 
 /// Maximum length of a comment line in the template, in characters.
@@ -55,6 +57,22 @@ pub fn registry_markdown() -> String {
     text
 }
 
+/// Returns the table of the keys of a static service in Markdown.
+pub fn static_markdown() -> String {
+    let mut text = String::from("| key in `[[static]]` | form | if omitted | meaning |\n");
+    text.push_str("|---|---|---|---|\n");
+    for key in STATIC_KEYS {
+        let omitted = match key {
+            key if REQUIRED.contains(key) => "an error".to_owned(),
+            key if key.if_empty.is_empty() => format!("`{}`", key.default),
+            key => key.if_empty.to_owned(),
+        };
+        let (name, meaning) = (key.name, key.meaning);
+        let _ = writeln!(text, "| `{name}` | {} | {omitted} | {meaning} |", form(key));
+    }
+    text
+}
+
 /// Returns a configuration file with every key.
 ///
 /// Each key is commented out with its default (`#key = default`), below its meaning (`# …`).
@@ -79,6 +97,13 @@ pub fn template() -> String {
         wrap(&mut text, &format!("{} ({notes})", key.meaning));
         let _ = writeln!(text, "#{} = {}", key.name, key.default);
     }
+    text.push('\n');
+    wrap(
+        &mut text,
+        "Further names of services, and names of hosts outside the zones; see \
+         docs/registries/aliases.md.",
+    );
+    let _ = writeln!(text, "#[{ALIAS}]\n#\"www\" = \"hello\"\n#\"db\" = \"db.example.com\"");
     for (at, kind) in KINDS.iter().enumerate() {
         text.push('\n');
         let name = if at == 0 { "main" } else { kind.name };
@@ -95,6 +120,19 @@ pub fn template() -> String {
             let value = if key == URL { &example } else { key.default };
             let _ = writeln!(text, "#{} = {value}", key.name);
         }
+    }
+    text.push('\n');
+    let heading = "A static service, for a program that cannot register; a table for each. `name` \
+                   and `endpoints` are required; an omitted key has the value shown, or that of \
+                   the key of the same name from above.";
+    wrap(&mut text, heading);
+    text.push_str("#[[static]]\n");
+    for key in STATIC_KEYS {
+        let value = match key.name {
+            "namespace" | "deployment" => "\"default\"",
+            _ => key.default,
+        };
+        let _ = writeln!(text, "#{} = {value}", key.name);
     }
     text
 }

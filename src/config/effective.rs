@@ -56,8 +56,10 @@ fn format_value(layers: &Layers, key: &Key) -> String {
         ValueForm::TextOrNumber if layers.one(key).text.parse::<i64>().is_ok() => {
             layers.one(key).text
         }
-        ValueForm::Text | ValueForm::Duration | ValueForm::Size | ValueForm::TextOrNumber => {
-            quoted(&shown(&layers.one(key)))
-        }
+        ValueForm::Text
+        | ValueForm::Duration
+        | ValueForm::Size
+        | ValueForm::TextOrNumber
+        | ValueForm::Table => quoted(&shown(&layers.one(key))),
     }
 }

@@ -6,63 +6,70 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
+use super::aliases::{ALIAS, ConfiguredAlias};
 use super::error::{ConfigError, Origin, nearest};
-use super::key::{Key, SecretKey, ValueForm, section_path};
-use super::keys;
-use super::layers::{Layer, RawValue, Setting};
+use super::key::{STATIC, SecretKey, section_path};
+use super::layers::{Layer, Setting};
 use super::registry::{KINDS, RegistryEntry, RegistryKind, URL, kind_of_url, secrets};
+use super::static_services::StaticEntry;
 use super::table::KEYS;
+use super::toml_file::{ConfigFile, REGISTRY, in_order, line_and_column};
 use crate::service::InvalidRegistryName;
 
-/// Prefix of the names of registry sections, without the dot.
-const REGISTRY: &str = "registry";
+/// The content of a file.
+#[derive(Debug, Default)]
+pub(super) struct FileContent {
+    /// The keys outside the sections of registries and the tables of static services.
+    pub(super) layer: Layer,
+    /// The sections of registries.
+    pub(super) registries: Vec<RegistryEntry>,
+    /// The tables of static services.
+    pub(super) statics: Vec<StaticEntry>,
+    /// The entries of the section `[alias]`.
+    pub(super) aliases: Vec<ConfiguredAlias>,
+}
 
-/// Parses a file: its keys and its registry sections. Only messages use `path`.
-pub(super) fn read(path: &Path, text: &str) -> Result<(Layer, Vec<RegistryEntry>), ConfigError> {
+/// Parses a file. Only messages use `path`.
+pub(super) fn read(path: &Path, text: &str) -> Result<FileContent, ConfigError> {
     ConfigFile { path, text }.read()
 }
 
-/// Converts a byte offset to a line and a column in characters, both from 1.
-fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
-    let before = text.get(..offset).unwrap_or(text);
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().map_or(0, |line| line.chars().count()) + 1;
-    (line, column)
-}
-
-/// A configuration file to parse.
-struct ConfigFile<'a> {
-    path: &'a Path,
-    text: &'a str,
-}
-
 impl ConfigFile<'_> {
-    fn read(&self) -> Result<(Layer, Vec<RegistryEntry>), ConfigError> {
+    fn read(&self) -> Result<FileContent, ConfigError> {
         let table = DeTable::parse(self.text).map_err(|error| self.syntax_error(&error))?;
-        let (mut layer, mut registries) = (Layer::new(), Vec::new());
+        let mut content = FileContent::default();
+        let FileContent { layer, registries, statics, aliases } = &mut content;
         for (name, value) in in_order(table.get_ref()) {
             let section = name.get_ref().as_ref();
             match value.get_ref() {
                 DeValue::Table(inner) if section == REGISTRY => {
-                    registries = self.registries(name, inner)?;
+                    *registries = self.registries(name, inner)?;
+                }
+                _ if section == STATIC => *statics = StaticEntry::all(self, name, value)?,
+                DeValue::Table(inner) if section == ALIAS => {
+                    let entry = |(name, value)| {
+                        ConfiguredAlias::of_entry(name, value, |at| self.origin(at))
+                    };
+                    *aliases = in_order(inner).map(entry).collect::<Result<_, _>>()?;
+                }
+                // `alias = …` or `[[alias]]`
+                _ if section == ALIAS => {
+                    let why = "expected one section [alias] with lines such as \"www\" = \"hello\"";
+                    let (origin, key) = (self.origin(name.span().start), ALIAS.to_owned());
+                    return Err(ConfigError::Invalid { origin, key, why: why.to_owned() });
                 }
                 DeValue::Table(inner) if KEYS.iter().any(|key| key.section == section) => {
                     for (name, value) in in_order(inner) {
-                        self.entry(&mut layer, section, name, value)?;
+                        self.entry(layer, section, name, value)?;
                     }
                 }
                 DeValue::Table(inner) if KEYS.iter().all(|key| key.name != section) => {
                     return Err(self.unknown_section(name, inner));
                 }
-                _ => self.entry(&mut layer, "", name, value)?,
+                _ => self.entry(layer, "", name, value)?,
             }
         }
-        Ok((layer, registries))
-    }
-
-    fn origin(&self, offset: usize) -> Origin {
-        let (line, column) = line_and_column(self.text, offset);
-        Origin::File { path: self.path.to_owned(), line, column }
+        Ok(content)
     }
 
     /// Returns the error for text that is not valid TOML.
@@ -126,8 +133,8 @@ impl ConfigFile<'_> {
             let section = format!("{section}.{subsection}");
             return ConfigError::UnknownSection { origin, section, suggestion };
         }
-        let sections = KEYS.iter().map(|key| key.section.to_owned());
-        let sections = sections.filter(|section| !section.is_empty());
+        let sections = KEYS.iter().map(|key| key.section).chain([ALIAS]);
+        let sections = sections.filter(|section| !section.is_empty()).map(str::to_owned);
         let registry = || inner.contains_key(URL.name).then(|| format!("{REGISTRY}.{section}"));
         let suggestion = nearest(section, sections).or_else(registry);
         let suggestion = suggestion.map(|section| format!("[{section}]"));
@@ -278,67 +285,6 @@ impl ConfigFile<'_> {
         layer.insert(key, Setting { key: path, origin, items });
         Ok(())
     }
-
-    /// Reads the value of a key. `path` is the key as written.
-    fn items(
-        &self,
-        key: &Key,
-        path: &str,
-        value: &Spanned<DeValue<'_>>,
-    ) -> Result<Vec<RawValue>, ConfigError> {
-        if let (ValueForm::List, DeValue::Array(array)) = (key.form, value.get_ref()) {
-            return array
-                .iter()
-                .map(|item| match item.get_ref() {
-                    DeValue::String(text) => Ok(self.raw_value(path, text, item)),
-                    _ => Err(self.wrong_type(key, path, item)),
-                })
-                .collect();
-        }
-        let text = match (key.form, value.get_ref()) {
-            (
-                ValueForm::Text
-                | ValueForm::Duration
-                | ValueForm::Size
-                | ValueForm::TextOrNumber
-                | ValueForm::List,
-                DeValue::String(text),
-            ) => text.to_string(),
-            (ValueForm::Number | ValueForm::TextOrNumber, DeValue::Integer(number)) => {
-                i64::from_str_radix(number.as_str(), number.radix())
-                    .map_or_else(|_| number.as_str().to_owned(), |number| number.to_string())
-            }
-            (ValueForm::Bool, DeValue::Boolean(value)) => value.to_string(),
-            _ => return Err(self.wrong_type(key, path, value)),
-        };
-        Ok(vec![self.raw_value(path, &text, value)])
-    }
-
-    fn raw_value(&self, path: &str, text: &str, value: &Spanned<DeValue<'_>>) -> RawValue {
-        RawValue {
-            key: path.to_owned(),
-            text: text.to_owned(),
-            origin: self.origin(value.span().start),
-        }
-    }
-
-    /// Returns the error for a value of the wrong type.
-    fn wrong_type(&self, key: &Key, path: &str, value: &Spanned<DeValue<'_>>) -> ConfigError {
-        let found = value.get_ref();
-        let mut why = format!(
-            "expected {}, found a value of type {}",
-            key.form.description(),
-            found.type_str()
-        );
-        // Other programs write a list of sections in this form, `[[registry]]`.
-        if key == keys::REGISTRY && found.is_table() {
-            why = format!(
-                "a registry with keys of its own needs a section with a name, such as \
-                 [{REGISTRY}.main]"
-            );
-        }
-        ConfigError::Invalid { origin: self.origin(value.span().start), key: path.to_owned(), why }
-    }
 }
 
 /// Returns the error for a secret in the configuration file.
@@ -357,13 +303,4 @@ fn secret_in_file(
          file named by {file}, or in the environment variable {variable}"
     );
     ConfigError::Invalid { origin, key, why }
-}
-
-/// Iterates in the order of the file, so that the first error is reported.
-fn in_order<'a, 'i>(
-    table: &'a DeTable<'i>,
-) -> impl Iterator<Item = (&'a Spanned<DeString<'i>>, &'a Spanned<DeValue<'i>>)> {
-    let mut entries: Vec<_> = table.iter().collect();
-    entries.sort_by_key(|(name, _)| name.span().start);
-    entries.into_iter()
 }

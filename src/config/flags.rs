@@ -61,6 +61,10 @@ pub struct ServeFlags(pub Flags);
 #[derive(Clone, Debug, Default)]
 pub struct RegistryFlags(pub Flags);
 
+/// Flags for the keys that a command needs to read a registry.
+#[derive(Clone, Debug, Default)]
+pub struct DiffFlags(pub Flags);
+
 /// Returns whether a key is in [`ServeFlags`].
 fn is_serve_flag(key: &Key) -> bool {
     !key.is_directory()
@@ -70,6 +74,11 @@ fn is_serve_flag(key: &Key) -> bool {
 fn is_registry_flag(key: &Key) -> bool {
     let general = [keys::REGISTRY, keys::DEPLOYMENT, keys::NAMESPACE, keys::LOG];
     kind_of(key).is_some() || general.contains(&key)
+}
+
+/// Returns whether a key is in [`DiffFlags`].
+fn is_diff_flag(key: &Key) -> bool {
+    kind_of(key).is_some() || key == keys::HEADS
 }
 
 /// Returns the help text of a key for a command that writes to registries.
@@ -139,4 +148,5 @@ macro_rules! flags {
 }
 
 flags!(ServeFlags, is_serve_flag, |key: &Key| key.meaning);
+flags!(DiffFlags, is_diff_flag, |key: &Key| key.meaning);
 flags!(RegistryFlags, is_registry_flag, registry_meaning);

@@ -4,11 +4,14 @@ use std::collections::HashMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use super::aliases::ConfiguredAlias;
 use super::error::{ConfigError, Origin, nearest};
+use super::file::FileContent;
 use super::flags::Flags;
 use super::key::{Key, REGISTRY_PREFIX, ValueForm};
 use super::layers::{Layer, Layers, RawValue, SecretVariable, Setting};
 use super::registry::{RegistryEntry, RegistryVariables, secrets, split_urls};
+use super::static_services::StaticEntry;
 use super::table::KEYS;
 use super::{DEFAULT_FILE, file, keys, registry};
 use crate::registry::Secret;
@@ -23,8 +26,12 @@ pub(super) struct MergedSources {
     pub(super) layers: Layers,
     /// The registries to follow; empty for the default registry.
     pub(super) registries: Vec<RegistryEntry>,
+    /// The static services.
+    pub(super) statics: Vec<StaticEntry>,
     /// Environment variables with the secrets of single registries.
     pub(super) variables: RegistryVariables,
+    /// The aliases of the file.
+    pub(super) aliases: Vec<ConfiguredAlias>,
 }
 
 /// Reads the file and merges all sources.
@@ -39,13 +46,14 @@ pub(super) fn gather(
     }
     let EnvironmentVariables { layer: mut variables, secrets, mut of_registries, file } =
         from_environment;
-    let (mut file, sections) = read_file(path.map(Path::to_owned).or(file))?;
+    let FileContent { layer: mut file, registries: sections, statics, aliases } =
+        read_file(path.map(Path::to_owned).or(file))?;
     let mut given = Layer::new();
     for (key, values) in &flags.given {
         let origin = Origin::Flag(key.flag());
         given.insert(key, setting(key, values.iter().map(String::as_str), &origin));
     }
-    let (mut defaults, _) = file::read(Path::new("the defaults"), &defaults_as_toml())?;
+    let mut defaults = file::read(Path::new("the defaults"), &defaults_as_toml())?.layer;
     let registries = {
         // A list from a flag or variable replaces the sections and the lists of other sources.
         let lists = [&given, &variables, &file].map(|layer| layer.get(keys::REGISTRY));
@@ -68,7 +76,9 @@ pub(super) fn gather(
     Ok(MergedSources {
         layers: Layers::new(settings, secrets),
         registries,
+        statics,
         variables: of_registries,
+        aliases,
     })
 }
 
@@ -147,14 +157,14 @@ fn defaults_as_toml() -> String {
     text
 }
 
-/// Reads keys and registry sections of a file; by default, of [`DEFAULT_FILE`].
-fn read_file(path: Option<PathBuf>) -> Result<(Layer, Vec<RegistryEntry>), ConfigError> {
+/// Reads a file; by default, [`DEFAULT_FILE`] if it exists.
+fn read_file(path: Option<PathBuf>) -> Result<FileContent, ConfigError> {
     let implicit = path.is_none();
     let path = path.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
     match std::fs::read_to_string(&path) {
         Ok(text) => file::read(&path, &text),
         Err(error) if implicit && error.kind() == std::io::ErrorKind::NotFound => {
-            Ok((Layer::new(), Vec::new()))
+            Ok(FileContent::default())
         }
         Err(error) => Err(ConfigError::Unreadable { path, error, implicit }),
     }

@@ -38,6 +38,8 @@ pub enum ValueForm {
     Size,
     /// A string or an integer.
     TextOrNumber,
+    /// A table of values.
+    Table,
 }
 
 impl ValueForm {
@@ -51,6 +53,7 @@ impl ValueForm {
             Self::Duration => "duration",
             Self::Size => "size",
             Self::TextOrNumber => "string or integer",
+            Self::Table => "table",
         }
     }
 
@@ -64,6 +67,7 @@ impl ValueForm {
             Self::Duration => "a duration such as \"12s\"",
             Self::Size => "a size such as \"32MiB\"",
             Self::TextOrNumber => "a string or an integer",
+            Self::Table => "a table such as { weight = 5 }",
         }
     }
 }
@@ -132,6 +136,9 @@ impl SecretKey {
 pub(super) fn section_path(registry: &str, key: &str) -> String {
     format!("registry.{registry}.{key}")
 }
+
+/// Name of the tables of static services, and of the registry of all of them.
+pub(super) const STATIC: &str = "static";
 
 /// Prefix of environment variables for one registry; the registry's name follows.
 pub(super) const REGISTRY_PREFIX: &str = "SVCDNS_REGISTRY_";

@@ -13,6 +13,9 @@ keys! { GENERAL:
         => "GoFrame's `gsvc` in the temp directory, if root or the server's user owns it"
         "Follow these registries. To give a registry its own settings, such as a user, replace \
          this list with one section `[registry.NAME]` per registry in the file.";
+    MERGE = "" "merge" Text "union|first" "`union` or `first`" r#""union""#
+        "If several registries hold a name, serve the instances of all of them (`union`), equal \
+         endpoints once, or only those of the first in the order of the configuration (`first`).";
     ZONE = "" "zone" List "NAME" "domain names" r#"["svc"]"#
         "Serve these zones, each with all services. SRV targets and PTR names are in the first \
          zone.";
@@ -44,9 +47,9 @@ keys! { GENERAL:
     MAX_KEYS = "" "max-keys" Number "N" "keys, 1 to 268435455" "2000000"
         "Limit on keys per registry; further ones are rejected.";
     TCP_CONNECTIONS = "" "tcp-connections" Number "N" "connections, 1 to 65535" "4096"
-        "Limit on open connections over TCP, TLS and QUIC together, and at most half of the \
-         open-file limit (RLIMIT_NOFILE). At the limit, a new connection replaces one that is idle \
-         or stalled.";
+        "Limit on open connections over TCP, TLS and QUIC together; at most half of the open-file \
+         limit (RLIMIT_NOFILE). At the limit, a new connection replaces one that is idle or \
+         stalled.";
     TCP_CONNECTIONS_PER_SOURCE = "" "tcp-connections-per-source" Number "N"
         "connections, 1 to 65535" "1024"
         "Limit on open connections of one client address.";

@@ -3,6 +3,7 @@
 //! Flags override the environment, which overrides the file, which overrides the defaults. Each
 //! value keeps its origin ([`Config::effective`]).
 
+mod aliases;
 mod directories;
 mod document;
 mod effective;
@@ -18,16 +19,19 @@ mod read;
 mod registry;
 mod secret;
 mod settings;
+mod static_services;
 mod table;
+mod toml_file;
 mod upstream;
 mod values;
 mod warning;
 
+pub use aliases::ConfiguredAlias;
 pub use directories::runtime_directories;
-pub use document::{markdown, registry_markdown, template};
+pub use document::{markdown, registry_markdown, static_markdown, template};
 pub use effective::EffectiveValue;
 pub use error::{ConfigError, Origin};
-pub use flags::{Flags, RegistryFlags, ServeFlags};
+pub use flags::{DiffFlags, Flags, RegistryFlags, ServeFlags};
 pub use gather::CONFIG_VARIABLE;
 pub use key::{Key, SecretKey, ValueForm};
 pub use secret::{ConfiguredSecret, SecretPlace};
@@ -40,8 +44,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::answer::Answers;
-use crate::catalog::Docker0;
+use crate::answer::{Aliases, Answers};
+use crate::catalog::{Docker0, Merge};
 use crate::name::{Name, Zones};
 use crate::registry::NamedSource;
 use crate::server::EncryptedSettings;
@@ -58,9 +62,15 @@ pub struct Config {
     /// Networks that may query, in addition to loopback.
     pub allow: Vec<IpNet>,
     /// Registries to follow, from 1 to [`crate::service::MAX_REGISTRIES`].
+    ///
+    /// The last is that of the static services, if there are any.
     pub registries: Vec<NamedSource>,
+    /// Combination of the registries' instances of one name.
+    pub merge: Merge,
     /// Served zones.
     pub zones: Zones,
+    /// The aliases as written.
+    pub aliases: Vec<ConfiguredAlias>,
     /// GoFrame deployment of names that do not contain one.
     pub deployment: String,
     /// GoFrame namespace of names that do not contain one.
@@ -113,6 +123,8 @@ pub struct Config {
     pub secrets: Vec<ConfiguredSecret>,
     /// Problems that do not keep the server from starting.
     pub warnings: Vec<ConfigWarning>,
+    /// The checked aliases.
+    alias_targets: Aliases,
     effective: Vec<EffectiveValue>,
 }
 
@@ -150,7 +162,7 @@ impl Config {
         read::read(&gather::gather(file, environment, flags)?)
     }
 
-    /// Returns the values of all keys, then the values of each registry's section.
+    /// Returns the values of all keys, then those of each registry's section and static service.
     pub fn effective(&self) -> &[EffectiveValue] {
         &self.effective
     }

@@ -19,9 +19,9 @@ use super::values::{
     boolean, domain, duration, invalid, key_segment, list, number, one, path, removal_grace,
 };
 use super::warning::ConfigWarning;
-use super::{Config, directories, encrypted, keys, registry, upstream};
+use super::{Config, aliases, directories, encrypted, keys, registry, static_services, upstream};
 use crate::answer::Answers;
-use crate::catalog::{Docker0, MAX_INSTANCES_PER_SERVICE, MAX_KEYS};
+use crate::catalog::{Docker0, MAX_INSTANCES_PER_SERVICE, MAX_KEYS, Merge};
 use crate::name::{Name, Zones};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -30,17 +30,24 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 /// Parses every key, then checks keys against each other.
 pub(super) fn read(sources: &MergedSources) -> Result<Config, ConfigError> {
-    let MergedSources { layers, registries, variables } = sources;
+    let MergedSources { layers, registries, statics, variables, aliases } = sources;
     let count = |key, max| one(layers, key, |text| number(text, max));
     let between = |key, min, max| one(layers, key, |text| duration(text, min, max));
     let registries = registry::read(layers, registries, variables)?;
     // This default is checked even if each registry has its own value.
     removal_grace(layers)?;
+    let zones = zones(layers)?;
+    let (static_services, effective_statics) =
+        static_services::read(statics, layers, &zones, &registries)?;
+    let named = registries.iter().map(|registry| registry.source.clone());
     let config = Config {
+        alias_targets: aliases::read(aliases, &zones)?,
+        aliases: aliases.clone(),
         listen: list(layers, keys::LISTEN, socket_address)?,
         allow: list(layers, keys::ALLOW, network)?,
-        registries: registries.iter().map(|registry| registry.source.clone()).collect(),
-        zones: zones(layers)?,
+        registries: named.chain(static_services).collect(),
+        merge: one(layers, keys::MERGE, merge)?,
+        zones,
         deployment: one(layers, keys::DEPLOYMENT, key_segment)?,
         namespace: one(layers, keys::NAMESPACE, key_segment)?,
         version_fallback: boolean(layers, keys::VERSION_FALLBACK)?,
@@ -73,7 +80,11 @@ pub(super) fn read(sources: &MergedSources) -> Result<Config, ConfigError> {
         log_queries: one(layers, keys::LOG_QUERIES, number_or_zero)?,
         secrets: registries.iter().flat_map(ConfiguredSecret::of).collect(),
         warnings: ConfigWarning::all(layers, &registries),
-        effective: EffectiveValue::all(layers, &registries),
+        effective: {
+            let mut effective = EffectiveValue::all(layers, &registries);
+            effective.extend(effective_statics);
+            effective
+        },
     };
     upstream::check(layers, &config)?;
     if let Err(error) = config.server().check() {
@@ -116,6 +127,15 @@ fn answers(text: &str) -> Result<Answers, String> {
             Ok(count) => Ok(Answers::Count(count)),
             Err(_) => Err(format!("{text:?} is not all, fit or a number from 1 to 65535")),
         },
+    }
+}
+
+/// Parses `union` or `first`.
+fn merge(text: &str) -> Result<Merge, String> {
+    match text {
+        "union" => Ok(Merge::Union),
+        "first" => Ok(Merge::First),
+        _ => Err(format!("{text:?} is neither union nor first")),
     }
 }
 

@@ -10,7 +10,9 @@ impl Config {
     /// Returns the settings of the catalog.
     pub fn catalog(&self) -> catalog::Settings {
         let registries = self.registries.iter();
+        let fallbacks = self.registries.iter().map(|registry| registry.source.is_fallback());
         catalog::Settings {
+            layers: self.merge.layers(fallbacks),
             docker0: self.docker0,
             removal_graces: registries.map(|registry| registry.removal_grace).collect(),
             max_instances_per_service: self.max_instances_per_service,
@@ -39,6 +41,7 @@ impl Config {
             negative_ttl: self.negative_ttl,
             listen: addresses,
             forwarding: self.upstream.servers != Servers::Off,
+            aliases: self.alias_targets.clone(),
         }
     }
 

@@ -1,7 +1,9 @@
+mod aliases;
 mod documentation;
 mod errors;
 mod registries;
 mod registry_errors;
+mod static_services;
 
 use super::*;
 use crate::registry::Tls;

@@ -2,6 +2,7 @@
 
 use std::iter;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::answer::{AnswerOutcome, Answerer, Lookahead};
 use crate::server::{Client, Disposition, Request, Respond};
@@ -33,8 +34,15 @@ impl Responder {
     ) -> Vec<u8> {
         loop {
             let mut out = Vec::with_capacity(512);
-            if self.answer_alias(&chain, transport, &mut out) != AnswerOutcome::Forward {
-                return lane.finish(&chain, &out);
+            match self.answer_target(&chain, transport, &mut out) {
+                AnswerOutcome::Forward => {}
+                AnswerOutcome::Alias => match self.extend(&mut chain) {
+                    Ok(()) => continue,
+                    Err(failure) => return failure,
+                },
+                AnswerOutcome::Answered | AnswerOutcome::Silent => {
+                    return lane.finish(&chain, &out);
+                }
             }
             match lane.follow(&mut chain, &mut out).await {
                 LaneOutcome::Written => return out,
@@ -49,8 +57,54 @@ impl Responder {
         }
     }
 
+    /// Starts a chain if the name of the query is an alias in a served zone.
+    fn served_alias(&self, request: &[u8], transport: Transport) -> Option<Box<AliasChain>> {
+        if self.answerer.settings().aliases.is_empty() {
+            return None;
+        }
+        let Parsed::Query(query) = Query::parse(request) else { return None };
+        let mut response = Vec::new();
+        self.answerer
+            .write_alias(&query, &mut response)
+            .then(|| AliasChain::of_served_alias(request, transport, response))?
+    }
+
+    /// Writes the response to a query for an alias in a served zone, if its target is cached.
+    ///
+    /// Returns `false` if the target needs an upstream, or is itself an alias that leads elsewhere.
+    fn follow_at_once(
+        &self,
+        request: &[u8],
+        transport: Transport,
+        now: Instant,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let Some(lane) = &self.lane else { return false };
+        let Some(chain) = self.served_alias(request, transport) else { return false };
+        let Parsed::Query(query) = Query::parse(chain.query()) else { return false };
+        let mut last = Vec::with_capacity(512);
+        if lane.respond(&query, transport, now, &mut last) != LaneOutcome::Written {
+            return false;
+        }
+        out.clear();
+        out.extend_from_slice(&lane.finish(&chain, &last));
+        true
+    }
+
+    /// Extends a chain whose last name is an alias in a served zone.
+    ///
+    /// # Errors
+    /// Returns the response to the client if the chain is a loop or too long.
+    fn extend(&self, chain: &mut AliasChain) -> Result<(), Vec<u8>> {
+        let mut response = Vec::new();
+        if let Parsed::Query(query) = Query::parse(chain.query()) {
+            self.answerer.write_alias(&query, &mut response);
+        }
+        chain.extend_with_served_alias(response)
+    }
+
     /// Answers the last query of an alias chain if its name is in a served zone.
-    fn answer_alias(
+    fn answer_target(
         &self,
         chain: &AliasChain,
         transport: Transport,
@@ -85,6 +139,10 @@ impl Respond for Responder {
         match self.answerer.respond(&parsed, (ahead, index), transport, random, out) {
             AnswerOutcome::Silent => return Disposition::Silent,
             AnswerOutcome::Answered => return Disposition::Ready,
+            AnswerOutcome::Alias if self.follow_at_once(message, transport, now, out) => {
+                return Disposition::Ready;
+            }
+            AnswerOutcome::Alias => return Disposition::Deferred,
             AnswerOutcome::Forward => {}
         }
         if let (Parsed::Query(query), Some(lane)) = (&parsed, &self.lane) {
@@ -100,7 +158,11 @@ impl Respond for Responder {
     async fn respond_later(&self, request: Vec<u8>, client: Client) -> Option<Vec<u8>> {
         let lane = self.lane.as_ref()?;
         let transport = Transport::from(client.transport);
-        let mut response = match lane.resolve(&request, transport, client.source.ip()).await? {
+        let resolution = match self.served_alias(&request, transport) {
+            Some(chain) => Resolution::Alias(chain),
+            None => lane.resolve(&request, transport, client.source.ip()).await?,
+        };
+        let mut response = match resolution {
             Resolution::Response(response) => response,
             // Boxed because aliases are rare: other queries should not reserve room for this
             // future.

@@ -244,6 +244,13 @@ pub struct Interpretation<'a> {
     pub version: Option<&'a [&'a [u8]]>,
 }
 
+impl Interpretation<'_> {
+    /// Returns whether the name is a base without namespace, instance and version.
+    pub fn is_base_alone(&self) -> bool {
+        self.scope == ServiceScope::Configured && self.instance.is_none() && self.version.is_none()
+    }
+}
+
 /// Returns all interpretations of the labels after the chain, best first.
 ///
 /// First come the base alone, the base with a namespace, and the base with a namespace and a

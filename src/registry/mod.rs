@@ -1,7 +1,7 @@
 //! Registries: the stores from which services are read.
 //!
 //! Each kind of registry ([`Source`]) has a directory with a supervisor that follows its store
-//! forever and sends events to the catalog.
+//! forever and sends events to the catalog; static services, which have no store, are a file.
 //!
 //! A registry knows no DNS and keeps no copy of the store. It writes to a store only in
 //! [`register`](Source::register), when a user asks for it.
@@ -10,6 +10,7 @@ pub mod consul;
 pub mod etcd;
 pub mod file;
 pub mod gsvc;
+pub mod static_services;
 
 mod backoff;
 mod members;

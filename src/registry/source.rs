@@ -10,13 +10,14 @@ use tokio_util::sync::CancellationToken;
 use super::consul::{self, ConsulRegistry};
 use super::etcd::{self, EtcdRegistry};
 use super::file::{self, FileRegistry};
+use super::static_services::{self, StaticRegistry};
 use super::{Feed, RegisterError, RegisterEvent, Registrant, Registry, RegistryCommand};
 use crate::service::{ListKind, RegistryName};
 
 /// A registry to follow or to register in.
 ///
 /// Displays as its URL, without secrets.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Source {
     /// An etcd cluster.
     Etcd(Box<etcd::Settings>),
@@ -24,12 +25,14 @@ pub enum Source {
     File(file::Settings),
     /// A Consul datacenter.
     Consul(Box<consul::Settings>),
+    /// The static services of the configuration file.
+    Static(static_services::Settings),
 }
 
 /// A configured registry with its name.
 ///
 /// Displays as `main (etcd://host:port)`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct NamedSource {
     /// The configured name.
     pub name: RegistryName,
@@ -56,7 +59,21 @@ impl Source {
             Self::Etcd(settings) => etcd::register(settings, registrant, stop, events).await,
             Self::File(settings) => file::register(settings, registrant, stop, events).await,
             Self::Consul(settings) => consul::register(settings, registrant, stop, events).await,
+            Self::Static(_) => {
+                let why = "static services are written in the configuration file";
+                Err(RegisterError::NotWritable(why.to_owned()))
+            }
         }
+    }
+
+    /// Returns whether services can be registered.
+    pub fn is_writable(&self) -> bool {
+        !matches!(self, Self::Static(_))
+    }
+
+    /// Returns whether every other registry precedes this one.
+    pub fn is_fallback(&self) -> bool {
+        matches!(self, Self::Static(_))
     }
 
     /// Returns the kind of registry, which is also the scheme of its URL.
@@ -65,6 +82,7 @@ impl Source {
             Self::Etcd(_) => "etcd",
             Self::File(_) => "file",
             Self::Consul(_) => "consul",
+            Self::Static(_) => "static",
         }
     }
 
@@ -72,7 +90,7 @@ impl Source {
     pub fn endpoints(&self) -> &[String] {
         match self {
             Self::Etcd(settings) => &settings.endpoints,
-            Self::File(_) => &[],
+            Self::File(_) | Self::Static(_) => &[],
             Self::Consul(settings) => &settings.endpoints,
         }
     }
@@ -89,7 +107,7 @@ impl Source {
     /// A process that follows the registry must be able to see it.
     pub fn directory(&self) -> Option<&Path> {
         match self {
-            Self::Etcd(_) | Self::Consul(_) => None,
+            Self::Etcd(_) | Self::Consul(_) | Self::Static(_) => None,
             Self::File(settings) => Some(&settings.directory),
         }
     }
@@ -116,6 +134,9 @@ impl Registry for Source {
                 let registry = ConsulRegistry::new(*settings);
                 Box::pin(registry.follow(first, feed, commands, stop)).await;
             }
+            Self::Static(settings) => {
+                StaticRegistry::new(settings).follow(first, feed, commands, stop).await;
+            }
         }
     }
 }
@@ -132,6 +153,7 @@ impl fmt::Display for Source {
             Self::Etcd(settings) => settings.fmt(f),
             Self::File(settings) => settings.fmt(f),
             Self::Consul(settings) => settings.fmt(f),
+            Self::Static(settings) => settings.fmt(f),
         }
     }
 }

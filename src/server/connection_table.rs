@@ -51,8 +51,8 @@ pub(super) enum ConnectionWait {
 pub(super) enum ConnectionUse {
     /// The responder works on a query.
     Query,
-    /// The server waits for the rest of a handshake or message, or for room for one response of
-    /// several.
+    /// The server waits for the rest of a handshake or message, or for room to send a response over
+    /// QUIC.
     Remainder,
     /// The client does not read, so no response can be sent whatever the responder does.
     FullBuffer,

@@ -338,8 +338,9 @@ impl<R: Respond> QuicListener<R> {
         connection.await_room(response.len(), blocks, written).await.ok()?;
         stream.finish().ok()?;
         self.counters().responses.increment();
-        // The client is owed nothing now, as over TCP once the kernel has the response. With its
-        // queries in a steady stream, some acknowledgement is always on the way.
+        // The connection no longer waits for its client, as over TCP once the kernel has the
+        // response. A connection with a steady stream of queries always waits for some
+        // acknowledgement.
         connection.touch();
         // The response is in memory until it is acknowledged, because it may have to be sent again.
         let _unacknowledged = connection.hold(response.len());

@@ -106,4 +106,8 @@ pub struct Registration {
     pub rejected: Vec<Rejected>,
     /// The registrant's metadata.
     pub metadata: Arc<Metadata>,
+    /// Whether the registration precedes those of every registry.
+    ///
+    /// It then hides all others of its name in its deployment and namespace.
+    pub overrides: bool,
 }

@@ -103,6 +103,11 @@ impl RegistrySet {
         self.0 & other.0 != 0
     }
 
+    /// Returns the registries in the set, in the order of the configuration.
+    pub fn iter(self) -> impl Iterator<Item = RegistryId> {
+        RegistryId::first(MAX_REGISTRIES).filter(move |registry| self.contains(*registry))
+    }
+
     /// Returns whether the set contains exactly one registry.
     pub fn is_single(self) -> bool {
         self.0.is_power_of_two()
@@ -122,6 +127,11 @@ impl RegistrySet {
     /// Adds a registry.
     pub fn insert(&mut self, registry: RegistryId) {
         self.0 |= 1 << registry.0;
+    }
+
+    /// Removes a registry.
+    pub fn remove(&mut self, registry: RegistryId) {
+        self.0 &= !(1 << registry.0);
     }
 
     /// Returns the set as bits; the lowest is [`RegistryId::FIRST`].

@@ -150,7 +150,8 @@ impl Journal {
     pub fn apply(&self, root: &Root, steps: Range<usize>) -> Result<(), JournalError> {
         let mut steps = self.steps.get(steps).unwrap_or_default().iter();
         let applied = steps.try_for_each(|step| step.apply(root));
-        // Programs would get the addresses of before. The steps are complete without it.
+        // Otherwise, programs would get the previous addresses. The steps are complete even if this
+        // fails.
         let _ = nscd::forget_hosts(root);
         applied
     }
@@ -173,7 +174,7 @@ impl Journal {
                 Err(error) => report.failures.push(error.to_string()),
             }
         }
-        // Programs would get the addresses of before.
+        // Otherwise, programs would get the previous addresses.
         let _ = nscd::forget_hosts(root);
         report
     }

@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_of_a_command_does_not_keep_the_lock_of_a_completed_installation() {
+    fn a_daemon_started_by_a_command_does_not_hold_the_lock_after_installation() {
         let (_folder, root) = machine(&[]);
         let lock = InstallLock::take(&root).unwrap();
         let mut daemon = std::process::Command::new("sleep").arg("600").spawn().unwrap();

@@ -34,10 +34,10 @@ pub fn look_up(root: &Root, name: &str) -> Result<Vec<IpAddr>, String> {
     Ok(addresses)
 }
 
-/// Looks up the addresses of a name like [`look_up()`], past what nscd remembers.
+/// Looks up the addresses of a name like [`look_up()`], after emptying nscd's cache.
 ///
-/// Programs find the same from then on. Needs root if nscd is in use; without, or if nscd is not
-/// told for another reason, its entries count.
+/// Programs get the same result from then on. Emptying the cache requires root; if it fails, the
+/// result may come from the cache.
 ///
 /// # Errors
 /// Those of [`look_up()`].

@@ -34,7 +34,7 @@ pub enum LineState {
 pub struct LostLine {
     /// The name servers that programs query, in order.
     pub servers: Vec<IpAddr>,
-    /// What programs no longer have from svcdns's lines.
+    /// The effect of svcdns's lines that is missing.
     pub loss: LineLoss,
     /// The first comment of the file, often naming its writer; empty if there is none.
     pub comment: String,
@@ -42,7 +42,7 @@ pub struct LostLine {
     pub link: Option<PathBuf>,
 }
 
-/// What programs no longer have from svcdns's lines.
+/// The effect of svcdns's lines that is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LineLoss {
     /// The file names no server: programs query 127.0.0.1 (resolv.conf(5)).
@@ -89,7 +89,7 @@ impl LineState {
 }
 
 impl LineLoss {
-    /// Returns what a file lacks in which svcdns's lines are not in effect.
+    /// Returns which effect of svcdns's lines a file lacks.
     pub(super) fn of(conf: &ResolvConf<'_>, is_own: impl Fn(&IpAddr) -> bool) -> Self {
         if conf.name_servers().next().is_none() {
             return Self::AllServers;

@@ -15,7 +15,7 @@ pub(super) const FOLDERS: [&str; 2] = ["/run/nscd", "/var/run/nscd"];
 /// The socket, by the path that the C library uses.
 const SOCKET: &str = "/var/run/nscd/socket";
 
-/// Longest run of the command, which nscd answers at once.
+/// Maximum run time of the command; nscd normally responds at once.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Returns whether programs of this machine query nscd.

@@ -10,8 +10,8 @@ use super::message::options;
 use super::special::put_failure;
 use crate::wire::{
     ExtendedError, MalformedMessage, OPTION_EXTENDED_ERROR, Parsed, Query, Record, Section,
-    Transport, flags, put_opt_with, put_u16, question_end, question_name, rcode, records, rtype,
-    u16_at,
+    Transport, expand_name, flags, put_opt_with, put_u16, question_end, question_name, rcode,
+    records, rtype, u16_at,
 };
 
 /// Maximum number of borders that one query crosses.
@@ -65,6 +65,31 @@ impl AliasChain {
             Parsed::Bad { .. } | Parsed::Silent => Vec::new(),
         };
         Self { request, transport, began, responses: vec![response], query }
+    }
+
+    /// Starts a chain with an alias in a served zone; `response` has its CNAME record only.
+    ///
+    /// Returns `None` if the client's message or the response is malformed.
+    pub fn of_served_alias(
+        request: &[u8],
+        transport: Transport,
+        response: Vec<u8>,
+    ) -> Option<Box<Self>> {
+        let target = alias_target(&response)?;
+        let chain = Self::new(request.to_vec(), transport, Instant::now(), response, &target);
+        (!chain.query.is_empty()).then(|| Box::new(chain))
+    }
+
+    /// Adds an alias in a served zone: the response to [`Self::query`] with its CNAME record only.
+    ///
+    /// # Errors
+    /// Returns the response to the client if the chain is a loop or too long.
+    pub fn extend_with_served_alias(&mut self, response: Vec<u8>) -> Result<(), Vec<u8>> {
+        let extended = match alias_target(&response) {
+            Some(target) => self.extend(response, &target),
+            None => Err(ALIAS_LOOP),
+        };
+        extended.map_err(|error| self.fail(error))
     }
 
     /// Returns the query for the target of the last alias.
@@ -178,6 +203,14 @@ impl AliasChain {
     }
 }
 
+/// Returns the target of the first record in wire form, if that is an alias.
+fn alias_target(response: &[u8]) -> Option<Vec<u8>> {
+    let record = records_of(response).ok()?.next()?.ok()?;
+    let mut target = Vec::new();
+    expand_name(response, record.fixed + 10, &mut target).ok()?;
+    (record.rtype == rtype::CNAME).then_some(target)
+}
+
 /// Iterates over the records of a message.
 fn records_of(
     message: &[u8],
@@ -265,6 +298,19 @@ mod tests {
         assert!(message.answers.is_empty() && message.metadata.authoritative);
         let has = |text: &[u8]| joined.windows(text.len()).any(|part| part == text);
         assert!(has(b"\0\x03old") && has(b"\0\x0Ewait"), "{joined:02x?}");
+    }
+
+    #[test]
+    fn aliases_in_served_zones_begin_and_extend_chains() {
+        let (response, _) = alias(b'h');
+        let mut chain =
+            AliasChain::of_served_alias(REQUEST, Transport::Udp, response.clone()).unwrap();
+        let Parsed::Query(query) = Query::parse(chain.query()) else { panic!("no query") };
+        assert_eq!(query.question, b"\x01h\x03svc\0\0\x01\0\x01");
+        assert_eq!(chain.extend_with_served_alias(alias(b'i').0), Ok(()));
+        assert!(chain.extend_with_served_alias(Vec::new()).is_err());
+        assert!(AliasChain::of_served_alias(b"", Transport::Udp, response).is_none());
+        assert!(AliasChain::of_served_alias(REQUEST, Transport::Udp, REQUEST.to_vec()).is_none());
     }
 
     #[test]

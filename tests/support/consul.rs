@@ -73,6 +73,11 @@ impl Consul {
     ///
     /// [`Consul::try_request`] uses a token with all rights.
     pub(crate) fn start_with_acl(test: &str) -> Option<Self> {
+        Self::start_with_tokens(test, false)
+    }
+
+    /// Starts such an agent, perhaps with a data directory; `None` skips the test.
+    pub(crate) fn start_with_tokens(test: &str, persistent: bool) -> Option<Self> {
         let management = "11111111-2222-3333-4444-555555555555";
         let acl = json!({
             "acl": {
@@ -80,7 +85,7 @@ impl Consul {
                 "tokens": { "initial_management": management, "agent": management },
             },
         });
-        let mut consul = Self::stopped(test, false, &acl)?;
+        let mut consul = Self::stopped(test, persistent, &acl)?;
         consul.token = Some(management.to_owned());
         Some(consul.started())
     }
@@ -134,6 +139,11 @@ impl Consul {
     /// Returns the registry's URL.
     pub(crate) fn url(&self) -> String {
         format!("consul://{}", self.address)
+    }
+
+    /// Returns the token with which [`Consul::try_request`] works.
+    pub(crate) fn token(&self) -> Option<&str> {
+        self.token.as_deref()
     }
 
     /// Returns the process of the running agent.
@@ -379,7 +389,7 @@ pub(crate) fn write_certificate(folder: &Path) {
 }
 
 /// Percent-encodes a text for one segment of a path.
-fn encoded(text: &str) -> String {
+pub(crate) fn encoded(text: &str) -> String {
     let encode = |byte: u8| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b':' => {
             char::from(byte).to_string()
@@ -387,6 +397,17 @@ fn encoded(text: &str) -> String {
         _ => format!("%{byte:02X}"),
     };
     text.bytes().map(encode).collect()
+}
+
+/// Waits for a change of what a path shows, and returns the new index.
+///
+/// With the index 0, returns the current index at once.
+pub(crate) fn next_index(server: SocketAddr, path: &str, index: u64) -> Result<u64, String> {
+    let path = format!("{path}?index={index}&wait=60s");
+    let (head, _) = exchange(server, "GET", &path, None, "")?;
+    let mut lines = head.lines();
+    let found = lines.find_map(|line| line.strip_prefix("X-Consul-Index: ")?.trim().parse().ok());
+    found.ok_or(head)
 }
 
 /// Sends an HTTP request and returns the body of a response with status 200.

@@ -176,9 +176,12 @@ impl Etcd {
     }
 
     fn signal(&self, member: usize, signal: Signal) {
-        let process = self.members[member].process.as_ref().expect("a running member");
-        kill(Pid::from_raw(i32::try_from(process.id()).expect("a process id")), signal)
-            .expect("signal etcd");
+        kill(Pid::from_raw(self.pid(member).cast_signed()), signal).expect("signal etcd");
+    }
+
+    /// Returns the process id of a running member.
+    pub fn pid(&self, member: usize) -> u32 {
+        self.members[member].process.as_ref().expect("a running member").id()
     }
 
     /// Kills all members and deletes their data.

@@ -80,7 +80,7 @@ impl Drop for Files {
 }
 
 /// Returns the file of a key: `#` replaces `/`, and `-` the `:` of the endpoints.
-fn path_of(directory: &Path, key: &str) -> PathBuf {
+pub(crate) fn path_of(directory: &Path, key: &str) -> PathBuf {
     let (identity, endpoints) = key.rsplit_once('/').unwrap();
     directory.join(format!(
         "service#{}#{}",

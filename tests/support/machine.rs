@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Mutex, PoisonError};
 
 use super::files::Files;
 use super::netns::{self, run};
@@ -203,16 +204,21 @@ pub(crate) fn looked_up(name: &str) -> Vec<String> {
     text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
+/// Held while a test of this process unpacks packages.
+static UNPACKING: Mutex<()> = Mutex::new(());
+
 /// Unpacks Debian packages into a directory of `target/`, without installing them.
 ///
 /// Returns `None` and skips the test if they cannot be downloaded.
 pub(crate) fn unpacked(test: &str, packages: &[&str]) -> Option<PathBuf> {
     let folder =
         Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("unpacked-{}", packages.join("-")));
+    // Tests of this process run at the same time and may need the same packages.
+    let _unpacking = UNPACKING.lock().unwrap_or_else(PoisonError::into_inner);
     if folder.join("complete").exists() {
         return Some(folder);
     }
-    // Unpack into a directory of this process first: another test may unpack the same packages.
+    // Unpack into a directory of this process first: another one may unpack the same packages.
     let unpacking = folder.with_extension(std::process::id().to_string());
     let _ = fs::remove_dir_all(&unpacking);
     fs::create_dir_all(&unpacking).unwrap();

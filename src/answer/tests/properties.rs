@@ -11,7 +11,7 @@ fn label() -> impl Strategy<Value = &'static str> {
     ])
 }
 
-fn key() -> impl Strategy<Value = (String, String)> {
+pub(super) fn key() -> impl Strategy<Value = (String, String)> {
     let name =
         (prop::collection::vec(label(), 1..3), prop::sample::select(vec!["", ".svc", ".internal"]));
     let version = prop::sample::select(vec!["latest", "v1", "v1.2.0", "hello", "10-0-0-2"]);
@@ -44,7 +44,7 @@ fn key() -> impl Strategy<Value = (String, String)> {
     )
 }
 
-fn query_name() -> impl Strategy<Value = String> {
+pub(super) fn query_name() -> impl Strategy<Value = String> {
     let word = prop::sample::select(vec![
         "hello",
         "prod",
@@ -157,14 +157,14 @@ proptest! {
 }
 
 /// Decodes a response and clears the serial, which differs between harnesses.
-fn decoded_response(harness: &Harness, name: &str, rtype: u16, draw: u64) -> String {
+pub(super) fn decoded_response(harness: &Harness, name: &str, rtype: u16, draw: u64) -> String {
     decoded(
         &respond(&harness.answerer, &query(name, rtype, Some(1232)), Transport::Udp, draw).unwrap(),
     )
 }
 
 /// Decodes a message and clears the serial of its SOA records.
-fn decoded(message: &[u8]) -> String {
+pub(super) fn decoded(message: &[u8]) -> String {
     let mut message = Message::from_vec(message).unwrap();
     for record in message.answers.iter_mut().chain(&mut message.authorities) {
         if let RData::SOA(soa) = &mut record.data {

@@ -85,7 +85,7 @@ fn a_list_of_names_removes_the_keys_of_all_others() {
 }
 
 #[test]
-fn a_registry_that_lists_services_is_synced_when_each_was_listed() {
+fn a_registry_listed_by_service_is_synced_once_each_service_was_listed() {
     let mut test = TestCatalog::new();
     let synced = |test: &TestCatalog| test.catalog.registry_status(test.now).synced;
     test.list_service(ListKind::Routine, "early", [1]);
@@ -108,7 +108,7 @@ fn an_empty_list_of_names_is_complete() {
 }
 
 #[test]
-fn rejected_keys_follow_the_lists_of_their_names() {
+fn rejections_are_replaced_by_the_list_of_their_service() {
     let mut test = TestCatalog::new();
     let junk = |name: &str, n: u32| invalid_put(&format!("{}{n}", key_prefix(name)));
     let list = |test: &mut TestCatalog, name: &str, count: u32| {
@@ -191,7 +191,7 @@ fn a_thousand_services_wiped_and_listed_one_by_one_are_held() {
 }
 
 #[test]
-fn services_that_a_wiped_registry_does_not_name_are_held() {
+fn services_missing_from_the_names_of_a_wiped_registry_are_held() {
     let (mut test, names) = services(1000);
     test.list_names::<&str>(ListKind::Restored, &[]);
     assert_eq!(test.services(), (1000, 1000));
@@ -208,7 +208,7 @@ fn services_that_a_wiped_registry_does_not_name_are_held() {
 }
 
 #[test]
-fn the_removals_of_a_round_are_judged_on_their_sum() {
+fn removals_of_a_listing_round_count_together_toward_a_mass_removal() {
     for (before, gone, held) in
         [(100, 29, 0), (100, 30, 30), (12, 9, 0), (12, 10, 10), (3, 2, 0), (3, 3, 3), (1, 1, 1)]
     {
@@ -275,7 +275,7 @@ fn a_round_ends_ten_seconds_after_its_last_progress() {
 }
 
 #[test]
-fn a_second_reconnect_begins_the_round_anew() {
+fn a_second_reconnect_restarts_the_round() {
     let (mut test, names) = services(20);
     for _ in 0..2 {
         for name in &names[..5] {
@@ -292,7 +292,7 @@ fn a_second_reconnect_begins_the_round_anew() {
 }
 
 #[test]
-fn a_new_name_does_not_begin_the_round_anew() {
+fn a_new_name_does_not_restart_the_round() {
     let (mut test, mut names) = services(20);
     names.push("new".to_owned());
     test.list_service(ListKind::Reconnect, "s0", []);
@@ -328,7 +328,7 @@ fn a_list_of_the_registry_ends_a_round() {
 }
 
 #[test]
-fn a_list_of_names_knows_the_services_that_a_list_of_the_registry_brought() {
+fn a_list_of_names_removes_services_from_an_earlier_full_list() {
     for kind in [ListKind::Routine, ListKind::Reconnect] {
         let mut test = TestCatalog::new();
         let names: Vec<String> = (0..20).map(|n| format!("s{n}")).collect();
@@ -392,7 +392,7 @@ fn keys_that_lists_report_as_expired_are_held_if_many_expire_together() {
 }
 
 #[test]
-fn expired_and_deregistered_keys_of_one_list_are_told_apart() {
+fn expired_and_deregistered_keys_of_one_list_are_distinguished() {
     let mut test = TestCatalog::new();
     test.list_names(ListKind::Routine, &["hello"]);
     test.list_service(ListKind::Routine, "hello", 0..40);
@@ -413,7 +413,7 @@ fn expired_and_deregistered_keys_of_one_list_are_told_apart() {
 }
 
 #[test]
-fn after_a_reconnect_expired_keys_are_served_until_it_is_clear_how_many_expire() {
+fn after_a_reconnect_expired_keys_are_held_until_their_number_is_known() {
     for (before, expired, held) in [(40, 11, 0), (40, 12, 12), (3, 2, 0), (3, 3, 3)] {
         let (mut test, names) = services(before);
         // The agent was away: at first each check passes, within a second many fail.

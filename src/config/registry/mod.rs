@@ -18,7 +18,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 
 use super::error::{ConfigError, Origin};
-use super::key::{Key, SecretKey, keys, section_path};
+use super::key::{Key, STATIC, SecretKey, keys, section_path};
 use super::keys;
 use super::layers::{Layer, Layers, RawValue, Setting};
 use super::values::{invalid, key_segment, list, removal_grace};
@@ -169,6 +169,9 @@ pub(super) fn kind_of_url(url: &str) -> Result<&'static RegistryKind, String> {
     if let Some(kind) = KINDS.iter().find(is_of) {
         return Ok(kind);
     }
+    if scheme == STATIC {
+        return Err("static services have no URL: write each as a table [[static]]".to_owned());
+    }
     if UNSUPPORTED_KINDS.contains(&&*scheme) {
         let schemes: Vec<_> = KINDS.iter().map(|kind| format!("{}://", kind.name)).collect();
         return Err(format!(
@@ -277,7 +280,7 @@ pub(super) fn shared_member(one: &Source, other: &Source) -> Option<String> {
         {
             shared()
         }
-        (Source::Etcd(_) | Source::Consul(_) | Source::File(_), _) => None,
+        (Source::Etcd(_) | Source::Consul(_) | Source::File(_) | Source::Static(_), _) => None,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::config::static_services::STATIC_KEYS;
 
 /// Instruction for regenerating the documentation.
 const UPDATE: &str = "run UPDATE_DOCS=1 cargo test --lib config";
@@ -10,7 +11,12 @@ const UPDATE: &str = "run UPDATE_DOCS=1 cargo test --lib config";
 #[test]
 fn the_tables_of_the_documentation_are_current() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
-    for (name, table) in [("keys", markdown()), ("registry keys", registry_markdown())] {
+    let tables = [
+        ("keys", markdown()),
+        ("registry keys", registry_markdown()),
+        ("static keys", static_markdown()),
+    ];
+    for (name, table) in tables {
         let text = std::fs::read_to_string(path).unwrap();
         let (begin, end) = (format!("<!-- {name}: begin -->\n"), format!("<!-- {name}: end -->"));
         let at = text.find(&begin).expect("a marker before the table") + begin.len();
@@ -52,9 +58,16 @@ fn the_template_is_current_valid_and_complete() {
     let list = |line: &&str| line.starts_with("registry = ");
     let general: Vec<&str> = general.iter().copied().filter(|line| !list(line)).collect();
     let with_sections = read(&[&general, sections].concat().join("\n"), &[]);
-    assert_eq!(with_sections.registries.len(), registry::KINDS.len());
+    let (statics, registries) = with_sections.registries.split_last().expect("static services");
+    assert_eq!(registries.len(), registry::KINDS.len());
+    let Source::Static(statics) = &statics.source else { panic!("{statics:?}") };
+    assert_eq!(statics.registrations.len(), 1);
+    for key in STATIC_KEYS.iter().filter(|key| key.name != "name") {
+        let path = format!("static.legacy.{}", key.name);
+        assert!(with_sections.effective().iter().any(|value| value.path == path), "{path}");
+    }
     for kind in registry::KINDS {
-        let mut registries = with_sections.registries.iter();
+        let mut registries = registries.iter();
         let registry = registries.find(|registry| registry.source.kind() == kind.name);
         let name = &registry.expect(kind.name).name;
         for key in kind.section_keys() {

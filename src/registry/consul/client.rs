@@ -262,7 +262,10 @@ impl ConsulClient {
             return Err(ConsulFailure::of_status(head.status, &body, keys));
         }
         let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
-        if header("x-consul-knownleader") == Some("false") {
+        // Answers of the agent's streaming backend always say `false` (Consul 1.20); whether there
+        // is a leader, the supervisor checks anyway.
+        let is_streaming = header("x-consul-query-backend") == Some("streaming");
+        if header("x-consul-knownleader") == Some("false") && !is_streaming {
             return Err(ConsulFailure::no_leader());
         }
         Ok(Answer {

@@ -138,6 +138,7 @@ pub(super) fn parse(name: &str, answer: &Answer) -> Result<Vec<Change>, ConsulFa
             endpoints: Vec::new(),
             rejected: Vec::new(),
             metadata: Arc::default(),
+            overrides: false,
         };
         changes.push(put(prefix, Ok(nothing)));
     }
@@ -188,6 +189,7 @@ fn registration(
         endpoints: vec![endpoint],
         rejected: Vec::new(),
         metadata: Arc::new(Metadata::new(metadata)),
+        overrides: false,
     })
 }
 

@@ -98,7 +98,8 @@ impl KeyParser {
             return Err(Rejected::new(key, TOO_MANY_SEGMENTS));
         }
         let metadata = self.metadata(value)?;
-        Ok(Registration { id: self.id(&segments, key)?, endpoints, rejected, metadata })
+        let id = self.id(&segments, key)?;
+        Ok(Registration { id, endpoints, rejected, metadata, overrides: false })
     }
 
     fn id(&mut self, segments: &Segments<'_>, key: &str) -> Result<ServiceId, Rejected> {
@@ -143,6 +144,7 @@ pub fn parse_file_name(name: &[u8], content: &[u8]) -> Result<Registration, Reje
         endpoints,
         rejected,
         metadata: Arc::new(Metadata::new(metadata)),
+        overrides: false,
     })
 }
 

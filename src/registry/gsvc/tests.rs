@@ -390,8 +390,13 @@ fn registration() -> impl Strategy<Value = (ServiceId, Vec<Endpoint>, Metadata)>
 proptest! {
     #[test]
     fn formatted_registrations_parse_back((id, endpoints, metadata) in registration()) {
-        let expected =
-            Registration { id, endpoints, rejected: Vec::new(), metadata: Arc::new(metadata) };
+        let expected = Registration {
+            id,
+            endpoints,
+            rejected: Vec::new(),
+            metadata: Arc::new(metadata),
+            overrides: false,
+        };
         let Registration { id, endpoints, metadata, .. } = &expected;
         let key = key("service", id, endpoints);
         let from_key = parse(key.as_bytes(), value(metadata).as_bytes());

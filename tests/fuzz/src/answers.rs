@@ -58,6 +58,11 @@ pub fn answer(answerer: &Answerer, query: &TestQuery, kinds: &mut Kinds) -> Vec<
     if let (AnswerOutcome::Forward, Parsed::Query(query)) = (outcome, &parsed) {
         answerer.respond_outside(query, *transport, &mut fast);
     }
+    if let (AnswerOutcome::Alias, Parsed::Query(query)) = (outcome, &parsed) {
+        let mut alias = Vec::new();
+        assert!(answerer.write_alias(query, &mut alias), "{query:?} is no alias");
+        decode(&parsed, Transport::Tcp, &alias);
+    }
     // A response without upstreams is no answer of the two paths, but must be as correct.
     let decoded = (!fast.is_empty()).then(|| decode(&parsed, *transport, &fast));
     let kind = decoded.filter(|_| outcome == AnswerOutcome::Answered).unwrap_or("no answer");
@@ -102,12 +107,8 @@ fn decode(parsed: &Parsed<'_>, transport: Transport, response: &[u8]) -> &'stati
             assert_eq!(message.authorities.len(), 1, "NODATA without the zone's SOA: {message}");
             "no data"
         }
-        ResponseCode::NoError
-            if message
-                .answers
-                .iter()
-                .any(|record| u16::from(record.record_type()) == rtype::SRV) =>
-        {
+        ResponseCode::NoError if has_record(&message, rtype::CNAME) => "alias",
+        ResponseCode::NoError if has_record(&message, rtype::SRV) => {
             if message.additionals.is_empty() { "services" } else { "services with glue" }
         }
         ResponseCode::NoError => "records",
@@ -119,6 +120,11 @@ fn decode(parsed: &Parsed<'_>, transport: Transport, response: &[u8]) -> &'stati
         ResponseCode::Refused => "refused",
         _ => "not taken",
     }
+}
+
+/// Returns whether the answer section has a record of this type.
+fn has_record(message: &Message, rtype: u16) -> bool {
+    message.answers.iter().any(|record| u16::from(record.record_type()) == rtype)
 }
 
 fn difference(

@@ -4,7 +4,7 @@
 
 use svcdns::answer::Settings;
 use svcdns::name::{Zones, instance_label, reverse_name};
-use svcdns::service::{Put, Registration};
+use svcdns::service::{Put, Registration, ServiceId};
 
 use super::choices::Choices;
 
@@ -52,6 +52,9 @@ pub fn name(choices: &mut Choices<'_>, settings: &Settings, registered: &[Put]) 
     let zones = &settings.zones;
     let mut labels = match choices.below(16) {
         0 => elsewhere(choices, registered),
+        3..=5 if !settings.aliases.is_empty() => {
+            [row_of_alias(choices, settings, registered), zone(choices, zones)].concat()
+        }
         1 => [random(choices), zone(choices, zones)].concat(),
         2 => [special(choices), zone(choices, zones)].concat(),
         _ => match pick(choices, registered) {
@@ -138,6 +141,19 @@ fn row(choices: &mut Choices<'_>, settings: &Settings, registration: &Registrati
         _ => selector(choices, registration),
     };
     [front, base, scope].concat()
+}
+
+/// Returns a name of an alias by some row of the naming grammar.
+fn row_of_alias(choices: &mut Choices<'_>, settings: &Settings, registered: &[Put]) -> Labels {
+    let at = choices.below(settings.aliases.iter().count());
+    let base = settings.aliases.iter().nth(at).map_or("", |(base, _)| base);
+    match pick(choices, registered) {
+        Some(registration) if !choices.one_in(4) => {
+            let id = ServiceId { name: base.into(), ..registration.id.clone() };
+            row(choices, settings, &Registration { id, ..registration.clone() })
+        }
+        _ => split(base),
+    }
 }
 
 fn selector(choices: &mut Choices<'_>, registration: &Registration) -> Labels {

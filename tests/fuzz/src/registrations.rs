@@ -115,9 +115,12 @@ pub fn with_other_metadata(put: &Put, choices: &mut Choices<'_>) -> Put {
 
 fn registered(id: ServiceId, endpoints: Vec<Endpoint>, choices: &mut Choices<'_>) -> Put {
     let key = svcdns::registry::gsvc::key("service", &id, &endpoints).into();
-    let content =
-        Ok(Registration { id, endpoints, rejected: Vec::new(), metadata: metadata(choices) });
-    Put { key, revision: 0, lease: i64::from(choices.byte() % 4), content }
+    let metadata = metadata(choices);
+    let byte = choices.byte();
+    // Few registrations precede those of the other registry.
+    let overrides = byte >= 240;
+    let content = Ok(Registration { id, endpoints, rejected: Vec::new(), metadata, overrides });
+    Put { key, revision: 0, lease: i64::from(byte % 4), content }
 }
 
 fn id(choices: &mut Choices<'_>) -> ServiceId {

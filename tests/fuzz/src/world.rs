@@ -9,9 +9,9 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use svcdns::answer::{Answerer, Answers, Published, Publisher, Settings};
-use svcdns::catalog::{self, Docker0};
-use svcdns::name::Zones;
+use svcdns::answer::{AliasTarget, Aliases, Answerer, Answers, Published, Publisher, Settings};
+use svcdns::catalog::{self, Docker0, Merge};
+use svcdns::name::{Name, Zones};
 use svcdns::service::{
     Addresses, Change, HostChange, LeaseReply, ListKind, ListScope, Put, RegistryId, Removal,
     Update, key_prefix,
@@ -86,7 +86,12 @@ struct World {
 
 impl World {
     fn new(choices: &mut Choices<'_>) -> Self {
-        let (catalog, settings) = settings(choices);
+        let (mut catalog, settings) = settings(choices);
+        // Usually the registries start with a complete list.
+        let start_with_list = !choices.one_in(8);
+        let merge = choices.of(&[Merge::Union, Merge::First]);
+        let fallback = choices.one_in(2);
+        catalog.layers = merge.layers([false, fallback]);
         let now = Instant::now();
         let (publisher, answerer) = Publisher::new(catalog.clone(), settings.clone(), now);
         let mut world = Self {
@@ -99,11 +104,10 @@ impl World {
             known: Vec::new(),
             pending: Vec::new(),
             hosts: BTreeMap::new(),
-            incomplete: [false; 2],
+            incomplete: [true; 2],
             queries: Vec::new(),
         };
-        // Usually the registries start with a complete list.
-        if !choices.one_in(8) {
+        if start_with_list {
             for registry in 0..SERVICES {
                 world.list(registry, ListKind::Routine, &[], true);
             }
@@ -348,6 +352,36 @@ fn service_name(put: &Put) -> &str {
     put.content.as_ref().map_or("", |content| &content.id.name)
 }
 
+/// Returns up to three aliases, of services or of names outside the zones.
+///
+/// Their names are also those of services, versions, namespaces and instances.
+fn aliases(choices: &mut Choices<'_>) -> Aliases {
+    let name = |choices: &mut Choices<'_>| {
+        choices.of(&[
+            "alias",
+            "a",
+            "hello",
+            "b",
+            "a.b",
+            "hello.prod",
+            "v1.hello",
+            "10-0-0-1",
+            "x.y",
+        ])
+    };
+    let alias = |choices: &mut Choices<'_>| {
+        let target = match choices.below(4) {
+            0 => AliasTarget::Outside(Box::new(Name::from_text("web.example").unwrap())),
+            1 => AliasTarget::Base(name(choices).into()),
+            _ => AliasTarget::Base("hello".into()),
+        };
+        (Box::from(name(choices)), target)
+    };
+    let written = (0..choices.below(4)).map(|_| alias(choices)).collect();
+    // Some of these lead in a circle.
+    Aliases::new(&written).unwrap_or_default()
+}
+
 /// Returns settings of all kinds, with separate and nested zones.
 fn settings(choices: &mut Choices<'_>) -> (catalog::Settings, Settings) {
     let zones: &[&str] = [
@@ -381,6 +415,7 @@ fn settings(choices: &mut Choices<'_>) -> (catalog::Settings, Settings) {
         negative_ttl: choices.of(&[1, 0, 300]),
         listen: listen[..choices.below(4)].to_vec(),
         forwarding: choices.one_in(3),
+        aliases: aliases(choices),
     };
     (catalog, settings)
 }

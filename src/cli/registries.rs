@@ -1,0 +1,68 @@
+//! Reading registries once, without a server.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::bail;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::answer::Answerer;
+use crate::config::Config;
+use crate::daemon::{PipelineHandles, RegistryPipeline};
+use crate::registry::RegistryState;
+
+/// Maximum wait until every registry has been read.
+const READ_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Interval of checking whether the registries have been read.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// The services of registries, as a server that follows them would have them.
+pub(super) struct RegistryReading {
+    pub(super) answerer: Arc<Answerer>,
+    /// The states of the registries, in the order of the configuration.
+    pub(super) states: Vec<Arc<RegistryState>>,
+}
+
+/// Reads the registries of a configuration once.
+///
+/// # Errors
+/// If one of them cannot be read in time.
+pub(super) async fn read(config: &Config) -> anyhow::Result<RegistryReading> {
+    let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+    let _stop_at_the_end = stop.clone().drop_guard();
+    let (mut pipeline, PipelineHandles { answerer, states, .. }) =
+        RegistryPipeline::new(config, &config.listen, None);
+    pipeline.start(&tracker, &stop);
+    let is_read =
+        || states.iter().all(|state| state.report().synced) && answerer.registry_status().synced;
+    let read = async {
+        while !is_read() {
+            let mut next = pin!(pipeline.next());
+            // A registry may report its list as complete only after the pipeline has published it.
+            let ended = loop {
+                tokio::select! {
+                    published = &mut next => break published.is_none(),
+                    () = tokio::time::sleep(POLL_INTERVAL) => if is_read() { break true },
+                }
+            };
+            if ended {
+                break;
+            }
+        }
+    };
+    if tokio::time::timeout(READ_TIMEOUT, read).await.is_err() {
+        let unread = states.iter().filter(|state| !state.report().synced);
+        let reasons = unread.map(|state| {
+            format!("{state}: {}", state.report().error.as_deref().unwrap_or("no response"))
+        });
+        bail!(
+            "not every registry could be read within {} s: {}",
+            READ_TIMEOUT.as_secs(),
+            reasons.collect::<Vec<_>>().join("; ")
+        );
+    }
+    Ok(RegistryReading { answerer, states })
+}

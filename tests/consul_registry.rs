@@ -704,7 +704,7 @@ fn measure_many_services() {
     let idle = |what: &str| {
         let before = consul.process().cpu_time();
         thread::sleep(IDLE);
-        let used = consul.process().cpu_time() - before;
+        let used = consul.process().cpu_time().saturating_sub(before);
         println!("{what}: Consul uses {:.2} % of a core", used.as_secs_f64() * 100.0 / 30.0);
     };
     idle("Without svcdns");
@@ -722,7 +722,7 @@ fn measure_many_services() {
              resident; Consul used {:?} of processor time",
             start.elapsed(),
             svcdns.resident_kib(),
-            consul.process().cpu_time() - before
+            consul.process().cpu_time().saturating_sub(before)
         );
         thread::sleep(seconds(5));
         idle("With svcdns idle");

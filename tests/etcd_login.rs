@@ -302,7 +302,7 @@ async fn unusable_password_files_are_reported_until_they_are_fixed() {
     fs::remove_file(&path).unwrap();
     following.wait_for_error(&cannot_read("No such file or directory")).await;
     fs::create_dir(&path).unwrap();
-    following.wait_for_error(&cannot_read("it is not a regular file")).await;
+    following.wait_for_error(&cannot_read("it is a directory")).await;
     fs::remove_dir(&path).unwrap();
     assert!(following.received().lists.is_empty() && following.received().connected.is_empty());
     // Container platforms mount a secret as a link into a directory that they replace.

@@ -49,7 +49,9 @@ impl FromIterator<RegistrySet> for HolderSets {
             return Self::single(RegistrySet::from_bits(all));
         }
         let mut packed = Vec::with_capacity(sets.len() * REGISTRY_SET_BYTES);
-        sets.into_iter().for_each(|bits| put_u16(&mut packed, bits));
+        for bits in sets {
+            put_u16(&mut packed, bits);
+        }
         Self { single: RegistrySet::EMPTY, packed }
     }
 }

@@ -155,7 +155,8 @@ impl StaticEntry {
     fn effective(&self) -> Vec<EffectiveValue> {
         let quoted = |text: &str| Value::from(text).to_string();
         let value = |key: &Key, items: &[RawValue]| match key {
-            key if *key == *METADATA => Value::from_iter(self.metadata.clone()).to_string(),
+            key if *key == *METADATA => toml::Value::try_from(&self.metadata)
+                .map_or_else(|error| error.to_string(), |table| table.to_string()),
             key if *key == *ENDPOINTS => {
                 let items: Vec<_> = items.iter().map(|item| quoted(&item.text)).collect();
                 format!("[{}]", items.join(", "))
@@ -216,15 +217,14 @@ fn endpoint(item: &RawValue, zones: &Zones) -> Result<Endpoint, ConfigError> {
     if let Some(rejected) = registration.rejected.first() {
         return Err(invalid(item, format!("{:?}: {}", item.text, rejected.reason)));
     }
-    match (registration.endpoints.pop(), registration.endpoints.is_empty()) {
-        (Some(endpoint), true) => match catalog::reject_host(&endpoint.host, zones) {
-            Some(reason) => Err(invalid(item, format!("{:?}: {reason}", item.text))),
-            None => Ok(endpoint),
-        },
-        _ => {
-            let why = format!("{:?} is not one endpoint, such as 10.0.0.7:8080", item.text);
-            Err(invalid(item, why))
-        }
+    let endpoint = registration.endpoints.pop().filter(|_| registration.endpoints.is_empty());
+    let Some(endpoint) = endpoint else {
+        let why = format!("{:?} is not one endpoint, such as 10.0.0.7:8080", item.text);
+        return Err(invalid(item, why));
+    };
+    match catalog::reject_host(&endpoint.host, zones) {
+        Some(reason) => Err(invalid(item, format!("{:?}: {reason}", item.text))),
+        None => Ok(endpoint),
     }
 }
 

@@ -155,7 +155,7 @@ mod tests {
         }
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
-        assert_eq!(why().await, "it is not a regular file");
+        assert_eq!(why().await, "it is a directory");
         fs::remove_dir(&path).unwrap();
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert_eq!(why().await, "it is not a regular file");

@@ -311,7 +311,7 @@ mod tests {
         fs::remove_file(&files.key).unwrap();
         fails(&["cannot read", "key.pem"]);
         fs::create_dir(&files.key).unwrap();
-        fails(&["cannot read", "key.pem", "not a regular file"]);
+        fails(&["cannot read", "key.pem", "it is a directory"]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -59,7 +59,7 @@ fn the_values_of_static_services_are_shown_with_their_place() {
     let expected = [
         ("static.legacy.endpoints", r#"["10.0.0.7:80"]"#, 3),
         ("static.legacy.version", r#""v1""#, 6),
-        ("static.legacy.metadata", r#"{"weight":5}"#, 5),
+        ("static.legacy.metadata", "{ weight = 5 }", 5),
         ("static.legacy.override", "true", 4),
     ];
     assert_eq!(shown, expected);

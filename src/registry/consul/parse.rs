@@ -295,7 +295,7 @@ mod tests {
                 json!({
                     "ID": "hello.svc--10.0.0.1:80", "Tags": [""], "Address": "10.0.0.1",
                     "Port": 80, "Weights": { "Passing": 9, "Warning": 9 },
-                    "Meta": { "metadata": r#"{"weight":5,"x":true}"#, "version": "" },
+                    "Meta": { "metadata": r#"{"weight":5,"a":true}"#, "version": "" },
                 }),
                 &["passing", "passing"],
             ),
@@ -307,12 +307,12 @@ mod tests {
                 &[],
             ),
         ]));
+        let at = "+hello.svc/n%2F1/";
         assert_eq!(
             found,
             [
-                r#"+hello.svc/n%2F1/hello.svc--10.0.0.1:80 latest 10.0.0.1:80 {"weight":5,"x":true}"#
-                    .to_owned(),
-                "+hello.svc/n%2F1/hello.svc-v2-10.0.0.1:80 v2 10.0.0.1:80 {}".to_owned(),
+                format!(r#"{at}hello.svc--10.0.0.1:80 latest 10.0.0.1:80 {{"a":true,"weight":5}}"#),
+                format!("{at}hello.svc-v2-10.0.0.1:80 v2 10.0.0.1:80 {{}}"),
             ]
         );
     }

@@ -246,7 +246,7 @@ mod tests {
                      fixed limit)";
         assert_eq!(wrong(), format!("{head}{limit}"));
         assert!(
-            check_ca_file(folder.path()).unwrap_err().to_string().ends_with("not a regular file")
+            check_ca_file(folder.path()).unwrap_err().to_string().ends_with("it is a directory")
         );
     }
 

@@ -170,7 +170,7 @@ fn unreadable_files_are_reported() {
     fs::create_dir_all(machine.path(RESOLV_CONF)).unwrap();
     let snapshot = machine.snapshot();
     assert!(snapshot.unreadable && snapshot.servers.is_empty());
-    assert_eq!(snapshot.faults, ["/etc/resolv.conf cannot be read: it is not a regular file"]);
+    assert_eq!(snapshot.faults, ["/etc/resolv.conf cannot be read: it is a directory"]);
 
     let long =
         SourcesRoot::new(&[]).file(RESOLV_CONF, vec![b'#'; MAX_RESOLV_CONF_BYTES + 1]).snapshot();

@@ -652,7 +652,7 @@ fn register_writes_goframes_form_and_takes_itself_back() {
 fn measure_changes() {
     const CHANGES: u8 = 100;
     let Some(consul) = Consul::start("measure_changes") else { return };
-    consul.put("hello.svc", "", at(1), "{}");
+    let program = consul.program("hello.svc", "", at(1));
     let svcdns = Svcdns::serve(&["--registry", &consul.url()]);
     svcdns.wait_for("hello.svc", &["10.0.0.1"]);
     let mut late = Vec::new();
@@ -690,6 +690,7 @@ fn measure_changes() {
         late[late.len() * 9 / 10],
         late[late.len() - 1]
     );
+    program.stop(&consul);
 }
 
 /// Prints start, memory and the idle load on Consul with 2,000 services.

@@ -21,7 +21,7 @@ const QUIET: Duration = Duration::from_secs(60);
 
 /// The services of a registry and the queries for them.
 pub(super) struct Schedule {
-    services: HashMap<Arc<str>, Service>,
+    services: HashMap<Arc<str>, ScheduledService>,
     /// Services to read, the next one first.
     due: VecDeque<Arc<str>>,
     /// Services to read again after a failure.
@@ -46,7 +46,7 @@ pub(super) struct Schedule {
     tuning: ConsulTuning,
 }
 
-struct Service {
+struct ScheduledService {
     mode: Mode,
     /// The query in progress.
     query: Option<AbortHandle>,
@@ -137,7 +137,7 @@ impl Schedule {
             }
             changed = true;
             let name: Arc<str> = Arc::from(&**name);
-            let service = Service {
+            let service = ScheduledService {
                 mode: Mode::Due,
                 query: None,
                 index: 0,
@@ -339,7 +339,7 @@ impl Schedule {
     }
 }
 
-impl Service {
+impl ScheduledService {
     fn abort(&self) {
         if let Some(query) = &self.query {
             query.abort();

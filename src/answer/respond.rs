@@ -256,12 +256,12 @@ impl<'a> QueryContext<'a> {
     /// An instance may be out of date if all registries that hold it may be. Without any instance,
     /// the EDE is that of [`Self::stale_negative_error`]. See RFC 8914 section 4.4.
     pub(super) fn stale_answer_error(&self, holders: Holders<'_>) -> Option<ExtendedError> {
+        if holders.is_empty() {
+            return self.stale_negative_error();
+        }
         let status = &self.snapshot.registry_status;
         if status.stale_registries().is_empty() {
             return None;
-        }
-        if holders.is_empty() {
-            return self.stale_negative_error();
         }
         let staleness = holders.iter().filter_map(|set| status.staleness_of(set)).max();
         stale_error(staleness, ExtendedError::STALE_ANSWER)

@@ -530,5 +530,8 @@ fn known_names_are_answered_while_another_registry_is_unread() {
     assert_eq!((short(&unknown).as_str(), extended_error(&unknown)), ("SERVFAIL", Some(14)));
     harness.now += Duration::from_secs(11);
     harness.apply([]);
-    assert_eq!(harness.a("other.svc"), "NXDOMAIN");
+    let unknown = harness.response("other.svc", rtype::A);
+    assert_eq!((short(&unknown).as_str(), extended_error(&unknown)), ("NXDOMAIN", Some(19)));
+    let known = harness.response("hello.svc", rtype::A);
+    assert_eq!((short(&known).as_str(), extended_error(&known)), ("10.0.0.1", None));
 }

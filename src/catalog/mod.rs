@@ -276,6 +276,10 @@ impl Catalog {
                 .registries()
                 .filter(|registry| self.trackers[registry.index()].is_disconnected())
                 .collect(),
+            unread: self
+                .registries()
+                .filter(|registry| !self.trackers[registry.index()].synced)
+                .collect(),
             with_held_keys: self
                 .registries()
                 .filter(|registry| self.mirror.tally(*registry).held > 0)

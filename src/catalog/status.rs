@@ -13,6 +13,8 @@ pub struct RegistryStatus {
     pub synced: bool,
     /// The registries that have completed a list and are unreachable now.
     pub disconnected: RegistrySet,
+    /// The registries that have not completed a list yet.
+    pub unread: RegistrySet,
     /// The registries with held keys: removed by the registry, but still served.
     pub with_held_keys: RegistrySet,
     /// All registries.
@@ -26,7 +28,7 @@ pub struct RegistryStatus {
 pub enum Staleness {
     /// The registry has removed keys that are held, and so still served.
     Held,
-    /// The registry is unreachable, and its last known data is served.
+    /// The registry is unreachable, and its last known data, if any, is served.
     Disconnected,
 }
 
@@ -41,15 +43,15 @@ impl RegistryStatus {
 
     /// Returns why the absence of data may be stale, or `None` if it is certain.
     ///
-    /// Any stale registry could have the missing data.
+    /// Any stale registry could have the missing data, and so could one that was never read.
     pub fn staleness(&self) -> Option<Staleness> {
-        let stale = self.stale_registries();
+        let stale = self.stale_registries().union(self.unread);
         (!stale.is_empty()).then(|| self.reason(stale))
     }
 
     /// Returns why the data of these registries, which are all stale, may be stale.
     fn reason(&self, registries: RegistrySet) -> Staleness {
-        if self.disconnected.intersects(registries) {
+        if self.disconnected.union(self.unread).intersects(registries) {
             Staleness::Disconnected
         } else {
             Staleness::Held

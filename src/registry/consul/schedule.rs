@@ -52,6 +52,8 @@ struct ScheduledService {
     query: Option<AbortHandle>,
     /// The index of the last answer; 0 before the first, and after one that went back.
     index: u64,
+    /// How that index compares with the one before.
+    step: IndexStep,
     pace: Pace,
     changed: Instant,
     backoff: Option<Backoff>,
@@ -141,6 +143,7 @@ impl Schedule {
                 mode: Mode::Due,
                 query: None,
                 index: 0,
+                step: IndexStep::Forward,
                 pace: Pace::new(),
                 changed: now,
                 backoff: None,
@@ -234,7 +237,7 @@ impl Schedule {
         let Some(service) = self.services.get_mut(name) else { return IndexStep::Same };
         let is_first = service.index == 0;
         let step = index::step(service.index, index);
-        service.index = index::next(service.index, index);
+        (service.index, service.step) = (index::next(service.index, index), step);
         if step != IndexStep::Same {
             service.changed = now;
         }
@@ -304,7 +307,7 @@ impl Schedule {
         if service.mode != Mode::Waiting || service.query.is_some() {
             return None;
         }
-        let delay = service.pace.next(now);
+        let delay = service.pace.next(service.step, now);
         Some(WaitingQuery { name, index: service.index, delay })
     }
 

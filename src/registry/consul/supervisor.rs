@@ -304,7 +304,7 @@ impl Session<'_> {
         for name in self.schedule.end_round() {
             self.continue_service(&name);
         }
-        self.spawn_names_query();
+        self.spawn_names_query(IndexStep::Forward);
         Ok(())
     }
 
@@ -312,7 +312,8 @@ impl Session<'_> {
 
     /// Takes a list of names, which may show that the store went back in time.
     async fn take_names(&mut self, names: NameList) -> Result<(), AgentSessionEnd> {
-        match index::step(self.supervisor.position, names.index) {
+        let step = index::step(self.supervisor.position, names.index);
+        match step {
             IndexStep::Back => return self.begin_round(names).await,
             IndexStep::Same => {}
             IndexStep::Forward => {
@@ -328,7 +329,7 @@ impl Session<'_> {
             let change = Change::ServiceNames { kind: ListKind::Routine, names };
             self.supervisor.feed.send(vec![change]).await?;
         }
-        self.spawn_names_query();
+        self.spawn_names_query(step);
         Ok(())
     }
 
@@ -422,10 +423,10 @@ impl Session<'_> {
     }
 
     /// Starts the query for the names that follow the last list.
-    fn spawn_names_query(&mut self) {
+    fn spawn_names_query(&mut self, step: IndexStep) {
         let (client, wait) = (self.client.clone(), self.supervisor.settings.tuning.wait);
         let index = self.supervisor.position;
-        let delay = self.names_pace.next(Instant::now());
+        let delay = self.names_pace.next(step, Instant::now());
         self.queries.spawn(async move {
             sleep(delay).await;
             QueryResult::Names(client.names(index, wait).await)

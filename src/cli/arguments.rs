@@ -140,7 +140,7 @@ Exit codes:
     #[command(after_long_help = "\
 Exit codes:
   0  done, or nothing to do
-  1  an error; all changes reverted; or already installed, but no other name resolves
+  1  an error; all changes were reverted
   4  no server is running; the output shows the command that starts one")]
     Install(InstallArgs),
     /// Undo what `install` changed.

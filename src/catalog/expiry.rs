@@ -69,9 +69,9 @@ impl Tombstone {
 ///   ones count until they are 5 s old.
 /// - Without a reply the keys stay held, at most for the removal grace, and the check is repeated.
 ///
-/// A key that a list of one service reports as expired counts like one whose lease is gone, without
-/// a check. In the first 5 s after a reconnect it is held at once: a store that was away lets many
-/// expire, one list after the other.
+/// A key that a per-service list reports as expired needs no check: it counts like a key whose lease
+/// is gone. In the first 5 s after a reconnect, it is held at once: after an outage of the store,
+/// many keys expire, in one per-service list after the other.
 #[derive(Debug, Default)]
 pub(super) struct ExpiryDetector {
     /// The tombstones of the window.
@@ -237,7 +237,7 @@ impl ExpiryDetector {
 
     /// Takes out the expired tombstones if they belong to a mass expiry.
     ///
-    /// Few of them do, too, if they leave nothing of a registry that was away.
+    /// After a reconnect, even a few are a mass expiry if they leave the registry no instance.
     pub(super) fn take_mass_expiry(&mut self, leaves_nothing: bool) -> Vec<Tombstone> {
         let expired = self.recent.iter().filter(|tombstone| tombstone.expired);
         let expired: usize = expired.map(Tombstone::instances).sum();

@@ -86,7 +86,7 @@ impl Catalog {
         }
     }
 
-    /// Holds the keys that lists of one service reported as expired, if they expired together.
+    /// Holds keys that per-service lists reported as expired, if it is a mass expiry.
     pub(super) fn hold_mass_expiry(&mut self, registry: RegistryId, now: Instant) {
         let leaves_nothing = self.mirror.tally(registry).instances == 0;
         let tracker = &mut self.trackers[registry.index()];

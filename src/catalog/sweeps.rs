@@ -28,7 +28,7 @@ impl Catalog {
 
     /// Ends a complete list: removes, or holds, the keys that the list did not name.
     ///
-    /// A list of the registry costs O(all keys), a list of one service O(keys of the service).
+    /// A list of the registry costs O(all keys), a per-service list O(keys of the service).
     pub(super) fn end_list(&mut self, registry: RegistryId, now: Instant) {
         let tracker = &mut self.trackers[registry.index()];
         let (is_checking, generation) = (tracker.is_checking(), tracker.generation);

@@ -63,18 +63,18 @@ impl RegistryTracker {
 
     /// Returns whether a routine list is in progress, which should bring no changes.
     ///
-    /// The first list of a registry does not count, nor does a list of one service.
+    /// The first list of a registry does not count, nor does a per-service list.
     pub(super) fn is_checking(&self) -> bool {
         let is_full = |list: &ListInProgress| list.scope == ListScope::Registry;
         self.synced && self.list.as_ref().is_some_and(is_full) && !self.round_is_suspicious()
     }
 
-    /// Returns whether a list of one service is in progress.
+    /// Returns whether a per-service list is in progress.
     pub(super) fn is_listing_service(&self) -> bool {
         self.list.as_ref().is_some_and(|list| list.scope != ListScope::Registry)
     }
 
-    /// Returns whether a list of one service of a restored store is in progress.
+    /// Returns whether a per-service list of a restored store is in progress.
     pub(super) fn is_listing_restored_service(&self) -> bool {
         let in_round = self.list.as_ref().is_some_and(|list| list.in_round);
         self.is_listing_service()

@@ -6,7 +6,7 @@ use super::{Registration, Rejected};
 ///
 /// A list consists of `ListBegin`, any number of `Put`s and `ListEnd`. Keys in its scope that the
 /// list does not name are removed, subject to the removal grace. In a routine list, those were
-/// removed on purpose; a list of one service names the keys that expired in `Delete`s. Outside a
+/// removed on purpose; a per-service list names the keys that expired in `Delete`s. Outside a
 /// list, `Put` and `Delete` are single events.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
@@ -115,7 +115,7 @@ pub enum Removal {
     /// Explicit if the key had no lease. Otherwise it may be part of a mass expiry: the catalog
     /// then asks whether the lease still exists, and holds the key until it knows.
     ///
-    /// In a list of one service, the key expired, with or without a lease: the store still has it,
+    /// In a per-service list, the key expired, with or without a lease: the store still has it,
     /// and its session has ended or its check has failed.
     Unknown,
 }

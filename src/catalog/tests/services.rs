@@ -1,4 +1,4 @@
-//! Tests of lists of one service, and of lists of the registered names.
+//! Tests of per-service lists, and of lists of the registered names.
 
 use super::*;
 use crate::service::key_prefix;
@@ -17,7 +17,7 @@ fn service_put(name: &str, instance: u32) -> Put {
 }
 
 impl TestCatalog {
-    /// Sends a complete list of one service with these instances.
+    /// Sends a complete per-service list with these instances.
     fn list_service(
         &mut self,
         kind: ListKind,
@@ -32,7 +32,7 @@ impl TestCatalog {
         self.settle()
     }
 
-    /// Sends a routine list of one service whose only instance has a failed check.
+    /// Sends a routine per-service list whose only instance has a failed check.
     fn list_expired(&mut self, kind: ListKind, name: &str) -> Settled {
         let key = service_put(name, 0).key;
         self.apply(0, Change::ListBegin { kind, scope: ListScope::Service(name.into()) });

@@ -40,7 +40,7 @@ impl fmt::Display for AliasTarget {
 /// The aliases by their base, each with its last target.
 #[derive(Clone, Debug, Default)]
 pub struct Aliases {
-    /// The last target of each alias: no base in it is an alias.
+    /// The last target of each alias, which is not an alias itself.
     targets: BTreeMap<Box<str>, AliasTarget>,
     /// The aliases of each service, by the base of the service.
     by_service: HashMap<Box<str>, Vec<Box<str>>>,
@@ -161,7 +161,7 @@ impl Aliases {
 
     /// Adds the changes of aliases to the changes of registered services.
     ///
-    /// Services whose base an alias has move to [`Snapshot::replaced`]. Returns `None` if no change
+    /// Services that an alias replaces move to [`Snapshot::replaced`]. Returns `None` if no change
     /// concerns an alias.
     pub(super) fn expand(
         &self,
@@ -197,7 +197,7 @@ impl Aliases {
     }
 }
 
-/// Follows an alias to a target that is no alias.
+/// Follows an alias to a target that is not an alias.
 fn last_target(
     base: &str,
     written: &BTreeMap<Box<str>, AliasTarget>,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::kind::{Facts, Inapplicable, Instance, Kind, Login, Program, Secret, Store};
+use super::kind::{Facts, Inapplicable, Instance, Kind, Login, Program, Programs, Secret, Store};
 use super::support::consul::{self, Consul};
 use super::support::seconds;
 
@@ -48,15 +48,6 @@ fn id(instance: &Instance) -> String {
 }
 
 impl Kind for ConsulKind {
-    fn facts(&self) -> Facts {
-        Facts {
-            expiry: consul::TTL,
-            // The check whether the agent answers: every 5 s, with 5 s for the answer.
-            longest_timeout: seconds(10),
-            programs_return_after_a_wipe: false,
-        }
-    }
-
     fn section(&self) -> String {
         let login = if self.has_login {
             format!("token-file = \"{}\"\n", self.directory.path().join("token").display())
@@ -82,6 +73,28 @@ impl Kind for ConsulKind {
         start
     }
 
+    fn put_many(&mut self, instances: &[Instance]) {
+        let mut services: BTreeMap<String, Vec<SocketAddr>> = BTreeMap::new();
+        for instance in instances {
+            services.entry(instance.name.clone()).or_default().push(endpoint(instance));
+        }
+        self.consul.fill(services.into_iter());
+    }
+
+    fn programs(&mut self) -> Result<&mut dyn Programs, Inapplicable> {
+        Ok(self)
+    }
+
+    fn store(&mut self) -> Result<&mut dyn Store, Inapplicable> {
+        Ok(self)
+    }
+
+    fn login(&mut self) -> Result<&mut dyn Login, Inapplicable> {
+        Ok(self)
+    }
+}
+
+impl Programs for ConsulKind {
     fn remove(&mut self, instance: &Instance) -> Instant {
         let id = id(instance);
         self.programs.remove(&id);
@@ -92,14 +105,6 @@ impl Kind for ConsulKind {
 
     fn let_die(&mut self, instance: &Instance) {
         self.programs.remove(&id(instance)).expect("a program");
-    }
-
-    fn put_many(&mut self, instances: &[Instance]) {
-        let mut services: BTreeMap<String, Vec<SocketAddr>> = BTreeMap::new();
-        for instance in instances {
-            services.entry(instance.name.clone()).or_default().push(endpoint(instance));
-        }
-        self.consul.fill(services.into_iter());
     }
 
     fn remove_many(&mut self, _instances: &[Instance]) {
@@ -152,17 +157,18 @@ impl Kind for ConsulKind {
         });
         Some(receiver)
     }
-
-    fn store(&mut self) -> Result<&mut dyn Store, Inapplicable> {
-        Ok(self)
-    }
-
-    fn login(&mut self) -> Result<&mut dyn Login, Inapplicable> {
-        Ok(self)
-    }
 }
 
 impl Store for ConsulKind {
+    fn facts(&self) -> Facts {
+        Facts {
+            expiry: consul::TTL,
+            // The check whether the agent answers: every 5 s, with 5 s for the answer.
+            longest_timeout: seconds(10),
+            programs_return_after_a_wipe: false,
+        }
+    }
+
     fn address(&self) -> String {
         self.consul.address().to_string()
     }

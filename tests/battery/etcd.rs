@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio::runtime::{self, Runtime};
 use tokio::time::timeout;
 
-use super::kind::{Facts, Inapplicable, Instance, Kind, Login, Program, Secret, Store};
+use super::kind::{Facts, Inapplicable, Instance, Kind, Login, Program, Programs, Secret, Store};
 use super::support::etcd::Etcd;
 use super::support::seconds;
 
@@ -76,15 +76,6 @@ async fn is_gone(client: &Client, lease: i64) -> bool {
 }
 
 impl Kind for EtcdKind {
-    fn facts(&self) -> Facts {
-        Facts {
-            expiry: Duration::from_secs(LEASE_TTL.unsigned_abs()),
-            // Silence on a watch: 10 s until svcdns asks, and 20 s for the response.
-            longest_timeout: seconds(30),
-            programs_return_after_a_wipe: true,
-        }
-    }
-
     fn section(&self) -> String {
         let login = if self.has_login {
             let file = self.directory.path().join("password");
@@ -119,6 +110,25 @@ impl Kind for EtcdKind {
         start
     }
 
+    fn put_many(&mut self, instances: &[Instance]) {
+        let entries = instances.iter().map(|instance| (key(instance), instance.metadata()));
+        self.runtime.block_on(self.etcd.put_many(entries));
+    }
+
+    fn programs(&mut self) -> Result<&mut dyn Programs, Inapplicable> {
+        Ok(self)
+    }
+
+    fn store(&mut self) -> Result<&mut dyn Store, Inapplicable> {
+        Ok(self)
+    }
+
+    fn login(&mut self) -> Result<&mut dyn Login, Inapplicable> {
+        Ok(self)
+    }
+}
+
+impl Programs for EtcdKind {
     fn remove(&mut self, instance: &Instance) -> Instant {
         let key = key(instance);
         self.programs.remove(&key);
@@ -130,11 +140,6 @@ impl Kind for EtcdKind {
 
     fn let_die(&mut self, instance: &Instance) {
         self.programs.remove(&key(instance)).expect("a program");
-    }
-
-    fn put_many(&mut self, instances: &[Instance]) {
-        let entries = instances.iter().map(|instance| (key(instance), instance.metadata()));
-        self.runtime.block_on(self.etcd.put_many(entries));
     }
 
     fn remove_many(&mut self, _instances: &[Instance]) {
@@ -169,17 +174,18 @@ impl Kind for EtcdKind {
         });
         Some(receiver)
     }
-
-    fn store(&mut self) -> Result<&mut dyn Store, Inapplicable> {
-        Ok(self)
-    }
-
-    fn login(&mut self) -> Result<&mut dyn Login, Inapplicable> {
-        Ok(self)
-    }
 }
 
 impl Store for EtcdKind {
+    fn facts(&self) -> Facts {
+        Facts {
+            expiry: Duration::from_secs(LEASE_TTL.unsigned_abs()),
+            // Silence on a watch: 10 s until svcdns asks, and 20 s for the response.
+            longest_timeout: seconds(30),
+            programs_return_after_a_wipe: true,
+        }
+    }
+
     fn address(&self) -> String {
         self.etcd.endpoint(0)
     }

@@ -11,7 +11,7 @@ use std::time::{Instant, SystemTime};
 use jiff::Zoned;
 use tempfile::TempDir;
 
-use super::kind::{Facts, Inapplicable, Instance, Kind, Login, Program, Store};
+use super::kind::{Inapplicable, Instance, Kind, Login, Program, Programs, Store};
 use super::support::files::path_of;
 use super::support::seconds;
 
@@ -44,14 +44,6 @@ fn write(path: &Path, metadata: &str) {
 }
 
 impl Kind for FileKind {
-    fn facts(&self) -> Facts {
-        Facts {
-            expiry: seconds(20),
-            longest_timeout: seconds(0),
-            programs_return_after_a_wipe: true,
-        }
-    }
-
     fn section(&self) -> String {
         format!("[registry.store]\nurl = \"file://{}\"\n", self.directory.path().display())
     }
@@ -64,18 +56,6 @@ impl Kind for FileKind {
         let file = path.clone();
         self.programs.insert(path, Program::start(seconds(10), move || write(&file, &metadata)));
         start
-    }
-
-    fn remove(&mut self, instance: &Instance) -> Instant {
-        let path = self.path(instance);
-        self.programs.remove(&path);
-        let start = Instant::now();
-        fs::remove_file(path).unwrap();
-        start
-    }
-
-    fn let_die(&mut self, instance: &Instance) {
-        self.programs.remove(&self.path(instance)).expect("a program");
     }
 
     fn put_many(&mut self, instances: &[Instance]) {
@@ -93,6 +73,32 @@ impl Kind for FileKind {
                     .unwrap();
             }
         }));
+    }
+
+    fn programs(&mut self) -> Result<&mut dyn Programs, Inapplicable> {
+        Ok(self)
+    }
+
+    fn store(&mut self) -> Result<&mut dyn Store, Inapplicable> {
+        Err(NO_SERVER)
+    }
+
+    fn login(&mut self) -> Result<&mut dyn Login, Inapplicable> {
+        Err("no login: the permissions of the directory decide")
+    }
+}
+
+impl Programs for FileKind {
+    fn remove(&mut self, instance: &Instance) -> Instant {
+        let path = self.path(instance);
+        self.programs.remove(&path);
+        let start = Instant::now();
+        fs::remove_file(path).unwrap();
+        start
+    }
+
+    fn let_die(&mut self, instance: &Instance) {
+        self.programs.remove(&self.path(instance)).expect("a program");
     }
 
     fn remove_many(&mut self, instances: &[Instance]) {
@@ -137,13 +143,5 @@ impl Kind for FileKind {
             "0.0.0.0-80",
         ];
         shown.into_iter().chain(other).map(str::to_owned).collect()
-    }
-
-    fn store(&mut self) -> Result<&mut dyn Store, Inapplicable> {
-        Err(NO_SERVER)
-    }
-
-    fn login(&mut self) -> Result<&mut dyn Login, Inapplicable> {
-        Err("no login: the permissions of the directory decide")
     }
 }

@@ -14,30 +14,34 @@ pub(crate) type Inapplicable = &'static str;
 /// The methods write what a GoFrame program writes, with a client of the store that is not
 /// svcdns's. They panic if the store refuses.
 pub(crate) trait Kind {
-    /// Returns how long things take with this kind.
-    fn facts(&self) -> Facts;
-
     /// Returns the configuration, the section `[registry.store]` for most kinds.
     fn section(&self) -> String;
-
-    /// Checks that the registry can change while svcdns runs.
-    fn changes(&self) -> Result<(), Inapplicable> {
-        Ok(())
-    }
 
     /// Registers an instance, or gives it new metadata, and keeps it alive as its program would.
     ///
     /// Returns the time just before the store was asked to.
     fn put(&mut self, instance: &Instance) -> Instant;
 
+    /// Registers many instances at once.
+    fn put_many(&mut self, instances: &[Instance]);
+
+    /// Returns the programs, if their registrations can change while svcdns runs.
+    fn programs(&mut self) -> Result<&mut dyn Programs, Inapplicable>;
+
+    /// Returns the server of the store.
+    fn store(&mut self) -> Result<&mut dyn Store, Inapplicable>;
+
+    /// Returns the secret that the store requires.
+    fn login(&mut self) -> Result<&mut dyn Login, Inapplicable>;
+}
+
+/// The programs that have registered the instances of a [`Kind`].
+pub(crate) trait Programs {
     /// Removes an instance as its program does when it is stopped; returns the time before it.
     fn remove(&mut self, instance: &Instance) -> Instant;
 
     /// Lets the program of an instance die: nothing removes the instance or keeps it alive.
     fn let_die(&mut self, instance: &Instance);
-
-    /// Registers many instances at once.
-    fn put_many(&mut self, instances: &[Instance]);
 
     /// Removes all instances of [`Kind::put_many`] as one change, if the store has such a call.
     fn remove_many(&mut self, instances: &[Instance]);
@@ -51,15 +55,9 @@ pub(crate) trait Kind {
     fn notifications(&self, _name: &str) -> Option<Receiver<Instant>> {
         None
     }
-
-    /// Returns the server of the store.
-    fn store(&mut self) -> Result<&mut dyn Store, Inapplicable>;
-
-    /// Returns the secret that the store requires.
-    fn login(&mut self) -> Result<&mut dyn Login, Inapplicable>;
 }
 
-/// How long things take with a kind of registry.
+/// How long things take with a kind of registry that has a server.
 #[derive(Clone, Copy)]
 pub(crate) struct Facts {
     /// Longest time that an instance stays after its program has died.
@@ -72,6 +70,8 @@ pub(crate) struct Facts {
 
 /// The server of a store, a process of its own.
 pub(crate) trait Store {
+    /// Returns how long things take with this kind.
+    fn facts(&self) -> Facts;
     /// Returns the address that messages must name, `host:port`.
     fn address(&self) -> String;
     /// Returns the process, whose processor time the battery reads.

@@ -93,7 +93,8 @@ impl<'a> Run<'a> {
         is_answered: impl FnMut() -> bool,
     ) {
         if self.watched.as_ref().is_none_or(|(watched, _)| watched != name) {
-            let notifications = self.kind.notifications(name);
+            let programs = self.kind.programs().ok();
+            let notifications = programs.and_then(|programs| programs.notifications(name));
             self.watched = notifications.map(|notifications| (name.to_owned(), notifications));
         }
         let notifications = self.watched.as_ref().map(|(_, notifications)| notifications);

@@ -236,7 +236,14 @@ impl Consul {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let answer = eventually(path, SOON, || match self.try_request(method, path, &body) {
             Ok(answer) => Some(answer),
-            Err(error) if error.contains(" 429 ") || error.contains("os error 104") => None,
+            // A refused connection is closed, often before its answer is read.
+            Err(error)
+                if [" 429 ", "os error 104", "os error 32"]
+                    .iter()
+                    .any(|refusal| error.contains(refusal)) =>
+            {
+                None
+            }
             Err(error) => panic!("{error}"),
         });
         serde_json::from_str(&answer).unwrap_or(Value::Null)

@@ -13,8 +13,8 @@ use serde::de::IgnoredAny;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::connection::{Connector, HttpConnection};
-use super::failure::{ConsulFailure, FailureKind, excerpt};
+use super::connection::{AgentConnector, HttpConnection};
+use super::failure::{ConsulFailure, ConsulFailureKind, excerpt};
 use super::{Reads, Settings, identify};
 use crate::registry::Secret;
 
@@ -31,10 +31,10 @@ const OWN_SERVICE: &str = "consul";
 
 /// A client of one agent, shared by all queries of a session.
 #[derive(Clone)]
-pub(super) struct Client(Arc<ClientState>);
+pub(super) struct ConsulClient(Arc<ClientState>);
 
 struct ClientState {
-    connector: Connector,
+    connector: AgentConnector,
     token: Option<Secret>,
     token_header: Option<HeaderValue>,
     token_keys: Option<String>,
@@ -80,11 +80,11 @@ pub(super) struct NameList {
     pub(super) names: BTreeSet<Box<str>>,
 }
 
-impl Client {
+impl ConsulClient {
     /// Creates the client of an agent, with the current token; connects later.
     pub(super) async fn new(settings: &Settings, endpoint: &str) -> Result<Self, ConsulFailure> {
-        let invalid = |text: String| ConsulFailure::new(FailureKind::Settings, text);
-        let connector = Connector::new(settings, endpoint).await?;
+        let invalid = |text: String| ConsulFailure::new(ConsulFailureKind::Settings, text);
+        let connector = AgentConnector::new(settings, endpoint).await?;
         let token = match &settings.token {
             Some(token) => Some(token.read().await.map_err(|error| invalid(error.to_string()))?),
             None => None,
@@ -143,27 +143,27 @@ impl Client {
                 "cannot {action}: the ACL default policy is deny, and no policy allows reading any \
                  service: {remedy}; it needs service_prefix \"\" and node_prefix \"\" with read"
             );
-            return Err(ConsulFailure::new(FailureKind::Permission, text));
+            return Err(ConsulFailure::new(ConsulFailureKind::Permission, text));
         }
         let mut names = names.0;
         names.remove(OWN_SERVICE);
         Ok(NameList { index: answer.index, names })
     }
 
-    /// Reads the names like [`Client::names`] without waiting, and identifies other servers.
+    /// Reads the names like [`ConsulClient::names`] without waiting, and identifies other servers.
     pub(super) async fn probe(&self) -> Result<NameList, ConsulFailure> {
         let result = self.names(0, Duration::ZERO).await;
         let Err(failure) = result else { return result };
         let is_suspect = matches!(
             failure.kind,
-            FailureKind::OtherServer | FailureKind::Missing | FailureKind::Answer
+            ConsulFailureKind::OtherServer | ConsulFailureKind::Missing | ConsulFailureKind::Answer
         );
         if !is_suspect {
             return Err(failure);
         }
         let found = identify::describe(self).await;
         Err(match found {
-            Some(found) => self.hide(ConsulFailure::new(FailureKind::OtherServer, found)),
+            Some(found) => self.hide(ConsulFailure::new(ConsulFailureKind::OtherServer, found)),
             None => failure,
         })
     }
@@ -226,7 +226,7 @@ impl Client {
                 return Ok(answer);
             }
             let text = format!("the answer has no X-Consul-Index: {:?}", excerpt(&answer.body));
-            Err(ConsulFailure::new(FailureKind::Answer, text))
+            Err(ConsulFailure::new(ConsulFailureKind::Answer, text))
         });
         answer.map_err(|failure| self.hide(failure.of(action)))
     }
@@ -299,9 +299,10 @@ impl Client {
         let response = connection.send_request(self.request(method, path, body)?).await;
         match response {
             Ok(response) => Ok((response, connection)),
-            Err(error) if error.is_parse() => {
-                Err(ConsulFailure::new(FailureKind::OtherServer, "it does not answer in HTTP"))
-            }
+            Err(error) if error.is_parse() => Err(ConsulFailure::new(
+                ConsulFailureKind::OtherServer,
+                "it does not answer in HTTP",
+            )),
             Err(error) if error.is_incomplete_message() => Err(ConsulFailure::connection(
                 "the server closed the connection without an answer: it may have too many of this \
                  address (limits.http_max_conns_per_client), or be another kind of server (the \
@@ -328,7 +329,7 @@ impl Client {
         }
         request
             .body(Full::new(body.clone()))
-            .map_err(|error| ConsulFailure::new(FailureKind::Settings, error.to_string()))
+            .map_err(|error| ConsulFailure::new(ConsulFailureKind::Settings, error.to_string()))
     }
 
     /// Reads a body up to the limit on its size.
@@ -340,7 +341,7 @@ impl Client {
         let max = self.0.max_answer_bytes;
         let too_large = || {
             let text = format!("the answer has more than {max} bytes (a fixed limit)");
-            ConsulFailure::new(FailureKind::TooLarge, text)
+            ConsulFailure::new(ConsulFailureKind::TooLarge, text)
         };
         let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
         if announced
@@ -381,7 +382,7 @@ impl Client {
     }
 
     /// Returns the connector, for [`identify`].
-    pub(super) fn connector(&self) -> &Connector {
+    pub(super) fn connector(&self) -> &AgentConnector {
         &self.0.connector
     }
 
@@ -430,7 +431,7 @@ fn parse<'de, T: Deserialize<'de>>(action: &str, body: &'de [u8]) -> Result<T, C
 pub(super) fn parse_body<'de, T: Deserialize<'de>>(body: &'de [u8]) -> Result<T, ConsulFailure> {
     serde_json::from_slice(body).map_err(|error| {
         let text = format!("the answer is not Consul's JSON ({error}): {:?}", excerpt(body));
-        ConsulFailure::new(FailureKind::Answer, text)
+        ConsulFailure::new(ConsulFailureKind::Answer, text)
     })
 }
 
@@ -462,7 +463,7 @@ mod tests {
         assert_eq!(names.0.iter().map(|name| &**name).collect::<Vec<_>>(), ["a", "b"]);
         for bad in [&b"[]"[..], b"<html>", b"{\"a\":", b"", b"\xff"] {
             let failure = parse_body::<NameSet>(bad).err().unwrap();
-            assert_eq!(failure.kind, FailureKind::Answer);
+            assert_eq!(failure.kind, ConsulFailureKind::Answer);
         }
     }
 }

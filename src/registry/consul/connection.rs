@@ -13,7 +13,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::Settings;
-use super::failure::{ConsulFailure, FailureKind};
+use super::failure::{ConsulFailure, ConsulFailureKind};
 use crate::registry::tls::describe_handshake_error;
 
 /// A connection that is ready for a request.
@@ -21,17 +21,17 @@ pub(super) type HttpConnection = SendRequest<Full<Bytes>>;
 
 /// Opens connections to one agent.
 #[derive(Clone)]
-pub(super) struct Connector {
+pub(super) struct AgentConnector {
     /// The agent as `host:port`.
     pub(super) endpoint: String,
     tls: Option<(TlsConnector, ServerName<'static>)>,
     dial_timeout: Duration,
 }
 
-impl Connector {
+impl AgentConnector {
     /// Reads the TLS files.
     pub(super) async fn new(settings: &Settings, endpoint: &str) -> Result<Self, ConsulFailure> {
-        let invalid = |text: String| ConsulFailure::new(FailureKind::Settings, text);
+        let invalid = |text: String| ConsulFailure::new(ConsulFailureKind::Settings, text);
         let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
         let host = host.trim_matches(['[', ']']);
         let tls = match &settings.tls {
@@ -60,7 +60,7 @@ impl Connector {
                         let text = describe_handshake_error(&error);
                         if text == "it does not speak TLS" {
                             let text = format!("{text}: use consul://");
-                            return ConsulFailure::new(FailureKind::OtherServer, text);
+                            return ConsulFailure::new(ConsulFailureKind::OtherServer, text);
                         }
                         ConsulFailure::connection(format!("TLS: {text}"))
                     })?;

@@ -10,14 +10,14 @@ const MAX_EXCERPT_CHARS: usize = 200;
 /// A failed query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ConsulFailure {
-    pub(super) kind: FailureKind,
+    pub(super) kind: ConsulFailureKind,
     /// A message for the user: the failure, its cause and, if known, a remedy.
     pub(super) text: String,
 }
 
 /// The kinds of failure, by the reaction that they require.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FailureKind {
+pub(super) enum ConsulFailureKind {
     /// The connection, the agent or the cluster failed: retry, if possible elsewhere.
     Connection,
     /// The agent accepts no more connections from this address: make do with fewer.
@@ -36,7 +36,7 @@ pub(super) enum FailureKind {
     OtherServer,
 }
 
-impl FailureKind {
+impl ConsulFailureKind {
     /// Returns whether the store refused the request or the settings prevent it.
     ///
     /// The connection itself may work.
@@ -46,12 +46,12 @@ impl FailureKind {
 }
 
 impl ConsulFailure {
-    pub(super) fn new(kind: FailureKind, text: impl Into<String>) -> Self {
+    pub(super) fn new(kind: ConsulFailureKind, text: impl Into<String>) -> Self {
         Self { kind, text: text.into() }
     }
 
     pub(super) fn connection(text: impl Into<String>) -> Self {
-        Self::new(FailureKind::Connection, text)
+        Self::new(ConsulFailureKind::Connection, text)
     }
 
     /// Returns the failure with the action that failed, such as "list the services".
@@ -91,32 +91,32 @@ impl ConsulFailure {
                     Some(keys) => format!("check {keys}, and the policies of the token"),
                     None => "configure an ACL token (token-file)".to_owned(),
                 };
-                Self::new(FailureKind::Permission, format!("{remedy} ({quoted})"))
+                Self::new(ConsulFailureKind::Permission, format!("{remedy} ({quoted})"))
             }
             StatusCode::TOO_MANY_REQUESTS => Self::new(
-                FailureKind::TooManyConnections,
+                ConsulFailureKind::TooManyConnections,
                 format!(
                     "the agent accepts no more connections or requests from this address: lower \
                      max-waiting, or raise limits.http_max_conns_per_client of the agent ({quoted})"
                 ),
             ),
             StatusCode::BAD_REQUEST if lower.contains("http request to an https server") => {
-                Self::new(FailureKind::OtherServer, "it expects TLS: use consul+https://")
+                Self::new(ConsulFailureKind::OtherServer, "it expects TLS: use consul+https://")
             }
             StatusCode::BAD_REQUEST if lower.contains("enterprise") => Self::new(
-                FailureKind::Settings,
+                ConsulFailureKind::Settings,
                 format!("this Consul has no namespaces: remove namespace ({quoted})"),
             ),
             _ if lower.contains("no cluster leader") => Self::no_leader(),
             _ if lower.contains("no path to datacenter") => Self::new(
-                FailureKind::Settings,
+                ConsulFailureKind::Settings,
                 format!("the datacenter is unknown or unreachable: check datacenter ({quoted})"),
             ),
             StatusCode::BAD_REQUEST => Self::new(
-                FailureKind::Settings,
+                ConsulFailureKind::Settings,
                 format!("the agent refused the request ({quoted})"),
             ),
-            StatusCode::NOT_FOUND => Self::new(FailureKind::Missing, quoted),
+            StatusCode::NOT_FOUND => Self::new(ConsulFailureKind::Missing, quoted),
             _ => Self::connection(format!("the agent answered {quoted}")),
         }
     }
@@ -138,28 +138,33 @@ mod tests {
     #[test]
     fn statuses_are_classified_by_consuls_message() {
         for (status, body, kind, expected) in [
-            (403, "ACL not found", FailureKind::Permission, "token-file"),
+            (403, "ACL not found", ConsulFailureKind::Permission, "token-file"),
             (
                 429,
                 "Your IP is issuing too many concurrent connections, please rate limit your calls",
-                FailureKind::TooManyConnections,
+                ConsulFailureKind::TooManyConnections,
                 "http_max_conns_per_client",
             ),
-            (500, "No cluster leader", FailureKind::Connection, "no leader"),
-            (500, "No path to datacenter", FailureKind::Settings, "check datacenter"),
+            (500, "No cluster leader", ConsulFailureKind::Connection, "no leader"),
+            (500, "No path to datacenter", ConsulFailureKind::Settings, "check datacenter"),
             (
                 400,
                 "Invalid query parameter: \"ns\" - Namespaces are a Consul Enterprise feature",
-                FailureKind::Settings,
+                ConsulFailureKind::Settings,
                 "remove namespace",
             ),
             (
                 400,
                 "Client sent an HTTP request to an HTTPS server.\n",
-                FailureKind::OtherServer,
+                ConsulFailureKind::OtherServer,
                 "use consul+https://",
             ),
-            (502, "<html>\n<h1>Bad\x07 Gateway", FailureKind::Connection, "502 <html> <h1>Bad Gat"),
+            (
+                502,
+                "<html>\n<h1>Bad\x07 Gateway",
+                ConsulFailureKind::Connection,
+                "502 <html> <h1>Bad Gat",
+            ),
         ] {
             let status = StatusCode::from_u16(status).unwrap();
             let failure = ConsulFailure::of_status(status, body.as_bytes(), None);

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::client::Client;
-use super::failure::{FailureKind, excerpt};
+use super::client::ConsulClient;
+use super::failure::{ConsulFailureKind, excerpt};
 
 /// Time limit for the questions to an unknown server.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -20,11 +20,11 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_BYTES: usize = 4096;
 
 /// Describes a server that is not Consul, with a remedy; `None` if it gives no clue.
-pub(super) async fn describe(client: &Client) -> Option<String> {
+pub(super) async fn describe(client: &ConsulClient) -> Option<String> {
     let found = timeout(TIMEOUT, async {
         match describe_http(client).await {
             Ok(found) => found,
-            Err(FailureKind::OtherServer) => describe_bytes(client).await,
+            Err(ConsulFailureKind::OtherServer) => describe_bytes(client).await,
             Err(_) => None,
         }
     });
@@ -38,7 +38,7 @@ struct EtcdVersion {
 }
 
 /// Describes an HTTP server by its answer to `GET /version`.
-async fn describe_http(client: &Client) -> Result<Option<String>, FailureKind> {
+async fn describe_http(client: &ConsulClient) -> Result<Option<String>, ConsulFailureKind> {
     let sent = client.respond(&Method::GET, "/version", &Bytes::new()).await;
     let (response, _connection) = sent.map_err(|failure| failure.kind)?;
     let status = response.status();
@@ -69,7 +69,7 @@ async fn describe_http(client: &Client) -> Result<Option<String>, FailureKind> {
 }
 
 /// Describes a server that does not answer in HTTP by the first bytes that it sends.
-async fn describe_bytes(client: &Client) -> Option<String> {
+async fn describe_bytes(client: &ConsulClient) -> Option<String> {
     let connector = client.connector();
     let mut stream = connector.connect_tcp().await.ok()?;
     let request = format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", connector.endpoint);

@@ -37,11 +37,11 @@ pub(super) fn next(last: u64, index: u64) -> u64 {
 
 /// Limits the rate of a query that Consul answers without waiting.
 ///
-/// A service may change many times a second, and some versions of Consul answer at once with an
-/// unchanged index. A token bucket lets bursts pass without delay.
+/// A service may change many times a second, and some versions of Consul answer at once although
+/// nothing has changed. A token bucket lets bursts pass without delay.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
-    /// Queries that may start at once, up to [`Pace::BURST`].
+    /// Queries without a change that may start at once, up to [`Pace::BURST`].
     tokens: f64,
     updated: Option<Instant>,
 }
@@ -49,7 +49,7 @@ pub(super) struct Pace {
 impl Pace {
     /// Queries of a burst.
     const BURST: f64 = 10.0;
-    /// Lasting rate of queries per second.
+    /// Lasting rate of queries per second, for answers without a change.
     const RATE: f64 = 2.0;
 
     /// Creates a pace with a full burst.
@@ -57,10 +57,13 @@ impl Pace {
         Self { tokens: Self::BURST, updated: None }
     }
 
-    /// Takes a token; returns how long to wait before the query.
-    pub(super) fn next(&mut self, now: Instant) -> Duration {
+    /// Takes tokens for the answer before; returns how long to wait before the query.
+    ///
+    /// An answer without a change costs five times as much as one with a change.
+    pub(super) fn next(&mut self, step: IndexStep, now: Instant) -> Duration {
+        let cost = if step == IndexStep::Forward { 0.2 } else { 1.0 };
         let since = self.updated.map_or(Duration::ZERO, |updated| now.duration_since(updated));
-        self.tokens = (self.tokens + since.as_secs_f64() * Self::RATE).min(Self::BURST) - 1.0;
+        self.tokens = (self.tokens + since.as_secs_f64() * Self::RATE).min(Self::BURST) - cost;
         self.updated = Some(now);
         Duration::from_secs_f64((-self.tokens / Self::RATE).max(0.0))
     }
@@ -87,18 +90,21 @@ mod tests {
 
     #[test]
     fn bursts_pass_at_once_and_lasting_floods_are_slowed() {
-        let mut pace = Pace::new();
-        let mut now = Instant::now();
-        for _ in 0..10 {
-            assert_eq!(pace.next(now), Duration::ZERO);
+        for (step, seconds) in [(IndexStep::Same, 50.0), (IndexStep::Forward, 10.0)] {
+            let mut pace = Pace::new();
+            let mut now = Instant::now();
+            for _ in 0..10 {
+                assert_eq!(pace.next(step, now), Duration::ZERO);
+            }
+            while pace.next(step, now) == Duration::ZERO {}
+            let start = now;
+            for _ in 0..100 {
+                now += pace.next(step, now);
+            }
+            let elapsed = (now - start).as_secs_f64();
+            assert!((elapsed - seconds).abs() <= 1.0, "100 queries in {elapsed} s");
+            now += Duration::from_secs(60);
+            assert_eq!(pace.next(step, now), Duration::ZERO);
         }
-        let start = now;
-        for _ in 0..100 {
-            now += pace.next(now);
-        }
-        let elapsed = (now - start).as_secs_f64();
-        assert!((49.0..=51.0).contains(&elapsed), "100 queries in {elapsed} s");
-        now += Duration::from_secs(60);
-        assert_eq!(pace.next(now), Duration::ZERO);
     }
 }

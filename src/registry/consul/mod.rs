@@ -62,7 +62,7 @@ impl Registry for ConsulRegistry {
         commands: mpsc::Receiver<RegistryCommand>,
         stop: CancellationToken,
     ) {
-        let supervisor = supervisor::Supervisor::new(self.settings, first, feed, commands);
+        let supervisor = supervisor::ConsulSupervisor::new(self.settings, first, feed, commands);
         // Dropping the supervisor at any await point is safe: it never writes to the store.
         tokio::select! {
             () = stop.cancelled() => {}

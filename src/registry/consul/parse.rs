@@ -73,7 +73,7 @@ struct ServiceEntry<'a> {
     address: Option<Cow<'a, str>>,
     port: Option<i64>,
     meta: Option<BTreeMap<Box<str>, Cow<'a, str>>>,
-    weights: Option<Weights>,
+    weights: Option<EntryWeights>,
 }
 
 #[derive(Deserialize)]
@@ -85,7 +85,7 @@ struct Check<'a> {
 
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Weights {
+struct EntryWeights {
     passing: Option<i64>,
     warning: Option<i64>,
 }

@@ -8,8 +8,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
-use super::client::{Client, encode};
-use super::failure::{ConsulFailure, FailureKind};
+use super::client::{ConsulClient, encode};
+use super::failure::{ConsulFailure, ConsulFailureKind};
 use crate::registry::backoff::Backoff;
 use crate::registry::members::Members;
 use crate::registry::{RegisterError, RegisterEvent, Registrant, gsvc};
@@ -147,7 +147,7 @@ impl<F: Fn(RegisterEvent)> ServiceKeeper<'_, F> {
         &mut self,
         working_since: &mut Option<Instant>,
     ) -> Result<Infallible, ConsulFailure> {
-        let no_agent = || ConsulFailure::new(FailureKind::Settings, "no agent is configured");
+        let no_agent = || ConsulFailure::new(ConsulFailureKind::Settings, "no agent is configured");
         let endpoint = self.agents.choose().ok_or_else(no_agent)?;
         let Err(failure) = self.keep_at(&endpoint, working_since).await;
         self.agents.set_failed(&endpoint, Some(Instant::now()));
@@ -159,7 +159,7 @@ impl<F: Fn(RegisterEvent)> ServiceKeeper<'_, F> {
         endpoint: &str,
         working_since: &mut Option<Instant>,
     ) -> Result<Infallible, ConsulFailure> {
-        let client = Client::new(self.settings, endpoint).await?;
+        let client = ConsulClient::new(self.settings, endpoint).await?;
         loop {
             let is_new = self.registered_at.as_deref() != Some(endpoint);
             let mut registered = false;
@@ -208,13 +208,13 @@ impl<F: Fn(RegisterEvent)> ServiceKeeper<'_, F> {
     }
 
     async fn remove_at(&self, endpoint: &str) -> Result<(), ConsulFailure> {
-        let client = Client::new(self.settings, endpoint).await?;
+        let client = ConsulClient::new(self.settings, endpoint).await?;
         for service in &self.services {
             let path = format!("/v1/agent/service/deregister/{}", encode(&service.id));
             let action = format!("deregister {}", service.id);
             match client.write(&action, &path, String::new()).await {
                 // The agent has lost the service, or its operator has deregistered it.
-                Err(failure) if failure.kind == FailureKind::Missing => {}
+                Err(failure) if failure.kind == ConsulFailureKind::Missing => {}
                 result => result?,
             }
         }
@@ -223,7 +223,7 @@ impl<F: Fn(RegisterEvent)> ServiceKeeper<'_, F> {
 }
 
 /// Passes the check of a service.
-async fn pass(client: &Client, service: &AgentService) -> Result<(), ConsulFailure> {
+async fn pass(client: &ConsulClient, service: &AgentService) -> Result<(), ConsulFailure> {
     let path = format!("/v1/agent/check/pass/{}", encode(&format!("service:{}", service.id)));
     client.write(&format!("pass the check of {}", service.id), &path, String::new()).await
 }

@@ -21,7 +21,7 @@ const QUIET: Duration = Duration::from_secs(60);
 
 /// The services of a registry and the queries for them.
 pub(super) struct Schedule {
-    services: HashMap<Arc<str>, Service>,
+    services: HashMap<Arc<str>, ScheduledService>,
     /// Services to read, the next one first.
     due: VecDeque<Arc<str>>,
     /// Services to read again after a failure.
@@ -46,12 +46,14 @@ pub(super) struct Schedule {
     tuning: ConsulTuning,
 }
 
-struct Service {
+struct ScheduledService {
     mode: Mode,
     /// The query in progress.
     query: Option<AbortHandle>,
     /// The index of the last answer; 0 before the first, and after one that went back.
     index: u64,
+    /// How that index compares with the one before.
+    step: IndexStep,
     pace: Pace,
     changed: Instant,
     backoff: Option<Backoff>,
@@ -137,10 +139,11 @@ impl Schedule {
             }
             changed = true;
             let name: Arc<str> = Arc::from(&**name);
-            let service = Service {
+            let service = ScheduledService {
                 mode: Mode::Due,
                 query: None,
                 index: 0,
+                step: IndexStep::Forward,
                 pace: Pace::new(),
                 changed: now,
                 backoff: None,
@@ -234,7 +237,7 @@ impl Schedule {
         let Some(service) = self.services.get_mut(name) else { return IndexStep::Same };
         let is_first = service.index == 0;
         let step = index::step(service.index, index);
-        service.index = index::next(service.index, index);
+        (service.index, service.step) = (index::next(service.index, index), step);
         if step != IndexStep::Same {
             service.changed = now;
         }
@@ -304,7 +307,7 @@ impl Schedule {
         if service.mode != Mode::Waiting || service.query.is_some() {
             return None;
         }
-        let delay = service.pace.next(now);
+        let delay = service.pace.next(service.step, now);
         Some(WaitingQuery { name, index: service.index, delay })
     }
 
@@ -339,7 +342,7 @@ impl Schedule {
     }
 }
 
-impl Service {
+impl ScheduledService {
     fn abort(&self) {
         if let Some(query) = &self.query {
             query.abort();

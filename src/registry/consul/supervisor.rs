@@ -11,8 +11,8 @@ use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Settings;
-use super::client::{Client, NameList};
-use super::failure::{ConsulFailure, FailureKind};
+use super::client::{ConsulClient, NameList};
+use super::failure::{ConsulFailure, ConsulFailureKind};
 use super::index::{self, IndexStep, Pace};
 use super::parse;
 use super::schedule::{Schedule, WaitingQuery};
@@ -24,7 +24,7 @@ use crate::service::{Change, LeaseReply, ListKind, ListScope};
 /// Follows one datacenter through all failures.
 ///
 /// The supervisor keeps no copy of the instances, only names and indexes.
-pub(super) struct Supervisor {
+pub(super) struct ConsulSupervisor {
     settings: Settings,
     feed: Feed,
     commands: mpsc::Receiver<RegistryCommand>,
@@ -41,26 +41,26 @@ pub(super) struct Supervisor {
 }
 
 /// Reason for the end of a session.
-enum SessionEnd {
+enum AgentSessionEnd {
     /// The feed is closed.
     Closed,
     /// The agent or the cluster failed; the next session may succeed.
     Failed(ConsulFailure),
 }
 
-impl From<FeedClosed> for SessionEnd {
+impl From<FeedClosed> for AgentSessionEnd {
     fn from(_: FeedClosed) -> Self {
         Self::Closed
     }
 }
 
-impl From<ConsulFailure> for SessionEnd {
+impl From<ConsulFailure> for AgentSessionEnd {
     fn from(failure: ConsulFailure) -> Self {
         Self::Failed(failure)
     }
 }
 
-impl Supervisor {
+impl ConsulSupervisor {
     pub(super) fn new(
         settings: Settings,
         first: ListKind,
@@ -84,11 +84,11 @@ impl Supervisor {
     pub(super) async fn run(mut self) -> FeedClosed {
         loop {
             let failure = match self.endpoints.choose() {
-                None => ConsulFailure::new(FailureKind::Settings, "no agent is configured"),
+                None => ConsulFailure::new(ConsulFailureKind::Settings, "no agent is configured"),
                 Some(endpoint) => {
                     let mut working_since = None;
                     let Err(end) = self.session(&endpoint, &mut working_since).await;
-                    let SessionEnd::Failed(failure) = end else { return FeedClosed };
+                    let AgentSessionEnd::Failed(failure) = end else { return FeedClosed };
                     let healthy_after = self.settings.tuning.healthy_after;
                     if working_since.is_some_and(|since: Instant| since.elapsed() >= healthy_after)
                     {
@@ -120,8 +120,8 @@ impl Supervisor {
         &mut self,
         endpoint: &str,
         working_since: &mut Option<Instant>,
-    ) -> Result<Infallible, SessionEnd> {
-        let client = Client::new(&self.settings, endpoint).await?;
+    ) -> Result<Infallible, AgentSessionEnd> {
+        let client = ConsulClient::new(&self.settings, endpoint).await?;
         let names = client.probe().await?;
         while self.commands.try_recv().is_ok() {}
         let schedule = Schedule::new(self.settings.max_waiting, &self.settings.tuning);
@@ -187,9 +187,9 @@ enum QueryResult {
 /// All queries are tasks that end with one result; the session alone decides what follows, and
 /// sends the changes. Dropping it ends all queries.
 struct Session<'a> {
-    supervisor: &'a mut Supervisor,
+    supervisor: &'a mut ConsulSupervisor,
     endpoint: &'a str,
-    client: Client,
+    client: ConsulClient,
     schedule: Schedule,
     queries: JoinSet<QueryResult>,
     names_pace: Pace,
@@ -201,7 +201,7 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    async fn run(&mut self) -> Result<Infallible, SessionEnd> {
+    async fn run(&mut self) -> Result<Infallible, AgentSessionEnd> {
         loop {
             self.schedule.advance(Instant::now());
             while let Some(name) = self.schedule.next_read() {
@@ -230,7 +230,7 @@ impl Session<'_> {
     }
 
     /// Handles the result of a query.
-    async fn take(&mut self, id: Id, result: QueryResult) -> Result<(), SessionEnd> {
+    async fn take(&mut self, id: Id, result: QueryResult) -> Result<(), AgentSessionEnd> {
         match result {
             QueryResult::Leader(result) => {
                 result?;
@@ -257,7 +257,7 @@ impl Session<'_> {
     /// Begins to read all services once.
     ///
     /// Each service is a list of its own, so that one that cannot be read keeps its instances.
-    async fn begin_round(&mut self, names: NameList) -> Result<(), SessionEnd> {
+    async fn begin_round(&mut self, names: NameList) -> Result<(), AgentSessionEnd> {
         let supervisor = &mut *self.supervisor;
         let kind = supervisor.kind_of_round(names.index);
         if kind == ListKind::Restored {
@@ -282,7 +282,7 @@ impl Session<'_> {
     }
 
     /// Ends a round: from now on, the services wait or are polled.
-    async fn end_round(&mut self) -> Result<(), SessionEnd> {
+    async fn end_round(&mut self) -> Result<(), AgentSessionEnd> {
         let supervisor = &mut *self.supervisor;
         let index = supervisor.position;
         supervisor.feed.send(vec![Change::Connected(true)]).await?;
@@ -304,15 +304,16 @@ impl Session<'_> {
         for name in self.schedule.end_round() {
             self.continue_service(&name);
         }
-        self.spawn_names_query();
+        self.spawn_names_query(IndexStep::Forward);
         Ok(())
     }
 
     // Answers
 
     /// Takes a list of names, which may show that the store went back in time.
-    async fn take_names(&mut self, names: NameList) -> Result<(), SessionEnd> {
-        match index::step(self.supervisor.position, names.index) {
+    async fn take_names(&mut self, names: NameList) -> Result<(), AgentSessionEnd> {
+        let step = index::step(self.supervisor.position, names.index);
+        match step {
             IndexStep::Back => return self.begin_round(names).await,
             IndexStep::Same => {}
             IndexStep::Forward => {
@@ -328,7 +329,7 @@ impl Session<'_> {
             let change = Change::ServiceNames { kind: ListKind::Routine, names };
             self.supervisor.feed.send(vec![change]).await?;
         }
-        self.spawn_names_query();
+        self.spawn_names_query(step);
         Ok(())
     }
 
@@ -338,7 +339,7 @@ impl Session<'_> {
         name: &Arc<str>,
         index: u64,
         instances: Vec<Change>,
-    ) -> Result<(), SessionEnd> {
+    ) -> Result<(), AgentSessionEnd> {
         let is_unread = self.schedule.is_unread(name);
         let step = self.schedule.answered(name, index, Instant::now());
         let kind = match step {
@@ -365,12 +366,12 @@ impl Session<'_> {
         let now = Instant::now();
         let failed_before = self.schedule.failed(name, now);
         let registry = self.supervisor.feed.state();
-        if failure.kind == FailureKind::TooManyConnections {
+        if failure.kind == ConsulFailureKind::TooManyConnections {
             let max_waiting = self.schedule.halve_waiting(now);
             tracing::warn!(%registry, reason = failure.text, max_waiting, "fewer waiting queries");
         }
         // The end of the agent ends all queries, and soon the session.
-        if failed_before || failure.kind != FailureKind::Connection {
+        if failed_before || failure.kind != ConsulFailureKind::Connection {
             let text = failure.at(self.endpoint).text;
             if self.service_errors.get(name) != Some(&text) {
                 tracing::warn!(
@@ -422,10 +423,10 @@ impl Session<'_> {
     }
 
     /// Starts the query for the names that follow the last list.
-    fn spawn_names_query(&mut self) {
+    fn spawn_names_query(&mut self, step: IndexStep) {
         let (client, wait) = (self.client.clone(), self.supervisor.settings.tuning.wait);
         let index = self.supervisor.position;
-        let delay = self.names_pace.next(Instant::now());
+        let delay = self.names_pace.next(step, Instant::now());
         self.queries.spawn(async move {
             sleep(delay).await;
             QueryResult::Names(client.names(index, wait).await)
@@ -444,7 +445,7 @@ impl Session<'_> {
 
 /// Reads and parses the instances of a service.
 async fn read_service(
-    client: &Client,
+    client: &ConsulClient,
     name: &str,
     index: u64,
     wait: Duration,
@@ -457,7 +458,7 @@ async fn read_service(
             "cannot read the service {name:?}: the token may not read its nodes; it needs \
              node_prefix \"\" with read"
         );
-        return Err(ConsulFailure::new(FailureKind::Permission, text));
+        return Err(ConsulFailure::new(ConsulFailureKind::Permission, text));
     }
     Ok((answer.index, instances))
 }

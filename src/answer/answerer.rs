@@ -100,8 +100,8 @@ impl Answerer {
     /// Writes the first response of a chain that begins with an alias (CNAME).
     ///
     /// Returns `false`, and writes nothing, if the name of the query is not an alias of a name
-    /// outside the zones. The response has any size, because the transport limits the whole chain, and is
-    /// not counted, because the forwarder counts the query.
+    /// outside the zones. The response has any size, because the transport limits the whole chain,
+    /// and is not counted, because the forwarder counts the query.
     pub fn write_alias(&self, query: &Query<'_>, out: &mut Vec<u8>) -> bool {
         let Ok((name, _)) = Name::from_wire(query.name()) else { return false };
         let Some(target) = self.outside_target(&name) else { return false };

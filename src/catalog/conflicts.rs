@@ -40,7 +40,8 @@ pub struct Conflict {
 pub enum ConflictKind {
     /// Two registries hold the same base, and one registry precedes the other.
     ///
-    /// Both hold it in the same deployment and namespace. The instances of the loser are not served at all.
+    /// Both hold it in the same deployment and namespace. The instances of the loser are not served
+    /// at all.
     Preceded,
     /// Two spellings of one base in a deployment and namespace.
     ///

@@ -70,9 +70,9 @@ impl Tombstone {
 ///   of expired keys count until they are 5 s old.
 /// - Without a reply, the keys stay held, at most for the removal grace, and the check is repeated.
 ///
-/// A key that a per-service list reports as expired needs no check: it counts like a key whose lease
-/// is gone. In the first 5 s after a reconnect, it is held at once: after an outage of the store,
-/// many keys expire, in one per-service list after the other.
+/// A key that a per-service list reports as expired needs no check: it counts like a key whose
+/// lease is gone. In the first 5 s after a reconnect, it is held at once: after an outage of the
+/// store, many keys expire, in one per-service list after the other.
 #[derive(Debug, Default)]
 pub(super) struct ExpiryDetector {
     /// The tombstones of the window.

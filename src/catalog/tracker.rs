@@ -122,8 +122,8 @@ impl RegistryTracker {
 
     /// Begins a list of the names, abandoning a list in progress.
     ///
-    /// Also begins a round if the registry is not synced yet or has reconnected. Returns whether all
-    /// removals of the list are judged with those of the round.
+    /// Also begins a round if the registry is not synced yet or has reconnected. Returns whether
+    /// all removals of the list are judged with those of the round.
     pub(super) fn begin_names(&mut self, kind: ListKind, instances: usize, now: Instant) -> bool {
         let inherits = self.list.take().is_some_and(|abandoned| abandoned.in_round);
         let is_suspicious = kind > ListKind::Routine;

@@ -243,8 +243,8 @@ impl KnownFiles {
 
     /// Forgets every file, because the directory has vanished; returns how many were alive.
     ///
-    /// Their programs could not refresh them. Until [`Self::end_suspension`], a file that comes back
-    /// unchanged therefore continues with the time to live that it had left.
+    /// Their programs could not refresh them. Until [`Self::end_suspension`], a file that comes
+    /// back unchanged therefore continues with the time to live that it had left.
     pub(super) fn suspend(&mut self, now: Instant) -> usize {
         let alive = self.files.drain().filter(|(_, file)| file.alive);
         let mut count = 0;

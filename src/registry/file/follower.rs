@@ -1,9 +1,9 @@
 //! The follower of one directory, step by step, without tasks or channels.
 //!
 //! An unlinked file was removed on purpose, by its program or by `rm`, so its registration ends at
-//! once. A directory that vanishes with its files in it was moved away, unmounted or replaced, which
-//! says nothing about the programs. A list of the kind [`ListKind::Restored`] then removes its
-//! registrations, and the catalog holds them for the removal grace.
+//! once. A directory that vanishes with its files in it was moved away, unmounted or replaced,
+//! which says nothing about the programs. A list of the kind [`ListKind::Restored`] then removes
+//! its registrations, and the catalog holds them for the removal grace.
 //!
 //! `rm -rf` of the directory unlinks the files first, so the registrations end at once. Programs
 //! that still run write their files again within 10 s, in a new directory. Without inotify, or if
@@ -155,7 +155,7 @@ impl DirectoryFollower {
             let here = match &found {
                 Ok(Some(directory)) => Some(directory.identity()),
                 Ok(None) | Err(RegistryDirectoryError::Deleted { .. }) => None,
-                // Unless the path names another directory, the followed one is there but unreadable.
+                // Unless the path names another directory, the followed one is unreadable.
                 Err(_) => DirectoryIdentity::at(path, *named).or(Some(followed)),
             };
             // A new directory may have the same number as a deleted or unmounted one.

@@ -1,7 +1,7 @@
 //! GoFrame's file registry: a directory with one file per registration.
 //!
-//! Each program rewrites its file every 10 s, and a file that was not rewritten for 20 s has expired
-//! (GoFrame's `contrib/registry/file`).
+//! Each program rewrites its file every 10 s, and a file that was not rewritten for 20 s has
+//! expired (GoFrame's `contrib/registry/file`).
 //!
 //! inotify reports changes at once. Twice a second the follower checks whether the path still names
 //! the same directory, and every 10 s it scans the whole directory, for changes that inotify

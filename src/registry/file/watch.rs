@@ -118,7 +118,8 @@ impl DirectoryWatch {
             | WatchMask::ONLYDIR;
         let inotify = Inotify::init()?;
         match inotify.watches().add(directory.own_path(), mask) {
-            // Without /proc, use the path: if it names another directory by now, the next step notices.
+            // Without /proc, use the path: if it names another directory by now, the next step
+            // notices.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 inotify.watches().add(path, mask)?;
             }

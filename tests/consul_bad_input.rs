@@ -97,7 +97,7 @@ fn answer(mut stream: &TcpStream, respond: &Mutex<Arc<Respond>>, requests: &Atom
     requests.fetch_add(1, Ordering::Relaxed);
     let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
     let respond = Arc::clone(&respond.lock().unwrap());
-    // A client that has given up is no failure of the server.
+    // A client that has given up is not a failure of the server.
     let _ = stream.write_all(&respond(&path));
 }
 
@@ -182,18 +182,18 @@ fn unknown_fields_are_ignored() {
 }
 
 #[test]
-fn an_answer_that_is_cut_short_costs_one_service() {
+fn an_answer_that_is_cut_short_affects_only_that_service() {
     let whole = consul(11, json!([entry("other", 3)]).to_string().as_bytes());
     expect_fault_of_one_service(whole[..whole.len() - 10].to_vec(), "cut short");
 }
 
 #[test]
-fn a_connection_without_an_answer_costs_one_service() {
+fn a_connection_without_an_answer_affects_only_that_service() {
     expect_fault_of_one_service(Vec::new(), "closed the connection without an answer");
 }
 
 #[test]
-fn html_costs_one_service() {
+fn html_affects_only_that_service() {
     let page = with_headers("X-Consul-Index: 11\r\n", b"<html><h1>Proxy</h1></html>");
     expect_fault_of_one_service(page, "not Consul's JSON");
 }
@@ -209,18 +209,18 @@ fn an_error_of_a_proxy_that_echoes_the_token_hides_it() {
 }
 
 #[test]
-fn an_answer_of_the_wrong_type_costs_one_service() {
+fn an_answer_of_the_wrong_type_affects_only_that_service() {
     expect_fault_of_one_service(consul(11, br#"{"not":"a list"}"#), "not Consul's JSON");
 }
 
 #[test]
-fn an_answer_with_deep_nesting_costs_one_service() {
+fn an_answer_with_deep_nesting_affects_only_that_service() {
     let deep = "[".repeat(100_000);
     expect_fault_of_one_service(consul(11, deep.as_bytes()), "not Consul's JSON");
 }
 
 #[test]
-fn a_huge_answer_costs_one_service_and_little_memory() {
+fn a_huge_answer_affects_only_that_service_and_takes_little_memory() {
     // Without a length, 100 MB follow.
     let mut bytes = b"HTTP/1.1 200 OK\r\nX-Consul-Index: 11\r\nConnection: close\r\n\r\n[".to_vec();
     bytes.resize(100 * 1024 * 1024, b' ');

@@ -162,8 +162,8 @@ fn services_of_other_programs_are_served_with_tags_meta_and_weights() {
 }
 
 #[test]
-fn invalid_entries_affect_no_others() {
-    let Some(consul) = Consul::start("invalid_entries_affect_no_others") else { return };
+fn invalid_entries_affect_no_other_entries() {
+    let Some(consul) = Consul::start("invalid_entries_affect_no_other_entries") else { return };
     consul.put("hello.svc", "", at(1), "{}");
     // What GoFrame registers for a server on `[::]`.
     consul.register(&json!({
@@ -202,9 +202,9 @@ fn invalid_entries_affect_no_others() {
 }
 
 #[test]
-fn odd_names_are_read_and_rejected_only_if_dns_cannot_hold_them() {
+fn unusual_names_are_read_and_rejected_only_if_they_are_invalid_in_dns() {
     let Some(consul) =
-        Consul::start("odd_names_are_read_and_rejected_only_if_dns_cannot_hold_them")
+        Consul::start("unusual_names_are_read_and_rejected_only_if_they_are_invalid_in_dns")
     else {
         return;
     };
@@ -459,9 +459,9 @@ fn the_least_rights_of_a_token_are_enough() {
 }
 
 #[test]
-fn missing_rights_are_reported_and_are_no_empty_registry() {
+fn missing_rights_are_reported_and_not_treated_as_an_empty_registry() {
     let Some(consul) =
-        Consul::start_with_acl("missing_rights_are_reported_and_are_no_empty_registry")
+        Consul::start_with_acl("missing_rights_are_reported_and_not_treated_as_an_empty_registry")
     else {
         return;
     };
@@ -613,8 +613,9 @@ fn a_port_without_a_server_is_reported() {
 }
 
 #[test]
-fn register_writes_goframes_form_and_takes_itself_back() {
-    let Some(mut consul) = Consul::start("register_writes_goframes_form_and_takes_itself_back")
+fn register_writes_goframes_form_and_deregisters_at_the_end() {
+    let Some(mut consul) =
+        Consul::start("register_writes_goframes_form_and_deregisters_at_the_end")
     else {
         return;
     };

@@ -919,7 +919,7 @@ fn mount_tmpfs(path: &Path) {
 #[tokio::test]
 async fn names_of_a_vanished_directory_are_held_until_it_is_back() {
     type Step = fn(&Path);
-    const GONE: &str = "does not exist any more";
+    const GONE: &str = "no longer exists";
     const OTHER: &str = "is now another directory";
     let cases: [(&str, &str, Step, Step); 6] = [
         (
@@ -1175,7 +1175,7 @@ fn status_and_readiness_explain_a_vanished_directory() {
 
     fs::rename(&path, &old).unwrap();
     let note = format!(
-        "{} does not exist any more: it, or a directory above it, was moved away or unmounted; \
+        "{} no longer exists: it, or a directory above it, was moved away or unmounted; \
          its registrations (2) are served for 60 s (removal-grace): put it back, or let the \
          programs register again",
         path.display()
@@ -1188,10 +1188,7 @@ fn status_and_readiness_explain_a_vanished_directory() {
     assert!(status.contains("2 removals held"), "{status}");
     assert_eq!(ready(), format!("ready\nfile: {note}\n"));
     let found = output(&["doctor"]);
-    assert!(
-        found.contains("is unreachable") && found.contains("does not exist any more"),
-        "{found}"
-    );
+    assert!(found.contains("is unreachable") && found.contains("no longer exists"), "{found}");
     server.wait_for("a.svc", &["10.0.0.1"]);
 
     // Back, and another directory in its place.

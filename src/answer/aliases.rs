@@ -40,10 +40,10 @@ impl fmt::Display for AliasTarget {
 /// The aliases by their base, each with its last target.
 #[derive(Clone, Debug, Default)]
 pub struct Aliases {
-    /// The last target of each alias: no base in it is an alias.
+    /// The last target of each alias, which is not an alias itself.
     targets: BTreeMap<Box<str>, AliasTarget>,
     /// The aliases of each service, by the base of the service.
-    of_services: HashMap<Box<str>, Vec<Box<str>>>,
+    by_service: HashMap<Box<str>, Vec<Box<str>>>,
     /// Targets outside the zones, by the alias as wire labels in front of the zone.
     outside: HashMap<Box<[u8]>, Name>,
 }
@@ -84,7 +84,7 @@ impl Aliases {
             let target = last_target(base, written)?;
             match &target {
                 AliasTarget::Base(service) => {
-                    aliases.of_services.entry(service.clone()).or_default().push(base.clone());
+                    aliases.by_service.entry(service.clone()).or_default().push(base.clone());
                 }
                 AliasTarget::Outside(name) => {
                     // A valid base is a name; the root label is not part of an owner.
@@ -117,7 +117,7 @@ impl Aliases {
 
     /// Returns the bases of the aliases of a service, in order.
     pub fn of_service(&self, base: &str) -> impl Iterator<Item = &str> {
-        self.of_services.get(base).into_iter().flatten().map(|alias| &**alias)
+        self.by_service.get(base).into_iter().flatten().map(|alias| &**alias)
     }
 
     /// Returns the target outside the zones of an alias.
@@ -161,7 +161,7 @@ impl Aliases {
 
     /// Adds the changes of aliases to the changes of registered services.
     ///
-    /// Services whose base an alias has move to [`Snapshot::replaced`]. Returns `None` if no change
+    /// Services that an alias replaces move to [`Snapshot::replaced`]. Returns `None` if no change
     /// concerns an alias.
     pub(super) fn expand(
         &self,
@@ -169,7 +169,7 @@ impl Aliases {
         next: &mut Snapshot,
     ) -> Option<Vec<ServiceChange>> {
         let concerns =
-            |base: &str| self.targets.contains_key(base) || self.of_services.contains_key(base);
+            |base: &str| self.targets.contains_key(base) || self.by_service.contains_key(base);
         if self.is_empty() || !changed.iter().any(|change| concerns(change.base())) {
             return None;
         }
@@ -197,7 +197,7 @@ impl Aliases {
     }
 }
 
-/// Follows an alias to a target that is no alias.
+/// Follows an alias to a target that is not an alias.
 fn last_target(
     base: &str,
     written: &BTreeMap<Box<str>, AliasTarget>,

@@ -99,9 +99,9 @@ impl Answerer {
 
     /// Writes the first response of a chain that begins with an alias (CNAME).
     ///
-    /// Returns `false`, and writes nothing, if the name of the query is no alias of a name outside
-    /// the zones. The response has any size, because the transport limits the whole chain, and is
-    /// not counted, because the forwarder counts the query.
+    /// Returns `false`, and writes nothing, if the name of the query is not an alias of a name
+    /// outside the zones. The response has any size, because the transport limits the whole chain,
+    /// and is not counted, because the forwarder counts the query.
     pub fn write_alias(&self, query: &Query<'_>, out: &mut Vec<u8>) -> bool {
         let Ok((name, _)) = Name::from_wire(query.name()) else { return false };
         let Some(target) = self.outside_target(&name) else { return false };
@@ -115,7 +115,7 @@ impl Answerer {
         true
     }
 
-    /// Returns the name outside the zones of which this name is an alias.
+    /// Returns the target of this name if it is an alias of a name outside the zones.
     pub fn outside_target(&self, name: &Name) -> Option<&Name> {
         let (_, zone) = self.settings.zones.find(name)?;
         self.settings.aliases.outside(owner_in(zone, name))

@@ -37,7 +37,7 @@ pub struct Explanation {
     pub zone: Option<String>,
     /// Destination of a forwarded query.
     pub elsewhere: Option<String>,
-    /// What the name is an alias of, if its base or the name itself is an alias.
+    /// Description of the alias, if the name or its base is an alias.
     #[serde(default)]
     pub alias: Option<String>,
     /// Parts of the name.
@@ -297,7 +297,7 @@ impl Explanation {
                 }
                 let alias = service.and_then(describe_alias);
                 match result {
-                    // Aliases in interpretations before it have no part in the answer.
+                    // Aliases in earlier interpretations have no part in the answer.
                     MatchResult::Match => self.alias = alias,
                     MatchResult::NoMatch => self.alias = self.alias.take().or(alias),
                     MatchResult::NoService => {}

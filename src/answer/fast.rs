@@ -18,7 +18,7 @@ use crate::wire::rtype;
 enum FastAnswer<'a> {
     /// A non-empty RRset, and the registries that hold its instances.
     Records(RRset<'a>, Holders<'a>),
-    /// The name is an alias of this name in wire form, outside the zones.
+    /// The name is an alias of this name outside the zones, in wire form.
     Alias(&'a [u8]),
     /// The name has no records of the type, but these registries may hold instances of it.
     NoData(Holders<'a>),
@@ -141,7 +141,8 @@ impl<'a> QueryContext<'a> {
         let address = instance_address(label).filter(|_| !self.snapshot.has_instance_like_base)?;
         let node = Node::read(self.snapshot.node(service)?);
         // The node's other instances do not matter, and another version of the service may hold
-        // this one in another registry. If that could make a difference, the full path must decide.
+        // this instance in another registry. If either could make a difference, the full path must
+        // decide.
         let status = &self.snapshot.registry_status;
         if !status.stale_registries().is_empty() && !status.registries.is_single() {
             return None;

@@ -36,7 +36,7 @@ pub(super) struct Selection<'s> {
     pub(super) service: &'s Arc<Service>,
     /// Served instances, sorted by endpoint, without duplicate endpoints.
     pub(super) instances: Vec<Instance<'s>>,
-    /// Registries that hold the selected instances, whether theirs are served or not.
+    /// Registries that hold the selected endpoints, even where another registry's is served.
     pub(super) holders: HolderSets,
     /// Form of the name.
     pub(super) form: NameForm,

@@ -15,11 +15,13 @@ use crate::wire::{name_end, put_u16, put_u32, u16_at, u32_at};
 
 /// View of one precompiled node.
 ///
-/// Layout: flags (1 byte); set of registries (2 bytes, one bit each), of which each instance is in
-/// one; if this set is empty, the number of sets of registries that hold an instance (2 bytes), and
-/// those sets; record counts of the A, AAAA and SRV sets that are present (2 bytes each); for each
-/// set, running sums of weights if they differ, then its entries; offsets of host names used as
-/// targets, then those names. All numbers are big-endian.
+/// Layout: flags (1 byte); holders; record counts of the A, AAAA and SRV sets that are present
+/// (2 bytes each); for each set, running sums of weights if they differ, then its entries; offsets
+/// of host names used as targets, then those names. All numbers are big-endian.
+///
+/// Holders: if each instance is in one registry only, the set of these registries (2 bytes, one bit
+/// each). Otherwise, an empty set, the number of sets (2 bytes), and the sets of registries that
+/// hold an instance.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Node<'a> {
     flags: u8,
@@ -138,7 +140,7 @@ impl<'a> Node<'a> {
 
     /// Returns the stored bytes of `address` if an instance is registered at it.
     pub(super) fn instance_address(&self, address: IpAddr) -> Option<&'a [u8]> {
-        // With host names, an address may come from resolving one; that address names no instance.
+        // An address may come from resolving a host name; such an address names no instance.
         if self.flags & FLAG_HOST_NAMES != 0 {
             return None;
         }
@@ -256,7 +258,7 @@ impl NodeBuilder {
         let Holders { single, packed } = holders.view();
         put_u16(out, single.bits());
         if single.is_empty() {
-            // At most one set for each instance, of which a 16-bit number counts all.
+            // There is at most one set for each instance, so a 16-bit number can count them.
             put_u16(out, u16::try_from(packed.len() / REGISTRY_SET_BYTES).unwrap_or(u16::MAX));
             out.extend_from_slice(packed);
         }

@@ -46,7 +46,7 @@ pub struct Published {
     ///
     /// Their addresses come back as [`Update::Hosts`].
     pub hosts: Vec<HostChange>,
-    /// Leases to verify with their registry: do they still exist?
+    /// Leases for each registry to check: do they still exist?
     pub lease_checks: Vec<(RegistryId, Vec<i64>)>,
     /// Time to call [`Publisher::apply`] again, even without updates.
     pub wake: Option<Instant>,
@@ -99,7 +99,7 @@ impl Publisher {
 
     /// Applies updates and publishes the result.
     ///
-    /// Call it without updates to apply the effects of time, see [`Published::wake`].
+    /// Call it without updates to apply the effects of time (see [`Published::wake`]).
     pub fn apply(&mut self, updates: impl IntoIterator<Item = Update>, now: Instant) -> Published {
         self.begin(updates, now).publish()
     }
@@ -352,7 +352,7 @@ fn served_addresses(service: Option<&Service>) -> Vec<IpAddr> {
     addresses
 }
 
-/// Returns the addresses in only one of two sorted lists; `true` if it is `after`.
+/// Returns the addresses in only one of two sorted lists; `true` means in `after`.
 fn difference(before: &[IpAddr], after: &[IpAddr]) -> Vec<(IpAddr, bool)> {
     let gone = before
         .iter()

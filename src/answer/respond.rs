@@ -24,7 +24,7 @@ pub enum AnswerOutcome {
     Silent,
     /// Forward the query: its name is outside the served zones, and forwarding is on.
     Forward,
-    /// Follow the alias (CNAME) that the name is, with [`super::Answerer::write_alias`].
+    /// Follow the name, an alias (CNAME), with [`super::Answerer::write_alias`].
     ///
     /// Its target is outside the served zones, and forwarding is on.
     Alias,

@@ -84,7 +84,7 @@ impl QueryContext<'_> {
 
     /// Returns the registries behind each name of an address.
     ///
-    /// A service has a name in each deployment and namespace in which it is served there.
+    /// A service has a name in each deployment and namespace in which it serves the address.
     fn holders_at(&self, address: IpAddr) -> HolderSets {
         let mut sets: Vec<RegistrySet> = Vec::new();
         for service in self.snapshot.services_at(address) {
@@ -99,7 +99,7 @@ impl QueryContext<'_> {
         sets.into_iter().collect()
     }
 
-    /// Answers for a reverse name without registered address, without forwarding.
+    /// Answers for a reverse name without a registered address, without forwarding.
     ///
     /// Refuses a name with this error if it is neither locally served nor above a registered
     /// address.

@@ -382,7 +382,7 @@ impl<'a> SrvSet<'a> {
         self.put_glue_once(is_duplicate, order, put, start, room, out)
     }
 
-    /// Appends glue with a bit set against duplicates, for too many records to scan.
+    /// Appends glue; finds duplicates with a bit set, for too many records to scan.
     ///
     /// A separate function, so that the usual answer does not reserve the 8 KiB of stack.
     #[inline(never)]

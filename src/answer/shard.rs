@@ -36,7 +36,7 @@ type NodeChange<'a> = (u64, (&'a [u8], Option<&'a [u8]>));
 impl Shard {
     /// Returns the stored owner, in lower case, and its node.
     ///
-    /// The argument `owner` may be in any case.
+    /// The argument `owner` may have any letter case.
     pub(super) fn find(&self, hash: u64, owner: &[u8]) -> Option<(&[u8], &[u8])> {
         let tag = tag(hash);
         // The last slot is empty, so a probe always ends.

@@ -50,7 +50,7 @@ pub struct Snapshot {
     addresses: AddressIndex,
     /// Known addresses of the host names that endpoints are registered under.
     pub(super) hosts: HostAddresses,
-    /// Registered services that are not served because an alias has their base.
+    /// Registered services that are not served because an alias replaces them.
     pub(super) replaced: Arc<BTreeMap<Box<str>, Arc<Service>>>,
 }
 
@@ -85,7 +85,7 @@ impl Snapshot {
         self.services_with(self.hash(base.as_bytes())).find(|service| service.has_base(base))
     }
 
-    /// Returns the registered services whose bases aliases have, with those bases.
+    /// Returns the registered services that aliases replace, with their bases.
     pub fn replaced(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.replaced.values()
     }
@@ -103,7 +103,7 @@ impl Snapshot {
             .filter(move |service| service.served().any(|instance| instance.is_at(address)))
     }
 
-    /// Returns whether any served instance has one of these addresses, of one family.
+    /// Returns whether any served instance has an address in this range of one family.
     pub(super) fn has_addresses_in(&self, addresses: &RangeInclusive<IpAddr>) -> bool {
         self.addresses.has_any(addresses)
     }

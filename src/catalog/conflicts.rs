@@ -38,9 +38,10 @@ pub struct Conflict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ConflictKind {
-    /// Two registries with one base in a deployment and namespace, of which one precedes the other.
+    /// Two registries hold the same base, and one registry precedes the other.
     ///
-    /// The instances of the loser are not served at all.
+    /// Both hold it in the same deployment and namespace. The instances of the loser are not served
+    /// at all.
     Preceded,
     /// Two spellings of one base in a deployment and namespace.
     ///
@@ -48,15 +49,15 @@ pub enum ConflictKind {
     Shadowed,
     /// Two interpretations of one name; the loser is served under its other names only.
     Hidden,
-    /// An alias has the base of a registered service, which is not served at all.
+    /// An alias has the base of a registered service, so the service is not served at all.
     Alias,
 }
 
 /// Returns the naming conflicts among services, sorted.
 ///
-/// Conflicts are registries that another precedes, shadowed spellings, and published names (of
-/// deployments, namespaces, versions and instances) for which another registered service has an
-/// interpretation of higher precedence.
+/// Conflicts are preceded registries, shadowed spellings, and published names (of deployments,
+/// namespaces, versions and instances) that a registered service takes by an interpretation of
+/// higher precedence.
 ///
 /// `find` looks up a service or alias by its base name, and `registry_name` names a registry.
 /// `deployment` and `namespace` are the configured defaults. Meant for interactive use: O(keys and
@@ -82,7 +83,7 @@ pub fn conflicts<'a>(
     search.found
 }
 
-/// Returns the conflicts of a registered service whose base an alias has.
+/// Returns the conflicts of a registered service that an alias replaces.
 ///
 /// There is one conflict for each spelling in each deployment and namespace; `target` describes the
 /// alias's target.
@@ -183,7 +184,7 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
 
     /// Reports every spelling in one deployment and namespace except the winning one.
     ///
-    /// Registries that another one precedes have their own conflict.
+    /// Preceded registries have their own kind of conflict.
     fn shadowed(&mut self, base: &str, scope: &[Arc<RegistryKey>]) {
         let scope = &scope[..scope.partition_point(|key| key.layer() == scope[0].layer())];
         let mut spellings = scope.chunk_by(|a, b| a.rank() == b.rank()).map(|keys| &keys[0]);
@@ -283,7 +284,7 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
     }
 }
 
-/// Adds the registries of a service that another registry precedes.
+/// Adds a conflict for each preceded registry of a service.
 fn preceded(
     service: &Service,
     registry_name: impl Fn(RegistryId) -> String,

@@ -13,15 +13,15 @@ pub(super) const BURST_WINDOW: Duration = Duration::from_secs(5);
 
 /// Shortest time between two lease checks.
 ///
-/// A program that stops during a mass expiry is served as long.
+/// A program that stops during a mass expiry may still be served for this long.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Least pause after a reply, as a multiple of the time until the reply.
+/// Minimum pause after a reply, as a multiple of the time that the reply took.
 ///
 /// A registry may list all its leases for a check: etcd takes nearly a second for 100,000.
 const PAUSE_FACTOR: u32 = 3;
 
-/// Longest wait for the reply to a lease check, before another.
+/// Longest wait for the reply to a lease check; after it, the check is repeated.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// A key that was deleted while it had a lease, and may still come back.
@@ -53,32 +53,33 @@ impl Tombstone {
 
 /// Tells the mass expiry of leases from deregistrations, for one registry.
 ///
-/// Deletes of leased keys apply at once and stay as tombstones for 5 s. There is a doubt while the
-/// tombstones reach 2,000 instances, or 10 instances that are 30 % of those before:
+/// Deletes of leased keys apply at once and stay as tombstones for 5 s. They are in doubt while the
+/// tombstones reach the threshold: 2,000 instances, or 10 instances that make up 30 % of the
+/// instances before the first of these deletes.
 ///
 /// - Keys whose removal is not published yet, and keys deleted meanwhile, are held for the removal
-///   grace, and the registry is asked which of the leases are gone: about all in one check, at most
-///   four times a second, and for at most a quarter of the time. Clients see an expiry only up to
-///   the threshold.
+///   grace. The registry is asked which of the leases are gone. One check covers all of them;
+///   checks run at most four times a second and take at most a quarter of the time. Clients see an
+///   expiry only up to the threshold.
 /// - A key whose lease still exists was deregistered (GoFrame does not revoke the lease then). Its
 ///   tombstone is dropped and its hold ends.
 /// - If the keys whose leases are gone reach the threshold by themselves, they expired together: a
-///   mass expiry. They are restored and held. Until 5 s after the last of them the doubt remains,
-///   so that keys deleted later are held, too, until the registry replies.
-/// - Otherwise the other tombstones, and their holds, end as if there had been no doubt. Expired
-///   ones count until they are 5 s old.
-/// - Without a reply the keys stay held, at most for the removal grace, and the check is repeated.
+///   mass expiry. They are restored and held. The doubt remains until 5 s after the last of them,
+///   so that keys deleted later are also held until the registry replies.
+/// - Otherwise, the other tombstones and their holds end as if there had been no doubt. Tombstones
+///   of expired keys count until they are 5 s old.
+/// - Without a reply, the keys stay held, at most for the removal grace, and the check is repeated.
 ///
-/// A key that a list of one service reports as expired counts like one whose lease is gone, without
-/// a check. In the first 5 s after a reconnect it is held at once: a store that was away lets many
-/// expire, one list after the other.
+/// A key that a per-service list reports as expired needs no check: it counts like a key whose
+/// lease is gone. In the first 5 s after a reconnect, it is held at once: after an outage of the
+/// store, many keys expire, in one per-service list after the other.
 #[derive(Debug, Default)]
 pub(super) struct ExpiryDetector {
     /// The tombstones of the window.
     recent: VecDeque<Tombstone>,
-    /// Older ones that are held because the registry has not replied; they no longer count.
+    /// Older tombstones, held because the registry has not replied; they no longer count.
     unanswered: Vec<Tombstone>,
-    /// Length of the tail of `recent` whose removal no settling has published.
+    /// Number of tombstones at the end of `recent` whose removal is not published yet.
     unpublished: usize,
     /// Instances of all `recent`.
     instances: usize,
@@ -86,7 +87,7 @@ pub(super) struct ExpiryDetector {
     mass_expiry: Option<Instant>,
     /// Time of the last lease check.
     checked: Option<Instant>,
-    /// Earliest time of the next one.
+    /// Earliest time of the next lease check.
     next_check: Option<Instant>,
 }
 
@@ -97,7 +98,7 @@ pub(super) struct CheckOutcome {
     pub(super) deregistered: Vec<Tombstone>,
     /// Keys of a mass expiry: hold these.
     pub(super) expired: Vec<Tombstone>,
-    /// Whether no doubt remains: [`ExpiryDetector::release`] returns the keys to hold no longer.
+    /// Whether no doubt remains: [`ExpiryDetector::release`] returns the keys whose holds end.
     pub(super) is_settled: bool,
 }
 
@@ -140,7 +141,7 @@ impl ExpiryDetector {
         instances >= MASS_EXPIRY_INSTANCES || is_large(instances, before)
     }
 
-    /// Returns whether the registry must be asked.
+    /// Returns whether a lease check is needed.
     fn needs_check(&self) -> bool {
         let is_in_doubt = self.is_in_doubt();
         let is_suspect = |tombstone: &Tombstone| {
@@ -182,7 +183,7 @@ impl ExpiryDetector {
         self.next_check = self.checked.map(|checked| checked + CHECK_INTERVAL);
     }
 
-    /// Takes out the unpublished tombstones if there is a doubt.
+    /// Takes out the unpublished tombstones if the recent deletes are in doubt.
     ///
     /// The caller puts them back with [`Self::put_back`]; all others count as published.
     pub(super) fn take_unpublished(&mut self) -> VecDeque<Tombstone> {
@@ -222,7 +223,7 @@ impl ExpiryDetector {
                 self.recent.push_back(tombstone);
             }
         }
-        // An expired one stays held until its hold ends.
+        // An expired key stays held until its hold ends.
         for tombstone in unanswered {
             match Verdict::of(&tombstone, &reply) {
                 Verdict::Deregistered => outcome.deregistered.push(tombstone),
@@ -237,7 +238,7 @@ impl ExpiryDetector {
 
     /// Takes out the expired tombstones if they belong to a mass expiry.
     ///
-    /// Few of them do, too, if they leave nothing of a registry that was away.
+    /// After a reconnect, even a few are a mass expiry if they leave the registry no instance.
     pub(super) fn take_mass_expiry(&mut self, leaves_nothing: bool) -> Vec<Tombstone> {
         let expired = self.recent.iter().filter(|tombstone| tombstone.expired);
         let expired: usize = expired.map(Tombstone::instances).sum();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::key::RegistryKey;
 use crate::service::ListKind;
 
-/// Longest removal grace; a longer one is cut to this.
+/// Maximum removal grace; longer settings are reduced to it.
 pub(super) const MAX_REMOVAL_GRACE: Duration = Duration::from_secs(24 * 3600);
 
 /// Removals of fewer instances are never a mass removal.
@@ -20,7 +20,7 @@ const MIN_MASS_INSTANCES: usize = 10;
 
 /// Longest wait for the next list of a round.
 ///
-/// A store may refuse the list of a service for good. Shorter than the default removal grace.
+/// A store may never deliver some per-service list. Shorter than the default removal grace.
 pub(super) const MAX_LIST_WAIT: Duration = Duration::from_secs(10);
 
 /// Minimum share of a registry's instances for a mass removal, in percent.
@@ -34,17 +34,17 @@ pub(super) const MASS_EXPIRY_INSTANCES: usize = 2_000;
 
 /// Lists that cover the registry together; their removals are judged on the sum.
 ///
-/// One list of the registry is a round. Lists of single services are one after a reconnect: until
-/// each name was listed, the keys that they lack are held.
+/// A list of the whole registry is a round by itself. After a reconnect, the per-service lists
+/// together form a round: keys that are missing from them are held until each name was listed.
 #[derive(Debug)]
 pub(super) struct Round {
     /// The least trusted kind of its lists.
     kind: ListKind,
     /// The registry's instances when the round began.
     before: usize,
-    /// Keys that the lists do not have.
+    /// Number of keys that are missing from the lists.
     keys: usize,
-    /// Instances of the keys that the lists do not have.
+    /// Number of instances of those keys.
     instances: usize,
     /// The keys that are held until the last list.
     pub(super) held: Vec<Hold>,
@@ -53,13 +53,13 @@ pub(super) struct Round {
 }
 
 impl Round {
-    /// Begins a round in a registry with so many instances.
+    /// Begins a round in a registry with this many instances.
     pub(super) fn new(kind: ListKind, before: usize, now: Instant) -> Self {
         let deadline = now + MAX_LIST_WAIT;
         Self { kind, before, keys: 0, instances: 0, held: Vec::new(), deadline }
     }
 
-    /// Begins a list of the round; of both kinds, the less trusted counts.
+    /// Begins a list of the round; the less trusted of both kinds counts.
     pub(super) fn join(&mut self, kind: ListKind, now: Instant) {
         self.kind = self.kind.max(kind);
         self.renew(now);
@@ -75,12 +75,12 @@ impl Round {
         self.kind > ListKind::Routine
     }
 
-    /// Returns whether the store went back in time, or is another one.
+    /// Returns whether the store went back in time, or was replaced.
     pub(super) fn is_of_restored_store(&self) -> bool {
         self.kind == ListKind::Restored
     }
 
-    /// Adds keys that a list does not have.
+    /// Adds keys that are missing from a list.
     pub(super) fn add(&mut self, keys: usize, instances: usize) {
         self.keys += keys;
         self.instances += instances;
@@ -88,9 +88,9 @@ impl Round {
 
     /// Returns whether the removals are held, given the present keys and instances that remain.
     ///
-    /// Removals by a list of a restored store always are. Those after a reconnect are held if
-    /// they leave nothing or are a mass removal. A routine list is trusted, since its
-    /// connection never broke.
+    /// Removals by a list of a restored store are always held. Removals after a reconnect are held
+    /// if they leave nothing or are a mass removal. A routine list is trusted, since its connection
+    /// never broke.
     pub(super) fn should_hold(&self, keys_left: usize, instances_left: usize) -> bool {
         let leaves_nothing = keys_left == 0 || (self.instances > 0 && instances_left == 0);
         match self.kind {
@@ -103,7 +103,7 @@ impl Round {
     }
 }
 
-/// Returns whether so many removed instances are a mass removal.
+/// Returns whether this many removed instances are a mass removal.
 pub(super) fn is_large(gone: usize, before: usize) -> bool {
     gone >= MIN_MASS_INSTANCES && gone * 100 >= before * MASS_PERCENT
 }

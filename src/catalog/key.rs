@@ -12,7 +12,7 @@ use super::one_or_many::OneOrMany;
 use crate::name::ipv4_label;
 use crate::service::{Endpoint, Host, Metadata, RegistryId, Rejected, ServiceId};
 
-/// A deployment, namespace and version in lower case, shared by all keys in it.
+/// A deployment, namespace and version in lower case, shared by all keys that have them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Group {
     /// The deployment.

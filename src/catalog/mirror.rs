@@ -81,7 +81,7 @@ struct BaseEntry {
     cost: u32,
     /// Number of occurrences of this base in `RegistryTally::waiting`.
     pending_lists: u32,
-    /// The registry in whose `waiting` the base was put last.
+    /// The registry whose `waiting` the base was last added to.
     last_pending: RegistryId,
     /// Whether the base is in `Mirror::queued`.
     queued: bool,
@@ -341,7 +341,7 @@ impl Mirror {
         self.count(slot, true);
     }
 
-    /// Marks a base for the next [`Self::rebuild`], or the one after a registry's list.
+    /// Marks a base for the next [`Self::rebuild`], or for the rebuild after a registry's list.
     pub(super) fn mark_changed(&mut self, base: u32, waiting_for: Option<RegistryId>) {
         let entry = &mut self.bases[base as usize];
         match waiting_for {
@@ -378,7 +378,7 @@ impl Mirror {
         }
     }
 
-    /// Marks the bases of a registry that have keys of other registries in their service, too.
+    /// Marks the bases of a registry whose services also have keys of other registries.
     ///
     /// O(all entries).
     pub(super) fn mark_shared(&mut self, registry: RegistryId) {

@@ -138,7 +138,7 @@ pub struct SettleOutcome {
     pub changed: Vec<ServiceChange>,
     /// Leases for each registry to check; the reply is a [`Change::LeasesChecked`].
     pub lease_checks: Vec<(RegistryId, Vec<i64>)>,
-    /// Host names whose addresses to look up from now on, or no longer.
+    /// Host names whose addresses are needed from now on, or no longer.
     ///
     /// The addresses come back as [`Update::Hosts`].
     pub hosts: Vec<HostChange>,
@@ -371,7 +371,7 @@ impl Catalog {
         self.mirror.mark_changed(self.mirror.base(slot), in_list.then_some(registry));
     }
 
-    /// Drops interned values that no key uses any more, after enough removals.
+    /// Drops interned values that are no longer used by any key, after enough removals.
     ///
     /// The work takes two calls: during the first, readers may hold the previous services.
     fn remove_unused(&mut self) {

@@ -1,4 +1,4 @@
-//! The registered names of a registry that lists each of them by itself.
+//! The registered names of a registry with per-service lists.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ pub(super) struct RegisteredNames {
     named: bool,
     /// Number of names that the round has not listed.
     awaited: usize,
-    /// Whether a list of the registry may have brought names that are not here.
+    /// Whether a list of the registry may have brought names that are not in `names`.
     may_lack: bool,
 }
 
@@ -28,11 +28,11 @@ struct NameState {
     listed: bool,
 }
 
-/// A name that a list of names no longer has.
+/// A known name that is missing from a list of names.
 #[derive(Debug)]
 pub(super) struct GoneName {
     pub(super) name: Box<str>,
-    /// Whether the round had not listed the name.
+    /// Whether the round still awaited a list of the name.
     pub(super) awaited: bool,
 }
 
@@ -94,7 +94,7 @@ impl RegisteredNames {
         }
     }
 
-    /// Returns whether there may be keys of names that are not here.
+    /// Returns whether there may be keys of names that are not recorded.
     pub(super) fn may_lack(&self) -> bool {
         self.may_lack
     }

@@ -21,7 +21,7 @@ const ENDPOINTS: [&str; 5] = [
 ];
 const KEYS: usize = NAMES.len() * ENDPOINTS.len();
 const REGISTRIES: u8 = 3;
-/// The registry that also lists each service by itself, and sends no events.
+/// The registry that also sends per-service lists, but no events.
 const SERVICES: u8 = 2;
 
 /// Returns the name that the key with this number registers.
@@ -79,7 +79,7 @@ enum ModelStep {
     Connected { registry: u8, connected: bool },
     /// Replies to all lease checks.
     ///
-    /// A lease is gone, alive or unknown by one bit of each number.
+    /// One bit of each number says whether a lease is gone, alive or unknown.
     LeaseReply { gone: u8, alive: u8 },
     /// Advances the time.
     Advance { milliseconds: u64 },
@@ -127,7 +127,7 @@ fn step() -> impl Strategy<Value = ModelStep> {
 #[derive(Default)]
 struct Store {
     keys: BTreeMap<usize, Put>,
-    /// Keys whose check has failed, which lists of their services report as expired.
+    /// Keys whose check has failed, which per-service lists report as expired.
     expired: BTreeSet<usize>,
     revision: u64,
     /// Events since the last list.
@@ -399,7 +399,8 @@ impl CatalogModel {
             assert_eq!(self.catalog.rejections().counts, rejections);
         }
         // A held key, unknown to a new catalog, may keep an unsynced registry from being served.
-        if self.merge == Merge::First && !self.catalog.unsynced.is_empty() {
+        let has_held_keys = self.catalog.registry_status(self.now).held_keys > 0;
+        if has_held_keys && !self.catalog.unsynced.is_empty() {
             return;
         }
         // With a grace, every reported key is present. Other keys are held, up to the grace.

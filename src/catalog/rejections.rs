@@ -75,7 +75,7 @@ struct RegistryRejections {
     counts: BTreeMap<Reason, u64>,
     /// Counts of keys that are not listed, by [`Self::name_hash`].
     unlisted: HashMap<u64, BTreeMap<Reason, u64>, RandomState>,
-    /// Counts of keys that are not listed, as far as the list in progress has come.
+    /// Counts of unlisted keys that the list in progress has named so far.
     unlisted_in_list: HashMap<u64, BTreeMap<Reason, u64>, RandomState>,
 }
 
@@ -210,7 +210,7 @@ impl Ledger {
         self.remove_if(registry, |listed| !known.contains(&listed.name));
     }
 
-    /// Removes the listed keys that the condition holds for. O(listed keys).
+    /// Removes the listed keys that meet the condition. O(listed keys).
     fn remove_if(&mut self, registry: RegistryId, condition: impl Fn(&ListedKey) -> bool) {
         self.counts_stale = true;
         let rejections = &mut self.registries[registry.index()];
@@ -273,7 +273,7 @@ impl Ledger {
 impl RegistryRejections {
     /// Returns the seeded hash of a key's text before the first slash.
     ///
-    /// If the registry lists each registered name by itself, that is the name ([`key_prefix`]).
+    /// With per-service lists, that text is the registered name ([`key_prefix`]).
     fn name_hash(&self, key: &str) -> u64 {
         self.listed.hasher().hash_one(key.split_once('/').map_or("", |(name, _)| name))
     }
@@ -295,7 +295,7 @@ impl RegistryRejections {
         }
     }
 
-    /// Subtracts a rejected key that was removed from `listed` from the counts.
+    /// Subtracts from the counts a rejected key that was removed from `listed`.
     fn uncount(&mut self, listed: &ListedKey) {
         self.listed_rejections -= listed.rejected.len();
         for rejected in &listed.rejected {

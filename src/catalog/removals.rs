@@ -31,7 +31,7 @@ impl Catalog {
         let Some(key) = self.mirror.key(slot).map(Arc::clone) else { return };
         let tracker = &self.trackers[registry.index()];
         if removal == Removal::Unknown && tracker.is_listing_restored_service() {
-            // The end of the list holds the key with all others that it does not name.
+            // At the end of the list, the key is held with all others that the list does not name.
             return;
         }
         let in_service_list = tracker.is_listing_service();
@@ -86,7 +86,7 @@ impl Catalog {
         }
     }
 
-    /// Holds the keys that lists of one service reported as expired, if they expired together.
+    /// Holds keys that per-service lists reported as expired, if it is a mass expiry.
     pub(super) fn hold_mass_expiry(&mut self, registry: RegistryId, now: Instant) {
         let leaves_nothing = self.mirror.tally(registry).instances == 0;
         let tracker = &mut self.trackers[registry.index()];
@@ -111,7 +111,7 @@ impl Catalog {
         }
     }
 
-    /// Ends the tombstones, holds and the round that are over at this time.
+    /// Ends the tombstones, the holds and the round whose time has passed.
     pub(super) fn advance_time(&mut self, registry: RegistryId, now: Instant) {
         let tracker = &mut self.trackers[registry.index()];
         let (tombstones, holds) = (tracker.detector.advance(now), tracker.holds.take_ended(now));
@@ -134,7 +134,7 @@ impl Catalog {
         }
     }
 
-    /// Holds the keys of recent deletes while there is a doubt about them.
+    /// Holds the keys of recent deletes while they are in doubt.
     ///
     /// Only the keys whose removal no [`Self::settle`] has published yet are held.
     pub(super) fn hold_unpublished(&mut self, registry: RegistryId, now: Instant) {

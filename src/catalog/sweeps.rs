@@ -1,4 +1,4 @@
-//! Sweeps: the keys that a complete list no longer has.
+//! Sweeps: removal of the keys that are missing from a complete list.
 
 use std::time::Instant;
 
@@ -28,7 +28,7 @@ impl Catalog {
 
     /// Ends a complete list: removes, or holds, the keys that the list did not name.
     ///
-    /// A list of the registry costs O(all keys), a list of one service O(keys of the service).
+    /// A list of the registry costs O(all keys), a per-service list O(keys of the service).
     pub(super) fn end_list(&mut self, registry: RegistryId, now: Instant) {
         let tracker = &mut self.trackers[registry.index()];
         let (is_checking, generation) = (tracker.is_checking(), tracker.generation);
@@ -98,10 +98,10 @@ impl Catalog {
         slots
     }
 
-    /// Removes keys that a list no longer has, or holds them as the round demands.
+    /// Removes keys that are missing from a list, or holds them as the round demands.
     ///
-    /// Before the last list of a suspicious round, every key of it is held, since only the sum
-    /// shows whether they are a mass removal.
+    /// Before the last list of a suspicious round, all of them are held, since only the sum over
+    /// the round shows whether it is a mass removal.
     fn sweep(&mut self, registry: RegistryId, swept: Vec<u32>, in_round: bool, now: Instant) {
         let keys = swept.iter().filter_map(|&slot| self.mirror.key(slot));
         let instances = keys.map(|key| key.endpoints.len()).sum();

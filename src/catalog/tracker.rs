@@ -25,7 +25,7 @@ pub(super) struct RegistryTracker {
     pub(super) round: Option<Round>,
     /// Time of the end of the last suspicious round.
     reconnected: Option<Instant>,
-    /// The registered names, if the registry lists each by itself.
+    /// The registered names, if the registry sends per-service lists.
     pub(super) names: RegisteredNames,
     /// Number of the list in progress, or of the last one.
     ///
@@ -63,18 +63,18 @@ impl RegistryTracker {
 
     /// Returns whether a routine list is in progress, which should bring no changes.
     ///
-    /// The first list of a registry does not count, nor does a list of one service.
+    /// The first list of a registry does not count, nor does a per-service list.
     pub(super) fn is_checking(&self) -> bool {
         let is_full = |list: &ListInProgress| list.scope == ListScope::Registry;
         self.synced && self.list.as_ref().is_some_and(is_full) && !self.round_is_suspicious()
     }
 
-    /// Returns whether a list of one service is in progress.
+    /// Returns whether a per-service list is in progress.
     pub(super) fn is_listing_service(&self) -> bool {
         self.list.as_ref().is_some_and(|list| list.scope != ListScope::Registry)
     }
 
-    /// Returns whether a list of one service of a restored store is in progress.
+    /// Returns whether a per-service list of a restored store is in progress.
     pub(super) fn is_listing_restored_service(&self) -> bool {
         let in_round = self.list.as_ref().is_some_and(|list| list.in_round);
         self.is_listing_service()
@@ -122,8 +122,8 @@ impl RegistryTracker {
 
     /// Begins a list of the names, abandoning a list in progress.
     ///
-    /// It begins the first round of a registry, and one after a reconnect. Returns whether all its
-    /// removals are judged with those of the round.
+    /// Also begins a round if the registry is not synced yet or has reconnected. Returns whether
+    /// all removals of the list are judged with those of the round.
     pub(super) fn begin_names(&mut self, kind: ListKind, instances: usize, now: Instant) -> bool {
         let inherits = self.list.take().is_some_and(|abandoned| abandoned.in_round);
         let is_suspicious = kind > ListKind::Routine;
@@ -177,7 +177,7 @@ impl RegistryTracker {
         self.round.as_ref().filter(|_| self.list.is_none()).map(|round| round.deadline)
     }
 
-    /// Returns whether the registry was away until a moment ago.
+    /// Returns whether the registry has just reconnected: its round is in progress or recent.
     pub(super) fn has_reconnected(&self, now: Instant) -> bool {
         let is_recent = |end| now.saturating_duration_since(end) < BURST_WINDOW;
         self.round_is_suspicious() || self.reconnected.is_some_and(is_recent)

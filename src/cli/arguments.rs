@@ -18,13 +18,14 @@ use crate::config::{DiffFlags, RegistryFlags, ServeFlags};
 pub(super) struct Arguments {
     /// Directory of the server's socket [SVCDNS_RUNTIME_DIR].
     ///
-    /// Default: the directory of --state-dir, if given. Otherwise the user's directory
-    /// ($XDG_RUNTIME_DIR/svcdns, or svcdns-UID in the temp directory), then /run/svcdns.
+    /// Default: --state-dir, if given; else $RUNTIME_DIRECTORY; else /run/svcdns for root; else
+    /// $XDG_RUNTIME_DIR/svcdns, or svcdns-UID in the temp directory. Without either flag, all
+    /// commands except `serve` also look in /run/svcdns.
     #[arg(long, global = true, value_name = "DIR", help_heading = "Directories of the server")]
     pub(super) runtime_dir: Option<PathBuf>,
     /// Directory of the data that the server keeps across restarts [SVCDNS_STATE_DIR].
     ///
-    /// Default: /var/lib/svcdns for root, otherwise $XDG_STATE_HOME/svcdns or
+    /// Default: $STATE_DIRECTORY; else /var/lib/svcdns for root; else $XDG_STATE_HOME/svcdns, or
     /// ~/.local/state/svcdns.
     #[arg(long, global = true, value_name = "DIR", help_heading = "Directories of the server")]
     pub(super) state_dir: Option<PathBuf>,
@@ -140,7 +141,7 @@ Exit codes:
     #[command(after_long_help = "\
 Exit codes:
   0  done, or nothing to do
-  1  an error; all changes were reverted
+  1  an error (all changes were reverted)
   4  no server is running; the output shows the command that starts one")]
     Install(InstallArgs),
     /// Undo what `install` changed.

@@ -60,7 +60,7 @@ type TextMetadata = BTreeMap<String, String>;
 /// The instances of a registry, each with its metadata.
 type Instances = BTreeMap<InstanceIdentity, TextMetadata>;
 
-/// Identity of an instance: two registries with equal ones have the same instance.
+/// Identity of an instance; instances with equal identities are the same instance.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 struct InstanceIdentity {
     /// The registered name in lower case, such as `hello.svc`.

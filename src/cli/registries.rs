@@ -29,7 +29,7 @@ pub(super) struct RegistryReading {
 /// Reads the registries of a configuration once.
 ///
 /// # Errors
-/// If one of them cannot be read in time.
+/// If a registry cannot be read in time.
 pub(super) async fn read(config: &Config) -> anyhow::Result<RegistryReading> {
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
     let _stop_at_the_end = stop.clone().drop_guard();

@@ -81,7 +81,7 @@ impl ConfiguredAlias {
     }
 }
 
-/// Checks all aliases, and follows those of other aliases.
+/// Checks all aliases, and follows aliases of aliases to their last targets.
 pub(super) fn read(written: &[ConfiguredAlias], zones: &Zones) -> Result<Aliases, ConfigError> {
     let (mut targets, mut known) = (BTreeMap::new(), BTreeMap::<Box<str>, &ConfiguredAlias>::new());
     for alias in written {
@@ -90,7 +90,8 @@ pub(super) fn read(written: &[ConfiguredAlias], zones: &Zones) -> Result<Aliases
             AliasTarget::Base(base) => base,
             AliasTarget::Outside(name) => {
                 let why = format!(
-                    "{name} is in no served zone, so it cannot be an alias: {}{} would be one",
+                    "{name} is in no served zone, so it cannot be an alias: write {}{}, for \
+                     example",
                     name,
                     zones.first().relative_text()
                 );
@@ -110,7 +111,7 @@ pub(super) fn read(written: &[ConfiguredAlias], zones: &Zones) -> Result<Aliases
         let why = error.to_string();
         match error.bases().first().and_then(|base| known.get(base)) {
             Some(alias) => alias.error(&alias.target_origin, &alias.target, why),
-            // An error names aliases only.
+            // Never happens: errors name known aliases only.
             None => ConfigError::Invalid { origin: Origin::Default, key: ALIAS.to_owned(), why },
         }
     })

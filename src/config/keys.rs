@@ -14,8 +14,8 @@ keys! { GENERAL:
         "Follow these registries. To give a registry its own settings, such as a user, replace \
          this list with one section `[registry.NAME]` per registry in the file.";
     MERGE = "" "merge" Text "union|first" "`union` or `first`" r#""union""#
-        "If several registries hold a name, serve the instances of all of them (`union`), equal \
-         endpoints once, or only those of the first in the order of the configuration (`first`).";
+        "If several registries have a service, serve the instances of all of them, without \
+         duplicate endpoints (`union`), or only those of the registry configured first (`first`).";
     ZONE = "" "zone" List "NAME" "domain names" r#"["svc"]"#
         "Serve these zones, each with all services. SRV targets and PTR names are in the first \
          zone.";
@@ -80,8 +80,8 @@ keys! { GENERAL:
         "Randomize the case of query names to upstreams (0x20), and require responses to preserve \
          it. This makes forgery harder, but some old servers do not preserve it.";
     FORWARD_SINGLE_LABEL = "" "forward-single-label" Bool "BOOL" "" "false"
-        "Forward A and AAAA queries for single-label names, such as `printer`, to upstreams with \
-         public addresses, too. If off, only upstreams with private addresses get these queries; \
+        "Also forward A and AAAA queries for single-label names, such as `printer`, to upstreams \
+         with public addresses. If off, only upstreams with private addresses get these queries; \
          without such an upstream, the response is NXDOMAIN. Queries of other types are always \
          forwarded.";
     CACHE_SIZE = "" "cache-size" Size "SIZE" "up to 64GiB; `0` turns it off" r#""32MiB""#

@@ -37,7 +37,7 @@ keys! { STATIC_KEYS:
     METADATA = "static" "metadata" Table "TABLE" "strings, numbers, `true` and `false`" "{}"
         "Metadata of the instances, such as `{ weight = 5, protocol = \"http\" }`.";
     OVERRIDE = "static" "override" Bool "BOOL" "" "false"
-        "Serve only these instances of the name, even if a registry holds it, too. If off, serve \
+        "Serve only these instances of the name, even if a registry also holds it. If off, serve \
          them only while no registry holds the name in this deployment and namespace.";
 }
 
@@ -119,7 +119,7 @@ impl StaticEntry {
         self.layer.get(key).map_or(&[], |setting| &setting.items)
     }
 
-    /// Returns a value, which is `default` unless the table has it.
+    /// Returns the value of a key, or `default` if the table lacks the key.
     fn value(&self, key: &Key, default: &str) -> RawValue {
         self.items(key).last().cloned().unwrap_or_else(|| RawValue {
             key: key.path(),

@@ -223,7 +223,7 @@ pub(super) struct ConnectionPermit {
     kind: StreamKind,
     close: CancellationToken,
     activity: Activity,
-    /// Time of the last change of the order of eviction, milliseconds since the admission.
+    /// Last update of this connection's place in the eviction order, in ms since it was admitted.
     reordered: AtomicU64,
     /// Whether the client does not read.
     is_blocked: AtomicBool,

@@ -87,7 +87,7 @@ impl UseCounts {
     }
 }
 
-/// Place of a waiting connection in the order of eviction; lower goes first.
+/// Place of a waiting connection in the eviction order; lower goes first.
 ///
 /// The number grows with the time at which the wait began.
 type WaitOrder = (ConnectionWait, u64);
@@ -108,7 +108,7 @@ struct ConnectionEntry {
     /// Cancelled by the eviction.
     close: CancellationToken,
     uses: UseCounts,
-    /// Place in the order of eviction, and the time at which the wait began.
+    /// Place in the eviction order, and the time at which the wait began.
     waiting: Option<(WaitOrder, Instant)>,
 }
 
@@ -270,7 +270,7 @@ impl ConnectionTable {
         }
     }
 
-    /// Evicts the first connection in the order of eviction, if any can be evicted.
+    /// Evicts the first connection in the eviction order, if any can be evicted.
     pub(super) fn evict_first(&mut self, now: Instant) -> Option<Eviction> {
         self.evict(self.first(now)?)
     }
@@ -300,13 +300,13 @@ impl ConnectionTable {
         Some(Eviction { source, kind, wait, close })
     }
 
-    /// Returns the first connection in the order of eviction.
+    /// Returns the first connection in the eviction order.
     fn first(&self, now: Instant) -> Option<ConnectionId> {
         let (_, &source) = self.candidates.last_key_value()?;
         self.first_of(source, now)
     }
 
-    /// Returns the first connection of a source in the order of eviction.
+    /// Returns the first connection of a source in the eviction order.
     fn first_of(&self, source: ConnectionSource, now: Instant) -> Option<ConnectionId> {
         let [idle, stalled] = self.sources.get(&source)?.oldest();
         let is_recent = |id| {

@@ -163,7 +163,7 @@ mod tests {
         found
     }
 
-    /// Sends a query over UDP and waits for the response; returns the source address.
+    /// Sends a query over UDP and waits for the response; returns the local address.
     async fn over_udp(address: SocketAddr, query: &str) -> SocketAddr {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         socket.send_to(query.as_bytes(), address).await.unwrap();
@@ -171,7 +171,7 @@ mod tests {
         socket.local_addr().unwrap()
     }
 
-    /// Sends a query over TCP and waits for the response; returns the source address.
+    /// Sends a query over TCP and waits for the response; returns the local address.
     async fn over_tcp(address: SocketAddr, query: &str) -> SocketAddr {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let length = u16::try_from(query.len()).unwrap().to_be_bytes();

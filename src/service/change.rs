@@ -5,9 +5,9 @@ use super::{Registration, Rejected};
 /// An event of a registry, sent in order through one channel.
 ///
 /// A list consists of `ListBegin`, any number of `Put`s and `ListEnd`. Keys in its scope that the
-/// list does not name are removed, subject to the removal grace. In a routine list, those were
-/// removed on purpose; a list of one service names the keys that expired in `Delete`s. Outside a
-/// list, `Put` and `Delete` are single events.
+/// list does not name are removed, subject to the removal grace. In a routine list, those keys were
+/// removed on purpose; a per-service list reports expired keys as `Delete`s. Outside a list, `Put`
+/// and `Delete` are single events.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// A complete list of the scope begins, and with it a new epoch.
@@ -31,13 +31,13 @@ pub enum Change {
     },
     /// A key was added or changed, or the list in progress has it.
     Put(Put),
-    /// A key was deleted, or the list in progress tells that it expired.
+    /// A key was deleted, or the list in progress reports that it expired.
     Delete {
         /// The key as in its `Put`.
         key: Box<str>,
         /// The store's revision of the removal; 0 if the registry has no revisions.
         revision: u64,
-        /// Reason for the removal, as far as known.
+        /// Reason for the removal, if known.
         removal: Removal,
     },
     /// The list is complete as of this revision.
@@ -67,12 +67,12 @@ pub enum ListScope {
     Registry,
     /// The keys of one registered name, as the store spells it. Costs O(keys of the service).
     ///
-    /// Their texts begin with [`key_prefix`] of the name, and the accepted ones register it.
+    /// The keys begin with the [`key_prefix`] of the name, and accepted keys register that name.
     /// Outside lists, only keys of names that were listed are put.
     Service(Box<str>),
 }
 
-/// Returns the beginning of the keys of a registered name, if the registry lists it by itself.
+/// Returns the beginning of the keys of a registered name, for per-service lists.
 ///
 /// The prefix is the name, with `/` and `%` percent-encoded, and a slash.
 pub fn key_prefix(name: &str) -> String {
@@ -105,7 +105,7 @@ pub struct Put {
     pub content: Result<Registration, Rejected>,
 }
 
-/// Reason for the removal of a key, as far as the registry knows it.
+/// Reason for the removal of a key, if the registry knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
     /// A program or a person removed the key. Applies at once.
@@ -115,8 +115,8 @@ pub enum Removal {
     /// Explicit if the key had no lease. Otherwise it may be part of a mass expiry: the catalog
     /// then asks whether the lease still exists, and holds the key until it knows.
     ///
-    /// In a list of one service, the key expired, with or without a lease: the store still has it,
-    /// and its session has ended or its check has failed.
+    /// In a per-service list, the key expired, with or without a lease: the store still has it,
+    /// but its session has ended or its check has failed.
     Unknown,
 }
 

@@ -51,7 +51,7 @@ impl Metadata {
 
     /// Returns whether a key has this value as text, ignoring case.
     ///
-    /// A list has each of its elements, as well as itself as JSON.
+    /// A list matches each of its elements and its own text as JSON.
     pub fn has(&self, key: &str, value: &str) -> bool {
         let is_equal = |text: Cow<'_, str>| text.eq_ignore_ascii_case(value);
         match self.find(key) {

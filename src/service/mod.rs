@@ -1,6 +1,6 @@
 //! The model of a service registry: registrations, and the events that change them.
 //!
-//! The model is independent of DNS and of any particular registry. Imports no other module.
+//! The model is independent of DNS and of any particular registry. It imports no other module.
 
 mod change;
 mod metadata;

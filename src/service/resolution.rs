@@ -20,6 +20,6 @@ pub enum Addresses {
 pub enum HostChange {
     /// An endpoint is registered under the name, so its addresses are needed.
     Wanted(Box<str>),
-    /// No endpoint is registered under the name any more.
+    /// The last endpoint registered under the name is gone.
     Unwanted(Box<str>),
 }

@@ -56,12 +56,12 @@ pub enum NamespaceError {
 /// systemd-resolved. Nothing else differs from the machine. The process must be single-threaded;
 /// its children, and programs that it executes, stay in the namespace.
 ///
-/// A process without the right to a mount namespace also gets a user namespace, in which only its
-/// own user ID exists: set-user-ID programs gain no rights there. Unless the process is root, the
-/// rights that it has in there end with the next exec (capabilities(7)).
+/// Without the capability to create a mount namespace, the process also enters a new user namespace
+/// that maps only its own user ID: set-user-ID programs gain no privileges there. Unless the
+/// process is root, it loses its capabilities in that namespace at the next exec (capabilities(7)).
 ///
-/// The file is mounted over the real one. If another process replaces the real file, by renaming
-/// another over it, the kernel drops the mount and the namespace shows the new file.
+/// The file is mounted over the real one. If another process renames a new file over the real one,
+/// the kernel drops the mount and the namespace shows the new file.
 ///
 /// # Errors
 /// If the system forbids the namespace or a step fails. The namespace may then be incomplete, and

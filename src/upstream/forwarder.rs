@@ -110,7 +110,7 @@ struct UpstreamExchange {
 }
 
 impl Forwarder {
-    /// Starts forwarding until `stop`; must be called within a Tokio runtime.
+    /// Starts forwarding until `stop` is cancelled; must be called within a Tokio runtime.
     pub fn start(settings: Settings, tracker: &TaskTracker, stop: &CancellationToken) -> Self {
         let routing = follow::start(&settings, tracker, stop);
         let rebinding = RebindingGuard::of(&settings);

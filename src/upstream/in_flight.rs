@@ -148,7 +148,9 @@ impl InFlight {
         joined
     }
 
-    /// Starts a flight that cannot be joined, for a query that is not plain.
+    /// Starts a flight of its own for a query whose response cannot be shared.
+    ///
+    /// See [`super::message::is_shareable`].
     pub(super) fn start_alone(
         self: &Arc<Self>,
         key: CacheKey<'_>,

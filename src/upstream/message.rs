@@ -82,8 +82,8 @@ pub(super) enum Age {
 
 /// Returns whether the response to this query depends only on the cache key.
 ///
-/// A plain query has no options to forward and no records besides OPT.
-pub(super) fn is_plain(query: &Query<'_>) -> bool {
+/// A shareable query has no options to forward and no records besides OPT.
+pub(super) fn is_shareable(query: &Query<'_>) -> bool {
     !query.has_other_records && options(query.options).all(|(code, _)| is_hop_by_hop(code))
 }
 
@@ -103,8 +103,8 @@ pub(super) fn upstream_query(
     Ok(with_opt(bytes, query))
 }
 
-/// Builds the message to send upstream for a plain query from the query alone.
-pub(super) fn plain_upstream_query(query: &Query<'_>) -> Vec<u8> {
+/// Builds the message to send upstream for a shareable query from the query alone.
+pub(super) fn shareable_upstream_query(query: &Query<'_>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER_BYTES + query.question.len() + wire::EMPTY_OPT_BYTES);
     bytes.resize(HEADER_BYTES, 0);
     bytes[5] = 1;
@@ -128,22 +128,22 @@ fn with_opt(mut bytes: Vec<u8>, query: &Query<'_>) -> Vec<u8> {
 }
 
 impl StoredResponse {
-    /// Prepares an upstream's message; `plain` is the result of [`is_plain`].
+    /// Prepares an upstream's message; `shareable` is the result of [`is_shareable`].
     ///
-    /// A response to a plain query may go to many clients, so it keeps no options except
+    /// A response to a shareable query may go to many clients, so it keeps no options except
     /// EDEs.
     ///
     /// # Errors
     /// Returns an error if the message is malformed, does not have exactly one question, or has
     /// more than one OPT record.
-    pub(super) fn new(message: &[u8], plain: bool) -> Result<Self, MalformedMessage> {
+    pub(super) fn new(message: &[u8], shareable: bool) -> Result<Self, MalformedMessage> {
         let Stripped { mut bytes, opt, question_end } = strip(message)?;
         let upper = opt.as_ref().map_or(0, |opt| u16::from(opt.upper_rcode) << 4);
         let rcode = upper | u16_at(&bytes, 2).unwrap_or_default() & 0xF;
         let (kind, ttl_offsets) = classify(&bytes, question_end, rcode)?;
         let end = bytes.len();
         for (code, whole) in options(opt.map_or(&[][..], |opt| opt.options)) {
-            if code == OPTION_EXTENDED_ERROR || !plain && !is_hop_by_hop(code) {
+            if code == OPTION_EXTENDED_ERROR || !shareable && !is_hop_by_hop(code) {
                 bytes.extend_from_slice(whole);
             }
         }
@@ -166,9 +166,9 @@ impl StoredResponse {
     /// The errors are those of [`Self::new`].
     pub(super) fn from_upstream(
         message: &UpstreamMessage,
-        plain: bool,
+        shareable: bool,
     ) -> Result<Self, MalformedMessage> {
-        let mut stored = Self::new(&message.bytes, plain)?;
+        let mut stored = Self::new(&message.bytes, shareable)?;
         // The offset remains valid: the removed OPT record came after the answer section.
         if let Some(target_at) = message.alias_target_at {
             let ttl = |at: &[u8]| {

@@ -11,7 +11,7 @@ use super::cache::{Cache, CacheEntry, CacheKey, CacheLookup, EMPTY_KEY_BUFFER};
 use super::counters::Counters;
 use super::in_flight::{FlightLeader, InFlight, Joined, WaitSlot};
 use super::message::{
-    Age, StoredResponse, UpstreamMessage, is_plain, plain_upstream_query, response_limit,
+    Age, StoredResponse, UpstreamMessage, is_shareable, response_limit, shareable_upstream_query,
     truncate_to, upstream_query,
 };
 use super::now;
@@ -87,7 +87,7 @@ pub(super) enum ImmediateAnswer {
     NotCached,
 }
 
-/// The first step of resolving a plain query.
+/// The first step of resolving a shareable query.
 enum QueryStart {
     /// Answer from this entry.
     Cached(Arc<CacheEntry>, Age),
@@ -202,7 +202,7 @@ impl Resolver {
         out: &mut Vec<u8>,
     ) -> ImmediateAnswer {
         let mut buffer = EMPTY_KEY_BUFFER;
-        let Some(key) = CacheKey::new(query, &mut buffer).filter(|_| is_plain(query)) else {
+        let Some(key) = CacheKey::new(query, &mut buffer).filter(|_| is_shareable(query)) else {
             return ImmediateAnswer::NotCached;
         };
         match self.cache.find(key, now) {
@@ -255,7 +255,7 @@ impl Resolver {
                 Arc::clone(exchange),
                 leader,
                 slot,
-                plain_upstream_query(&query),
+                shareable_upstream_query(&query),
                 now() + QUERY_TIMEOUT,
             );
             runtime.spawn(refresh);
@@ -273,7 +273,7 @@ impl Resolver {
         transport: Transport,
         suspect: Option<IpAddr>,
     ) -> ResolvedQuery {
-        let found = if is_plain(query) {
+        let found = if is_shareable(query) {
             self.resolve_entry(exchange, query, now(), transport == Transport::Udp, suspect).await
         } else {
             // Boxed because it is rare: other queries must not reserve room for its future.
@@ -290,7 +290,7 @@ impl Resolver {
         transport: Transport,
     ) -> Option<ResolvedQuery> {
         let (mut buffer, now) = (EMPTY_KEY_BUFFER, now());
-        let key = CacheKey::new(query, &mut buffer).filter(|_| is_plain(query))?;
+        let key = CacheKey::new(query, &mut buffer).filter(|_| is_shareable(query))?;
         let found = match self.cache.find(key, now) {
             CacheLookup::Fresh { entry, age, .. } => {
                 self.counters.hits.increment();
@@ -314,7 +314,7 @@ impl Resolver {
         transport: Transport,
         began: Instant,
     ) -> ResolvedQuery {
-        let found = if is_plain(query) {
+        let found = if is_shareable(query) {
             self.resolve_entry(exchange, query, began, false, None).await
         } else {
             self.resolve_uncached(exchange, request, query, began, None).await
@@ -364,7 +364,7 @@ impl Resolver {
         Ok(response)
     }
 
-    /// Resolves a plain query to a cache entry; its client has waited since `began`.
+    /// Resolves a shareable query to a cache entry; its client has waited since `began`.
     ///
     /// With `uncancelled`, the caller promises to poll the returned future to its end, even if the
     /// client disconnects.
@@ -395,7 +395,7 @@ impl Resolver {
                         self.exchange_and_cache(
                             &**exchange,
                             leader,
-                            plain_upstream_query(query),
+                            shareable_upstream_query(query),
                             deadline,
                         )
                         .await,
@@ -409,7 +409,7 @@ impl Resolver {
                     Arc::clone(exchange),
                     leader,
                     slot,
-                    plain_upstream_query(query),
+                    shareable_upstream_query(query),
                     deadline,
                 ));
                 flight
@@ -443,7 +443,7 @@ impl Resolver {
         }
     }
 
-    /// Starts to resolve a plain query, without waiting.
+    /// Starts to resolve a shareable query, without waiting.
     ///
     /// A separate function, so that the key takes no room in the future that waits.
     fn start<E: Exchange>(

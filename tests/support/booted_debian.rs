@@ -95,7 +95,7 @@ impl BootedDebian {
         self.wait_until_booted();
     }
 
-    /// Returns the path outside of a path of the machine.
+    /// Returns the outside path of a path on the machine.
     pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }

@@ -1,8 +1,8 @@
 //! A real Consul agent on free loopback ports, with its data in a temporary directory.
 //!
 //! Tests can kill, stall and wipe it, and register services as GoFrame programs do. Consul is
-//! built from its Go module (`tests/consul`), which takes minutes: `make registries` does, other
-//! runs use what it built. Every helper blocks, and panics if it fails.
+//! built from its Go module (`tests/consul`), which takes minutes: `make registries` builds it, and
+//! other runs use that build. Every helper blocks, and panics if it fails.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -209,7 +209,7 @@ impl Consul {
     /// Sends a request with the token, and returns the body of a response with status 200.
     ///
     /// # Errors
-    /// The response, or the failure of the connection.
+    /// Returns the response, or the failure of the connection.
     pub(crate) fn try_request(
         &self,
         method: &str,
@@ -219,7 +219,7 @@ impl Consul {
         request(self.address, method, path, self.token.as_deref(), body)
     }
 
-    /// Sends a request like [`Consul::try_request`]; returns the head of the response, too.
+    /// Sends a request like [`Consul::try_request`]; also returns the head of the response.
     pub(crate) fn exchange(
         &self,
         method: &str,
@@ -399,7 +399,7 @@ pub(crate) fn encoded(text: &str) -> String {
     text.bytes().map(encode).collect()
 }
 
-/// Waits for a change of what a path shows, and returns the new index.
+/// Waits until the data at a path changes, and returns the new index.
 ///
 /// With the index 0, returns the current index at once.
 pub(crate) fn next_index(server: SocketAddr, path: &str, index: u64) -> Result<u64, String> {

@@ -114,7 +114,7 @@ pub(crate) fn code(server: SocketAddr, name: &str, qtype: u16) -> &'static str {
 /// Queries A over UDP and returns the sorted addresses.
 ///
 /// # Errors
-/// The response code if it is not NOERROR, or `no answer`.
+/// Returns the response code if it is not NOERROR, or `no answer`.
 pub(crate) fn addresses(server: SocketAddr, name: &str) -> Result<Vec<IpAddr>, &'static str> {
     addresses_in(ask(server, name, A))
 }

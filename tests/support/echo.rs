@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 /// | `later` | deferred by 10 ms: `udp later, at last` |
 /// | `slow` | deferred by 500 ms |
 /// | `hold` | deferred until released |
-/// | `never` | deferred for ever |
+/// | `never` | deferred forever |
 /// | `thread` | deferred: name of the thread that handles the query |
 /// | `panic-later` | deferred, then a panic |
 #[derive(Clone, Debug, Default)]
@@ -45,7 +45,7 @@ impl Respond for Echo {
 
     fn respond(&self, request: Request<'_>, (): &(), out: &mut Vec<u8>) -> Disposition {
         let Request { message, client, .. } = request;
-        // Written in any case, to check that only a ready response is sent.
+        // Always written, to check that only a ready response is sent.
         *out = echo(message, client);
         match first_word(message) {
             b"panic" => panic!("asked to panic"),

@@ -200,7 +200,7 @@ impl Etcd {
         self.ctl(&["snapshot", "save", &file.display().to_string()]);
     }
 
-    /// Kills all members and replaces their data by a snapshot, for the next start.
+    /// Kills all members and replaces their data with a snapshot, for the next start.
     pub fn restore(&mut self, file: &Path) {
         self.kill();
         let cluster = self.initial_cluster();

@@ -126,7 +126,7 @@ impl Followed {
         self.changes.lock().unwrap().clone()
     }
 
-    /// Stops to follow, which must end soon and without a panic.
+    /// Stops following, which must end soon and without a panic.
     pub(crate) fn stop(mut self) {
         self.stop.cancel();
         let follow = self.follow.take().unwrap();

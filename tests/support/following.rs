@@ -183,7 +183,7 @@ impl Following {
         Self { state, follow, collect, received, commands, stop }
     }
 
-    /// Starts to follow, and waits for the first list.
+    /// Starts following, and waits for the first list.
     pub async fn start_synced(settings: Settings) -> Self {
         let following = Self::start(settings);
         following.wait_for_list().await;
@@ -224,7 +224,7 @@ impl Following {
 
     /// Waits until the condition holds for the report.
     ///
-    /// The report may change before or after the changes it is about are received.
+    /// The report may change before or after the related changes are received.
     pub async fn wait_for_report(&self, what: &str, condition: impl Fn(&RegistryReport) -> bool) {
         self.wait_until(what, |_| condition(&self.state.report())).await;
     }
@@ -392,7 +392,7 @@ impl PasswordFile {
         self.directory.path().join("password")
     }
 
-    /// Replaces the file by another, as tools that rotate secrets do.
+    /// Replaces the file with a new one, as tools that rotate secrets do.
     pub fn write(&self, password: &str) {
         let new = self.directory.path().join("new");
         fs::write(&new, format!("{password}\n")).unwrap();

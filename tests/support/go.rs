@@ -11,7 +11,7 @@ use super::process::Process;
 /// Longest time for a build, downloads included.
 const BUILD_TIMEOUT: Duration = Duration::from_secs(1200);
 
-/// A server in Go that no package has.
+/// A server in Go that no package contains.
 pub(crate) struct GoServer {
     pub(crate) name: &'static str,
     /// Folder of `go.mod`, which pins the version, below the package's.
@@ -56,7 +56,7 @@ impl GoServer {
     /// `interrupted` is called several times a second; it may unwind.
     ///
     /// # Errors
-    /// The reason why there is no program.
+    /// Returns the reason why there is no program.
     pub(crate) fn build(&self, interrupted: impl Fn()) -> Result<String, String> {
         let version = self.version();
         if self.is_built() {
@@ -99,7 +99,7 @@ impl GoServer {
     }
 }
 
-/// Returns the folder of what tests and benchmarks build or write, other than by cargo.
+/// Returns the folder for files that tests and benchmarks build or write without cargo.
 pub(crate) fn outputs() -> PathBuf {
     let target = env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);

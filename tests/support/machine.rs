@@ -92,7 +92,7 @@ pub(crate) fn on_a_machine(test: &str, body: impl FnOnce()) {
 
 /// Describes everything below a directory.
 ///
-/// Type, mode, owner, modification time and content.
+/// A description has the type, mode, owner, modification time and content.
 pub(crate) fn tree(folder: &str) -> BTreeMap<PathBuf, String> {
     fn walk(folder: &Path, found: &mut BTreeMap<PathBuf, String>) {
         for entry in fs::read_dir(folder).unwrap() {
@@ -218,7 +218,7 @@ pub(crate) fn unpacked(test: &str, packages: &[&str]) -> Option<PathBuf> {
     if folder.join("complete").exists() {
         return Some(folder);
     }
-    // Unpack into a directory of this process first: another one may unpack the same packages.
+    // Unpack into a directory of this process first: others may unpack the same packages.
     let unpacking = folder.with_extension(std::process::id().to_string());
     let _ = fs::remove_dir_all(&unpacking);
     fs::create_dir_all(&unpacking).unwrap();

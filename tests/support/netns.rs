@@ -29,7 +29,7 @@ pub(crate) fn inside(test: &str, nameserver: &str, body: impl FnOnce()) {
     });
 }
 
-/// Gives the namespace another address, such as a public one.
+/// Gives the namespace an additional address, such as a public address.
 pub(crate) fn add_address(address: &str) {
     let added = Command::new("ip").args(["address", "add", address, "dev", "lo"]).status().unwrap();
     assert!(added.success(), "{address}");

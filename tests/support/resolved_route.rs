@@ -21,7 +21,7 @@ const SERVICE: (&str, &str) = ("hello.svc", "10.9.0.80");
 /// A name outside the zones and its address; systemd-resolved does not validate `test`.
 const OUTSIDE: (&str, &str) = ("www.example.test", "192.0.2.80");
 
-/// Starts a name server for other names than svcdns's.
+/// Starts a name server for names other than svcdns's.
 pub(crate) fn serve_outside_name(at: SocketAddr) -> Upstream {
     let upstream = Upstream::start_at(at);
     upstream.put([Record::a(OUTSIDE.0, 0, OUTSIDE.1)]);

@@ -47,15 +47,15 @@ pub(crate) trait ServiceManager {
         self.ends_with(0, &line).trim().parse().unwrap()
     }
 
-    /// Restarts a unit, regardless of its limit of starts.
+    /// Restarts a unit, regardless of its start limit.
     fn restart(&self, unit: &str) {
         self.ends_with(0, &["systemctl", "reset-failed", unit]);
         self.ends_with(0, &["systemctl", "restart", unit]);
     }
 
-    /// Kills the main process of a unit, and waits until the manager has started another.
+    /// Kills the main process of a unit, and waits until the manager has started a new one.
     ///
-    /// Regardless of its limit of starts.
+    /// The start limit of the unit does not prevent the new start.
     fn kill(&self, unit: &str) {
         self.ends_with(0, &["systemctl", "reset-failed", unit]);
         let process = self.main_process(unit);
@@ -82,7 +82,7 @@ impl StandIn {
     /// Puts the program in place, on a machine without units.
     pub(crate) fn start() -> Self {
         empty_units();
-        // As sd_booted(3) recognizes systemd.
+        // sd_booted(3) recognizes systemd by this directory.
         fs::create_dir_all("/run/systemd/system").unwrap();
         fs::create_dir_all(STAND_IN).unwrap();
         let program = Path::new(STAND_IN).join("systemctl");

@@ -21,21 +21,22 @@ pub(crate) fn can_trace() -> bool {
         .is_ok_and(|status| status.success())
 }
 
-/// Runs svcdns under strace, which kills it or a program of its at the n-th such system call.
+/// Runs svcdns under strace, which kills a process at its n-th such system call.
 ///
-/// Returns `false` if it makes fewer calls, and so ends by itself.
+/// The process is svcdns or a program that svcdns runs. Returns `false` if svcdns ends by itself,
+/// because no process makes that many calls.
 pub(crate) fn killed_at(call: &str, n: usize, arguments: &[&str]) -> bool {
     run(&["-f"], call, n, arguments)
 }
 
-/// Runs svcdns like [`killed_at`], but its programs are never killed.
+/// Runs svcdns like [`killed_at`], but never kills the programs that svcdns runs.
 pub(crate) fn killed_alone_at(call: &str, n: usize, arguments: &[&str]) -> bool {
     run(&[], call, n, arguments)
 }
 
-/// Runs svcdns to its end; returns the names of its system calls, without those of its programs.
+/// Runs svcdns to its end; returns how often its first thread makes each system call.
 ///
-/// Only of its first thread, with the number of calls of each name.
+/// Calls of the programs that svcdns runs do not count.
 pub(crate) fn calls_alone(arguments: &[&str]) -> BTreeMap<String, usize> {
     let mut command = Command::new("strace");
     command.args(["-qq", "-o", TRACE, env!("CARGO_BIN_EXE_svcdns")]).args(arguments);

@@ -128,9 +128,10 @@ impl Svcdns {
     }
 }
 
-/// Returns the program without the settings of its environment.
+/// Returns a command for the program that does not depend on the environment of the tests.
 ///
-/// Without `SVCDNS_` variables, directories of a service that runs the tests, or ignored signals.
+/// The command has no `SVCDNS_` variables, directories of a service that runs the tests, or ignored
+/// signals.
 pub(crate) fn command() -> Command {
     process::stop_ignoring_signals();
     let mut command = Command::new(env!("CARGO_BIN_EXE_svcdns"));

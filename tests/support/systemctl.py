@@ -67,7 +67,7 @@ class Unit:
         return environment
 
     def run(self, key):
-        """Runs the commands of a setting; returns whether none failed that may not."""
+        """Runs the commands of a setting; returns False if one without the prefix `-` failed."""
         for line in self.settings.get(key, []):
             code = subprocess.call(command(line), env=self.environment())
             if code and not line.startswith("-"):
@@ -90,7 +90,7 @@ class Unit:
         return True
 
     def start_main_process(self):
-        """Starts the main process, and one that restarts the unit when it ends by itself."""
+        """Starts the main process, and a process that restarts the unit when the main one ends."""
         environment = self.environment()
         ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         ready.settimeout(START_SECONDS)

@@ -208,10 +208,11 @@ impl Hierarchy {
 
 /// Tries the kernel features that [`Systemd::start`] needs.
 ///
-/// Returns the error message if that fails.
+/// Like [`Systemd::start`], the probe mounts a hierarchy of control groups, creates a group, enters
+/// namespaces in that group, and creates a group there.
 ///
-/// Like it, the probe mounts a hierarchy of control groups, creates a group, enters namespaces in
-/// it, and creates a group in there.
+/// # Errors
+/// Returns the error message if that fails.
 fn probe_kernel() -> Result<(), String> {
     let Some(hierarchy) = Hierarchy::of_this_process() else {
         return Err("no control group for systemd in /proc/self/cgroup".to_owned());

@@ -110,7 +110,7 @@ fn an_alias_replaces_a_registered_service() {
     assert_eq!((harness.a("www.svc"), harness.a("www.prod.svc")), {
         ("10.0.0.1".into(), "NXDOMAIN".into())
     });
-    // Names that do not resolve are no PTR records.
+    // PTR records never have names that do not resolve.
     assert_eq!(harness.short("9.9.0.10.in-addr.arpa", rtype::PTR), "NXDOMAIN");
     harness.apply([put("/service/default/default/db/latest/10.0.9.8:80", "{}")]);
     assert_eq!(harness.short("db.svc", rtype::A), "db.example.");
@@ -240,7 +240,7 @@ fn the_alias_of_a_name_at_the_limit_of_dns_fits_every_chain() {
     assert_eq!(Message::from_vec(&out).unwrap().answers.len(), 1);
 }
 
-/// Returns a harness in which `v1.www.prod` could be of an alias, but is of a service.
+/// Returns a harness in which `v1.www.prod` belongs to a service, not to an alias.
 fn harness_of_namespaces() -> Harness {
     harness(&[("www.prod", "hello")], &[HELLO, ("/service/default/prod/www/v1/10.0.4.1:80", "{}")])
 }

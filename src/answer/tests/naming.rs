@@ -227,7 +227,7 @@ fn names_between_a_zone_and_a_nested_zone_exist() {
 }
 
 #[test]
-fn a_namespace_with_a_dot_publishes_no_names() {
+fn a_namespace_with_a_dot_needs_the_namespace_selector() {
     let harness = Harness::of(&[("/service/default/x.y/hello/latest/10.0.0.1:80", "{}")]);
     for (name, answer) in [
         ("y.svc", "NXDOMAIN"),

@@ -35,7 +35,7 @@ fn shadowed_spellings_are_conflicts() {
 }
 
 #[test]
-fn registries_that_another_precedes_are_conflicts() {
+fn preceded_registries_are_conflicts() {
     let layers = Merge::First.layers([false, false, true]);
     let mut test = TestCatalog::with(|settings| settings.layers = layers, 3);
     for (registry, text) in [

@@ -130,7 +130,7 @@ impl TestCatalog {
 }
 
 #[test]
-fn a_burst_of_leased_deletes_causes_one_lease_check() {
+fn mass_deletes_of_leased_keys_cause_one_lease_check() {
     for (keys, removed, checked) in [
         (20, 9, false),
         (20, 10, true),

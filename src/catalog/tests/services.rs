@@ -1,9 +1,9 @@
-//! Tests of lists of one service, and of lists of the registered names.
+//! Tests of per-service lists, and of lists of the registered names.
 
 use super::*;
 use crate::service::key_prefix;
 
-/// Returns the key of an instance as a registry writes it that lists each service by itself.
+/// Returns the key of an instance as a registry with per-service lists writes it.
 fn service_put(name: &str, instance: u32) -> Put {
     let endpoint = format!("10.0.{}.{}:80", instance >> 8, instance & 255);
     let content = registration(&format!("/service/default/default/-/latest/{endpoint}"));
@@ -17,7 +17,7 @@ fn service_put(name: &str, instance: u32) -> Put {
 }
 
 impl TestCatalog {
-    /// Sends a complete list of one service with these instances.
+    /// Sends a complete per-service list with these instances.
     fn list_service(
         &mut self,
         kind: ListKind,
@@ -32,7 +32,7 @@ impl TestCatalog {
         self.settle()
     }
 
-    /// Sends a routine list of one service whose only instance has a failed check.
+    /// Sends a routine per-service list whose only instance has a failed check.
     fn list_expired(&mut self, kind: ListKind, name: &str) -> Settled {
         let key = service_put(name, 0).key;
         self.apply(0, Change::ListBegin { kind, scope: ListScope::Service(name.into()) });
@@ -50,7 +50,7 @@ impl TestCatalog {
 }
 
 #[test]
-fn a_list_of_one_service_removes_only_keys_of_that_name() {
+fn a_per_service_list_removes_only_keys_of_that_name() {
     let mut test = TestCatalog::new();
     let names = ["hello.svc", "hello", "Hello", "other"];
     test.list_names(ListKind::Routine, &names);
@@ -72,7 +72,7 @@ fn a_list_of_one_service_removes_only_keys_of_that_name() {
 }
 
 #[test]
-fn a_list_of_names_removes_the_keys_of_all_others() {
+fn a_list_of_names_removes_the_keys_of_all_other_names() {
     let mut test = TestCatalog::new();
     test.list_names(ListKind::Routine, &["a", "b", "c"]);
     for name in ["a", "b", "c"] {
@@ -136,7 +136,7 @@ fn rejections_are_replaced_by_the_list_of_their_service() {
     assert_eq!(total(&mut test), Some(7));
 }
 
-/// Returns a registry with so many services of one instance, and their names.
+/// Returns a registry with this many services of one instance each, and their names.
 fn services(count: u32) -> (TestCatalog, Vec<String>) {
     let names: Vec<String> = (0..count).map(|n| format!("s{n}")).collect();
     let mut test = TestCatalog::new();
@@ -155,7 +155,7 @@ impl TestCatalog {
 }
 
 #[test]
-fn removals_by_routine_lists_of_services_apply_at_once() {
+fn removals_by_routine_per_service_lists_apply_at_once() {
     let (mut test, names) = services(100);
     test.list_service(ListKind::Routine, "s0", []);
     assert_eq!(test.services(), (99, 0), "a single instance");
@@ -237,7 +237,7 @@ fn names_that_vanish_during_a_round_count_as_listed() {
     for name in &names[..10] {
         test.list_service(ListKind::Reconnect, name, [0]);
     }
-    // A listed service is deregistered, and others are gone that the round awaits.
+    // A listed service is deregistered, and services that the round awaits are gone.
     test.list_names(ListKind::Routine, &names[1..15]);
     assert_eq!(test.services(), (19, 5));
     for name in &names[10..15] {
@@ -379,7 +379,7 @@ fn keys_that_lists_report_as_expired_are_held_if_many_expire_together() {
         let left = before as usize - expired + held;
         assert_eq!(test.services(), (left, held), "{expired} of {before}");
     }
-    // Later ones, too, as long as the burst lasts.
+    // So are later ones, as long as the burst lasts.
     let (mut test, names) = services(40);
     for (seconds, name) in [0; 12].into_iter().chain([2, 2, 5]).zip(&names) {
         test.advance(seconds * SECOND);

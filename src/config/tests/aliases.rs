@@ -151,7 +151,7 @@ fn bad_aliases_are_rejected() {
             (
                 "'www.example.com' = 'hello'",
                 "2:1: alias.\"www.example.com\": www.example.com. is in no served zone, so it \
-                 cannot be an alias: www.example.com.svc would be one",
+                 cannot be an alias: write www.example.com.svc, for example",
             ),
             (&too_long.0, &too_long.1),
         ],

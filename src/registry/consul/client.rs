@@ -20,7 +20,7 @@ use crate::registry::Secret;
 
 /// Maximum size of an answer that needs no permit, in bytes.
 ///
-/// One larger answer is read at a time, so that many cannot exhaust the memory together.
+/// Larger answers are read one at a time, so that together they cannot exhaust the memory.
 const MAX_SMALL_ANSWER_BYTES: usize = 1024 * 1024;
 
 /// Limit on connections that are kept for later requests.
@@ -92,7 +92,9 @@ impl ConsulClient {
         let token_header = match &token {
             Some(token) => {
                 let mut header = HeaderValue::from_str(token.expose().trim()).map_err(|_| {
-                    invalid("the ACL token has characters that no header can hold".to_owned())
+                    invalid(
+                        "the ACL token has characters that an HTTP header cannot hold".to_owned(),
+                    )
                 })?;
                 header.set_sensitive(true);
                 Some(header)
@@ -262,8 +264,8 @@ impl ConsulClient {
             return Err(ConsulFailure::of_status(head.status, &body, keys));
         }
         let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
-        // Answers of the agent's streaming backend always say `false` (Consul 1.20); whether there
-        // is a leader, the supervisor checks anyway.
+        // Answers of the agent's streaming backend always say `false` (Consul 1.20); the supervisor
+        // checks anyway whether there is a leader.
         let is_streaming = header("x-consul-query-backend") == Some("streaming");
         if header("x-consul-knownleader") == Some("false") && !is_streaming {
             return Err(ConsulFailure::no_leader());

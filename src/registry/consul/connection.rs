@@ -39,7 +39,7 @@ impl AgentConnector {
                 let name = tls.server_name.as_deref().unwrap_or(host).to_owned();
                 let shown = name.clone();
                 let name = ServerName::try_from(name)
-                    .map_err(|_| invalid(format!("{shown:?} is no name of a TLS server")))?;
+                    .map_err(|_| invalid(format!("{shown:?} is not the name of a TLS server")))?;
                 Some((tls.connector().await.map_err(invalid)?, name))
             }
             None => None,

@@ -1,4 +1,4 @@
-//! What kind of server it is that does not answer like Consul.
+//! Identification of servers that do not answer like Consul.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use tokio::time::timeout;
 use super::client::ConsulClient;
 use super::failure::{ConsulFailureKind, excerpt};
 
-/// Time limit for the questions to an unknown server.
+/// Time limit for the identification of a server.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Bytes of an answer that are looked at.
+/// Maximum bytes of an answer that are examined.
 const MAX_BYTES: usize = 4096;
 
 /// Describes a server that is not Consul, with a remedy; `None` if it gives no clue.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What an answer's index says about the answer before it.
+/// How the index of an answer compares with the index before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum IndexStep {
     /// The index is the same: nothing has changed.
@@ -57,7 +57,7 @@ impl Pace {
         Self { tokens: Self::BURST, updated: None }
     }
 
-    /// Takes tokens for the answer before; returns how long to wait before the query.
+    /// Takes tokens for the previous answer; returns how long to wait before the query.
     ///
     /// An answer without a change costs five times as much as one with a change.
     pub(super) fn next(&mut self, step: IndexStep, now: Instant) -> Duration {

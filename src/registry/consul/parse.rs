@@ -34,7 +34,7 @@ pub const ENTRY_NOT_JSON: Reason =
 /// Lease of all instances, in [`Put`] and in replies about leases.
 ///
 /// A check that becomes critical is like a lease that expires. Consul says for each instance
-/// whether it was deregistered or its check is critical, so no lease has to be told from others.
+/// whether it was deregistered or its check is critical, so all instances can share one lease.
 pub(super) const CHECK_LEASE: i64 = 1;
 
 /// Consul's aggregated status of an instance: the worst of its checks and its node's.
@@ -112,11 +112,11 @@ pub(super) fn parse(name: &str, answer: &Answer) -> Result<Vec<Change>, ConsulFa
         let status = entry.status();
         let node = entry.node.unwrap_or_default();
         let service = entry.service.unwrap_or_default();
-        // Consul compares names ignoring case: the entries of `Web` are listed for `web`, too.
+        // Consul compares names ignoring case: the entries of `Web` are also listed for `web`.
         if service.service.as_deref().is_some_and(|service| service != name) {
             continue;
         }
-        // The prefix of a node's keys, as that of a name, tells it from what follows.
+        // The node is encoded as a prefix, like the name, so that the ID after it is unambiguous.
         let node_prefix = key_prefix(node.node.as_deref().unwrap_or_default());
         let key = format!("{prefix}{node_prefix}{}", service.id.as_deref().unwrap_or_default());
         if status == Status::Critical {
@@ -193,7 +193,7 @@ fn registration(
     })
 }
 
-/// Returns where the instance can be reached; the service's address goes before the node's.
+/// Returns where the instance can be reached: at the service's address, else at the node's.
 fn endpoint(service: &ServiceEntry<'_>, node: &NodeEntry<'_>) -> Result<Endpoint, Rejected> {
     let id = service.id.as_deref().unwrap_or_default();
     let given = |address: &&Cow<'_, str>| !address.trim().is_empty();

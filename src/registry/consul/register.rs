@@ -15,16 +15,16 @@ use crate::registry::members::Members;
 use crate::registry::{RegisterError, RegisterEvent, Registrant, gsvc};
 use crate::service::Endpoint;
 
-/// Time after which the check is critical unless it was passed: GoFrame's.
+/// Time after which the check is critical unless it was passed (GoFrame's value).
 const TTL: Duration = Duration::from_secs(20);
 
-/// Interval at which the check is passed: GoFrame's.
+/// Interval at which the check is passed (GoFrame's value).
 const PASS_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Time after which Consul deregisters a service whose check is critical: GoFrame's.
+/// Time after which Consul deregisters a service with a critical check (GoFrame's).
 const DEREGISTER_AFTER: &str = "1m";
 
-/// Longest time until Consul has deregistered a service that is no longer passed, in seconds.
+/// Longest time until Consul deregisters a service whose check is not passed, in seconds.
 ///
 /// Consul looks for such services every 30 s.
 const EXPIRY_SECONDS: u64 = TTL.as_secs() + 60 + 30;

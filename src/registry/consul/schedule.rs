@@ -57,9 +57,9 @@ struct ScheduledService {
     pace: Pace,
     changed: Instant,
     backoff: Option<Backoff>,
-    /// Whether the round in progress still has to try to read it.
+    /// Whether the round in progress still has to try to read the service.
     is_untried: bool,
-    /// Whether it was not read since the last round began.
+    /// Whether the service has not been read since the last round began.
     is_unread: bool,
 }
 
@@ -158,12 +158,12 @@ impl Schedule {
         changed
     }
 
-    /// Notes that the catalog has changed: polled services may have.
+    /// Records that the catalog has changed, perhaps with the polled services.
     pub(super) fn note_change(&mut self) {
         self.poll_wanted = true;
     }
 
-    /// Makes the services due whose time has come.
+    /// Queues the services whose time has come.
     pub(super) fn advance(&mut self, now: Instant) {
         while let Some((at, name)) = self.retries.first().cloned() {
             if at > now {
@@ -227,7 +227,7 @@ impl Schedule {
         service.and_then(|service| service.query.as_ref()).is_some_and(|known| known.id() == query)
     }
 
-    /// Returns whether a service was not read since the last round began.
+    /// Returns whether a service has not been read since the last round began.
     pub(super) fn is_unread(&self, name: &str) -> bool {
         self.services.get(name).is_some_and(|service| service.is_unread)
     }
@@ -259,7 +259,7 @@ impl Schedule {
         step
     }
 
-    /// Records a failure; returns whether the attempt before failed, too.
+    /// Records a failure; returns whether the previous attempt also failed.
     pub(super) fn failed(&mut self, name: &str, now: Instant) -> bool {
         let Some((name, _)) = self.services.get_key_value(name) else { return false };
         let name = Arc::clone(name);
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_polled_service_that_changes_takes_the_place_of_a_quiet_one() {
+    fn a_polled_service_that_changes_takes_the_place_of_a_quiet_service() {
         let start = Instant::now();
         let mut schedule = after_round(&["a", "b", "c"], start);
         let now = start + QUIET;

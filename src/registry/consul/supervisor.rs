@@ -256,7 +256,7 @@ impl Session<'_> {
 
     /// Begins to read all services once.
     ///
-    /// Each service is a list of its own, so that one that cannot be read keeps its instances.
+    /// The lists are per-service lists: a service that cannot be read keeps its instances.
     async fn begin_round(&mut self, names: NameList) -> Result<(), AgentSessionEnd> {
         let supervisor = &mut *self.supervisor;
         let kind = supervisor.kind_of_round(names.index);

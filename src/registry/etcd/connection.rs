@@ -109,7 +109,7 @@ impl Connection {
 
     /// Makes a call; if the login has become invalid, logs in and calls once more.
     ///
-    /// The library's own renewal uses only the old password. It also fails with JWT tokens, which
+    /// The library's own token renewal uses only the old password. It also fails with JWTs, which
     /// become invalid with every change to any user.
     pub(super) async fn call<T, F>(
         &self,

@@ -119,7 +119,7 @@ impl RegistryDirectory {
         Ok(Some(Self { fd, identity }))
     }
 
-    /// Returns which directory this is.
+    /// Returns the identity of the directory.
     pub(super) fn identity(&self) -> DirectoryIdentity {
         self.identity
     }

@@ -1,11 +1,11 @@
 //! The files already sent, so that only differences are sent again.
 //!
-//! For each file this is its modification time, the time of its expiry and a digest of its
+//! For each file, this module keeps the modification time, the expiry time and a digest of the
 //! content, never the content itself.
 //!
 //! The age of a file is computed once, when a new modification time is seen; from then on the
-//! monotonic clock measures it. So a modification time in the future, a step of the wall clock or a
-//! suspended machine expires no file early and keeps none forever.
+//! monotonic clock measures it. A modification time in the future, a step of the wall clock or a
+//! suspended machine therefore neither expires a file early nor keeps it forever.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -19,7 +19,7 @@ use crate::service::{Change, Put, Reason, Registration, Rejected, Removal};
 use super::FileTimings;
 use super::directory::FileRead;
 
-/// Maximum difference in the progress of both clocks that does not count as a jump.
+/// Maximum difference in the progress of the two clocks; a larger one is a jump.
 const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(2);
 
 /// The file is not a regular file or cannot be read.
@@ -235,7 +235,7 @@ impl KnownFiles {
         removed.filter(|(_, file)| file.alive).map(|(name, _)| delete(&name)).collect()
     }
 
-    /// Forgets every file without a deletion, as before a new list.
+    /// Forgets every file without reporting deletions, as before a new list.
     pub(super) fn clear(&mut self) {
         self.files.clear();
         self.incomplete.clear();
@@ -243,8 +243,8 @@ impl KnownFiles {
 
     /// Forgets every file, because the directory has vanished; returns how many were alive.
     ///
-    /// Their programs could not refresh them. So a file that comes back unchanged continues with
-    /// the time to live that it had left, until [`Self::end_suspension`].
+    /// Their programs could not refresh them. Until [`Self::end_suspension`], a file that comes
+    /// back unchanged therefore continues with the time to live that it had left.
     pub(super) fn suspend(&mut self, now: Instant) -> usize {
         let alive = self.files.drain().filter(|(_, file)| file.alive);
         let mut count = 0;
@@ -269,7 +269,7 @@ impl KnownFiles {
         }
     }
 
-    /// Returns the files to read even without an event: expired or incomplete ones.
+    /// Returns the expired and the incomplete files, to read even without an event.
     pub(super) fn due(&self, now: Instant) -> Vec<OsString> {
         let expired = self.files.iter().filter(|(_, file)| file.alive && file.expires <= now);
         expired.map(|(name, _)| name).chain(self.incomplete.keys()).cloned().collect()

@@ -1,9 +1,9 @@
 //! The follower of one directory, step by step, without tasks or channels.
 //!
-//! A file that is unlinked was removed on purpose, so its registration ends at once: by the program
-//! itself or, with all others, by `rm`. A directory that vanishes with its files in it says nothing
-//! about the programs: it was moved away, unmounted or replaced. Its registrations are then removed
-//! by a list of the kind [`ListKind::Restored`], which the catalog holds for the removal grace.
+//! An unlinked file was removed on purpose, by its program or by `rm`, so its registration ends at
+//! once. A directory that vanishes with its files in it was moved away, unmounted or replaced,
+//! which says nothing about the programs. A list of the kind [`ListKind::Restored`] then removes
+//! its registrations, and the catalog holds them for the removal grace.
 //!
 //! `rm -rf` of the directory unlinks the files first, so the registrations end at once. Programs
 //! that still run write their files again within 10 s, in a new directory. Without inotify, or if
@@ -155,10 +155,10 @@ impl DirectoryFollower {
             let here = match &found {
                 Ok(Some(directory)) => Some(directory.identity()),
                 Ok(None) | Err(RegistryDirectoryError::Deleted { .. }) => None,
-                // Unless another is seen there, the directory is there and cannot be read.
+                // Unless the path names another directory, the followed one is unreadable.
                 Err(_) => DirectoryIdentity::at(path, *named).or(Some(followed)),
             };
-            // Another directory may have the number of one that was deleted or unmounted.
+            // A new directory may have the same number as a deleted or unmounted one.
             let same = matches!(end, None | Some(WatchEnd::Moved)) && here == Some(followed);
             if !same {
                 self.leave(followed, &found, end, changes, now.monotonic);
@@ -183,7 +183,7 @@ impl DirectoryFollower {
         }
     }
 
-    /// Leaves the followed directory, because the path does not name it any more.
+    /// Leaves the followed directory, because the path no longer names it.
     fn leave(
         &mut self,
         identity: DirectoryIdentity,
@@ -197,7 +197,7 @@ impl DirectoryFollower {
             || matches!(found, Err(RegistryDirectoryError::Deleted { .. }));
         let events = mem::take(&mut self.events).files;
         if self.listed {
-            // A list may not contain single events; and its removals are held.
+            // A list may not contain single events, and its removals are held.
             let is_removed =
                 |name: &OsStr| deleted || events.get(name) == Some(&FileEvent::Removed);
             changes.extend(self.files.retain(|name| !is_removed(name)));
@@ -215,7 +215,7 @@ impl DirectoryFollower {
         let event = match found {
             Ok(Some(_)) => another_directory(&self.settings.directory),
             Ok(None) => format!(
-                "{path} does not exist any more: it, or a directory above it, was moved away or \
+                "{path} no longer exists: it, or a directory above it, was moved away or \
                  unmounted"
             ),
             Err(error) => error.to_string(),
@@ -256,7 +256,7 @@ impl DirectoryFollower {
         self.report_connected(note, "following the directory", changes);
     }
 
-    /// Ends a time in which the followed directory could not be read.
+    /// Ends a period in which the followed directory could not be read.
     ///
     /// Its programs may have been unable to refresh their files.
     fn resume(&mut self, now: Instant) {
@@ -290,8 +290,8 @@ impl DirectoryFollower {
 
     /// Reports that nothing is at the path.
     ///
-    /// That is an empty registry, because the first program to register creates the directory,
-    /// unless there was a directory that vanished.
+    /// Unless a followed directory has vanished, that is an empty registry: the first program to
+    /// register creates the directory.
     fn report_missing(&mut self, changes: &mut Vec<Change>, now: Instant) {
         self.list_nothing(changes);
         let grace = self.feed.state().removal_grace;
@@ -306,7 +306,7 @@ impl DirectoryFollower {
         }
     }
 
-    /// Reports that the path cannot be followed; registrations of a directory that is there stay.
+    /// Reports that the path cannot be followed; registrations of an existing directory stay.
     fn report_unreadable(
         &mut self,
         error: &RegistryDirectoryError,

@@ -1,7 +1,7 @@
 //! GoFrame's file registry: a directory with one file per registration.
 //!
-//! Its program rewrites a file every 10 s, and a file that was not rewritten for 20 s has expired
-//! (GoFrame's `contrib/registry/file`).
+//! Each program rewrites its file every 10 s, and a file that was not rewritten for 20 s has
+//! expired (GoFrame's `contrib/registry/file`).
 //!
 //! inotify reports changes at once. Twice a second the follower checks whether the path still names
 //! the same directory, and every 10 s it scans the whole directory, for changes that inotify
@@ -35,7 +35,7 @@ use crate::service::ListKind;
 pub struct Settings {
     /// The directory; it need not exist yet.
     pub directory: PathBuf,
-    /// Whether the directory was configured, and is not GoFrame's default.
+    /// Whether the directory was configured; otherwise it is GoFrame's default.
     ///
     /// The default directory is used only while it belongs to root or to our own user: the
     /// first user to create `<temp dir>/gsvc` controls every name.

@@ -27,14 +27,14 @@ type FileStamp = (u64, SystemTime);
 /// Registers a service until `stop` is cancelled, then removes its file.
 ///
 /// A removed file is written again within a second. As among GoFrame programs, the file of another
-/// program with the same name and endpoints is overwritten. At the end it is left in place if the
-/// other program writes it too.
+/// program with the same name and endpoints is overwritten. At the end, the file is left in place
+/// if the other program also writes it.
 ///
 /// `events` receives failures in between; they are retried.
 ///
 /// # Errors
 /// Returns an error if the first write or the final removal fails, or if a call to the file system
-/// still hangs some time after `stop`.
+/// still hangs 10 s after `stop` is cancelled.
 pub async fn register(
     settings: &Settings,
     registrant: &Registrant,
@@ -171,7 +171,7 @@ fn stamp(path: &Path) -> Option<FileStamp> {
     Some((metadata.ino(), metadata.modified().ok()?))
 }
 
-/// Returns whether `path` exists, but is no directory of root or of this user.
+/// Returns whether `path` exists, but is not a directory of root or of this user.
 ///
 /// A link to such a directory counts as foreign too, because its owner can redirect it.
 fn is_foreign(path: &Path) -> bool {
@@ -202,8 +202,8 @@ fn readable_name(registrant: &Registrant) -> Result<String, RegisterError> {
 
 /// Creates a file; fails if it exists.
 ///
-/// If others can rename in the directory, the temporary one may be theirs by now, and a link in it
-/// could redirect the write to any of our files.
+/// Other users who can rename entries of the directory may have replaced the temporary directory. A
+/// link in it could then redirect the write to any of our files.
 fn create(file: &Path, content: &str) -> io::Result<()> {
     File::create_new(file)?.write_all(content.as_bytes())
 }

@@ -8,7 +8,7 @@ use super::directory::DirectoryIdentity;
 /// A directory that vanished with its files.
 pub(super) struct VanishedDirectory {
     pub(super) identity: DirectoryIdentity,
-    /// What happened, as far as it can be seen.
+    /// Description of what happened.
     pub(super) event: String,
     /// Registered files that were in it.
     pub(super) files: usize,
@@ -17,7 +17,7 @@ pub(super) struct VanishedDirectory {
 }
 
 impl VanishedDirectory {
-    /// Says what happened, what became of the registrations, and what to do.
+    /// Describes what happened, what became of the registrations, and what to do.
     pub(super) fn note(&self, grace: Duration) -> String {
         let Self { event, files, .. } = self;
         if grace.is_zero() {
@@ -31,7 +31,7 @@ impl VanishedDirectory {
     }
 }
 
-/// Says that there is a directory in the place of the one that vanished.
+/// Describes that another directory has taken the place of the vanished one.
 pub(super) fn another_directory(path: &Path) -> String {
     format!(
         "{} is now another directory: the one before was moved away, unmounted or covered by a \

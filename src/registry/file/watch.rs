@@ -64,7 +64,7 @@ pub(super) enum WatchEnd {
 }
 
 impl DirectoryEvents {
-    /// Adds an event of a file or of the directory itself; none counts after the end of the watch.
+    /// Adds an event of a file or of the directory itself, unless the watch has ended.
     fn add<S: AsRef<OsStr>>(&mut self, event: &Event<S>) {
         if self.end.is_some() {
             return;
@@ -118,7 +118,8 @@ impl DirectoryWatch {
             | WatchMask::ONLYDIR;
         let inotify = Inotify::init()?;
         match inotify.watches().add(directory.own_path(), mask) {
-            // Without /proc; if the path names another directory by now, the next step notices.
+            // Without /proc, use the path: if it names another directory by now, the next step
+            // notices.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 inotify.watches().add(path, mask)?;
             }
@@ -148,10 +149,10 @@ impl DirectoryWatch {
 
     /// Waits for events, and adds them.
     pub(super) async fn wait(&self, events: &mut DirectoryEvents) {
-        // A stream of its own, because a stream reads only the events that the runtime has noticed.
+        // A separate stream, because a stream reads only the events that the runtime has noticed.
         let clone = self.inotify.as_fd().try_clone_to_owned().map(Inotify::from);
         let stream = clone.and_then(|inotify| inotify.into_event_stream([0; WAIT_BUFFER_BYTES]));
-        // Fails only for want of memory or descriptors; then polls must do.
+        // Fails only without memory or descriptors; polling must then suffice.
         let Ok(mut stream) = stream else { return std::future::pending().await };
         let mut next = poll_fn(|context| Pin::new(&mut stream).poll_next(context)).await;
         loop {
@@ -159,7 +160,7 @@ impl DirectoryWatch {
                 Some(Ok(event)) => events.add(&event),
                 Some(Err(_)) | None => return events.lose(),
             }
-            // The events in the stream's buffer must not end with it.
+            // The events in the stream's buffer must not be lost with it.
             let mut context = Context::from_waker(Waker::noop());
             next = match Pin::new(&mut stream).poll_next(&mut context) {
                 Poll::Ready(event) => event,

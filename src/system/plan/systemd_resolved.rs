@@ -161,7 +161,7 @@ impl PlanBuilder<'_> {
 
     /// Returns the zones as domains of systemd-resolved.
     ///
-    /// A domain with the prefix `~` is only routed; one without is also on the search list.
+    /// The prefix `~` marks a routing-only domain; other domains are also on the search list.
     fn routed_domains(&self) -> Vec<String> {
         let prefix = if self.options.search { "" } else { "~" };
         self.options.zones.iter().map(|zone| format!("{prefix}{zone}")).collect()

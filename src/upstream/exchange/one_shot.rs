@@ -36,7 +36,7 @@ const MAX_EXCESS: Duration = Duration::from_millis(100);
 
 /// Size of the buffer for late responses, in bytes.
 ///
-/// Only header and question are read, which have at most 271 bytes.
+/// Only the header and the question are read, which take at most 271 bytes.
 const LATE_RESPONSE_BYTES: usize = 512;
 
 /// Measures the rate of queries to one upstream as a leaky bucket.

@@ -116,23 +116,23 @@ fn upstream_queries_carry_only_end_to_end_options() {
     );
     let Parsed::Query(read) = Query::parse(&out) else { panic!("no query") };
     assert_eq!(read.edns.map(|edns| (edns.payload, edns.dnssec_ok)), Some((1232, true)));
-    assert!(!is_plain(&query(&came)));
+    assert!(!is_shareable(&query(&came)));
 
     // Without options to forward, the query is built without the client's message.
     for came in [
         request(flags::RD, None, &[]),
         request(0, Some((512, true, &option(10, b"12345678"))), &[]),
     ] {
-        assert!(is_plain(&query(&came)));
+        assert!(is_shareable(&query(&came)));
         assert_eq!(
             upstream_query(&came, &query(&came)).unwrap(),
-            plain_upstream_query(&query(&came))
+            shareable_upstream_query(&query(&came))
         );
     }
     // The client's additional records are forwarded.
     let more = record(b"\0", 250, 0, b"signature");
     let came = request(flags::RD, Some((1232, false, b"")), &[&more]);
-    assert!(!is_plain(&query(&came)));
+    assert!(!is_shareable(&query(&came)));
     let out = upstream_query(&came, &query(&came)).unwrap();
     assert_eq!(out[HEADER_BYTES + QUESTION.len()..][..more.len()], more);
 }

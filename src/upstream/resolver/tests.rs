@@ -349,7 +349,7 @@ async fn clients_waiting_for_a_query_get_servfail_if_its_task_panics() {
             .exchange_and_cache(
                 &*upstream,
                 leader,
-                plain_upstream_query(&query),
+                shareable_upstream_query(&query),
                 now() + QUERY_TIMEOUT,
             )
             .await

@@ -13,9 +13,9 @@ use super::query::TestQuery;
 /// Counts responses by kind.
 #[derive(Debug)]
 pub struct Kinds {
-    /// Responses of each kind, and how many of them took no allocation.
+    /// Responses of each kind, and how many of them needed no allocation.
     ///
-    /// Only the fast path takes none.
+    /// Only the fast path needs none.
     pub counts: BTreeMap<&'static str, [u64; 2]>,
     /// Runs a function and returns whether it allocated.
     pub allocates: fn(&mut dyn FnMut()) -> bool,
@@ -63,7 +63,7 @@ pub fn answer(answerer: &Answerer, query: &TestQuery, kinds: &mut Kinds) -> Vec<
         assert!(answerer.write_alias(query, &mut alias), "{query:?} is no alias");
         decode(&parsed, Transport::Tcp, &alias);
     }
-    // A response without upstreams is no answer of the two paths, but must be as correct.
+    // A response without upstreams comes from neither path, but must be just as correct.
     let decoded = (!fast.is_empty()).then(|| decode(&parsed, *transport, &fast));
     let kind = decoded.filter(|_| outcome == AnswerOutcome::Answered).unwrap_or("no answer");
     let [all, without_allocation] = kinds.counts.entry(kind).or_default();
@@ -75,7 +75,7 @@ pub fn answer(answerer: &Answerer, query: &TestQuery, kinds: &mut Kinds) -> Vec<
 /// Checks the rules for every response, and returns the kind of this one.
 fn decode(parsed: &Parsed<'_>, transport: Transport, response: &[u8]) -> &'static str {
     let (Parsed::Query(query) | Parsed::Bad { query, .. }) = parsed else {
-        panic!("a response to a message that is no query")
+        panic!("a response to a message that is not a query")
     };
     let message =
         Message::from_vec(response).unwrap_or_else(|error| panic!("{error}: {response:02x?}"));

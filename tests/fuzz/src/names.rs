@@ -221,7 +221,7 @@ fn special(choices: &mut Choices<'_>) -> Labels {
     }
 }
 
-/// Returns a name outside the zones: a reverse name, a name above or below one, or another.
+/// Returns a name outside the zones, often a reverse name or a name above or below it.
 fn elsewhere(choices: &mut Choices<'_>, registered: &[Put]) -> Labels {
     let address = pick(choices, registered)
         .and_then(|registration| registration.endpoints.first())

@@ -47,7 +47,7 @@ const VERSIONS: [&str; 14] = [
     "x y",
     LONG,
 ];
-/// Suffixes of names, which are a zone's for some settings.
+/// Suffixes of names; some are zones in some settings.
 const SUFFIXES: [&str; 6] = ["", "", ".svc", ".internal", ".a.b.svc", ".SVC"];
 const HOSTS: [&str; 12] = [
     "10.0.0.1",
@@ -77,7 +77,7 @@ const VALUES: [&str; 12] = [
     r#"{"env":"v1.2.0","version":"v1"}"#,
     "long",
 ];
-/// Longer than a label may be.
+/// A text that is longer than a label may be.
 const LONG: &str = "llllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllll";
 
 /// Returns a key with its parsed content.

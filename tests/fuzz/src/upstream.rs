@@ -81,7 +81,7 @@ impl Setup {
             Resolution::Response(response) => response,
             // Without RD, only the cache answers.
             Resolution::Outside => return assert_eq!(query.flags & flags::RD, 0),
-            // The target is in the served zone or special: any answer does.
+            // The target is in the served zone or special: any answer is acceptable.
             Resolution::Alias(chain) => {
                 let answer = match Query::parse(chain.query()) {
                     Parsed::Query(_) => [&chain.query()[..2], b"\x81\x80", &chain.query()[4..]],

@@ -33,7 +33,7 @@ const CHANGES_BELOW: u8 = 64;
 const FIRST_CHANGES_BELOW: u8 = 240;
 /// The number of registries.
 const REGISTRIES: u8 = 2;
-/// The registry that lists each service by itself, instead of single events.
+/// The registry that sends per-service lists instead of single events.
 const SERVICES: u8 = 1;
 /// Limit for the last queries, which are repeated against a rebuilt server.
 const MAX_REPEATED_QUERIES: usize = 24;
@@ -74,7 +74,7 @@ struct World {
     now: Instant,
     /// Current keys of each registry.
     registered: Vec<(u8, Put)>,
-    /// All keys so far, removed ones too: queries pick their names from them.
+    /// All keys so far, including removed ones: queries take their names from these keys.
     known: Vec<Put>,
     /// Updates for the next publication.
     pending: Vec<Update>,
@@ -140,7 +140,7 @@ impl World {
             24 | 25 => {
                 let kind =
                     choices.of(&[ListKind::Routine, ListKind::Reconnect, ListKind::Restored]);
-                // From 128, the registry has lost a third of its keys.
+                // If the byte is 128 or more, the registry has lost a third of its keys.
                 let lost = choices.byte();
                 let mut at = 0;
                 self.registered.retain(|(other, _)| {
@@ -274,7 +274,7 @@ impl World {
         }
     }
 
-    /// Resolves the name of some host, or fails to.
+    /// Resolves some host name, or reports a failed lookup.
     fn resolve(&mut self, choices: &mut Choices<'_>) {
         self.publish();
         let host = choices.of(&["web.example", "other.example", "nobody.example"]);

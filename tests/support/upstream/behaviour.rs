@@ -50,7 +50,7 @@ pub(crate) enum Reply {
 pub(crate) enum Damage {
     #[default]
     None,
-    /// Another id than the query's.
+    /// An id other than the query's.
     Id,
     /// Another type in the question section.
     QuestionType,
@@ -89,7 +89,7 @@ pub(crate) enum Forged {
     OtherAddress,
     /// Correct source, but this many wrong ids.
     Ids(u16),
-    /// As from another port, but without the correct response.
+    /// Like [`Forged::OtherPort`], but without the correct response.
     OnlyOtherPort,
 }
 
@@ -121,7 +121,7 @@ pub(crate) enum Edns {
 }
 
 impl Edns {
-    /// All faults that a query without EDNS does not meet.
+    /// All faults that a query without EDNS avoids.
     pub(crate) const FAULTS: [Self; 14] = [
         Self::FormErr,
         Self::BadVersion,
@@ -158,7 +158,7 @@ pub(crate) enum Tcp {
 pub(crate) struct Closing {
     /// Number of connections that end at their first query, without an answer; counts down.
     pub(crate) unanswered: usize,
-    /// Number of answers after which every other connection ends, if it does.
+    /// Number of answers after which all other connections end, if they do.
     pub(crate) after: Option<usize>,
 }
 

@@ -117,7 +117,7 @@ impl Upstream {
         *self.state.records.lock().unwrap() = records.into_iter().collect();
     }
 
-    /// Sets the behaviour for names without one of their own.
+    /// Sets the behaviour for names without a behaviour of their own.
     pub(crate) fn behave(&self, behaviour: Behaviour) {
         self.state.behaviours.lock().unwrap().all = behaviour;
     }
@@ -132,7 +132,7 @@ impl Upstream {
             .insert(name.trim_end_matches('.').to_ascii_lowercase(), behaviour);
     }
 
-    /// Sets the behaviour for a domain and all names below it without one of their own.
+    /// Sets the behaviour for a domain, except for names with a behaviour of their own.
     pub(crate) fn below(&self, domain: &str, behaviour: Behaviour) {
         let domain = domain.trim_end_matches('.').to_ascii_lowercase();
         self.state.behaviours.lock().unwrap().domains.push((domain, behaviour));
@@ -158,7 +158,7 @@ impl Upstream {
 
     /// Returns all queried names in lower case, except those of svcdns's own queries.
     ///
-    /// These are the tokens of the loop guard and probes.
+    /// Its own queries are probes and those of the loop guard.
     pub(crate) fn names(&self) -> BTreeSet<String> {
         let queries = self.queries().into_iter().map(|received| received.query);
         queries

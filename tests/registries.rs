@@ -206,7 +206,7 @@ fn a_wrong_password_affects_only_its_registry() {
 }
 
 #[test]
-fn the_error_for_a_refused_login_names_the_effective_settings() {
+fn a_refused_login_reports_the_settings_in_effect() {
     let store = Store::start("one");
     let url = store.etcd.url();
     let wrong = tempfile::tempdir().unwrap();

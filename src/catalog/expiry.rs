@@ -29,7 +29,7 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(4);
 pub(super) struct Tombstone {
     /// Time of the delete.
     pub(super) at: Instant,
-    /// Revision of the delete; 0 if the registry counts none.
+    /// Revision of the delete; 0 if the registry has no revisions.
     pub(super) revision: u64,
     /// The key's entry in the mirror.
     ///

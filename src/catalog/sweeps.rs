@@ -86,7 +86,7 @@ impl Catalog {
         self.end_complete_round(registry, now);
     }
 
-    /// Returns the present keys of a name, except for those that the list of this number named.
+    /// Returns the present keys of a name, without those seen in list generation `except`.
     fn keys_of_name(&self, registry: RegistryId, name: &str, except: Option<u32>) -> Vec<u32> {
         // Without a base, all keys of the name are rejected.
         let Ok(base) = base_of(name, &self.settings.zones) else { return Vec::new() };

@@ -200,7 +200,7 @@ pub(super) struct RecentRemovals {
 }
 
 impl RecentRemovals {
-    /// Records a removal; revision 0 (the registry counts none) is ignored.
+    /// Records a removal; revision 0 (the registry has none) is ignored.
     pub(super) fn record(&mut self, hash: u64, revision: u64) {
         if revision == 0 {
             return;

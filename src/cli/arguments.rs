@@ -296,7 +296,7 @@ pub(super) struct RegisterArgs {
     /// First segment of the registry key.
     #[arg(long, value_name = "HEAD", default_value = "service")]
     pub(super) head: String,
-    /// Lease TTL, after which the registration of a killed program expires; etcd only.
+    /// Lease TTL: the registration expires this long after `register` is killed; etcd only.
     #[arg(
         long = "ttl",
         value_name = "DURATION",

@@ -58,7 +58,7 @@ keys! { GENERAL:
         "Limit on open connections of one loopback address, which all programs of the machine may \
          share.";
     TCP_IDLE_TIMEOUT = "" "tcp-idle-timeout" Duration "DURATION" "1s to 1h" r#""10s""#
-        "Close a connection after this long without a query; earlier once more than half of \
+        "Close a connection after this long without a query, or sooner while more than half of \
          `tcp-connections` are open.";
     UPSTREAM = "" "upstream" List "UPSTREAM"
         "`ADDR[:PORT]`, `tcp://ADDR[:PORT]`, `tls://ADDR[:PORT][#NAME]`, \

@@ -125,7 +125,7 @@ pub enum Removal {
 /// A lease in neither list is unknown: its keys stay in doubt.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeaseReply {
-    /// The store's revision when it replied; 0 if the registry counts none.
+    /// The store's revision when it replied; 0 if the registry has no revisions.
     ///
     /// The reply says nothing about removals after this revision.
     pub revision: u64,

@@ -175,11 +175,11 @@ pub struct Resolved {
 /// Access of programs to systemd-resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResolvedAccess {
-    /// `/etc/resolv.conf` names its stub, 127.0.0.53: all programs reach it.
+    /// `/etc/resolv.conf` lists the stub of systemd-resolved, 127.0.0.53: all programs reach it.
     Stub,
     /// Only `nsswitch.conf` refers to it, so only programs that use glibc reach it.
     GlibcOnly,
-    /// `/etc/resolv.conf` lists the servers that it queries itself: programs bypass it.
+    /// `/etc/resolv.conf` lists the upstreams of systemd-resolved: programs bypass it.
     Bypassed,
     /// No file refers programs to it.
     Unused,

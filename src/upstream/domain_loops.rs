@@ -112,7 +112,7 @@ impl DomainLoops {
 }
 
 impl LoopCheck {
-    /// Checks a name at the upstreams with an address for a loop.
+    /// Checks whether the upstreams at the suspected address send queries for the name back.
     ///
     /// Returns whether the name is known not to loop. If it loops, its domain is marked.
     async fn is_healthy(&self, suspected: &SuspectedLoop) -> bool {

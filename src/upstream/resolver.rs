@@ -305,7 +305,7 @@ impl Resolver {
         Some(resolved(Ok(found), query, transport))
     }
 
-    /// Resolves a query that follows an alias; its client has waited since `began`.
+    /// Resolves the query for an alias's target; the client has waited since `began`.
     pub(super) async fn resolve_alias<E: Exchange>(
         self: &Arc<Self>,
         exchange: &Arc<E>,

@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn other_entries_have_meta_tags_and_the_weight_of_their_status() {
+    fn metadata_of_foreign_entries_is_meta_plus_tags_plus_weight() {
         let service = |weights: Value, tags: Value| {
             json!({
                 "ID": "x", "Tags": tags, "Port": 80, "Weights": weights, "Meta": { "weight": "3" },

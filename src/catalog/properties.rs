@@ -399,7 +399,8 @@ impl CatalogModel {
             assert_eq!(self.catalog.rejections().counts, rejections);
         }
         // A held key, unknown to a new catalog, may keep an unsynced registry from being served.
-        if self.merge == Merge::First && !self.catalog.unsynced.is_empty() {
+        let has_held_keys = self.catalog.registry_status(self.now).held_keys > 0;
+        if has_held_keys && !self.catalog.unsynced.is_empty() {
             return;
         }
         // With a grace, every reported key is present. Other keys are held, up to the grace.

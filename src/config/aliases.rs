@@ -90,7 +90,8 @@ pub(super) fn read(written: &[ConfiguredAlias], zones: &Zones) -> Result<Aliases
             AliasTarget::Base(base) => base,
             AliasTarget::Outside(name) => {
                 let why = format!(
-                    "{name} is in no served zone, so it cannot be an alias: write {}{}, for example",
+                    "{name} is in no served zone, so it cannot be an alias: write {}{}, for \
+                     example",
                     name,
                     zones.first().relative_text()
                 );

@@ -269,16 +269,17 @@ impl Catalog {
             .started
             .is_some_and(|started| now.saturating_duration_since(started) >= MAX_SYNC_WAIT);
         let all = self.trackers.iter().all(|tracker| tracker.synced);
+        let synced = all || (waited && self.trackers.iter().any(|tracker| tracker.synced));
         RegistryStatus {
             registries: self.registries().collect(),
-            synced: all || (waited && self.trackers.iter().any(|tracker| tracker.synced)),
+            synced,
             disconnected: self
                 .registries()
                 .filter(|registry| self.trackers[registry.index()].is_disconnected())
                 .collect(),
             unread: self
                 .registries()
-                .filter(|registry| !self.trackers[registry.index()].synced)
+                .filter(|registry| synced && !self.trackers[registry.index()].synced)
                 .collect(),
             with_held_keys: self
                 .registries()

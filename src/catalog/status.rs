@@ -13,7 +13,7 @@ pub struct RegistryStatus {
     pub synced: bool,
     /// The registries that have completed a list and are unreachable now.
     pub disconnected: RegistrySet,
-    /// The registries that have not completed a list yet.
+    /// The registries without a complete list, once svcdns no longer waits for them.
     pub unread: RegistrySet,
     /// The registries with held keys: removed by the registry, but still served.
     pub with_held_keys: RegistrySet,

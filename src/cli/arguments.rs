@@ -141,8 +141,7 @@ Exit codes:
     #[command(after_long_help = "\
 Exit codes:
   0  done, or nothing to do
-  1  an error (all changes were reverted), or already installed but names outside the zones do
-     not resolve
+  1  an error (all changes were reverted)
   4  no server is running; the output shows the command that starts one")]
     Install(InstallArgs),
     /// Undo what `install` changed.

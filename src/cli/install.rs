@@ -68,8 +68,9 @@ pub(super) async fn run(
             && test_lookups(&root, location, &config).await.is_ok()
         {
             let machine = system::detect(&root, &RuntimeState::now());
-            OutsideNames::look_up(&root, &config, &machine, RECHECK_TIMEOUT).await.check_any()?;
-            output::print("Already installed, and it works: nothing was changed.\n")?;
+            let outside = OutsideNames::look_up(&root, &config, &machine, RECHECK_TIMEOUT).await;
+            let found = outside.note().unwrap_or_else(|| "All test lookups succeed.".to_owned());
+            output::print(&format!("Already installed: nothing was changed. {found}\n"))?;
             return Ok(ExitCode::SUCCESS);
         } else {
             let installation = if journal.complete {

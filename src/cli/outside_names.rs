@@ -51,21 +51,16 @@ impl OutsideNames {
         Self { tried, found }
     }
 
-    /// Checks an installation that is not new: at least one name must be found.
-    ///
-    /// # Errors
-    /// If none is found.
-    pub(super) fn check_any(&self) -> anyhow::Result<()> {
-        if self.found.is_empty() {
-            bail!(
-                "already installed, and nothing was changed. The names of svcdns resolve, but none \
-                 of these names outside its zones does: {}. If this machine has a network, \
-                 `svcdns doctor` finds the cause; `sudo svcdns uninstall` restores the former name \
-                 servers",
+    /// Returns a note for the user if none of the names was found.
+    pub(super) fn note(&self) -> Option<String> {
+        self.found.is_empty().then(|| {
+            format!(
+                "Warning: the names of svcdns resolve, but none of these names outside its zones does: {}. \
+                 If this machine has a network, `svcdns doctor` finds the cause; `sudo svcdns \
+                 uninstall` restores the former name servers.",
                 self.tried.join(", ")
-            );
-        }
-        Ok(())
+            )
+        })
     }
 
     /// Repeats the lookups of the names that were found, for at most this long.

@@ -13,7 +13,7 @@ use super::layers::{Layer, Setting};
 use super::registry::{KINDS, RegistryEntry, RegistryKind, URL, kind_of_url, secrets};
 use super::static_services::StaticEntry;
 use super::table::KEYS;
-use super::toml_file::{ConfigFile, REGISTRY, in_order, line_and_column};
+use super::toml_file::{ConfigFile, REGISTRY, in_order};
 use crate::service::InvalidRegistryName;
 
 /// The content of a file.
@@ -31,7 +31,7 @@ pub(super) struct FileContent {
 
 /// Parses a file. Only messages use `path`.
 pub(super) fn read(path: &Path, text: &str) -> Result<FileContent, ConfigError> {
-    ConfigFile { path, text }.read()
+    ConfigFile::new(path, text).read()
 }
 
 impl ConfigFile<'_> {
@@ -109,7 +109,7 @@ impl ConfigFile<'_> {
         if is_section == matches!(value.get_ref(), DeValue::Table(_)) {
             return None;
         }
-        let (first, _) = line_and_column(self.text, first.span().start);
+        let (first, _) = self.line_and_column(first.span().start);
         let (this, other) =
             if is_section { ("a section", "the list") } else { ("the list", "a section") };
         let why = format!(

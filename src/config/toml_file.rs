@@ -17,13 +17,29 @@ pub(super) const REGISTRY: &str = "registry";
 pub(super) struct ConfigFile<'a> {
     pub(super) path: &'a Path,
     pub(super) text: &'a str,
+    /// Byte offset of each line; ascending, the first is 0.
+    lines: Vec<usize>,
 }
 
-impl ConfigFile<'_> {
+impl<'a> ConfigFile<'a> {
+    /// Creates a file from its text. Only messages use `path`.
+    pub(super) fn new(path: &'a Path, text: &'a str) -> Self {
+        let lines = text.match_indices('\n').map(|(at, _)| at + 1);
+        Self { path, text, lines: std::iter::once(0).chain(lines).collect() }
+    }
+
     /// Returns the location of a byte offset.
     pub(super) fn origin(&self, offset: usize) -> Origin {
-        let (line, column) = line_and_column(self.text, offset);
+        let (line, column) = self.line_and_column(offset);
         Origin::File { path: self.path.to_owned(), line, column }
+    }
+
+    /// Converts a byte offset to a line and a column in characters, both from 1.
+    pub(super) fn line_and_column(&self, offset: usize) -> (usize, usize) {
+        let line = self.lines.partition_point(|start| *start <= offset);
+        let start = self.lines.get(line.saturating_sub(1)).copied().unwrap_or_default();
+        let column = self.text.get(start..offset).map_or(0, |before| before.chars().count());
+        (line, column + 1)
     }
 
     /// Reads the value of a key. `path` is the key as written.
@@ -105,12 +121,4 @@ pub(super) fn in_order<'a, 'i>(
     let mut entries: Vec<_> = table.iter().collect();
     entries.sort_by_key(|(name, _)| name.span().start);
     entries.into_iter()
-}
-
-/// Converts a byte offset to a line and a column in characters, both from 1.
-pub(super) fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
-    let before = text.get(..offset).unwrap_or(text);
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().map_or(0, |line| line.chars().count()) + 1;
-    (line, column)
 }

@@ -19,7 +19,7 @@ pub(super) enum IndexStep {
     Back,
 }
 
-/// Compares the index of an answer with the last one; 0 stands for none.
+/// Compares the index of an answer with the last one; 0 means none.
 pub(super) fn step(last: u64, index: u64) -> IndexStep {
     if index == 0 || index < last {
         IndexStep::Back

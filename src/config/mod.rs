@@ -146,6 +146,12 @@ pub struct UpstreamConfig {
 }
 
 impl Config {
+    /// Removes all aliases.
+    pub fn remove_aliases(&mut self) {
+        self.aliases.clear();
+        self.alias_targets = Aliases::default();
+    }
+
     /// Reads, merges and checks all sources.
     ///
     /// The configuration file is `file`, otherwise the one in the environment variable

@@ -85,7 +85,7 @@ pub struct Config {
     pub ttl: u32,
     /// TTL of negative answers in seconds, 0 to 86,400.
     pub negative_ttl: u32,
-    /// Limit on instances per service.
+    /// Limit on instances per service in each registry.
     pub max_instances_per_service: usize,
     /// Limit on keys per registry.
     pub max_keys: usize,

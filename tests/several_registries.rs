@@ -7,6 +7,7 @@ use std::fs;
 use std::process::Output;
 
 use serde_json::Value;
+use support::consul::Consul;
 use support::dns::Prober;
 use support::etcd::Etcd;
 use support::files::Files;
@@ -273,12 +274,7 @@ fn diff_shows_what_one_registry_has_and_the_other_lacks() {
          [[static]]\nname = \"new\"\nendpoints = [\"10.0.0.4:80\"]\n"
     );
     let (_directory, file) = write_config(&text);
-    let diff_with = |file: &str, arguments: &[&str]| {
-        let mut command = svcdns::command();
-        command.args(["diff", "--config", file]).args(arguments).output().unwrap()
-    };
-    let diff = |arguments: &[&str]| diff_with(&file, arguments);
-    let output = diff(&["old", "new"]);
+    let output = diff(&file, &["old", "new"]);
     let (text, notes) = (stdout(&output), stderr(&output));
     assert_eq!(output.status.code(), Some(1), "{text}{notes}");
     let rows: Vec<String> =
@@ -286,12 +282,11 @@ fn diff_shows_what_one_registry_has_and_the_other_lacks() {
     let changed = "protocol=http in old, weight=5 in old, weight=7 in new, zone=b in new";
     let expected = [
         "SERVICE ENDPOINT DEPLOYMENT/NAMESPACE VERSION DIFFERENCE",
-        "bad - default/default latest only in new",
         "gone.svc 10.0.0.3:80 default/default latest only in old",
         &format!("hello.svc 10.0.0.1:80 default/default latest {changed}"),
         "new 10.0.0.4:80 default/prod v1 only in new",
         "",
-        "1 instance only in old, 2 only in new, 1 with other metadata, 1 equal",
+        "1 instance only in old, 1 only in new, 1 with other metadata, 1 equal",
     ];
     assert_eq!(rows, expected, "{text}");
     assert_eq!(
@@ -299,7 +294,7 @@ fn diff_shows_what_one_registry_has_and_the_other_lacks() {
         "svcdns: 1 key or endpoint of new cannot be served and was not compared"
     );
     // URLs work without any configuration.
-    let urls = diff_with("/dev/null", &[&etcd_url, &files_url, "--json"]);
+    let urls = diff("/dev/null", &[&etcd_url, &files_url, "--json"]);
     assert_eq!(urls.status.code(), Some(1));
     let view = json(&urls);
     assert_eq!((&view["a"]["url"], &view["b"]["url"]), (&etcd_url.into(), &files_url.into()));
@@ -309,27 +304,117 @@ fn diff_shows_what_one_registry_has_and_the_other_lacks() {
         list.map(|one| one["service"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
     assert_eq!(names("only-in-a"), ["gone.svc"]);
-    assert_eq!(names("only-in-b"), ["bad", "new"]);
+    assert_eq!(names("only-in-b"), ["new"]);
     assert_eq!(names("metadata"), ["hello.svc"]);
     assert_eq!(view["metadata"][0]["a"]["weight"], "5");
 
-    let same = diff(&["old", "old"]);
+    let same = diff(&file, &["old", "old"]);
     assert_eq!(same.status.code(), Some(0));
     assert_eq!(stdout(&same), "old and old are equal: 3 instances\n");
-    let unknown = diff(&["old", "nwe"]);
+    let unknown = diff(&file, &["old", "nwe"]);
     assert_eq!(unknown.status.code(), Some(2));
     let expected =
         "no registry is named nwe; the configuration has old, new, static; or give a URL";
     assert!(stderr(&unknown).contains(expected), "{}", stderr(&unknown));
 }
 
+/// Returns the result of `diff` with a configuration file.
+fn diff(file: &str, arguments: &[&str]) -> Output {
+    svcdns::command().args(["diff", "--config", file]).args(arguments).output().unwrap()
+}
+
+#[test]
+fn diff_compares_what_registries_hold_whatever_the_aliases() {
+    let etcd = Etcd::start();
+    etcd.put(&key("hello.svc", "10.0.0.1:80"), HTTP);
+    etcd.put(&key("hello.svc", "10.0.0.2:80"), HTTP);
+    etcd.put(&key("other", "10.0.0.3:80"), HTTP);
+    let empty = Files::new(&[]);
+    let aliases = "[alias]\n\"hello\" = \"legacy\"\n\"other\" = \"legacy\"\nwww = \"third\"\n";
+    let (_directory, file) = write_config(aliases);
+    let output = diff(&file, &[&etcd.url(), &empty.url(), "--json"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let view = json(&output);
+    let only: Vec<_> = view["only-in-a"].as_array().unwrap().iter().collect();
+    let found: Vec<_> = only.iter().map(|one| [&one["service"], &one["endpoint"]]).collect();
+    let expected =
+        [["hello.svc", "10.0.0.1:80"], ["hello.svc", "10.0.0.2:80"], ["other", "10.0.0.3:80"]];
+    assert_eq!(found, expected);
+
+    // An alias is no instance.
+    etcd.put(&key("third", "10.0.0.4:80"), HTTP);
+    let output = diff(&file, &[&etcd.url(), &etcd.url()]);
+    assert!(stdout(&output).ends_with("equal: 4 instances\n"), "{output:?}");
+}
+
+#[test]
+fn diff_fails_if_a_directory_does_not_exist() {
+    let files = Files::new(&[]);
+    let missing = format!("{}/missing", files.url());
+    for arguments in [[&missing, &files.url()], [&files.url(), &missing]] {
+        let output = diff("/dev/null", &arguments.map(String::as_str));
+        assert_eq!((output.status.code(), &*stdout(&output)), (Some(2), ""), "{output:?}");
+        let error = stderr(&output);
+        let expected = format!("{missing} could not be read completely: the directory does not");
+        assert!(error.contains(&expected), "{error}");
+    }
+}
+
+#[test]
+fn diff_names_the_argument_that_is_no_registry() {
+    let output = diff("/dev/null", &["http://x", "etcd://127.0.0.1:1"]);
+    assert_eq!(output.status.code(), Some(2));
+    let error = stderr(&output);
+    assert!(error.starts_with("svcdns: http://x: unknown kind of registry"), "{error}");
+}
+
+#[test]
+fn diff_fails_if_one_service_of_a_registry_cannot_be_read() {
+    let Some(consul) =
+        Consul::start_with_acl("diff_fails_if_one_service_of_a_registry_cannot_be_read")
+    else {
+        return;
+    };
+    consul.put("hello.svc", "", "10.0.0.1:80".parse().unwrap(), "{}");
+    let files = Files::new(&[]);
+    let diff_with = |token: &str| {
+        let mut command = svcdns::command();
+        command.args(["diff", "--config", "/dev/null", &consul.url(), &files.url()]);
+        command.env("SVCDNS_CONSUL_TOKEN", token).output().unwrap()
+    };
+    // The token may read the names of services, but not the nodes of their instances.
+    let half = consul.create_token("half", r#"service_prefix "" { policy = "read" }"#);
+    let output = diff_with(&half);
+    assert_eq!((output.status.code(), &*stdout(&output)), (Some(2), ""), "{output:?}");
+    let error = stderr(&output);
+    let expected = format!("{} could not be read completely: ", consul.url());
+    assert!(error.contains(&expected) && error.contains("may not read its nodes"), "{error}");
+
+    // A refusal ends the command at once: it is not the end of the wait.
+    let output = diff_with("99999999-8888-7777-6666-555555555555");
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let error = stderr(&output);
+    assert!(error.contains("a registry cannot be read: ") && error.contains("403"), "{error}");
+    assert_eq!(diff_with(consul.token().unwrap()).status.code(), Some(1));
+}
+
+#[test]
+fn diff_fails_at_once_if_a_registry_is_of_another_kind() {
+    let etcd = Etcd::start();
+    let files = Files::new(&[]);
+    let url = format!("consul://{}", etcd.endpoint(0));
+    let output = diff("/dev/null", &[&url, &files.url()]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let error = stderr(&output);
+    assert!(error.contains("a registry cannot be read: "), "{error}");
+    assert!(error.contains("it is not Consul but an etcd"), "{error}");
+}
+
 #[test]
 fn diff_fails_if_a_registry_cannot_be_read() {
     let etcd = Etcd::builder().stopped();
     let files = Files::new(&[("default/default/hello.svc/latest/10.0.0.1:80", "{}")]);
-    let mut command = svcdns::command();
-    command.args(["diff", "--config", "/dev/null", &etcd.url(), &files.url()]);
-    let output = command.output().unwrap();
+    let output = diff("/dev/null", &[&etcd.url(), &files.url()]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let error = stderr(&output);
     assert!(error.contains("could be read within") && error.contains(&etcd.endpoint(0)), "{error}");

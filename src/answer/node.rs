@@ -195,8 +195,9 @@ pub(super) enum TargetIndex {
 
 /// Maximum entries per set, and maximum host names per node.
 ///
-/// [`NodeBuilder::build`] drops further entries. The catalog limits the instances of a service to
-/// the same number, so only the addresses of host names can exceed it.
+/// [`NodeBuilder::build`] drops further entries. The catalog limits a registry's instances of a
+/// service to the same number, so only several registries or the addresses of host names can
+/// exceed it.
 const MAX_SET_ENTRIES: usize = MAX_INSTANCES_PER_SERVICE;
 
 impl NodeBuilder {
@@ -258,7 +259,7 @@ impl NodeBuilder {
         let Holders { single, packed } = holders.view();
         put_u16(out, single.bits());
         if single.is_empty() {
-            // There is at most one set for each instance, so a 16-bit number can count them.
+            // The sets are distinct and not empty, so a 16-bit number can count them.
             put_u16(out, u16::try_from(packed.len() / REGISTRY_SET_BYTES).unwrap_or(u16::MAX));
             out.extend_from_slice(packed);
         }

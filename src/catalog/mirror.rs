@@ -4,7 +4,8 @@
 //! a base name. The content of a key is stored only in its [`RegistryKey`], which services share. A
 //! base name is stored only in its [`Service`].
 
-use std::collections::HashSet;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
@@ -34,6 +35,10 @@ pub(super) struct Mirror {
     /// Bases whose services the next [`Self::rebuild`] rebuilds.
     queued: Vec<u32>,
     tallies: Vec<RegistryTally>,
+    /// Costs of single registries' live keys, for the large bases that [`Self::cost_in`] counted.
+    ///
+    /// None is zero, so none is left of a base without keys.
+    costs: HashMap<(u32, RegistryId), u32>,
 }
 
 /// The entry of one key of one registry.
@@ -140,6 +145,7 @@ impl Mirror {
             free_bases: Vec::new(),
             names: HashTable::new(),
             queued: Vec::new(),
+            costs: HashMap::new(),
             tallies,
         }
     }
@@ -205,9 +211,32 @@ impl Mirror {
         self.bases[base as usize].service.base()
     }
 
-    /// Returns a base's share of the instance limit: the cost of its live keys.
+    /// Returns the cost of a base's live keys in all registries.
     pub(super) fn cost_of(&self, base: u32) -> u32 {
         self.bases[base as usize].cost
+    }
+
+    /// Returns the cost of a base's live keys in one registry: its share of the instance limit.
+    ///
+    /// O(entries of the base) the first time, then O(1).
+    pub(super) fn cost_in(&mut self, registry: RegistryId, base: u32) -> u32 {
+        if let Some(cost) = self.costs.get(&(base, registry)) {
+            return *cost;
+        }
+        let mut cost: u32 = 0;
+        let mut slot = self.bases[base as usize].head;
+        while slot != NO_INDEX {
+            let entry = &self.entries[slot as usize];
+            let key = entry.key.as_ref().filter(|key| key.registry() == registry);
+            if let Some(key) = key.filter(|_| entry.state.is_live()) {
+                cost = cost.saturating_add(instance_cost(key));
+            }
+            slot = entry.next;
+        }
+        if cost > 0 {
+            self.costs.insert((base, registry), cost);
+        }
+        cost
     }
 
     /// Finds a base by its name.
@@ -497,11 +526,19 @@ impl Mirror {
         step(&mut tally.keys, 1);
         if entry.state.is_live() {
             let total = &mut self.bases[entry.base as usize].cost;
-            *total = if add {
-                total.saturating_add(instance_cost(key))
-            } else {
-                total.saturating_sub(instance_cost(key))
+            let cost = instance_cost(key);
+            let changed = |total: u32| {
+                if add { total.saturating_add(cost) } else { total.saturating_sub(cost) }
             };
+            *total = changed(*total);
+            if !self.costs.is_empty()
+                && let Entry::Occupied(mut known) = self.costs.entry((entry.base, key.registry()))
+            {
+                match changed(*known.get()) {
+                    0 => _ = known.remove(),
+                    cost => _ = known.insert(cost),
+                }
+            }
         }
     }
 }

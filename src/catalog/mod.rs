@@ -55,10 +55,11 @@ use rejections::Ledger;
 use removals::is_pending;
 use tracker::RegistryTracker;
 
-/// Upper bound of [`Settings::max_instances_per_service`].
+/// Upper bound of [`Settings::max_instances_per_service`], and of the records of one set.
 ///
 /// SRV records refer to the IPv4, IPv6 and host name targets of their owner by one 16-bit index,
-/// and there may be as many targets of each kind as instances.
+/// and there may be as many targets of each kind as instances. Several registries together may have
+/// more instances of a service: further ones have no record.
 pub const MAX_INSTANCES_PER_SERVICE: usize = (u16::MAX / 3) as usize;
 
 /// Upper bound of [`Settings::max_keys`].
@@ -83,7 +84,7 @@ pub struct Settings {
     pub removal_graces: Vec<Duration>,
     /// The layer of each registry, from [`Merge::layers`]; all equal for a missing one.
     pub layers: Vec<u8>,
-    /// Limit on the endpoints of one base name, over all deployments and versions.
+    /// Limit on one registry's endpoints of one base name, over all deployments and versions.
     ///
     /// A key without a usable endpoint counts as one. At most [`MAX_INSTANCES_PER_SERVICE`].
     pub max_instances_per_service: usize,

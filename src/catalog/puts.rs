@@ -134,10 +134,16 @@ impl Catalog {
         let replaced = same_base
             .filter(|&slot| self.mirror.state(slot).is_live())
             .and_then(|slot| self.mirror.key(slot));
+        let (cost, freed) = (instance_cost(&key), replaced.map_or(0, |key| instance_cost(key)));
+        let exceeds = |now: u32| {
+            let others = now.saturating_sub(freed) as usize;
+            others + cost as usize > self.settings.max_instances_per_service
+        };
         let known = self.mirror.find_base(base);
-        let now = known.map_or(0, |base| self.mirror.cost_of(base));
-        let others = now.saturating_sub(replaced.map_or(0, |key| instance_cost(key)));
-        if others as usize + instance_cost(&key) as usize > self.settings.max_instances_per_service
+        // Each registry has the limit to itself; nearly always, all of them together are below it.
+        if exceeds(known.map_or(0, |base| self.mirror.cost_of(base)))
+            && (exceeds(0)
+                || known.is_some_and(|base| exceeds(self.mirror.cost_in(registry, base))))
         {
             return Err(Rejected::new(text, Reason::TOO_MANY_INSTANCES));
         }

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use serde::{Serialize, Serializer};
 
 use super::arguments::DiffArgs;
 use super::registries::{self, RegistryReading};
 use super::{DIFF_FAILED, DIFFERENT, ServerLocation, output};
-use crate::catalog::{MAX_INSTANCES_PER_SERVICE, Service, spelling};
-use crate::config::Config;
+use crate::catalog::{Instance, MAX_INSTANCES_PER_SERVICE, Service, spelling};
+use crate::config::{Config, ConfigError, Origin};
 use crate::name::Zones;
 use crate::service::Endpoint;
 
@@ -68,9 +68,8 @@ struct InstanceIdentity {
     deployment: String,
     namespace: String,
     version: String,
-    /// `None` for a key without a usable endpoint.
     #[serde(serialize_with = "as_text")]
-    endpoint: Option<Endpoint>,
+    endpoint: Endpoint,
 }
 
 /// An instance that only one registry has.
@@ -138,7 +137,16 @@ fn configured(
     let is_url = argument.contains("://");
     let flags = command.flags.0.clone();
     let flags = if is_url { flags.with("registry", argument) } else { flags };
-    let mut config = location.configure(command.file.config.as_deref(), flags)?;
+    let configured = location.configure(command.file.config.as_deref(), flags);
+    let mut config = configured.map_err(|error| match error {
+        // The argument takes the place of a flag that the user did not give.
+        ConfigError::Invalid { origin: Origin::Flag(flag), why, .. }
+            if is_url && flag == "registry" =>
+        {
+            anyhow!("{argument}: {why}")
+        }
+        error => error.into(),
+    })?;
     let named = |name: &str| name == argument;
     let mut registries = config.registries.iter();
     let found = registries.find(|registry| is_url || named(registry.name.as_str()));
@@ -153,13 +161,18 @@ fn configured(
     let url = registry.source.to_string();
     let name = if is_url { url.clone() } else { argument.to_owned() };
     config.registries = vec![registry];
+    // The services are compared as the registry holds them, under their own names.
+    config.remove_aliases();
     config.max_instances_per_service = MAX_INSTANCES_PER_SERVICE;
     Ok(RegistryToRead { registry: ComparedRegistry { name, url }, config })
 }
 
 /// Reads the instances of a registry.
 async fn instances(read: &RegistryToRead) -> anyhow::Result<Instances> {
-    let RegistryReading { answerer, .. } = registries::read(&read.config).await?;
+    let RegistryReading { answerer, states } = registries::read(&read.config).await?;
+    if let Some(error) = states.iter().find_map(|state| state.report().error) {
+        bail!("{} could not be read completely: {error}", read.registry.name);
+    }
     let rejected: u64 = answerer.rejections().counts.values().sum();
     if rejected > 0 {
         let rejected = output::counted(rejected, "key or endpoint", "keys and endpoints");
@@ -178,22 +191,17 @@ async fn instances(read: &RegistryToRead) -> anyhow::Result<Instances> {
 
 /// Adds the instances of a service, whether they are served or not.
 fn add_instances(service: &Service, zones: &Zones, instances: &mut Instances) {
-    let identity = |key: &crate::catalog::RegistryKey, endpoint: Option<&Endpoint>| {
+    for Instance { key, endpoint, .. } in service.instances() {
         let group = key.group();
-        InstanceIdentity {
+        let identity = InstanceIdentity {
             service: spelling(service.base(), key.rank(), zones),
             deployment: group.deployment.to_string(),
             namespace: group.namespace.to_string(),
             version: group.version.to_string(),
-            endpoint: endpoint.cloned(),
-        }
-    };
-    let without = service.keys().iter().filter(|key| key.endpoints.is_empty());
-    let without = without.map(|key| (key, None));
-    let with = service.instances().map(|instance| (instance.key, Some(instance.endpoint)));
-    for (key, endpoint) in with.chain(without) {
+            endpoint: endpoint.clone(),
+        };
         // Of equal endpoints, the served one comes first.
-        instances.entry(identity(key, endpoint)).or_insert_with(|| {
+        instances.entry(identity).or_insert_with(|| {
             let entries = key.metadata.iter();
             entries.map(|(name, value)| (name.to_owned(), value.into_owned())).collect()
         });
@@ -233,9 +241,8 @@ fn text(difference: &RegistryDifference) -> String {
 /// Returns a row of the table, with the instance by which it is sorted.
 fn row(identity: &InstanceIdentity, difference: String) -> (InstanceIdentity, [String; 5]) {
     let InstanceIdentity { service, deployment, namespace, version, endpoint } = identity;
-    let endpoint = endpoint.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
     let scope = format!("{deployment}/{namespace}");
-    let row = [service.clone(), endpoint, scope, version.clone(), difference];
+    let row = [service.clone(), endpoint.to_string(), scope, version.clone(), difference];
     (identity.clone(), row.map(|text| output::escape_controls(&text)))
 }
 
@@ -253,7 +260,6 @@ fn metadata_differences([(a, in_a), (b, in_b)]: [(&str, &TextMetadata); 2]) -> S
     parts.join(", ")
 }
 
-#[expect(clippy::ref_option, reason = "the signature that serde calls")]
-fn as_text<S: Serializer>(endpoint: &Option<Endpoint>, serializer: S) -> Result<S::Ok, S::Error> {
-    endpoint.as_ref().map(ToString::to_string).serialize(serializer)
+fn as_text<S: Serializer>(endpoint: &Endpoint, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(endpoint)
 }

@@ -59,6 +59,11 @@ async fn explain_from_registries(
     let name = names::complete(&command.name, &config.zones)?;
     let rtype = names::rtype(command.kind.as_deref(), &name)?;
     let RegistryReading { answerer, states } = registries::read(&config).await?;
+    for state in &states {
+        if let Some(error) = state.report().error {
+            output::complain(&format!("{state} could not be read completely: {error}"));
+        }
+    }
     let payload = Some(command.payload).filter(|payload| *payload > 0);
     let mut explanation = answerer.explain(&name, rtype, payload, fastrand::u64(..));
     explanation.name_registries(|place| name_at(&states, place));

@@ -29,7 +29,9 @@ pub(super) struct RegistryReading {
 /// Reads the registries of a configuration once.
 ///
 /// # Errors
-/// If a registry cannot be read in time.
+/// If a registry refuses to be read, or cannot be read in time.
+///
+/// A registry that was read only in part is no error: its state has one.
 pub(super) async fn read(config: &Config) -> anyhow::Result<RegistryReading> {
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
     let _stop_at_the_end = stop.clone().drop_guard();
@@ -38,14 +40,20 @@ pub(super) async fn read(config: &Config) -> anyhow::Result<RegistryReading> {
     pipeline.start(&tracker, &stop);
     let is_read =
         || states.iter().all(|state| state.report().synced) && answerer.registry_status().synced;
+    // Trying again does not mend a refusal, so there is nothing to wait for.
+    let is_unreadable = |state: &RegistryState| {
+        let report = state.report();
+        !report.synced && report.refused
+    };
+    let is_settled = || is_read() || states.iter().any(|state| is_unreadable(state));
     let read = async {
-        while !is_read() {
+        while !is_settled() {
             let mut next = pin!(pipeline.next());
             // A registry may report its list as complete only after the pipeline has published it.
             let ended = loop {
                 tokio::select! {
                     published = &mut next => break published.is_none(),
-                    () = tokio::time::sleep(POLL_INTERVAL) => if is_read() { break true },
+                    () = tokio::time::sleep(POLL_INTERVAL) => if is_settled() { break true },
                 }
             };
             if ended {
@@ -53,16 +61,21 @@ pub(super) async fn read(config: &Config) -> anyhow::Result<RegistryReading> {
             }
         }
     };
-    if tokio::time::timeout(READ_TIMEOUT, read).await.is_err() {
-        let unread = states.iter().filter(|state| !state.report().synced);
-        let reasons = unread.map(|state| {
+    let timed_out = tokio::time::timeout(READ_TIMEOUT, read).await.is_err();
+    let reasons = |is_failed: &dyn Fn(&RegistryState) -> bool| {
+        let failed = states.iter().filter(|state| is_failed(state));
+        let reasons = failed.map(|state| {
             format!("{state}: {}", state.report().error.as_deref().unwrap_or("no response"))
         });
-        bail!(
-            "not every registry could be read within {} s: {}",
-            READ_TIMEOUT.as_secs(),
-            reasons.collect::<Vec<_>>().join("; ")
-        );
+        reasons.collect::<Vec<_>>().join("; ")
+    };
+    if timed_out {
+        let unread = reasons(&|state| !state.report().synced);
+        bail!("not every registry could be read within {} s: {unread}", READ_TIMEOUT.as_secs());
+    }
+    let refused = reasons(&is_unreadable);
+    if !refused.is_empty() {
+        bail!("a registry cannot be read: {refused}");
     }
     Ok(RegistryReading { answerer, states })
 }

@@ -43,7 +43,7 @@ keys! { GENERAL:
          a registry outage.";
     MAX_INSTANCES_PER_SERVICE = "" "max-instances-per-service" Number "N" "instances, 1 to 21845"
         "10000"
-        "Limit on instances per service; further ones are rejected.";
+        "Limit on instances per service in each registry; further ones are rejected.";
     MAX_KEYS = "" "max-keys" Number "N" "keys, 1 to 268435455" "2000000"
         "Limit on keys per registry; further ones are rejected.";
     TCP_CONNECTIONS = "" "tcp-connections" Number "N" "connections, 1 to 65535" "4096"

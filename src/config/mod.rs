@@ -85,7 +85,7 @@ pub struct Config {
     pub ttl: u32,
     /// TTL of negative answers in seconds, 0 to 86,400.
     pub negative_ttl: u32,
-    /// Limit on instances per service.
+    /// Limit on instances per service in each registry.
     pub max_instances_per_service: usize,
     /// Limit on keys per registry.
     pub max_keys: usize,
@@ -146,6 +146,12 @@ pub struct UpstreamConfig {
 }
 
 impl Config {
+    /// Removes all aliases.
+    pub fn remove_aliases(&mut self) {
+        self.aliases.clear();
+        self.alias_targets = Aliases::default();
+    }
+
     /// Reads, merges and checks all sources.
     ///
     /// The configuration file is `file`, otherwise the one in the environment variable

@@ -134,6 +134,11 @@ pub struct RegistryReport {
     pub last_event: Option<SystemTime>,
     /// The last failure, until the registry has recovered from it.
     pub error: Option<String>,
+    /// Whether the last failure is a refusal, which trying again does not mend.
+    ///
+    /// For example, the store denies a permission, or is of another kind.
+    #[serde(skip)]
+    pub refused: bool,
     /// Number of lists completed.
     pub lists: u64,
     /// Number of connections lost.

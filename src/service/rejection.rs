@@ -77,7 +77,7 @@ impl Reason {
         "address-unusable",
         "the address cannot be an endpoint (unspecified, multicast, broadcast or reserved)",
     );
-    /// The service would exceed the limit on its instances.
+    /// The service would exceed the limit on its instances in one registry.
     pub const TOO_MANY_INSTANCES: Self = Self::new(
         "too-many-instances",
         "the service would exceed the limit on its instances (max-instances-per-service)",

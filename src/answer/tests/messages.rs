@@ -1,6 +1,8 @@
 //! Responses as messages: truncation, order of records, and unsupported messages.
 
 use super::*;
+use crate::catalog::MAX_INSTANCES_PER_SERVICE;
+use crate::service::MAX_REGISTRIES;
 use crate::wire::{flags, rcode};
 
 #[test]
@@ -282,5 +284,47 @@ fn negative_responses_have_room_for_the_soa_of_a_long_zone() {
     for name in [format!("unknown.{zone}"), format!("hello.{zone}"), zone.clone()] {
         let answer = harness.response_with(&name, rtype::AAAA, None, Transport::Udp, 0);
         assert_eq!(answer.authorities[0].name.to_string(), format!("{zone}."), "{name}");
+    }
+}
+
+#[test]
+fn registries_with_more_instances_than_a_set_can_have_answer_with_as_many_as_fit() {
+    let mut catalog = catalog::Settings::new(settings().zones, MAX_REGISTRIES);
+    catalog.max_instances_per_service = MAX_INSTANCES_PER_SERVICE;
+    let now = Instant::now();
+    let (mut publisher, answerer) = Publisher::new(catalog, settings(), now);
+    let updates = RegistryId::first(MAX_REGISTRIES).map(|registry| {
+        let endpoint = |n: usize| {
+            let (high, low) = (n / 256, n % 256);
+            match n % 3 {
+                0 => format!("10.{}.{high}.{low}:80", registry.index()),
+                1 => format!("[fd00::{:x}:{n:x}]:80", registry.index()),
+                _ => format!("h{n}.r{}.example:80", registry.index()),
+            }
+        };
+        let endpoints: Vec<_> = (0..MAX_INSTANCES_PER_SERVICE).map(endpoint).collect();
+        let key = format!("/service/default/default/hello.svc/latest/{}", endpoints.join(","));
+        let list = [
+            Change::Connected(true),
+            Change::list_begin(ListKind::Routine),
+            put(&key, "{}"),
+            Change::ListEnd { revision: 0 },
+        ];
+        Update::Registry(registry, list.into())
+    });
+    publisher.apply(updates.collect::<Vec<_>>(), now);
+    let harness = Harness { publisher, answerer, now };
+    let snapshot = harness.answerer.snapshot();
+    let all = snapshot.services().map(|service| service.instances().len()).sum::<usize>();
+    assert_eq!(all, MAX_REGISTRIES * MAX_INSTANCES_PER_SERVICE);
+    for rtype in [rtype::A, rtype::AAAA, rtype::SRV] {
+        let response = harness.response_with("hello.svc", rtype, None, Transport::Tcp, 0);
+        assert_eq!(response.metadata.response_code, ResponseCode::NoError);
+        assert!(response.answers.len() > 1_000, "{} records", response.answers.len());
+        for record in &response.answers {
+            let RData::SRV(srv) = &record.data else { continue };
+            let target = srv.target.to_string();
+            assert!(target.ends_with(".hello.svc.") || target.ends_with(".example."), "{target}");
+        }
     }
 }

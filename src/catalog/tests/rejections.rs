@@ -1,5 +1,7 @@
 //! Tests of rejections: invalid keys and content, and keys beyond the limits.
 
+use std::ops::Range;
+
 use super::*;
 
 #[test]
@@ -146,6 +148,47 @@ fn instances_beyond_the_limit_are_rejected_until_there_is_room() {
     // Keys without an endpoint count as one instance.
     test.put("/service/d/n/hello/latest/", 0, 0);
     assert_eq!(test.rejection_counts(), BTreeMap::from([(Reason::TOO_MANY_INSTANCES, 2)]));
+}
+
+#[test]
+fn each_registry_has_the_instance_limit_to_itself() {
+    let mut test = TestCatalog::with(|settings| settings.max_instances_per_service = 3, 3);
+    let text = |n: usize| format!("/service/d/n/hello/latest/10.0.0.{n}:80");
+    let put_all = |test: &mut TestCatalog, registry: u8, numbers: Range<usize>| {
+        for n in numbers {
+            test.apply(registry, Change::Put(put(&text(n), 0, 0)));
+        }
+        test.settle();
+    };
+    let instances_of = |test: &TestCatalog, registry: u8| {
+        let service = test.catalog.service("hello").unwrap();
+        service.instances().filter(|instance| instance.key.registry() == id(registry)).count()
+    };
+    // The later registry comes first, and takes no room from the earlier one.
+    put_all(&mut test, 1, 0..5);
+    put_all(&mut test, 0, 10..15);
+    put_all(&mut test, 2, 20..22);
+    assert_eq!([0, 1, 2].map(|registry| instances_of(&test, registry)), [3, 3, 2]);
+    assert_eq!(test.rejection_counts(), BTreeMap::from([(Reason::TOO_MANY_INSTANCES, 4)]));
+
+    // Removed and replaced keys make room in their own registry only.
+    for n in 10..13 {
+        test.apply(
+            0,
+            Change::Delete { key: text(n).into(), revision: 0, removal: Removal::Explicit },
+        );
+    }
+    test.settle();
+    assert_eq!(instances_of(&test, 0), 0);
+    put_all(&mut test, 1, 30..31);
+    put_all(&mut test, 2, 20..22);
+    put_all(&mut test, 0, 13..19);
+    put_all(&mut test, 2, 22..25);
+    assert_eq!([0, 1, 2].map(|registry| instances_of(&test, registry)), [3, 3, 3]);
+    let two = "/service/d/n/hello/latest/10.1.0.1:80,10.1.0.2:80";
+    test.apply(2, Change::Put(put(two, 0, 0)));
+    test.settle();
+    assert_eq!(instances_of(&test, 2), 3);
 }
 
 #[test]

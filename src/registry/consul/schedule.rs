@@ -281,6 +281,11 @@ impl Schedule {
         self.max_waiting
     }
 
+    /// Returns whether a round is in progress.
+    pub(super) fn is_round(&self) -> bool {
+        self.is_round
+    }
+
     /// Returns whether the round is complete: every service was read, or failed, once.
     pub(super) fn is_round_complete(&self) -> bool {
         self.is_round && self.untried == 0

@@ -151,7 +151,7 @@ impl ConsulSupervisor {
 
     /// Reports that the session failed; logs a lasting failure at `warn` only once.
     async fn report_disconnected(&mut self, failure: ConsulFailure) -> Result<(), FeedClosed> {
-        let text = failure.text;
+        let ConsulFailure { kind, text } = failure;
         let was_connected = std::mem::take(&mut self.connected);
         let mut known = false;
         let registry = self.feed.state();
@@ -160,6 +160,7 @@ impl ConsulSupervisor {
             report.disconnects += u64::from(was_connected);
             known = report.error.as_ref() == Some(&text);
             report.error = Some(text.clone());
+            report.refused = kind.is_refusal() || kind == ConsulFailureKind::OtherServer;
         });
         if known {
             tracing::debug!(%registry, reason = text, "still not connected");
@@ -173,6 +174,15 @@ impl ConsulSupervisor {
         }
         Ok(())
     }
+}
+
+/// Returns the failure of the first service that has one, and the number of others.
+fn service_error(failures: &BTreeMap<Arc<str>, String>) -> Option<String> {
+    let first = failures.values().next()?;
+    Some(match failures.len() {
+        1 => first.clone(),
+        count => format!("{first} (and {} more services)", count - 1),
+    })
 }
 
 /// The result of one query.
@@ -289,17 +299,17 @@ impl Session<'_> {
         (supervisor.connected, supervisor.required_round) = (true, None);
         self.working_since.get_or_insert_with(Instant::now);
         supervisor.endpoints.set_failed(self.endpoint, None);
+        let error = service_error(&self.service_errors);
         let registry = supervisor.feed.state();
+        // One update: a reader must not take an incomplete round for a complete one.
         registry.update(|report| {
             report.connected = true;
             report.synced = true;
             report.revision = index;
             report.last_event = Some(SystemTime::now());
-            report.error = None;
+            report.error = error;
             report.lists += 1;
         });
-        self.report_service_errors();
-        let registry = self.supervisor.feed.state();
         tracing::info!(%registry, url = %registry.url, "following");
         for name in self.schedule.end_round() {
             self.continue_service(&name);
@@ -371,25 +381,24 @@ impl Session<'_> {
             tracing::warn!(%registry, reason = failure.text, max_waiting, "fewer waiting queries");
         }
         // The end of the agent ends all queries, and soon the session.
-        if failed_before || failure.kind != ConsulFailureKind::Connection {
-            let text = failure.at(self.endpoint).text;
-            if self.service_errors.get(name) != Some(&text) {
+        let is_lasting = failed_before || failure.kind != ConsulFailureKind::Connection;
+        let text = failure.at(self.endpoint).text;
+        // A round is incomplete without the service, however short the failure.
+        let is_reported = is_lasting || self.schedule.is_round();
+        if is_reported && self.service_errors.get(name) != Some(&text) {
+            if is_lasting {
                 tracing::warn!(
                     %registry, reason = text, "a service cannot be read, trying again"
                 );
-                self.service_errors.insert(Arc::clone(name), text);
-                self.report_service_errors();
             }
+            self.service_errors.insert(Arc::clone(name), text);
+            self.report_service_errors();
         }
     }
 
     /// Reports the failure of the first service that has one.
     fn report_service_errors(&self) {
-        let first = self.service_errors.values().next();
-        let error = first.map(|text| match self.service_errors.len() {
-            1 => text.clone(),
-            count => format!("{text} (and {} more services)", count - 1),
-        });
+        let error = service_error(&self.service_errors);
         self.supervisor.feed.state().update(|report| report.error = error);
     }
 

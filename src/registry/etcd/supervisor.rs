@@ -381,7 +381,7 @@ impl Supervisor {
 
     /// Reports that the session failed; logs a lasting failure at `warn` only once.
     async fn report_disconnected(&mut self, failure: EtcdFailure) -> Result<(), FeedClosed> {
-        let text = failure.text;
+        let EtcdFailure { kind, text } = failure;
         let was_connected = std::mem::take(&mut self.connected);
         let mut known = false;
         let registry = self.feed.state();
@@ -390,6 +390,7 @@ impl Supervisor {
             report.disconnects += u64::from(was_connected);
             known = report.error.as_ref() == Some(&text);
             report.error = Some(text.clone());
+            report.refused = kind.is_refusal();
         });
         if known {
             tracing::debug!(%registry, reason = text, "still not connected");

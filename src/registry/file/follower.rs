@@ -356,6 +356,7 @@ impl DirectoryFollower {
         self.feed.state().update(|report| {
             report.connected = false;
             report.error = Some(reason);
+            report.refused = true;
             report.disconnects += u64::from(was_connected == Some(true));
         });
     }

@@ -27,6 +27,9 @@ const LONG: Duration = seconds(3600);
 /// A token that no output may contain.
 const TOKEN: &str = "deadbeef-0000-1111-2222-333333333333";
 
+/// A header after which the server keeps the connection open, and sends no more.
+const HOLD: &str = "X-Test-Hold: yes\r\n";
+
 /// Answers a request: the path with its parameters, to the bytes of the response.
 type Respond = dyn Fn(&str) -> Vec<u8> + Send + Sync;
 
@@ -98,7 +101,12 @@ fn answer(mut stream: &TcpStream, respond: &Mutex<Arc<Respond>>, requests: &Atom
     let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
     let respond = Arc::clone(&respond.lock().unwrap());
     // A client that has given up is not a failure of the server.
-    let _ = stream.write_all(&respond(&path));
+    let response = respond(&path);
+    let _ = stream.write_all(&response);
+    if response.windows(HOLD.len()).any(|bytes| bytes == HOLD.as_bytes()) {
+        // The client closes the connection once it has waited for long enough.
+        let _ = std::io::Read::read(&mut stream, &mut [0]);
+    }
 }
 
 /// Returns a response as Consul sends it.
@@ -306,6 +314,145 @@ fn an_index_that_goes_back_is_a_restored_store_whose_removals_are_held() {
     };
     assert!(followed.changes().iter().any(|(_, change)| is_restored(change)));
     followed.wait_for("other", &["10.0.0.2:80"]);
+    followed.stop();
+}
+
+/// Returns the number of restored stores among the changes.
+fn restorations(followed: &Followed) -> usize {
+    let is_restored =
+        |change: &Change| matches!(change, Change::ServiceNames { kind: ListKind::Restored, .. });
+    followed.changes().iter().filter(|(_, change)| is_restored(change)).count()
+}
+
+/// Waits a little at an index, and answers for `other` with these instances.
+fn other_with(path: &str, index: u64, instances: &[u8]) -> Vec<u8> {
+    if path.contains("index=") {
+        thread::sleep(Duration::from_millis(100));
+    }
+    let entries: Vec<_> = instances.iter().map(|last| entry("other", *last)).collect();
+    consul(index, Value::from(entries).to_string().as_bytes())
+}
+
+#[test]
+fn a_service_without_an_index_holds_up_no_removals_of_others() {
+    let with_other = |index: u64, instances: &'static [u8]| {
+        move |path: &str| match path.split('?').next() {
+            Some("/v1/health/service/good") => {
+                consul(0, json!([entry("good", 1)]).to_string().as_bytes())
+            }
+            Some("/v1/health/service/other") => other_with(path, index, instances),
+            _ => healthy(path),
+        }
+    };
+    let server = FakeServer::start(with_other(10, &[2, 3]));
+    let followed = server.follow();
+    followed.wait_for("other", &["10.0.0.2:80", "10.0.0.3:80"]);
+    followed.wait_for("good", &["10.0.0.1:80"]);
+    let error = followed.wait_for_error("X-Consul-Index of the answer is 0");
+    assert!(error.contains("\"good\""), "{error}");
+    server.set(with_other(11, &[2]));
+    followed.wait_for("other", &["10.0.0.2:80"]);
+    assert_eq!((restorations(&followed), followed.state.report().lists), (0, 1));
+    server.set(healthy);
+    followed.wait_for_report("recovered", |report| report.error.is_none());
+    followed.stop();
+}
+
+#[test]
+fn a_service_whose_index_goes_back_requires_a_round_and_its_removals_are_held() {
+    let server = FakeServer::start(healthy);
+    let followed = server.follow();
+    followed.wait_for("other", &["10.0.0.2:80"]);
+    server.set(|path| match path.split('?').next() {
+        Some("/v1/health/service/other") => other_with(path, 5, &[7]),
+        _ => healthy(path),
+    });
+    followed.wait_for("other", &["10.0.0.2:80", "10.0.0.7:80"]);
+    followed.wait_for_report("a second round", |report| report.lists == 2);
+    throughout("no further round", Instant::now(), seconds(3), || {
+        followed.state.report().lists == 2
+    });
+    assert_eq!(restorations(&followed), 1);
+    followed.wait_for("good", &["10.0.0.1:80"]);
+    followed.stop();
+}
+
+#[test]
+fn rounds_of_an_index_that_goes_back_again_and_again_become_rare() {
+    let server = FakeServer::start(healthy);
+    let followed = server.follow();
+    followed.wait_for("other", &["10.0.0.2:80"]);
+    let answers = AtomicU64::new(0);
+    server.set(move |path| match path.split('?').next() {
+        Some("/v1/health/service/other") => {
+            other_with(path, 50 + answers.fetch_add(1, Ordering::Relaxed) % 2, &[2])
+        }
+        _ => healthy(path),
+    });
+    // The waits between rounds double from 0.1 s.
+    followed.wait_for_report("rounds", |report| report.lists >= 4);
+    let start = Instant::now();
+    thread::sleep(seconds(6));
+    let rounds = followed.state.report().lists;
+    assert!(rounds < 10 + start.elapsed().as_secs() / 6, "{rounds} rounds");
+    followed.wait_for("good", &["10.0.0.1:80"]);
+    followed.stop();
+}
+
+#[test]
+fn a_list_of_names_without_an_index_is_followed_and_reported() {
+    let with_names = |names: &'static [u8]| {
+        move |path: &str| match path.split('?').next() {
+            Some("/v1/catalog/services") => consul(0, names),
+            _ => healthy(path),
+        }
+    };
+    let server = FakeServer::start(with_names(br#"{"good":[],"other":[]}"#));
+    let followed = server.follow();
+    followed.wait_until_synced();
+    let error = followed.wait_for_error("X-Consul-Index of the answer is 0");
+    assert!(error.contains("cannot wait for changes of the services"), "{error}");
+    followed.wait_for("other", &["10.0.0.2:80"]);
+    throughout("one round", Instant::now(), seconds(3), || {
+        let report = followed.state.report();
+        report.connected && report.lists == 1 && report.error.is_some()
+    });
+    server.set(with_names(br#"{"good":[]}"#));
+    followed.wait_until("other to be unknown", || !followed.knows("other"));
+    server.set(healthy);
+    followed.wait_for("other", &["10.0.0.2:80"]);
+    followed.wait_for_report("recovered", |report| report.error.is_none());
+    assert_eq!((restorations(&followed), followed.state.report().lists), (0, 1));
+    followed.stop();
+}
+
+#[test]
+fn a_large_answer_that_stops_does_not_keep_others_away() {
+    let server = FakeServer::start(healthy);
+    let mut settings = server.settings();
+    settings.tuning.request_timeout = seconds(2);
+    let url = settings.to_string();
+    let followed = Followed::start(ConsulRegistry::new(settings), &url, LONG);
+    followed.wait_for("other", &["10.0.0.2:80"]);
+    let stopped = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&stopped);
+    server.set(move |path| match path.split('?').next() {
+        Some("/v1/health/service/good") if path.contains("index=") => {
+            let headers = format!("X-Consul-Index: 11\r\n{HOLD}");
+            let mut response = with_headers(&headers, &vec![b' '; 2 * 1024 * 1024]);
+            response.truncate(response.len() - 1);
+            count.fetch_add(1, Ordering::Relaxed);
+            response
+        }
+        Some("/v1/health/service/other") if stopped.load(Ordering::Relaxed) > 0 => {
+            let mut body = json!([entry("other", 3)]).to_string().into_bytes();
+            body.resize(2 * 1024 * 1024, b' ');
+            consul(11, &body)
+        }
+        _ => healthy(path),
+    });
+    followed.wait_for("other", &["10.0.0.3:80"]);
+    followed.wait_for("good", &["10.0.0.1:80"]);
     followed.stop();
 }
 

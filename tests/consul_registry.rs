@@ -417,7 +417,39 @@ fn an_agent_that_refuses_connections_keeps_room_for_others() {
     followed.wait_until("all second instances", || {
         (0..100).all(|n| followed.instances(&format!("s{n}")).len() == 2)
     });
+    // The list of names and the check of the agent also find room again, in the same session.
+    throughout("the connection is kept", Instant::now(), seconds(8), || {
+        let report = followed.state.report();
+        report.connected && report.lists == 1 && report.disconnects == 0
+    });
+    assert_eq!(kinds(&followed), [ListKind::Routine].into());
     followed.stop();
+}
+
+#[test]
+fn two_daemons_share_the_connections_of_one_agent() {
+    let test = "two_daemons_share_the_connections_of_one_agent";
+    // Both have the default limit on waiting queries, and Consul its own.
+    let Some(consul) = Consul::start(test) else { return };
+    consul.fill((0..120).map(|n| (format!("s{n}"), vec![at(1)])));
+    let both = [(); 2].map(|()| {
+        let followed = follow(&consul, LONG);
+        followed.wait_until_synced();
+        followed
+    });
+    throughout("both follow", Instant::now(), seconds(15), || {
+        both.iter().all(|followed| {
+            let report = followed.state.report();
+            report.connected && report.lists == 1 && report.disconnects == 0
+        })
+    });
+    consul.fill((0..120).map(|n| (format!("s{n}"), vec![at(1), at(2)])));
+    for followed in both {
+        followed.wait_until("all second instances", || {
+            (0..120).all(|n| followed.instances(&format!("s{n}")).len() == 2)
+        });
+        followed.stop();
+    }
 }
 
 #[test]

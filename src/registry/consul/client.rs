@@ -11,7 +11,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connection::{AgentConnector, HttpConnection};
 use super::failure::{ConsulFailure, ConsulFailureKind, excerpt};
@@ -25,6 +25,11 @@ const MAX_SMALL_ANSWER_BYTES: usize = 1024 * 1024;
 
 /// Limit on connections that are kept for later requests.
 const MAX_IDLE_CONNECTIONS: usize = 8;
+
+/// Maximum time in which a server closes a new connection that it refuses.
+///
+/// The end of an agent also closes connections, on which queries have usually waited for longer.
+const MAX_REFUSAL_TIME: Duration = Duration::from_secs(1);
 
 /// The service that Consul's own servers register.
 const OWN_SERVICE: &str = "consul";
@@ -298,6 +303,7 @@ impl ConsulClient {
             }
         }
         let mut connection = self.0.connector.connect().await?;
+        let sent = Instant::now();
         let response = connection.send_request(self.request(method, path, body)?).await;
         match response {
             Ok(response) => Ok((response, connection)),
@@ -305,11 +311,8 @@ impl ConsulClient {
                 ConsulFailureKind::OtherServer,
                 "it does not answer in HTTP",
             )),
-            Err(error) if error.is_incomplete_message() => Err(ConsulFailure::connection(
-                "the server closed the connection without an answer: it may have too many of this \
-                 address (limits.http_max_conns_per_client), or be another kind of server (the \
-                 default port of Consul's HTTP interface is 8500)",
-            )),
+            // A refusal reaches the client before the request does, or as a reset.
+            Err(_) if sent.elapsed() < MAX_REFUSAL_TIME => Err(ConsulFailure::closed()),
             Err(error) => Err(ConsulFailure::connection(error.to_string())),
         }
     }
@@ -353,7 +356,15 @@ impl ConsulClient {
             return Err(too_large());
         }
         let (mut bytes, mut permit) = (Vec::new(), None);
-        while let Some(frame) = body.frame().await {
+        let mut deadline = None;
+        loop {
+            let frame = match deadline {
+                None => body.frame().await,
+                Some(deadline) => timeout_at(deadline, body.frame())
+                    .await
+                    .map_err(|_| ConsulFailure::timeout(self.0.request_timeout))?,
+            };
+            let Some(frame) = frame else { break };
             let cut_short = |error: hyper::Error| {
                 ConsulFailure::connection(format!("the answer was cut short: {error}"))
             };
@@ -364,6 +375,8 @@ impl ConsulClient {
             }
             if length > MAX_SMALL_ANSWER_BYTES && permit.is_none() {
                 permit = Arc::clone(&self.0.large_answers).acquire_owned().await.ok();
+                // A slow answer must not keep other large ones away for the whole wait.
+                deadline = Some(Instant::now() + self.0.request_timeout);
             }
             bytes.extend_from_slice(&data);
         }

@@ -22,6 +22,8 @@ pub(super) enum ConsulFailureKind {
     Connection,
     /// The agent accepts no more connections from this address: make do with fewer.
     TooManyConnections,
+    /// The server closed a new connection without an answer, as a refusal may also arrive.
+    Closed,
     /// The token is unknown, or lacks a permission.
     Permission,
     /// The object of the request does not exist.
@@ -37,6 +39,11 @@ pub(super) enum ConsulFailureKind {
 }
 
 impl ConsulFailureKind {
+    /// Returns whether the agent may only lack room for a further connection.
+    pub(super) fn is_crowded(self) -> bool {
+        matches!(self, Self::TooManyConnections | Self::Closed)
+    }
+
     /// Returns whether the store refused the request or the settings prevent it.
     ///
     /// The connection itself may work.
@@ -54,6 +61,16 @@ impl ConsulFailure {
         Self::new(ConsulFailureKind::Connection, text)
     }
 
+    /// Creates the failure of a request on a new connection that the server closed at once.
+    pub(super) fn closed() -> Self {
+        Self::new(
+            ConsulFailureKind::Closed,
+            "the server closed the connection without an answer: it may have too many of this \
+             address (limits.http_max_conns_per_client), or be another kind of server (the \
+             default port of Consul's HTTP interface is 8500)",
+        )
+    }
+
     /// Returns the failure with the action that failed, such as "list the services".
     pub(super) fn of(self, action: &str) -> Self {
         Self { text: format!("cannot {action}: {}", self.text), ..self }
@@ -67,6 +84,15 @@ impl ConsulFailure {
     /// Creates the failure of a request that exceeded its time limit.
     pub(super) fn timeout(limit: Duration) -> Self {
         Self::connection(format!("no complete answer within {} s", limit.as_secs_f64()))
+    }
+
+    /// Creates the fault of an answer whose index says nothing.
+    pub(super) fn invalid_index() -> Self {
+        Self::new(
+            ConsulFailureKind::Answer,
+            "the X-Consul-Index of the answer is 0 or malformed, so changes are seen only every \
+             few seconds: upgrade Consul, or connect without a proxy",
+        )
     }
 
     /// Creates the failure of a cluster without a leader.

@@ -15,24 +15,23 @@ pub(super) enum IndexStep {
     Same,
     /// The index has grown.
     Forward,
-    /// The index is 0, missing or lower: the store was restored, or Consul misbehaves.
+    /// The index is lower: the store was restored, or this server lags behind another.
     Back,
+    /// The index is 0 or malformed, as some versions of Consul send it: it says nothing.
+    Invalid,
 }
 
 /// Compares the index of an answer with the last one; 0 means none.
 pub(super) fn step(last: u64, index: u64) -> IndexStep {
-    if index == 0 || index < last {
+    if index == 0 {
+        IndexStep::Invalid
+    } else if index < last {
         IndexStep::Back
     } else if index == last {
         IndexStep::Same
     } else {
         IndexStep::Forward
     }
-}
-
-/// Returns the index to wait for after an answer; 0 means not to wait.
-pub(super) fn next(last: u64, index: u64) -> u64 {
-    if step(last, index) == IndexStep::Back { 0 } else { index }
 }
 
 /// Limits the rate of a query that Consul answers without waiting.
@@ -74,17 +73,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_index_that_goes_back_or_is_missing_starts_again_from_zero() {
-        for (last, index, expected, wait_for) in [
-            (0, 7, IndexStep::Forward, 7),
-            (7, 7, IndexStep::Same, 7),
-            (7, 8, IndexStep::Forward, 8),
-            (7, 6, IndexStep::Back, 0),
-            (7, 0, IndexStep::Back, 0),
-            (0, 0, IndexStep::Back, 0),
-            (u64::MAX, 1, IndexStep::Back, 0),
+    fn an_index_is_compared_with_the_last_one() {
+        for (last, index, expected) in [
+            (0, 7, IndexStep::Forward),
+            (7, 7, IndexStep::Same),
+            (7, 8, IndexStep::Forward),
+            (7, 6, IndexStep::Back),
+            (7, 0, IndexStep::Invalid),
+            (0, 0, IndexStep::Invalid),
+            (u64::MAX, 1, IndexStep::Back),
         ] {
-            assert_eq!((step(last, index), next(last, index)), (expected, wait_for));
+            assert_eq!(step(last, index), expected);
         }
     }
 

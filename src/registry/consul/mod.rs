@@ -8,6 +8,7 @@
 //!
 //! - `supervisor`: the sessions with one agent after another, and the rounds over all services
 //! - `schedule`: which services have a waiting query, and which are read next
+//! - `refusal`: fewer waiting queries and retries, if the agent refuses connections
 //! - `index`: the rules for Consul's indexes, and the pace of queries
 //! - `client`, `connection`: HTTP; `failure`: messages; `identify`: servers that are not Consul
 //! - `parse`: conversion of Consul's answers to [`crate::service`]
@@ -19,6 +20,7 @@ mod failure;
 mod identify;
 mod index;
 mod parse;
+mod refusal;
 mod register;
 mod schedule;
 mod supervisor;

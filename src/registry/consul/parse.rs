@@ -6,13 +6,14 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::client::{Answer, parse_body};
-use super::failure::{ConsulFailure, excerpt};
+use super::client::{Answer, ConsulClient, parse_body};
+use super::failure::{ConsulFailure, ConsulFailureKind, excerpt};
 use crate::registry::gsvc;
 use crate::service::{
     Change, Endpoint, Metadata, Put, Reason, Registration, Rejected, Removal, ServiceId, key_prefix,
@@ -20,7 +21,8 @@ use crate::service::{
 
 /// The entry has no port.
 ///
-/// Consul leaves out the port 0, which GoFrame registers for a server on `[::]`.
+/// Consul leaves out the port 0. What GoFrame registers for a server on `[::]` also has the address
+/// `[`, and is rejected for that.
 pub const NO_PORT: Reason = Reason::new("no-port", "the Consul service has no port");
 
 /// Neither the entry nor its node has an address.
@@ -90,6 +92,28 @@ struct EntryWeights {
     warning: Option<i64>,
 }
 
+/// Reads and parses the instances of a service, after a change since `index`.
+///
+/// Returns the index of the answer with the changes of the list.
+pub(super) async fn read(
+    client: &ConsulClient,
+    name: &str,
+    index: u64,
+    wait: Duration,
+) -> Result<(u64, Vec<Change>), ConsulFailure> {
+    let answer = client.instances(name, index, wait).await?;
+    let instances = parse(name, &answer)
+        .map_err(|failure| client.hide(failure.of(&format!("read the service {name:?}"))))?;
+    if answer.is_filtered && instances.is_empty() {
+        let text = format!(
+            "cannot read the service {name:?}: the token may not read its nodes; it needs \
+             node_prefix \"\" with read"
+        );
+        return Err(ConsulFailure::new(ConsulFailureKind::Permission, text));
+    }
+    Ok((answer.index, instances))
+}
+
 /// Parses the answer about the instances of `name`: the changes of a list.
 ///
 /// An instance with a critical check is a delete, all others are puts.
@@ -97,7 +121,7 @@ struct EntryWeights {
 ///
 /// # Errors
 /// If the answer is not a list.
-pub(super) fn parse(name: &str, answer: &Answer) -> Result<Vec<Change>, ConsulFailure> {
+fn parse(name: &str, answer: &Answer) -> Result<Vec<Change>, ConsulFailure> {
     let entries: Option<Vec<&RawValue>> = parse_body(&answer.body)?;
     let mut changes = Vec::new();
     let (mut served, mut critical) = (false, false);

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::ConsulTuning;
 use super::index::{self, IndexStep, Pace};
+use super::refusal::WaitingLimit;
 use crate::registry::backoff::Backoff;
 
 /// Time without a change after which a service may lose its waiting query to another.
@@ -26,16 +27,12 @@ pub(super) struct Schedule {
     due: VecDeque<Arc<str>>,
     /// Services to read again after a failure.
     retries: BTreeSet<(Instant, Arc<str>)>,
-    /// Number of services in [`Mode::Waiting`].
-    waiting: usize,
+    /// The services in [`Mode::Waiting`], the one that has not changed for longest first.
+    waiting: BTreeSet<(Instant, Arc<str>)>,
     /// Number of services in [`Mode::Reading`].
     reading: usize,
-    /// Limit on `waiting`, which a refusal by the agent lowers.
-    max_waiting: usize,
-    /// The configured limit on `waiting`.
-    limit: usize,
-    /// Time of the last refusal.
-    refused: Option<Instant>,
+    /// Limit on `waiting`; what was learned of it outlasts rounds and sessions.
+    limit: WaitingLimit,
     /// Services that the round in progress has not tried to read.
     untried: usize,
     is_round: bool,
@@ -50,7 +47,7 @@ struct ScheduledService {
     mode: Mode,
     /// The query in progress.
     query: Option<AbortHandle>,
-    /// The index of the last answer; 0 before the first, and after one that went back.
+    /// The index of the last valid answer; 0 before the first.
     index: u64,
     /// How that index compares with the one before.
     step: IndexStep,
@@ -95,11 +92,9 @@ impl Schedule {
             services: HashMap::new(),
             due: VecDeque::new(),
             retries: BTreeSet::new(),
-            waiting: 0,
+            waiting: BTreeSet::new(),
             reading: 0,
-            max_waiting: max_waiting.max(1),
-            limit: max_waiting.max(1),
-            refused: None,
+            limit: WaitingLimit::new(max_waiting),
             untried: 0,
             is_round: false,
             polled: None,
@@ -116,7 +111,8 @@ impl Schedule {
         self.services.clear();
         self.due.clear();
         self.retries.clear();
-        (self.waiting, self.reading, self.untried) = (0, 0, 0);
+        self.waiting.clear();
+        (self.reading, self.untried) = (0, 0);
         (self.is_round, self.polled, self.poll_wanted) = (true, Some(now), false);
         self.set_names(names, now);
     }
@@ -178,9 +174,7 @@ impl Schedule {
         if !self.is_round && self.next_poll().is_some_and(|at| at <= now) {
             self.polled = Some(now);
             self.poll_wanted = false;
-            if self.refused.is_none_or(|at| now.duration_since(at) > self.tuning.wait) {
-                self.max_waiting = (self.max_waiting * 2).min(self.limit);
-            }
+            self.limit.raise(self.tuning.wait, now);
             let polled = self.services.iter().filter(|(_, state)| state.mode == Mode::Polled);
             let names: Vec<_> = polled.map(|(name, _)| Arc::clone(name)).collect();
             for name in names {
@@ -232,31 +226,41 @@ impl Schedule {
         self.services.get(name).is_some_and(|service| service.is_unread)
     }
 
-    /// Records an answer; returns how its index compares with the last one's.
-    pub(super) fn answered(&mut self, name: &str, index: u64, now: Instant) -> IndexStep {
-        let Some(service) = self.services.get_mut(name) else { return IndexStep::Same };
+    /// Compares the index of an answer with that of the service's last one.
+    pub(super) fn step(&self, name: &str, index: u64) -> IndexStep {
+        index::step(self.services.get(name).map_or(0, |service| service.index), index)
+    }
+
+    /// Records that the instances of a service are known, whatever the index of the answer.
+    pub(super) fn note_read(&mut self, name: &str) {
+        if let Some(service) = self.services.get_mut(name) {
+            service.is_unread = false;
+        }
+    }
+
+    /// Records an answer whose index is the same as the last one's, or higher.
+    pub(super) fn answered(&mut self, name: &str, index: u64, now: Instant) {
+        let Some(service) = self.services.get_mut(name) else { return };
         let is_first = service.index == 0;
         let step = index::step(service.index, index);
-        (service.index, service.step) = (index::next(service.index, index), step);
-        if step != IndexStep::Same {
-            service.changed = now;
-        }
+        (service.index, service.step) = (index, step);
         (service.backoff, service.query, service.is_unread) = (None, None, false);
         self.untried -= usize::from(std::mem::take(&mut service.is_untried));
+        let is_waiting = service.mode == Mode::Waiting;
+        if step != IndexStep::Same {
+            self.set_changed(name, now);
+        }
         if self.is_round {
             self.set_mode(name, Mode::Ready);
-        } else if service.mode == Mode::Waiting {
-            if self.waiting > self.max_waiting {
-                self.set_mode(name, Mode::Polled);
-            }
-        } else if self.waiting < self.max_waiting
+        } else if is_waiting {
+            // It keeps its connection: a lower limit has already taken those in surplus.
+        } else if self.has_room()
             || (step == IndexStep::Forward && !is_first && self.demote_quiet(now))
         {
             self.set_mode(name, Mode::Waiting);
         } else {
             self.set_mode(name, Mode::Polled);
         }
-        step
     }
 
     /// Records a failure; returns whether the previous attempt also failed.
@@ -274,11 +278,18 @@ impl Schedule {
         again
     }
 
-    /// Halves the limit on waiting queries, after the agent has refused a connection.
-    pub(super) fn halve_waiting(&mut self, now: Instant) -> usize {
-        self.max_waiting = (self.max_waiting.min(self.waiting + 1) / 2).max(1);
-        self.refused = Some(now);
-        self.max_waiting
+    /// Makes do with fewer waiting queries, after the agent has refused a connection.
+    ///
+    /// The queries in surplus end at once. Returns the new limit; `None` in the same burst.
+    pub(super) fn note_refusal(&mut self, now: Instant) -> Option<usize> {
+        if !self.limit.lower(self.waiting.len(), now) {
+            return None;
+        }
+        while self.waiting.len() > self.limit.current() {
+            let Some((_, name)) = self.waiting.first().cloned() else { break };
+            self.end_waiting(&name);
+        }
+        Some(self.limit.current())
     }
 
     /// Returns whether a round is in progress.
@@ -298,8 +309,8 @@ impl Schedule {
         let mut names: Vec<_> = ready.map(|(name, _)| Arc::clone(name)).collect();
         names.sort_unstable();
         for name in &names {
-            let is_free = self.waiting < self.max_waiting;
-            self.set_mode(name, if is_free { Mode::Waiting } else { Mode::Polled });
+            let mode = if self.has_room() { Mode::Waiting } else { Mode::Polled };
+            self.set_mode(name, mode);
         }
         names
     }
@@ -316,33 +327,53 @@ impl Schedule {
         Some(WaitingQuery { name, index: service.index, delay })
     }
 
+    /// Returns whether a further query may wait.
+    fn has_room(&self) -> bool {
+        self.waiting.len() < self.limit.current()
+    }
+
     /// Takes the waiting query from the service that has not changed for longest.
     fn demote_quiet(&mut self, now: Instant) -> bool {
-        let waiting = self.services.iter().filter(|(_, service)| service.mode == Mode::Waiting);
-        let Some((name, service)) = waiting.min_by_key(|(_, service)| service.changed) else {
-            return false;
-        };
-        if now.duration_since(service.changed) < QUIET {
+        let Some((changed, name)) = self.waiting.first().cloned() else { return false };
+        if now.duration_since(changed) < QUIET {
             return false;
         }
-        let name = Arc::clone(name);
-        self.set_mode(&name, Mode::Polled);
-        if let Some(service) = self.services.get_mut(&name) {
+        self.end_waiting(&name);
+        true
+    }
+
+    /// Ends the waiting query of a service, which is polled from now on.
+    fn end_waiting(&mut self, name: &str) {
+        self.set_mode(name, Mode::Polled);
+        if let Some(service) = self.services.get_mut(name) {
             service.abort();
             service.query = None;
         }
-        true
+        // The answer to this query may have been on its way.
+        self.poll_wanted = true;
     }
 
     /// Changes the mode of a service, and the counts.
     fn set_mode(&mut self, name: &str, mode: Mode) {
-        let Some(service) = self.services.get_mut(name) else { return };
+        let Some((name, _)) = self.services.get_key_value(name) else { return };
+        let name = Arc::clone(name);
+        let Some(service) = self.services.get_mut(&name) else { return };
         let last = std::mem::replace(&mut service.mode, mode);
-        for (counted, count) in
-            [(Mode::Waiting, &mut self.waiting), (Mode::Reading, &mut self.reading)]
-        {
-            *count -= usize::from(last == counted);
-            *count += usize::from(mode == counted);
+        self.reading -= usize::from(last == Mode::Reading);
+        self.reading += usize::from(mode == Mode::Reading);
+        if mode == Mode::Waiting {
+            self.waiting.insert((service.changed, name));
+        } else if last == Mode::Waiting {
+            self.waiting.remove(&(service.changed, name));
+        }
+    }
+
+    /// Records that a service has changed now.
+    fn set_changed(&mut self, name: &str, now: Instant) {
+        let Some(service) = self.services.get_mut(name) else { return };
+        let entry = (std::mem::replace(&mut service.changed, now), Arc::from(name));
+        if self.waiting.remove(&entry) {
+            self.waiting.insert((now, entry.1));
         }
     }
 }
@@ -482,11 +513,15 @@ mod tests {
         read_all(&mut schedule, 5, now);
         schedule.end_round();
         assert_eq!(waiting(&schedule).len(), 16);
-        assert_eq!(schedule.halve_waiting(now), 8);
-        for name in &all {
-            schedule.answered(name, 6, now);
-        }
+        schedule.answered("10", 6, now + QUIET);
+        assert_eq!(schedule.note_refusal(now), Some(8));
         assert_eq!(waiting(&schedule).len(), 8);
+        assert!(waiting(&schedule).contains(&"10"), "it has changed last");
+        assert_eq!(schedule.note_refusal(now), None, "the same burst");
+        schedule.begin_round(&all, now);
+        read_all(&mut schedule, 6, now);
+        schedule.end_round();
+        assert_eq!(waiting(&schedule).len(), 8, "a new round keeps what was learned");
         for _ in 0..2 {
             now += tuning.wait * 2;
             schedule.advance(now);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
-use tokio::task::{Id, JoinSet};
+use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Settings;
@@ -15,6 +15,7 @@ use super::client::{ConsulClient, NameList};
 use super::failure::{ConsulFailure, ConsulFailureKind};
 use super::index::{self, IndexStep, Pace};
 use super::parse;
+use super::refusal::Retries;
 use super::schedule::{Schedule, WaitingQuery};
 use crate::registry::backoff::Backoff;
 use crate::registry::members::Members;
@@ -30,12 +31,18 @@ pub(super) struct ConsulSupervisor {
     commands: mpsc::Receiver<RegistryCommand>,
     endpoints: Members,
     backoff: Backoff,
+    /// Every round begins it again; the learned limit on waiting queries stays.
+    schedule: Schedule,
     /// Index of the last list of names; 0 before the first.
     position: u64,
     /// The kind of the next round, if it is not decided by the index alone.
     ///
     /// Set until the first round is complete, and after one that broke off.
     required_round: Option<ListKind>,
+    /// Spaces the rounds that indexes cause which go back.
+    round_backoff: Backoff,
+    /// Time of the last such round.
+    round_at: Option<Instant>,
     /// Whether the last `Connected` change said that the store is reachable.
     connected: bool,
 }
@@ -71,8 +78,11 @@ impl ConsulSupervisor {
         Self {
             endpoints: Members::new(&settings.endpoints),
             backoff: Backoff::new(tuning.backoff_min, tuning.backoff_max),
+            schedule: Schedule::new(settings.max_waiting, tuning),
             position: 0,
             required_round: Some(first),
+            round_backoff: Backoff::new(tuning.backoff_min, tuning.wait),
+            round_at: None,
             connected: false,
             settings,
             feed,
@@ -124,19 +134,23 @@ impl ConsulSupervisor {
         let client = ConsulClient::new(&self.settings, endpoint).await?;
         let names = client.probe().await?;
         while self.commands.try_recv().is_ok() {}
-        let schedule = Schedule::new(self.settings.max_waiting, &self.settings.tuning);
+        let tuning = &self.settings.tuning;
         let mut session = Session {
             endpoint,
             client,
-            schedule,
             queries: JoinSet::new(),
             names_pace: Pace::new(),
+            names_retries: Retries::new(tuning),
+            leader_retries: Retries::new(tuning),
+            index_backoff: Backoff::new(tuning.backoff_min, tuning.backoff_max),
+            names_query: None,
+            names_error: None,
             round: ListKind::Routine,
             service_errors: BTreeMap::new(),
             supervisor: self,
             working_since,
         };
-        session.spawn_leader_check();
+        session.spawn_leader_check(None);
         session.begin_round(names).await?;
         session.run().await
     }
@@ -147,6 +161,19 @@ impl ConsulSupervisor {
             return ListKind::Restored;
         }
         self.required_round.unwrap_or(ListKind::Reconnect)
+    }
+
+    /// Returns how long to wait before a round that an index causes which went back.
+    ///
+    /// A store is rarely restored twice; an index that goes back time and again says nothing.
+    fn next_round_delay(&mut self) -> Duration {
+        let now = Instant::now();
+        if self.round_at.is_some_and(|at| now.duration_since(at) > self.settings.tuning.wait) {
+            self.round_backoff.reset();
+        }
+        let delay = self.round_backoff.next();
+        self.round_at = Some(now + delay);
+        delay
     }
 
     /// Reports that the session failed; logs a lasting failure at `warn` only once.
@@ -176,15 +203,6 @@ impl ConsulSupervisor {
     }
 }
 
-/// Returns the failure of the first service that has one, and the number of others.
-fn service_error(failures: &BTreeMap<Arc<str>, String>) -> Option<String> {
-    let first = failures.values().next()?;
-    Some(match failures.len() {
-        1 => first.clone(),
-        count => format!("{first} (and {} more services)", count - 1),
-    })
-}
-
 /// The result of one query.
 enum QueryResult {
     Names(Result<NameList, ConsulFailure>),
@@ -200,9 +218,16 @@ struct Session<'a> {
     supervisor: &'a mut ConsulSupervisor,
     endpoint: &'a str,
     client: ConsulClient,
-    schedule: Schedule,
     queries: JoinSet<QueryResult>,
     names_pace: Pace,
+    names_retries: Retries,
+    leader_retries: Retries,
+    /// Spaces the queries for the names while the index of their list is invalid.
+    index_backoff: Backoff,
+    /// The query for the names in progress.
+    names_query: Option<AbortHandle>,
+    /// The fault of the last list of names, which was taken despite it.
+    names_error: Option<String>,
     /// The kind of the last round.
     round: ListKind,
     /// The lasting failures of single services.
@@ -213,12 +238,12 @@ struct Session<'a> {
 impl Session<'_> {
     async fn run(&mut self) -> Result<Infallible, AgentSessionEnd> {
         loop {
-            self.schedule.advance(Instant::now());
-            while let Some(name) = self.schedule.next_read() {
+            self.supervisor.schedule.advance(Instant::now());
+            while let Some(name) = self.supervisor.schedule.next_read() {
                 let query = WaitingQuery { name, index: 0, delay: Duration::ZERO };
                 self.spawn_service_query(query);
             }
-            let wake = self.schedule.wake();
+            let wake = self.supervisor.schedule.wake();
             tokio::select! {
                 Some(ended) = self.queries.join_next_with_id() => {
                     match ended {
@@ -242,18 +267,35 @@ impl Session<'_> {
     /// Handles the result of a query.
     async fn take(&mut self, id: Id, result: QueryResult) -> Result<(), AgentSessionEnd> {
         match result {
-            QueryResult::Leader(result) => {
-                result?;
-                self.spawn_leader_check();
+            QueryResult::Leader(Ok(())) => {
+                self.leader_retries.reset();
+                self.spawn_leader_check(None);
             }
-            QueryResult::Names(result) => self.take_names(result?).await?,
-            QueryResult::Service { name, result } if self.schedule.is_current(&name, id) => {
+            QueryResult::Leader(Err(failure)) => {
+                let retry = self.leader_retries.next();
+                let delay = self.after_refusal(failure, retry)?;
+                self.spawn_leader_check(Some(delay));
+            }
+            // The query that a required round has replaced.
+            QueryResult::Names(_) if !self.is_names_query(id) => {}
+            QueryResult::Names(Ok(names)) => {
+                self.names_retries.reset();
+                self.take_names(names).await?;
+            }
+            QueryResult::Names(Err(failure)) => {
+                let retry = self.names_retries.next();
+                let delay = self.after_refusal(failure, retry)?;
+                self.spawn_names_query(delay);
+            }
+            QueryResult::Service { name, result }
+                if self.supervisor.schedule.is_current(&name, id) =>
+            {
                 match result {
                     Ok((index, instances)) => self.take_service(&name, index, instances).await?,
                     Err(failure) => self.take_failure(&name, failure),
                 }
                 self.continue_service(&name);
-                if self.schedule.is_round_complete() {
+                if self.supervisor.schedule.is_round_complete() {
                     self.end_round().await?;
                 }
             }
@@ -282,10 +324,13 @@ impl Session<'_> {
         let listed = names.names.iter().cloned().collect();
         supervisor.feed.send(vec![Change::ServiceNames { kind, names: listed }]).await?;
         supervisor.required_round = supervisor.required_round.max(Some(kind));
-        supervisor.position = names.index;
+        if names.index > 0 {
+            supervisor.position = names.index;
+        }
         self.service_errors.clear();
-        self.schedule.begin_round(&names.names, Instant::now());
-        if self.schedule.is_round_complete() {
+        self.check_names_index(names.index);
+        self.supervisor.schedule.begin_round(&names.names, Instant::now());
+        if self.supervisor.schedule.is_round_complete() {
             self.end_round().await?;
         }
         Ok(())
@@ -299,8 +344,8 @@ impl Session<'_> {
         (supervisor.connected, supervisor.required_round) = (true, None);
         self.working_since.get_or_insert_with(Instant::now);
         supervisor.endpoints.set_failed(self.endpoint, None);
-        let error = service_error(&self.service_errors);
-        let registry = supervisor.feed.state();
+        let error = self.error();
+        let registry = self.supervisor.feed.state();
         // One update: a reader must not take an incomplete round for a complete one.
         registry.update(|report| {
             report.connected = true;
@@ -311,35 +356,59 @@ impl Session<'_> {
             report.lists += 1;
         });
         tracing::info!(%registry, url = %registry.url, "following");
-        for name in self.schedule.end_round() {
+        // The queries that the session depends on go first, in case the agent refuses some.
+        let is_valid = self.names_error.is_none();
+        self.continue_names(if is_valid { IndexStep::Forward } else { IndexStep::Invalid });
+        for name in self.supervisor.schedule.end_round() {
             self.continue_service(&name);
         }
-        self.spawn_names_query(IndexStep::Forward);
         Ok(())
+    }
+
+    /// Requires a round, since an index has shown that the store may have been restored.
+    fn request_round(&mut self) {
+        if self.supervisor.required_round.is_some() {
+            return;
+        }
+        self.supervisor.required_round = Some(ListKind::Restored);
+        if let Some(query) = self.names_query.take() {
+            query.abort();
+        }
+        let delay = self.supervisor.next_round_delay();
+        self.spawn_names_query(delay);
     }
 
     // Answers
 
     /// Takes a list of names, which may show that the store went back in time.
     async fn take_names(&mut self, names: NameList) -> Result<(), AgentSessionEnd> {
+        if self.supervisor.required_round.is_some() {
+            return self.begin_round(names).await;
+        }
+        self.check_names_index(names.index);
         let step = index::step(self.supervisor.position, names.index);
         match step {
-            IndexStep::Back => return self.begin_round(names).await,
+            IndexStep::Back => {
+                self.request_round();
+                return Ok(());
+            }
+            // Without an index, any service may have changed.
+            IndexStep::Invalid => self.supervisor.schedule.note_change(),
             IndexStep::Same => {}
             IndexStep::Forward => {
                 self.supervisor.position = names.index;
-                self.schedule.note_change();
+                self.supervisor.schedule.note_change();
                 self.note_event();
             }
         }
-        if self.schedule.set_names(&names.names, Instant::now()) {
+        if self.supervisor.schedule.set_names(&names.names, Instant::now()) {
             self.service_errors.retain(|name, _| names.names.contains(&**name));
-            self.report_service_errors();
+            self.report_errors();
             let names = names.names.into_iter().collect();
             let change = Change::ServiceNames { kind: ListKind::Routine, names };
             self.supervisor.feed.send(vec![change]).await?;
         }
-        self.spawn_names_query(step);
+        self.continue_names(step);
         Ok(())
     }
 
@@ -350,13 +419,19 @@ impl Session<'_> {
         index: u64,
         instances: Vec<Change>,
     ) -> Result<(), AgentSessionEnd> {
-        let is_unread = self.schedule.is_unread(name);
-        let step = self.schedule.answered(name, index, Instant::now());
-        let kind = match step {
-            IndexStep::Back => ListKind::Restored,
-            _ if is_unread => self.round,
-            _ => ListKind::Routine,
-        };
+        let step = self.supervisor.schedule.step(name, index);
+        if step == IndexStep::Back {
+            // This list waits for the round: it may lack what the restored store has lost.
+            self.request_round();
+            let text = format!(
+                "the index of the service {name:?} went back to {index}: all services are read \
+                 again, to find out whether the store was restored"
+            );
+            self.take_failure(name, ConsulFailure::connection(text));
+            return Ok(());
+        }
+        let is_unread = self.supervisor.schedule.is_unread(name);
+        let kind = if is_unread { self.round } else { ListKind::Routine };
         let scope = ListScope::Service((**name).into());
         let changes = [Change::ListBegin { kind, scope }]
             .into_iter()
@@ -365,8 +440,15 @@ impl Session<'_> {
             .collect();
         self.supervisor.feed.send(changes).await?;
         self.note_event();
+        if step == IndexStep::Invalid {
+            self.supervisor.schedule.note_read(name);
+            let action = format!("wait for changes of the service {name:?}");
+            self.take_failure(name, ConsulFailure::invalid_index().of(&action));
+            return Ok(());
+        }
+        self.supervisor.schedule.answered(name, index, Instant::now());
         if self.service_errors.remove(name).is_some() {
-            self.report_service_errors();
+            self.report_errors();
         }
         Ok(())
     }
@@ -374,31 +456,85 @@ impl Session<'_> {
     /// Records the failure of a query for one service, which keeps its instances.
     fn take_failure(&mut self, name: &Arc<str>, failure: ConsulFailure) {
         let now = Instant::now();
-        let failed_before = self.schedule.failed(name, now);
-        let registry = self.supervisor.feed.state();
-        if failure.kind == ConsulFailureKind::TooManyConnections {
-            let max_waiting = self.schedule.halve_waiting(now);
-            tracing::warn!(%registry, reason = failure.text, max_waiting, "fewer waiting queries");
+        let failed_before = self.supervisor.schedule.failed(name, now);
+        let kind = failure.kind;
+        // Another reason than a lack of room may close every connection for this service.
+        if kind.is_crowded() && !(failed_before && kind == ConsulFailureKind::Closed) {
+            self.note_refusal(&failure);
         }
-        // The end of the agent ends all queries, and soon the session.
-        let is_lasting = failed_before || failure.kind != ConsulFailureKind::Connection;
+        // The end of the agent ends all queries, and soon the session; after a refusal, there may
+        // be room at once.
+        let is_lasting =
+            failed_before || !(kind.is_crowded() || kind == ConsulFailureKind::Connection);
         let text = failure.at(self.endpoint).text;
         // A round is incomplete without the service, however short the failure.
-        let is_reported = is_lasting || self.schedule.is_round();
+        let is_reported = is_lasting || self.supervisor.schedule.is_round();
         if is_reported && self.service_errors.get(name) != Some(&text) {
             if is_lasting {
+                let registry = self.supervisor.feed.state();
                 tracing::warn!(
                     %registry, reason = text, "a service cannot be read, trying again"
                 );
             }
             self.service_errors.insert(Arc::clone(name), text);
-            self.report_service_errors();
+            self.report_errors();
         }
     }
 
-    /// Reports the failure of the first service that has one.
-    fn report_service_errors(&self) {
-        let error = service_error(&self.service_errors);
+    /// Returns how long to wait before a refused query that the session depends on is sent again.
+    ///
+    /// # Errors
+    /// If the failure is not a refusal, or there is no further attempt.
+    fn after_refusal(
+        &mut self,
+        failure: ConsulFailure,
+        retry: Option<Duration>,
+    ) -> Result<Duration, ConsulFailure> {
+        if !failure.kind.is_crowded() {
+            return Err(failure);
+        }
+        self.note_refusal(&failure);
+        retry.ok_or(failure)
+    }
+
+    /// Makes do with fewer waiting queries after a refusal.
+    fn note_refusal(&mut self, failure: &ConsulFailure) {
+        if let Some(max_waiting) = self.supervisor.schedule.note_refusal(Instant::now()) {
+            let registry = self.supervisor.feed.state();
+            tracing::warn!(%registry, reason = failure.text, max_waiting, "fewer waiting queries");
+        }
+    }
+
+    /// Reports an invalid index of the list of names while it lasts.
+    fn check_names_index(&mut self, index: u64) {
+        if index > 0 {
+            self.index_backoff.reset();
+        }
+        let fault = || ConsulFailure::invalid_index().of("wait for changes of the services");
+        let error = (index == 0).then(|| fault().at(self.endpoint).text);
+        if error != self.names_error {
+            if let Some(reason) = &error {
+                tracing::warn!(registry = %self.supervisor.feed.state(), reason, "wrong answers");
+            }
+            self.names_error = error;
+            self.report_errors();
+        }
+    }
+
+    /// Returns the fault of the list of names, or else of the first service that has one.
+    fn error(&self) -> Option<String> {
+        let first_service = || {
+            let first = self.service_errors.values().next()?;
+            Some(match self.service_errors.len() {
+                1 => first.clone(),
+                count => format!("{first} (and {} more services)", count - 1),
+            })
+        };
+        self.names_error.clone().or_else(first_service)
+    }
+
+    fn report_errors(&self) {
+        let error = self.error();
         self.supervisor.feed.state().update(|report| report.error = error);
     }
 
@@ -414,7 +550,7 @@ impl Session<'_> {
 
     /// Starts the waiting query of a service that may have one.
     fn continue_service(&mut self, name: &str) {
-        if let Some(query) = self.schedule.waiting_query(name, Instant::now()) {
+        if let Some(query) = self.supervisor.schedule.waiting_query(name, Instant::now()) {
             self.spawn_service_query(query);
         }
     }
@@ -425,49 +561,46 @@ impl Session<'_> {
         let queried = Arc::clone(&name);
         let handle = self.queries.spawn(async move {
             sleep(delay).await;
-            let result = read_service(&client, &queried, index, wait).await;
+            let result = parse::read(&client, &queried, index, wait).await;
             QueryResult::Service { name: queried, result }
         });
-        self.schedule.set_query(&name, handle);
+        self.supervisor.schedule.set_query(&name, handle);
     }
 
-    /// Starts the query for the names that follow the last list.
-    fn spawn_names_query(&mut self, step: IndexStep) {
+    /// Starts the query for the names that follow the last list, at its pace.
+    fn continue_names(&mut self, step: IndexStep) {
+        let delay = match step {
+            IndexStep::Invalid => self.index_backoff.next(),
+            _ => self.names_pace.next(step, Instant::now()),
+        };
+        self.spawn_names_query(delay);
+    }
+
+    /// Starts the query for the names; it does not wait if a round is required.
+    fn spawn_names_query(&mut self, delay: Duration) {
         let (client, wait) = (self.client.clone(), self.supervisor.settings.tuning.wait);
-        let index = self.supervisor.position;
-        let delay = self.names_pace.next(step, Instant::now());
-        self.queries.spawn(async move {
+        let is_required = self.supervisor.required_round.is_some();
+        let index = if is_required { 0 } else { self.supervisor.position };
+        let query = self.queries.spawn(async move {
             sleep(delay).await;
             QueryResult::Names(client.names(index, wait).await)
         });
+        self.names_query = Some(query);
     }
 
-    fn spawn_leader_check(&mut self) {
+    /// Returns whether a query that ended is the last one for the names.
+    fn is_names_query(&self, id: Id) -> bool {
+        self.names_query.as_ref().is_some_and(|query| query.id() == id)
+    }
+
+    /// Starts the next check of the leader, after this delay or the usual interval.
+    fn spawn_leader_check(&mut self, delay: Option<Duration>) {
         let (client, tuning) = (self.client.clone(), &self.supervisor.settings.tuning);
         let (interval, limit) = (tuning.heartbeat_interval, tuning.heartbeat_timeout);
+        let delay = delay.unwrap_or(interval);
         self.queries.spawn(async move {
-            sleep(interval).await;
+            sleep(delay).await;
             QueryResult::Leader(client.check_leader(limit).await)
         });
     }
-}
-
-/// Reads and parses the instances of a service.
-async fn read_service(
-    client: &ConsulClient,
-    name: &str,
-    index: u64,
-    wait: Duration,
-) -> Result<(u64, Vec<Change>), ConsulFailure> {
-    let answer = client.instances(name, index, wait).await?;
-    let instances = parse::parse(name, &answer)
-        .map_err(|failure| client.hide(failure.of(&format!("read the service {name:?}"))))?;
-    if answer.is_filtered && instances.is_empty() {
-        let text = format!(
-            "cannot read the service {name:?}: the token may not read its nodes; it needs \
-             node_prefix \"\" with read"
-        );
-        return Err(ConsulFailure::new(ConsulFailureKind::Permission, text));
-    }
-    Ok((answer.index, instances))
 }

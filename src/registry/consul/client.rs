@@ -14,9 +14,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::connection::{AgentConnector, HttpConnection};
-use super::failure::{ConsulFailure, ConsulFailureKind, excerpt};
-use super::{Reads, Settings, identify};
+use super::failure::{ConsulFailure, ConsulFailureKind};
+use super::{Reads, Settings};
 use crate::registry::Secret;
+use crate::registry::identify::excerpt;
 
 /// Maximum size of an answer that needs no permit, in bytes.
 ///
@@ -158,12 +159,15 @@ impl ConsulClient {
         let Err(failure) = result else { return result };
         let is_suspect = matches!(
             failure.kind,
-            ConsulFailureKind::OtherServer | ConsulFailureKind::Missing | ConsulFailureKind::Answer
+            ConsulFailureKind::OtherServer
+                | ConsulFailureKind::NoAnswer
+                | ConsulFailureKind::Missing
+                | ConsulFailureKind::Answer
         );
         if !is_suspect {
             return Err(failure);
         }
-        let found = identify::describe(self).await;
+        let found = self.0.connector.describe_server().await;
         Err(match found {
             Some(found) => self.hide(ConsulFailure::new(ConsulFailureKind::OtherServer, found)),
             None => failure,
@@ -283,7 +287,7 @@ impl ConsulClient {
     /// Sends a request, on a kept connection if there is one.
     ///
     /// The agent may have closed a kept connection; all requests may be sent again.
-    pub(super) async fn respond(
+    async fn respond(
         &self,
         method: &Method,
         path: &str,
@@ -305,7 +309,8 @@ impl ConsulClient {
                 ConsulFailureKind::OtherServer,
                 "it does not answer in HTTP",
             )),
-            Err(error) if error.is_incomplete_message() => Err(ConsulFailure::connection(
+            Err(error) if error.is_incomplete_message() => Err(ConsulFailure::new(
+                ConsulFailureKind::NoAnswer,
                 "the server closed the connection without an answer: it may have too many of this \
                  address (limits.http_max_conns_per_client), or be another kind of server (the \
                  default port of Consul's HTTP interface is 8500)",
@@ -381,11 +386,6 @@ impl ConsulClient {
         if idle.len() < MAX_IDLE_CONNECTIONS {
             idle.push(connection);
         }
-    }
-
-    /// Returns the connector, for [`identify`].
-    pub(super) fn connector(&self) -> &AgentConnector {
-        &self.0.connector
     }
 
     /// Hides the token in a failure, in case a server or a proxy has echoed it.

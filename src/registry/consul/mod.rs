@@ -9,14 +9,13 @@
 //! - `supervisor`: the sessions with one agent after another, and the rounds over all services
 //! - `schedule`: which services have a waiting query, and which are read next
 //! - `index`: the rules for Consul's indexes, and the pace of queries
-//! - `client`, `connection`: HTTP; `failure`: messages; `identify`: servers that are not Consul
+//! - `client`, `connection`: HTTP; `failure`: messages
 //! - `parse`: conversion of Consul's answers to [`crate::service`]
 //! - `register`: the only code that writes
 
 mod client;
 mod connection;
 mod failure;
-mod identify;
 mod index;
 mod parse;
 mod register;

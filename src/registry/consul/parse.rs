@@ -12,8 +12,9 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::client::{Answer, parse_body};
-use super::failure::{ConsulFailure, excerpt};
+use super::failure::ConsulFailure;
 use crate::registry::gsvc;
+use crate::registry::identify::excerpt;
 use crate::service::{
     Change, Endpoint, Metadata, Put, Reason, Registration, Rejected, Removal, ServiceId, key_prefix,
 };

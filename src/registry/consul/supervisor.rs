@@ -371,7 +371,9 @@ impl Session<'_> {
             tracing::warn!(%registry, reason = failure.text, max_waiting, "fewer waiting queries");
         }
         // The end of the agent ends all queries, and soon the session.
-        if failed_before || failure.kind != ConsulFailureKind::Connection {
+        let is_of_the_agent =
+            matches!(failure.kind, ConsulFailureKind::Connection | ConsulFailureKind::NoAnswer);
+        if failed_before || !is_of_the_agent {
             let text = failure.at(self.endpoint).text;
             if self.service_errors.get(name) != Some(&text) {
                 tracing::warn!(

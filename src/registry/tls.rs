@@ -134,7 +134,7 @@ pub(super) fn server_name(
     configured: Option<&str>,
 ) -> Result<ServerName<'static>, String> {
     let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
-    let name = configured.unwrap_or(host.trim_matches(['[', ']']));
+    let name = configured.unwrap_or_else(|| host.trim_matches(['[', ']']));
     ServerName::try_from(name.to_owned())
         .map_err(|_| format!("{name:?} is not the name of a TLS server (set server-name)"))
 }

@@ -40,7 +40,7 @@ registries: ## run all tests against real registries, and print the times (Consu
 	@tests/setup.sh test
 	@rm -rf $(SKIPPED_TESTS) && mkdir -p $(SKIPPED_TESTS)
 	cargo test --locked --test etcd_registry --test file_registry \
-		--test consul_registry --test consul_bad_input
+		--test consul_registry --test consul_bad_input --test other_servers
 	cargo test --locked --test battery -- --ignored --nocapture
 	@tests/skipped.sh $(SKIPPED_TESTS)
 

@@ -13,6 +13,7 @@ pub mod gsvc;
 pub mod static_services;
 
 mod backoff;
+mod identify;
 mod members;
 mod register;
 mod secret;

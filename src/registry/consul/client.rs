@@ -14,9 +14,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connection::{AgentConnector, HttpConnection};
-use super::failure::{ConsulFailure, ConsulFailureKind, excerpt};
-use super::{Reads, Settings, identify};
+use super::failure::{ConsulFailure, ConsulFailureKind};
+use super::{Reads, Settings};
 use crate::registry::Secret;
+use crate::registry::identify::excerpt;
 
 /// Maximum size of an answer that needs no permit, in bytes.
 ///
@@ -163,12 +164,15 @@ impl ConsulClient {
         let Err(failure) = result else { return result };
         let is_suspect = matches!(
             failure.kind,
-            ConsulFailureKind::OtherServer | ConsulFailureKind::Missing | ConsulFailureKind::Answer
+            ConsulFailureKind::OtherServer
+                | ConsulFailureKind::Closed
+                | ConsulFailureKind::Missing
+                | ConsulFailureKind::Answer
         );
         if !is_suspect {
             return Err(failure);
         }
-        let found = identify::describe(self).await;
+        let found = self.0.connector.describe_server().await;
         Err(match found {
             Some(found) => self.hide(ConsulFailure::new(ConsulFailureKind::OtherServer, found)),
             None => failure,
@@ -288,7 +292,7 @@ impl ConsulClient {
     /// Sends a request, on a kept connection if there is one.
     ///
     /// The agent may have closed a kept connection; all requests may be sent again.
-    pub(super) async fn respond(
+    async fn respond(
         &self,
         method: &Method,
         path: &str,
@@ -394,11 +398,6 @@ impl ConsulClient {
         if idle.len() < MAX_IDLE_CONNECTIONS {
             idle.push(connection);
         }
-    }
-
-    /// Returns the connector, for [`identify`].
-    pub(super) fn connector(&self) -> &AgentConnector {
-        &self.0.connector
     }
 
     /// Hides the token in a failure, in case a server or a proxy has echoed it.

@@ -9,12 +9,13 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::Settings;
 use super::failure::{ConsulFailure, ConsulFailureKind};
-use crate::registry::tls::describe_handshake_error;
+use crate::registry::identify::{self, ServerKind};
+use crate::registry::tls::{
+    TlsTarget, describe_connect_error, describe_handshake_error, is_plain_server,
+};
 
 /// A connection that is ready for a request.
 pub(super) type HttpConnection = SendRequest<Full<Bytes>>;
@@ -24,7 +25,7 @@ pub(super) type HttpConnection = SendRequest<Full<Bytes>>;
 pub(super) struct AgentConnector {
     /// The agent as `host:port`.
     pub(super) endpoint: String,
-    tls: Option<(TlsConnector, ServerName<'static>)>,
+    tls: Option<TlsTarget>,
     dial_timeout: Duration,
 }
 
@@ -32,16 +33,8 @@ impl AgentConnector {
     /// Reads the TLS files.
     pub(super) async fn new(settings: &Settings, endpoint: &str) -> Result<Self, ConsulFailure> {
         let invalid = |text: String| ConsulFailure::new(ConsulFailureKind::Settings, text);
-        let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
-        let host = host.trim_matches(['[', ']']);
         let tls = match &settings.tls {
-            Some(tls) => {
-                let name = tls.server_name.as_deref().unwrap_or(host).to_owned();
-                let shown = name.clone();
-                let name = ServerName::try_from(name)
-                    .map_err(|_| invalid(format!("{shown:?} is not the name of a TLS server")))?;
-                Some((tls.connector().await.map_err(invalid)?, name))
-            }
+            Some(tls) => Some(tls.target(endpoint).await.map_err(invalid)?),
             None => None,
         };
         let dial_timeout = settings.tuning.dial_timeout;
@@ -57,11 +50,11 @@ impl AgentConnector {
                 Some((connector, name)) => {
                     let stream = connector.connect(name.clone(), stream).await;
                     let stream = stream.map_err(|error| {
-                        let text = describe_handshake_error(&error);
-                        if text == "it does not speak TLS" {
-                            let text = format!("{text}: use consul://");
+                        if is_plain_server(&error) {
+                            let text = ServerKind::Consul.no_tls();
                             return ConsulFailure::new(ConsulFailureKind::OtherServer, text);
                         }
+                        let text = describe_handshake_error(&error);
                         ConsulFailure::connection(format!("TLS: {text}"))
                     })?;
                     handshake(stream).await
@@ -74,10 +67,16 @@ impl AgentConnector {
         })
     }
 
+    /// Describes the server at the endpoint if it is not Consul; see [`identify::describe`].
+    pub(super) async fn describe_server(&self) -> Option<String> {
+        identify::describe(ServerKind::Consul, &self.endpoint, self.tls.as_ref()).await
+    }
+
     /// Opens a plain TCP connection.
-    pub(super) async fn connect_tcp(&self) -> Result<TcpStream, ConsulFailure> {
+    async fn connect_tcp(&self) -> Result<TcpStream, ConsulFailure> {
         let stream = TcpStream::connect(&self.endpoint).await;
-        let stream = stream.map_err(|error| ConsulFailure::connection(error.to_string()))?;
+        let stream =
+            stream.map_err(|error| ConsulFailure::connection(describe_connect_error(&error)))?;
         // Without effect on success: requests are written at once.
         let _ = stream.set_nodelay(true);
         Ok(stream)

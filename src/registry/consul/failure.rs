@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 
-/// Maximum length of a quotation from an answer, in characters.
-const MAX_EXCERPT_CHARS: usize = 200;
+use crate::registry::identify::{ServerKind, excerpt};
 
 /// A failed query.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,7 +126,7 @@ impl ConsulFailure {
                 ),
             ),
             StatusCode::BAD_REQUEST if lower.contains("http request to an https server") => {
-                Self::new(ConsulFailureKind::OtherServer, "it expects TLS: use consul+https://")
+                Self::new(ConsulFailureKind::OtherServer, ServerKind::Consul.tls_expected())
             }
             StatusCode::BAD_REQUEST if lower.contains("enterprise") => Self::new(
                 ConsulFailureKind::Settings,
@@ -146,15 +145,6 @@ impl ConsulFailure {
             _ => Self::connection(format!("the agent answered {quoted}")),
         }
     }
-}
-
-/// Returns the start of a text for a message, on one line.
-pub(super) fn excerpt(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * MAX_EXCERPT_CHARS)]);
-    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let mut excerpt: String = words.chars().take(MAX_EXCERPT_CHARS).collect();
-    excerpt.retain(|c| !c.is_control());
-    excerpt
 }
 
 #[cfg(test)]

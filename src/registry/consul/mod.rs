@@ -10,14 +10,13 @@
 //! - `schedule`: which services have a waiting query, and which are read next
 //! - `refusal`: fewer waiting queries and retries, if the agent refuses connections
 //! - `index`: the rules for Consul's indexes, and the pace of queries
-//! - `client`, `connection`: HTTP; `failure`: messages; `identify`: servers that are not Consul
+//! - `client`, `connection`: HTTP; `failure`: messages
 //! - `parse`: conversion of Consul's answers to [`crate::service`]
 //! - `register`: the only code that writes
 
 mod client;
 mod connection;
 mod failure;
-mod identify;
 mod index;
 mod parse;
 mod refusal;

@@ -13,8 +13,9 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::client::{Answer, ConsulClient, parse_body};
-use super::failure::{ConsulFailure, ConsulFailureKind, excerpt};
+use super::failure::{ConsulFailure, ConsulFailureKind};
 use crate::registry::gsvc;
+use crate::registry::identify::excerpt;
 use crate::service::{
     Change, Endpoint, Metadata, Put, Reason, Registration, Rejected, Removal, ServiceId, key_prefix,
 };

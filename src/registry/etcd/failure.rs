@@ -1,9 +1,15 @@
 //! Failures of etcd: messages and reactions.
 
 use std::error::Error as _;
+use std::io;
 use std::time::Duration;
 
 use etcd_client::Error;
+use tokio_rustls::rustls;
+
+use super::Settings;
+use crate::registry::identify::{self, ServerKind};
+use crate::registry::tls;
 
 /// A failed call or watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +24,8 @@ pub(super) struct EtcdFailure {
 pub(super) enum FailureKind {
     /// The connection, member or cluster failed: retry, if possible elsewhere.
     Connection,
+    /// The connection broke off in a way that another kind of server would cause.
+    Protocol,
     /// The user lacks a permission.
     Permission,
     /// The user is unknown, or the token is no longer valid: log in again.
@@ -62,6 +70,27 @@ impl EtcdFailure {
         Self { kind, text: format!("cannot {action}: {text}") }
     }
 
+    /// Describes the server at the endpoint instead if it is not the etcd of the settings.
+    ///
+    /// For a failure on a connection that has never worked.
+    pub(super) async fn identified(self, settings: &Settings, endpoint: &str) -> Self {
+        if self.kind != FailureKind::Protocol {
+            return self;
+        }
+        let target = match &settings.tls {
+            None => None,
+            // The message about unusable files comes from the connection.
+            Some(tls) => match tls.target(endpoint).await {
+                Ok(target) => Some(target),
+                Err(_) => return self,
+            },
+        };
+        match identify::describe(ServerKind::Etcd, endpoint, target.as_ref()).await {
+            Some(text) => Self { text, ..self },
+            None => self,
+        }
+    }
+
     /// Creates the failure of an action that exceeded its time limit.
     pub(super) fn timeout(action: &str, limit: Duration) -> Self {
         let text = format!("cannot {action}: no response within {} s", limit.as_secs_f64());
@@ -99,6 +128,10 @@ fn classify(error: &Error) -> (FailureKind, String) {
     match error {
         Error::GRpcStatus(status) => {
             let message = status.message();
+            // Without gRPC's trailers, the response is not from etcd, whatever its status.
+            if message.starts_with("grpc-status header missing") {
+                return (FailureKind::Protocol, message.to_owned());
+            }
             let kind = match i32::from(status.code()) {
                 PERMISSION_DENIED => FailureKind::Permission,
                 UNAUTHENTICATED => FailureKind::Login,
@@ -114,21 +147,46 @@ fn classify(error: &Error) -> (FailureKind, String) {
                 OUT_OF_RANGE if message.contains("too large") => FailureKind::TooLarge,
                 _ => FailureKind::Connection,
             };
-            let text = match kind {
-                FailureKind::Permission => {
-                    "permission denied: grant it to the user's role (etcdctl role grant-permission)"
-                        .to_owned()
-                }
-                _ => with_sources(message, status.source()),
-            };
-            (kind, text)
+            if kind == FailureKind::Permission {
+                let text = "permission denied: grant it to the user's role (etcdctl role \
+                            grant-permission)";
+                return (kind, text.to_owned());
+            }
+            match (kind, status.source()) {
+                (FailureKind::Connection, Some(source)) => classify_connection(message, source),
+                (kind, source) => (kind, with_sources(message, source)),
+            }
         }
-        Error::TransportError(error) => {
-            (FailureKind::Connection, with_sources(&error.to_string(), error.source()))
-        }
+        Error::TransportError(error) => classify_connection(&error.to_string(), error),
         Error::InvalidUri(_) | Error::InvalidArgs(_) => (FailureKind::Settings, error.to_string()),
         other => (FailureKind::Connection, other.to_string()),
     }
+}
+
+/// Returns the kind and text of an error below gRPC: of TCP, TLS or HTTP/2.
+fn classify_connection(
+    message: &str,
+    source: &(dyn std::error::Error + 'static),
+) -> (FailureKind, String) {
+    let mut cause = Some(source);
+    while let Some(error) = cause {
+        let stream_error = error.downcast_ref::<io::Error>();
+        let tls_error = error.downcast_ref().or_else(|| tls::tls_error(stream_error?));
+        match (tls_error, stream_error) {
+            (Some(rustls::Error::InvalidMessage(_)), _) => {
+                return (FailureKind::Protocol, ServerKind::Etcd.no_tls().to_owned());
+            }
+            (Some(error), _) => {
+                let text = format!("TLS: {}", tls::describe_tls_error(error));
+                return (FailureKind::Connection, text);
+            }
+            (None, Some(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                return (FailureKind::Connection, tls::describe_connect_error(error));
+            }
+            _ => cause = error.source(),
+        }
+    }
+    (FailureKind::Protocol, with_sources(message, Some(source)))
 }
 
 /// Appends the sources of an error to its message, each once.

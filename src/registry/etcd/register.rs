@@ -105,6 +105,10 @@ impl<F: Fn(RegisterEvent)> RegistrationKeeper<'_, F> {
         let endpoint = self.endpoints.choose().ok_or_else(no_endpoint)?;
         let Err(failure) = self.keep_at(&endpoint, working_since).await;
         self.endpoints.set_failed(&endpoint, Some(Instant::now()));
+        let failure = match working_since {
+            Some(_) => failure,
+            None => Box::pin(failure.identified(self.settings, &endpoint)).await,
+        };
         Err(failure.at(&endpoint))
     }
 

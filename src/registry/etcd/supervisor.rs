@@ -120,6 +120,10 @@ impl Supervisor {
                         self.backoff.reset();
                     }
                     self.endpoints.set_failed(&endpoint, Some(Instant::now()));
+                    let failure = match working_since {
+                        Some(_) => failure,
+                        None => Box::pin(failure.identified(&self.settings, &endpoint)).await,
+                    };
                     failure.at(&endpoint)
                 }
             };

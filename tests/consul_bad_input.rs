@@ -382,19 +382,33 @@ fn rounds_of_an_index_that_goes_back_again_and_again_become_rare() {
     let server = FakeServer::start(healthy);
     let followed = server.follow();
     followed.wait_for("other", &["10.0.0.2:80"]);
-    let answers = AtomicU64::new(0);
-    server.set(move |path| match path.split('?').next() {
+    let answers = Arc::new(AtomicU64::new(0));
+    let unsteady = |path: &str, answers: &AtomicU64| match path.split('?').next() {
         Some("/v1/health/service/other") => {
             other_with(path, 50 + answers.fetch_add(1, Ordering::Relaxed) % 2, &[2])
         }
         _ => healthy(path),
-    });
+    };
+    let count = Arc::clone(&answers);
+    server.set(move |path| unsteady(path, &count));
     // The waits between rounds double from 0.1 s.
     followed.wait_for_report("rounds", |report| report.lists >= 4);
     let start = Instant::now();
     thread::sleep(seconds(6));
     let rounds = followed.state.report().lists;
     assert!(rounds < 10 + start.elapsed().as_secs() / 6, "{rounds} rounds");
+    // New services do not wait for the next round.
+    server.set(move |path| match path.split('?').next() {
+        Some("/v1/catalog/services") => {
+            thread::sleep(Duration::from_millis(100));
+            consul(11, br#"{"good":[],"other":[],"new":[]}"#)
+        }
+        Some("/v1/health/service/new") => {
+            consul(11, json!([entry("new", 9)]).to_string().as_bytes())
+        }
+        _ => unsteady(path, &answers),
+    });
+    followed.wait_for("new", &["10.0.0.9:80"]);
     followed.wait_for("good", &["10.0.0.1:80"]);
     followed.stop();
 }

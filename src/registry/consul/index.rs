@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::registry::backoff::Backoff;
+
 /// How the index of an answer compares with the index before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum IndexStep {
@@ -65,6 +67,35 @@ impl Pace {
         self.tokens = (self.tokens + since.as_secs_f64() * Self::RATE).min(Self::BURST) - cost;
         self.updated = Some(now);
         Duration::from_secs_f64((-self.tokens / Self::RATE).max(0.0))
+    }
+}
+
+/// Limits the rate of the rounds that begin because an index has gone back.
+///
+/// A store is rarely restored twice; an index that goes back time and again says nothing.
+#[derive(Debug)]
+pub(super) struct RoundPace {
+    backoff: Backoff,
+    /// The maximum wait, and the time without such a round after which waits are short again.
+    max: Duration,
+    /// Time of the last such round.
+    last: Option<Instant>,
+}
+
+impl RoundPace {
+    /// Creates a pace whose waits double from `min` to `max`.
+    pub(super) fn new(min: Duration, max: Duration) -> Self {
+        Self { backoff: Backoff::new(min, max), max, last: None }
+    }
+
+    /// Returns when the next round may begin.
+    pub(super) fn next(&mut self, now: Instant) -> Instant {
+        if self.last.is_some_and(|last| now.saturating_duration_since(last) > self.max) {
+            self.backoff.reset();
+        }
+        let next = now + self.backoff.next();
+        self.last = Some(next);
+        next
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::Settings;
 use super::client::{ConsulClient, NameList};
 use super::failure::{ConsulFailure, ConsulFailureKind};
-use super::index::{self, IndexStep, Pace};
+use super::index::{self, IndexStep, Pace, RoundPace};
 use super::parse;
 use super::refusal::Retries;
 use super::schedule::{Schedule, WaitingQuery};
@@ -39,10 +39,7 @@ pub(super) struct ConsulSupervisor {
     ///
     /// Set until the first round is complete, and after one that broke off.
     required_round: Option<ListKind>,
-    /// Spaces the rounds that indexes cause which go back.
-    round_backoff: Backoff,
-    /// Time of the last such round.
-    round_at: Option<Instant>,
+    round_pace: RoundPace,
     /// Whether the last `Connected` change said that the store is reachable.
     connected: bool,
 }
@@ -81,8 +78,7 @@ impl ConsulSupervisor {
             schedule: Schedule::new(settings.max_waiting, tuning),
             position: 0,
             required_round: Some(first),
-            round_backoff: Backoff::new(tuning.backoff_min, tuning.wait),
-            round_at: None,
+            round_pace: RoundPace::new(tuning.backoff_min, tuning.wait),
             connected: false,
             settings,
             feed,
@@ -145,6 +141,7 @@ impl ConsulSupervisor {
             index_backoff: Backoff::new(tuning.backoff_min, tuning.backoff_max),
             names_query: None,
             names_error: None,
+            round_due: None,
             round: ListKind::Routine,
             service_errors: BTreeMap::new(),
             supervisor: self,
@@ -161,19 +158,6 @@ impl ConsulSupervisor {
             return ListKind::Restored;
         }
         self.required_round.unwrap_or(ListKind::Reconnect)
-    }
-
-    /// Returns how long to wait before a round that an index causes which went back.
-    ///
-    /// A store is rarely restored twice; an index that goes back time and again says nothing.
-    fn next_round_delay(&mut self) -> Duration {
-        let now = Instant::now();
-        if self.round_at.is_some_and(|at| now.duration_since(at) > self.settings.tuning.wait) {
-            self.round_backoff.reset();
-        }
-        let delay = self.round_backoff.next();
-        self.round_at = Some(now + delay);
-        delay
     }
 
     /// Reports that the session failed; logs a lasting failure at `warn` only once.
@@ -228,6 +212,8 @@ struct Session<'a> {
     names_query: Option<AbortHandle>,
     /// The fault of the last list of names, which was taken despite it.
     names_error: Option<String>,
+    /// When the list of names is read for a required round; until then all goes on.
+    round_due: Option<Instant>,
     /// The kind of the last round.
     round: ListKind,
     /// The lasting failures of single services.
@@ -243,7 +229,10 @@ impl Session<'_> {
                 let query = WaitingQuery { name, index: 0, delay: Duration::ZERO };
                 self.spawn_service_query(query);
             }
-            let wake = self.supervisor.schedule.wake();
+            if self.round_due.is_some_and(|due| due <= Instant::now()) {
+                self.read_names_for_round();
+            }
+            let wake = self.supervisor.schedule.wake().into_iter().chain(self.round_due).min();
             tokio::select! {
                 Some(ended) = self.queries.join_next_with_id() => {
                     match ended {
@@ -371,18 +360,28 @@ impl Session<'_> {
             return;
         }
         self.supervisor.required_round = Some(ListKind::Restored);
+        self.round_due = Some(self.supervisor.round_pace.next(Instant::now()));
+    }
+
+    /// Replaces the query for the names by one that does not wait, and begins the required round.
+    fn read_names_for_round(&mut self) {
+        self.round_due = None;
         if let Some(query) = self.names_query.take() {
             query.abort();
         }
-        let delay = self.supervisor.next_round_delay();
-        self.spawn_names_query(delay);
+        self.spawn_names_query(Duration::ZERO);
+    }
+
+    /// Returns whether the next list of names begins a round.
+    fn is_round_next(&self) -> bool {
+        self.supervisor.required_round.is_some() && self.round_due.is_none()
     }
 
     // Answers
 
     /// Takes a list of names, which may show that the store went back in time.
     async fn take_names(&mut self, names: NameList) -> Result<(), AgentSessionEnd> {
-        if self.supervisor.required_round.is_some() {
+        if self.is_round_next() {
             return self.begin_round(names).await;
         }
         self.check_names_index(names.index);
@@ -390,6 +389,7 @@ impl Session<'_> {
         match step {
             IndexStep::Back => {
                 self.request_round();
+                self.continue_names(IndexStep::Same);
                 return Ok(());
             }
             // Without an index, any service may have changed.
@@ -576,11 +576,10 @@ impl Session<'_> {
         self.spawn_names_query(delay);
     }
 
-    /// Starts the query for the names; it does not wait if a round is required.
+    /// Starts the query for the names; it does not wait if a round is next.
     fn spawn_names_query(&mut self, delay: Duration) {
         let (client, wait) = (self.client.clone(), self.supervisor.settings.tuning.wait);
-        let is_required = self.supervisor.required_round.is_some();
-        let index = if is_required { 0 } else { self.supervisor.position };
+        let index = if self.is_round_next() { 0 } else { self.supervisor.position };
         let query = self.queries.spawn(async move {
             sleep(delay).await;
             QueryResult::Names(client.names(index, wait).await)

@@ -55,9 +55,9 @@ impl OutsideNames {
     pub(super) fn note(&self) -> Option<String> {
         self.found.is_empty().then(|| {
             format!(
-                "Warning: the names of svcdns resolve, but none of these names outside its zones does: {}. \
-                 If this machine has a network, `svcdns doctor` finds the cause; `sudo svcdns \
-                 uninstall` restores the former name servers.",
+                "Warning: the names of svcdns resolve, but none of these names outside its zones \
+                 does: {}. If this machine has a network, `svcdns doctor` finds the cause; `sudo \
+                 svcdns uninstall` restores the former name servers.",
                 self.tried.join(", ")
             )
         })

@@ -169,14 +169,22 @@ fn the_first_registry_that_holds_a_name_is_served_alone() {
     assert_eq!(dns::code(server.address, "v2.hello.svc", dns::A), "NXDOMAIN");
     let dropped = instances(&server, "hello");
     let (_, _, reason) = dropped.iter().find(|(at, ..)| at == "10.0.0.3:80").unwrap();
-    assert!(reason.as_ref().unwrap().starts_with("preceded: another registry"), "{dropped:?}");
+    let preceded = "preceded: registry one has the name, and comes first (merge, override)";
+    assert_eq!(reason.as_deref(), Some(preceded), "{dropped:?}");
     let conflicts = stdout(&server.run(&["ls", "--conflicts"]));
     let words: Vec<_> = conflicts.lines().nth(1).unwrap().split_whitespace().collect();
     let expected = ["hello", "preceded", "registry", "one", "registry", "two", "default/default"];
     assert_eq!(words, expected, "{conflicts}");
     let explained = stdout(&server.run(&["explain", "hello.svc"]));
-    assert!(explained.contains("dropped: preceded: another registry"), "{explained}");
+    assert!(explained.contains(&format!("dropped: {preceded}")), "{explained}");
     assert!(explained.contains(", in one\n") && explained.contains(", in two\n"), "{explained}");
+
+    // A key without a usable endpoint is no reason to hide the second registry's instances.
+    one.put("default/default/hello.svc/latest/10.0.0.1:0", "{}");
+    one.delete("default/default/hello.svc/latest/10.0.0.1:80");
+    server.wait_for("hello.svc", &["10.0.0.3"]);
+    one.put("default/default/hello.svc/latest/10.0.0.1:80", "{}");
+    server.wait_for("hello.svc", &["10.0.0.1"]);
 
     // The second registry's instances return as soon as the first has none.
     one.delete("default/default/hello.svc/latest/10.0.0.1:80");

@@ -14,7 +14,8 @@ use super::forwarding::ForwardingView;
 use super::resolv_conf::ResolvConfView;
 use crate::answer::{self, AliasTarget, Answerer};
 use crate::catalog::{
-    self, ConflictKind, Instance, RegistryStats, Rejections, Service, conflicts_with_alias,
+    self, ConflictKind, ExclusionReason, Instance, RegistryStats, Rejections, Service,
+    conflicts_with_alias,
 };
 use crate::registry::{RegistryState, name_at};
 use crate::service::Rejected;
@@ -418,6 +419,9 @@ impl EndpointView {
 impl InstanceView {
     fn new(instance: &Instance<'_>, registries: &[Arc<RegistryState>]) -> Self {
         let key = instance.key;
+        let preceded = instance
+            .preceding_registry()
+            .map(|registry| ExclusionReason::preceded_by(&name_at(registries, registry.index())));
         Self {
             endpoint: EndpointView::new(instance),
             metadata: key
@@ -429,7 +433,7 @@ impl InstanceView {
             registry: key.registry().index(),
             registry_name: name_at(registries, key.registry().index()),
             held: key.held(),
-            left_out: instance.excluded.map(|reason| reason.to_string()),
+            left_out: preceded.or_else(|| instance.excluded.map(|reason| reason.to_string())),
         }
     }
 }

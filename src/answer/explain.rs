@@ -21,8 +21,9 @@ use super::respond::{AnswerOutcome, owner_in};
 use super::settings::Answers;
 use super::table::Snapshot;
 use super::{rare, suggest};
-use crate::catalog::{Instance, Service};
+use crate::catalog::{ExclusionReason, Instance, Service};
 use crate::name::{Interpretation, Name, ParsedName, ServiceScope, reverse_address};
+use crate::service::RegistryId;
 use crate::wire::{self, Query, Transport, put_u16, rcode_name, type_name, u16_at};
 
 /// Explanation of the answer to a query.
@@ -128,6 +129,9 @@ pub struct ConsideredInstance {
     pub held: bool,
     /// Reason for dropping the instance from the answer, if it was dropped.
     pub dropped: Option<String>,
+    /// Index of the registry that precedes the instance's, if that is the reason.
+    #[serde(skip)]
+    preceded_by: Option<usize>,
 }
 
 impl Answerer {
@@ -279,6 +283,9 @@ impl Explanation {
     pub fn name_registries(&mut self, name: impl Fn(usize) -> String) {
         for instance in &mut self.instances {
             instance.registry_name = name(instance.registry);
+            if let Some(preceding) = instance.preceded_by {
+                instance.dropped = Some(ExclusionReason::preceded_by(&name(preceding)));
+            }
         }
     }
 
@@ -378,6 +385,7 @@ impl ConsideredInstance {
             revision: key.revision,
             held: key.held(),
             dropped,
+            preceded_by: instance.preceding_registry().map(RegistryId::index),
         }
     }
 }

@@ -293,8 +293,10 @@ fn preceded(
     for scope in service.keys().chunk_by(|a, b| a.scope() == b.scope()) {
         let winners = scope.partition_point(|key| key.layer() == scope[0].layer());
         let (winners, losers) = scope.split_at(winners);
+        // A registry without a usable endpoint loses none.
         let registries = |keys: &[Arc<RegistryKey>]| -> RegistrySet {
-            keys.iter().map(|key| key.registry()).collect()
+            let holders = keys.iter().filter(|key| key.holds_name());
+            holders.map(|key| key.registry()).collect()
         };
         let names = |registries: RegistrySet| -> Vec<String> {
             registries.iter().map(&registry_name).collect()

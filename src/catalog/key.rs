@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::one_or_many::OneOrMany;
+use super::rules::OVERRIDE_LAYER;
 use crate::name::ipv4_label;
 use crate::service::{Endpoint, Host, Metadata, RegistryId, Rejected, ServiceId};
 
@@ -250,9 +251,18 @@ impl RegistryKey {
 
     /// Returns the layer of the key.
     ///
-    /// Within a deployment and namespace, the lowest layer wins ([`super::Merge`]).
+    /// Within a deployment and namespace, the lowest layer with a usable endpoint wins
+    /// ([`super::Merge`]).
     pub fn layer(&self) -> u8 {
         self.shared.layer
+    }
+
+    /// Returns whether the key's layer may precede others.
+    ///
+    /// A key without a usable endpoint hides no other, such as one whose check failed. An
+    /// overriding one always does.
+    pub(super) fn holds_name(&self) -> bool {
+        !self.endpoints.is_empty() || self.layer() == OVERRIDE_LAYER
     }
 
     /// Returns the rank of the registered spelling of the base.

@@ -10,7 +10,7 @@ pub enum Merge {
     /// The instances of all registries are served.
     #[default]
     Union,
-    /// Only the instances of the first registry that holds the name are served.
+    /// Only the instances of the first registry with a usable endpoint of the name are served.
     First,
 }
 
@@ -20,8 +20,9 @@ pub(super) const OVERRIDE_LAYER: u8 = 0;
 impl Merge {
     /// Returns the layer of each registry, given in the order of the configuration.
     ///
-    /// Of the registries that hold a name, those of the lowest layer are served. The argument says
-    /// for each registry whether it is a fallback, which every other registry precedes.
+    /// Of the registries that hold a name, those of the lowest layer are served. A registry without
+    /// a usable endpoint holds a name only if no other has one. The argument says for each registry
+    /// whether it is a fallback, which every other registry precedes.
     pub fn layers(self, fallbacks: impl IntoIterator<Item = bool>) -> Vec<u8> {
         let layer = |(index, fallback): (u8, bool)| match self {
             Self::Union => OVERRIDE_LAYER + 1 + u8::from(fallback),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 
+use crate::registry::FeedClosed;
 use crate::registry::identify::{ServerKind, excerpt};
 
 /// A failed query.
@@ -144,6 +145,26 @@ impl ConsulFailure {
             StatusCode::NOT_FOUND => Self::new(ConsulFailureKind::Missing, quoted),
             _ => Self::connection(format!("the agent answered {quoted}")),
         }
+    }
+}
+
+/// Reason for the end of a session.
+pub(super) enum AgentSessionEnd {
+    /// The feed is closed.
+    Closed,
+    /// The agent or the cluster failed; the next session may succeed.
+    Failed(ConsulFailure),
+}
+
+impl From<FeedClosed> for AgentSessionEnd {
+    fn from(_: FeedClosed) -> Self {
+        Self::Closed
+    }
+}
+
+impl From<ConsulFailure> for AgentSessionEnd {
+    fn from(failure: ConsulFailure) -> Self {
+        Self::Failed(failure)
     }
 }
 

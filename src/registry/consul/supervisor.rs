@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Settings;
 use super::client::{ConsulClient, NameList};
-use super::failure::{ConsulFailure, ConsulFailureKind};
+use super::failure::{AgentSessionEnd, ConsulFailure, ConsulFailureKind};
 use super::index::{self, IndexStep, Pace, RoundPace};
 use super::parse;
 use super::refusal::Retries;
@@ -42,26 +42,6 @@ pub(super) struct ConsulSupervisor {
     round_pace: RoundPace,
     /// Whether the last `Connected` change said that the store is reachable.
     connected: bool,
-}
-
-/// Reason for the end of a session.
-enum AgentSessionEnd {
-    /// The feed is closed.
-    Closed,
-    /// The agent or the cluster failed; the next session may succeed.
-    Failed(ConsulFailure),
-}
-
-impl From<FeedClosed> for AgentSessionEnd {
-    fn from(_: FeedClosed) -> Self {
-        Self::Closed
-    }
-}
-
-impl From<ConsulFailure> for AgentSessionEnd {
-    fn from(failure: ConsulFailure) -> Self {
-        Self::Failed(failure)
-    }
 }
 
 impl ConsulSupervisor {

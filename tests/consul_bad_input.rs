@@ -359,7 +359,7 @@ fn a_service_without_an_index_holds_up_no_removals_of_others() {
 }
 
 #[test]
-fn a_service_whose_index_goes_back_requires_a_round_and_its_removals_are_held() {
+fn an_index_that_goes_back_causes_new_lists_and_holds_the_removals_of_its_service() {
     let server = FakeServer::start(healthy);
     let followed = server.follow();
     followed.wait_for("other", &["10.0.0.2:80"]);

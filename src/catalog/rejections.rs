@@ -71,7 +71,7 @@ struct RegistryRejections {
     listed: HashMap<u64, ListedKey, RandomState>,
     /// Number of rejections in `listed`.
     listed_rejections: usize,
-    /// Counts of listed keys and of all endpoints.
+    /// Rejections by reason: those of listed keys, and those of all endpoints, listed or not.
     counts: BTreeMap<Reason, u64>,
     /// Counts of keys that are not listed, by [`Self::name_hash`].
     unlisted: HashMap<u64, BTreeMap<Reason, u64>, RandomState>,

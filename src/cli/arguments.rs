@@ -47,8 +47,8 @@ Exit codes:
     Serve(ServeArgs),
     /// Serve an example service and print example commands.
     ///
-    /// Use a temporary directory and no configuration. Ctrl-C ends the demo and removes the
-    /// directory.
+    /// The demo runs in a temporary directory and reads no configuration. Ctrl-C ends it and
+    /// removes the directory.
     #[command(after_long_help = "\
 Exit codes:
   0  stopped by a signal
@@ -374,7 +374,7 @@ pub(super) struct InstallArgs {
     pub(super) keep_nameservers: bool,
     /// Change /etc/resolv.conf even if it is immutable (chattr +i).
     ///
-    /// Make the file immutable again afterwards.
+    /// `install` makes the file immutable again afterwards.
     #[arg(long)]
     pub(super) lift_immutable: bool,
     /// Restore svcdns's `nameserver` line whenever another program rewrites /etc/resolv.conf.

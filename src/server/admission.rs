@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn timeouts_shorten_above_half_of_the_limit_until_connections_close() {
+    async fn timeouts_are_shorter_while_more_than_half_of_the_limit_is_open() {
         let limits = Limits {
             connections: 10,
             idle_timeout: Duration::from_secs(10),

@@ -1,8 +1,8 @@
 //! The state of a path, which can be restored later: a file, a link, or absence.
 //!
-//! A file is replaced by renaming a new one over it, so that no reader ever sees half of it. It is
-//! on the disk before any step that depends on it. Only a mount point, which cannot be renamed
-//! over, is written in place.
+//! A file is replaced by renaming a new one over it, so that no reader ever sees half of it. The
+//! new file is synced to disk before any step that depends on it. Only a mount point, which cannot
+//! be renamed over, is written in place.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -313,7 +313,7 @@ impl SourceFollower {
         servers
     }
 
-    /// Installs new routes; upstreams in both keep their health and connections.
+    /// Installs new routes; upstreams that remain keep their health and connections.
     fn install(&self, inputs: &RouteInputs) {
         let known = self.upstreams_sender.borrow().clone();
         let mut upstreams: HashMap<Target, Arc<Upstream>> =

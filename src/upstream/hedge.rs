@@ -326,7 +326,7 @@ impl<'a> HedgedQuery<'a> {
         }
     }
 
-    /// Probes the upstreams that are not queried first, if their health must be known.
+    /// Probes dead upstreams and, in [`UpstreamOrder::Fastest`], unqueried ones, if due.
     fn probe_others(&mut self, now: Instant) {
         for index in 0..self.candidates.len() {
             let UpstreamCandidate { upstream, rank, started, .. } = self.candidates[index];

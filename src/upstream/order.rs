@@ -86,7 +86,7 @@ impl UpstreamList {
         Self { upstreams, order: self.order }
     }
 
-    /// Returns the upstreams that do not send all queries back to svcdns.
+    /// Returns the upstreams that are not in a forwarding loop with svcdns.
     pub(super) fn usable(&self) -> impl Iterator<Item = &Arc<Upstream>> {
         self.upstreams.iter().filter(|upstream| !upstream.is_looping())
     }

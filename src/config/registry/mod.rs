@@ -295,7 +295,7 @@ fn same_store(one: &Source, other: &Source) -> bool {
     }
 }
 
-/// Reads the first segments of GoFrame's keys, at least one.
+/// Reads the setting `heads`, the first segments of registry keys; at least one.
 fn heads(layers: &Layers) -> Result<Vec<String>, ConfigError> {
     let heads = list(layers, keys::HEADS, key_segment)?;
     if heads.is_empty() {

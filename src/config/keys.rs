@@ -109,7 +109,8 @@ keys! { GENERAL:
         => "$STATE_DIRECTORY (set by systemd), else /var/lib/svcdns for root, else \
             $XDG_STATE_HOME/svcdns, else ~/.local/state/svcdns"
         "Directory of the data kept across restarts. If set, also the default of `runtime-dir`.";
-    LOG = "" "log" Text "FILTER" "level (`error` to `trace`), or per module: `info,svcdns::upstream=debug`"
+    LOG = "" "log" Text "FILTER"
+        "level (`error` to `trace`), or per module: `info,svcdns::upstream=debug`"
         r#""info""#
         "Filter log messages on standard error. A level without a module applies to svcdns only; \
          libraries then log errors only.";

@@ -316,7 +316,7 @@ fn negative_reverse_answers_have_the_negative_ttl() {
 }
 
 #[test]
-fn names_above_registered_addresses_exist_even_if_an_upstream_denies_them() {
+fn empty_non_terminals_of_the_reverse_tree_exist_whatever_an_upstream_says() {
     let files = hello();
     let company = Upstream::start();
     company.put([Record::soa("10.in-addr.arpa", 3600, 3600)]);

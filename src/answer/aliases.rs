@@ -15,7 +15,7 @@ use super::table::Snapshot;
 use crate::catalog::{Service, ServiceChange};
 use crate::name::Name;
 
-/// Maximum number of aliases that lead from one to the next.
+/// Maximum length of a chain of aliases.
 const MAX_CHAINED_ALIASES: usize = 8;
 
 /// The target of an alias.
@@ -54,7 +54,7 @@ pub enum AliasError {
     /// An alias leads back to itself, perhaps through others.
     #[error("the aliases lead in a circle: {}", .0.join(", "))]
     Loop(Vec<Box<str>>),
-    /// Too many aliases lead from one to the next.
+    /// A chain of aliases is longer than [`MAX_CHAINED_ALIASES`].
     #[error(
         "more than {MAX_CHAINED_ALIASES} aliases lead from one to the next: {}; name the last \
          target",

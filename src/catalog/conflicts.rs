@@ -201,7 +201,7 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
         }
     }
 
-    /// Reports a name if a registered interpretation of it precedes the claimed one.
+    /// Reports a conflict if an interpretation tried before the claimed one is registered.
     fn claim(&mut self, name: &str, key: &RegistryKey, claim: Claim) {
         let labels: Vec<&[u8]> = name.split('.').map(str::as_bytes).collect();
         let front = usize::from(claim.instance) + claim.version;

@@ -159,7 +159,7 @@ Exit codes:
     #[command(after_long_help = "\
 Exit codes:
   0  stopped by a signal, or svcdns is no longer installed
-  1  an error, or nothing was installed with --keep")]
+  1  an error, or `svcdns install --keep` was not run before")]
     Keep(KeepArgs),
 
     /// Show the running server, its registries and its upstreams.

@@ -36,7 +36,7 @@ impl From<Vec<u8>> for UpstreamMessage {
 /// An upstream's message, prepared for copying to clients.
 #[derive(Debug)]
 pub(super) struct StoredResponse {
-    /// The message without OPT, the options for clients, and the offsets of TTLs.
+    /// The message (OPT removed), then the EDNS options for clients, then the offsets of TTLs.
     ///
     /// Each offset has two bytes.
     bytes: Box<[u8]>,

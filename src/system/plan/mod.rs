@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dns_delegate_is_planned_unless_resolved_may_validate_dnssec() {
+    fn a_dns_delegate_is_planned_unless_systemd_resolved_might_validate_dnssec() {
         let (_folder, root, mut machine) = machine(ResolverManager::Resolved);
         let text = steps(&root, &machine, &options());
         for expected in [

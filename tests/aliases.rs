@@ -186,7 +186,7 @@ fn aliases_and_upstreams_lead_to_each_other() {
 }
 
 #[test]
-fn without_forwarding_the_response_is_the_alias() {
+fn aliases_are_answered_with_only_the_cname_if_forwarding_is_off() {
     let fixture = Fixture::start("db = 'db.example.test'", &[], &[]);
     for qtype in [dns::A, dns::AAAA, dns::SRV, rtype::CNAME] {
         let message = fixture.query("db.svc", qtype);

@@ -217,7 +217,7 @@ fn an_error_of_a_proxy_that_echoes_the_token_hides_it() {
 }
 
 #[test]
-fn an_answer_of_the_wrong_type_affects_only_that_service() {
+fn a_response_of_the_wrong_json_type_affects_only_its_service() {
     expect_fault_of_one_service(consul(11, br#"{"not":"a list"}"#), "not Consul's JSON");
 }
 

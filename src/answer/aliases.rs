@@ -54,7 +54,7 @@ pub enum AliasError {
     /// An alias leads back to itself, perhaps through others.
     #[error("the aliases lead in a circle: {}", .0.join(", "))]
     Loop(Vec<Box<str>>),
-    /// A chain of aliases is longer than [`MAX_CHAINED_ALIASES`].
+    /// A chain of aliases exceeds the limit on its length.
     #[error(
         "more than {MAX_CHAINED_ALIASES} aliases lead from one to the next: {}; name the last \
          target",

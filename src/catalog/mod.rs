@@ -126,7 +126,7 @@ pub struct Catalog {
     cleanups_due: u8,
     ledger: Ledger,
     hosts: HostIndex,
-    /// The registries that had not completed a list at the last settling.
+    /// The registries that had not completed a list at the last [`Self::settle`].
     unsynced: RegistrySet,
     /// The time of the first call.
     started: Option<Instant>,
@@ -143,7 +143,7 @@ pub struct SettleOutcome {
     ///
     /// The addresses come back as [`Update::Hosts`].
     pub hosts: Vec<HostChange>,
-    /// Time of the next settling, even if no change arrives.
+    /// Time of the next [`Catalog::settle`], even if no change arrives.
     pub wake: Option<Instant>,
 }
 

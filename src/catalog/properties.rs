@@ -163,7 +163,7 @@ struct CatalogModel {
     merge: Merge,
     stores: Vec<Store>,
     lease_checks: Vec<(RegistryId, Vec<i64>)>,
-    /// Descriptions of all services after the last settling.
+    /// Descriptions of all services as of the last [`Self::settle`].
     described: BTreeMap<String, String>,
 }
 

@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hosts_line_leads_lookups_to_dns_to_nss_resolve_or_to_neither() {
+    fn the_hosts_line_selects_dns_or_nss_resolve_or_neither() {
         assert_eq!(lookup("files dns"), HostsLookup::Dns);
         assert_eq!(lookup("dns [!UNAVAIL=return] files"), HostsLookup::Dns);
         assert_eq!(

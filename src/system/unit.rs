@@ -62,7 +62,7 @@ pub(super) fn server_path() -> PathBuf {
     Path::new(FOLDER).join(SERVER)
 }
 
-/// Returns whether this version would write the unit, apart from machine details.
+/// Returns whether this version writes the same unit, machine details aside.
 ///
 /// Files other than our units count as current.
 pub(super) fn is_current(path: &Path, unit: &[u8]) -> bool {

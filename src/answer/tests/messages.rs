@@ -288,7 +288,7 @@ fn negative_responses_have_room_for_the_soa_of_a_long_zone() {
 }
 
 #[test]
-fn registries_with_more_instances_than_a_set_can_have_answer_with_as_many_as_fit() {
+fn instances_beyond_the_limit_of_a_set_are_left_out_of_responses() {
     let mut catalog = catalog::Settings::new(settings().zones, MAX_REGISTRIES);
     catalog.max_instances_per_service = MAX_INSTANCES_PER_SERVICE;
     let now = Instant::now();

@@ -39,7 +39,7 @@ pub(super) enum ConsulFailureKind {
 }
 
 impl ConsulFailureKind {
-    /// Returns whether the agent may only lack room for a further connection.
+    /// Returns whether the agent may simply have reached its connection limit.
     pub(super) fn is_crowded(self) -> bool {
         matches!(self, Self::TooManyConnections | Self::Closed)
     }

@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn critical_instances_are_expired_and_leave_the_service_known() {
+    fn critical_instances_expire_but_their_service_stays_known() {
         let service = json!({ "ID": "x", "Port": 80 });
         let critical = entry(service.clone(), &["passing", "critical"]);
         assert_eq!(

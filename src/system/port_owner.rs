@@ -20,7 +20,7 @@ const LOOPBACK_LAST_BYTES: [u8; 6] = [1, 55, 56, 57, 58, 59];
 /// The kernel returns one page per call, and continues after the number of sockets returned so far:
 /// if one of them is closed between two calls, it skips another. Its tables of TCP sockets have no
 /// such gaps.
-const UDP_TABLE_READINGS: usize = 4;
+const UDP_TABLE_READINGS: usize = 16;
 
 /// A process that owns a socket, or has a file open.
 #[derive(Clone, Debug, PartialEq, Eq)]

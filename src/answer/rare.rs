@@ -145,14 +145,18 @@ pub(super) fn ptr<'s>(
     owners.sort();
     owners.dedup();
     let zone = settings.zones.first().name().as_wire();
-    let instances = owners.iter().map(|service| {
-        let mut owner = Vec::new();
-        put_instance_owner(address, service, &mut owner);
-        owner
-    });
-    let names = instances
-        .chain(owners.iter().cloned())
-        .filter(|owner| owner.len() + zone.len() <= MAX_NAME_BYTES);
+    let instances: Vec<Vec<u8>> = owners
+        .iter()
+        .map(|service| {
+            let mut owner = Vec::new();
+            put_instance_owner(address, service, &mut owner);
+            owner
+        })
+        .collect();
+    // A base such as `10-0-0-1.hello` is also the name of an instance of `hello`.
+    let others = owners.iter().filter(|owner| !instances.contains(owner));
+    let names =
+        instances.iter().chain(others).filter(|owner| owner.len() + zone.len() <= MAX_NAME_BYTES);
     let mut set = ComposedRecords::default();
     for owner in names.take(MAX_PTR_RECORDS) {
         set.put(|out| {
@@ -162,7 +166,7 @@ pub(super) fn ptr<'s>(
                 settings.ttl,
                 owner.len() + zone.len(),
             ));
-            out.extend_from_slice(&owner);
+            out.extend_from_slice(owner);
             out.extend_from_slice(zone);
         });
     }

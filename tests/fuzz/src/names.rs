@@ -4,7 +4,7 @@
 
 use svcdns::answer::Settings;
 use svcdns::name::{Zones, instance_label, reverse_name};
-use svcdns::service::{Put, Registration, ServiceId};
+use svcdns::service::{Host, Put, Registration, ServiceId};
 
 use super::choices::Choices;
 
@@ -51,6 +51,17 @@ type Labels = Vec<Vec<u8>>;
 pub fn name(choices: &mut Choices<'_>, settings: &Settings, registered: &[Put]) -> Vec<u8> {
     let zones = &settings.zones;
     let mut labels = match choices.below(16) {
+        // Few names of aliases are NXDOMAIN on the fast path: more random names make up for them.
+        0 | 2 if !settings.aliases.is_empty() && !choices.one_in(3) => {
+            [random(choices), zone(choices, zones)].concat()
+        }
+        // Likewise for SRV records without glue, which only instances with a host name have.
+        7 if !settings.aliases.is_empty() => match pick_with_host_name(choices, registered) {
+            Some(registration) => {
+                [row(choices, settings, registration), zone(choices, zones)].concat()
+            }
+            None => [random(choices), zone(choices, zones)].concat(),
+        },
         0 => elsewhere(choices, registered),
         3..=5 if !settings.aliases.is_empty() => {
             [row_of_alias(choices, settings, registered), zone(choices, zones)].concat()
@@ -109,6 +120,19 @@ fn wire(labels: &[Vec<u8>], upper: u8) -> Vec<u8> {
 fn pick<'a>(choices: &mut Choices<'_>, registered: &'a [Put]) -> Option<&'a Registration> {
     let at = choices.below(256);
     registered.get(at % registered.len().max(1))?.content.as_ref().ok()
+}
+
+/// Returns a registration with an endpoint at a host name.
+fn pick_with_host_name<'a>(
+    choices: &mut Choices<'_>,
+    registered: &'a [Put],
+) -> Option<&'a Registration> {
+    let (before, from) = registered.split_at(choices.below(256) % registered.len().max(1));
+    let has_host_name = |registration: &&Registration| {
+        registration.endpoints.iter().any(|endpoint| matches!(endpoint.host, Host::Name(_)))
+    };
+    let mut registrations = from.iter().chain(before).filter_map(|put| put.content.as_ref().ok());
+    registrations.find(has_host_name)
 }
 
 /// Returns a name of a service by some row of the naming grammar.

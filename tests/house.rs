@@ -21,6 +21,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
             "directory",
             "name",
             "path_watch",
+            "percent",
             "registry",
             "resolv_conf",
             "server",
@@ -95,7 +96,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     ),
     ("answer", &["catalog", "metrics", "name", "service", "wire"]),
     ("catalog", &["name", "service"]),
-    ("registry", &["regular_file", "service"]),
+    ("registry", &["percent", "regular_file", "service"]),
     ("name", &[]),
     ("service", &[]),
     ("wire", &[]),
@@ -104,6 +105,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     ("directory", &[]),
     ("regular_file", &[]),
     ("path_watch", &[]),
+    ("percent", &[]),
     ("resolv_conf", &[]),
 ];
 

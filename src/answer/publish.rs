@@ -17,7 +17,9 @@ use super::owner::{
 };
 use super::settings::Settings;
 use super::table::Snapshot;
-use crate::catalog::{self, Catalog, Group, Service, ServiceChange, SettleOutcome};
+use crate::catalog::{
+    self, Catalog, Group, MalformedKeys, SavedKeys, Service, ServiceChange, SettleOutcome,
+};
 use crate::service::{HostChange, RegistryId, Update};
 
 /// Maximum services compiled per step.
@@ -95,6 +97,19 @@ impl Publisher {
         names.extend(aliases.outside_bases().map(Box::from));
         self.compile(&mut next, &services, &names);
         self.answerer.snapshot.store(Arc::new(next));
+    }
+
+    /// Takes the keys that a registry had in an earlier run; publishes nothing yet.
+    ///
+    /// # Errors
+    /// If the keys are malformed; nothing is then restored.
+    pub fn restore(
+        &mut self,
+        registry: RegistryId,
+        keys: SavedKeys<'_>,
+        now: Instant,
+    ) -> Result<(), MalformedKeys> {
+        self.catalog.restore(registry, keys, now)
     }
 
     /// Applies updates and publishes the result.

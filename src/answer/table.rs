@@ -70,6 +70,11 @@ impl Snapshot {
         self.generation
     }
 
+    /// Returns the freshness of the registries' data in this generation.
+    pub fn registry_status(&self) -> RegistryStatus {
+        self.registry_status
+    }
+
     /// Returns the number of services, without aliases.
     pub fn len(&self) -> usize {
         self.len - self.aliases

@@ -150,6 +150,7 @@ fn the_first_list_of_a_wiped_registry_is_held_for_the_removal_grace() {
     server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
     let state = server.stop_and_keep();
     etcd.wipe();
+    etcd.start_all();
     etcd.put(&key("other.svc", 9), HTTP);
     etcd.delete(&key("other.svc", 9));
     let flags = [&flags(&etcd)[..], &["--removal-grace".to_owned(), "1h".to_owned()]].concat();
@@ -316,9 +317,9 @@ fn a_snapshot_is_on_disk_before_it_gets_its_name() {
     let name = snapshot(state.path()).to_str().unwrap().to_owned();
     let directory = state.path().to_str().unwrap();
     let position = |what: &str, parts: &[&str]| {
-        let mut lines = trace.lines();
-        let is = |line: &str| parts.iter().all(|part| line.contains(part));
-        lines.rposition(is).unwrap_or_else(|| panic!("no {what} in\n{trace}"))
+        let lines: Vec<&str> = trace.lines().collect();
+        let is = |line: &&str| parts.iter().all(|part| line.contains(part));
+        lines.iter().rposition(is).unwrap_or_else(|| panic!("no {what} in\n{trace}"))
     };
     let steps = [
         position("write", &["write(", &format!("<{name}.new>")]),
@@ -354,10 +355,14 @@ fn a_full_or_read_only_disk_stops_only_the_snapshots() {
         let saved = fs::read(snapshot(server.state_dir())).unwrap();
         assert_eq!(warnings("cannot save the snapshot"), 1, "{}", server.log());
 
-        netns::run("mount", &["-o", "remount,ro", path]);
+        // The lock is open for writing, so the disk itself cannot become read-only here.
+        let directory = server.state_dir().to_str().unwrap().to_owned();
+        netns::run("mount", &["-t", "tmpfs", "-o", "ro", "disk", &directory]);
         etcd.put(&key("hello.svc", 4), HTTP);
         wait_for("cannot save the snapshot", 2);
         server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"]);
+        assert!(server.log().contains("Read-only file system"), "{}", server.log());
+        netns::run("umount", &[&directory]);
         assert_eq!(fs::read(snapshot(server.state_dir())).unwrap(), saved);
         server.signal(Signal::SIGTERM);
         let mut server = server;

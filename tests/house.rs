@@ -90,12 +90,13 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
             "regular_file",
             "resolv_conf",
             "service",
+            "tls_error",
             "wire",
         ],
     ),
     ("answer", &["catalog", "metrics", "name", "service", "wire"]),
     ("catalog", &["name", "service"]),
-    ("registry", &["regular_file", "service"]),
+    ("registry", &["regular_file", "service", "tls_error"]),
     ("name", &[]),
     ("service", &[]),
     ("wire", &[]),
@@ -105,6 +106,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     ("regular_file", &[]),
     ("path_watch", &[]),
     ("resolv_conf", &[]),
+    ("tls_error", &[]),
 ];
 
 /// Limit for the lines of a file without its tests.

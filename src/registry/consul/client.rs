@@ -11,6 +11,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connection::{AgentConnector, HttpConnection};
@@ -204,6 +205,41 @@ impl ConsulClient {
         Ok(())
     }
 
+    /// Checks that the agent accepts this number of further connections, open at the same time.
+    ///
+    /// All but a refusal of a connection counts as room; the check of the leader notices failures.
+    pub(super) async fn check_room(
+        &self,
+        connections: usize,
+        limit: Duration,
+    ) -> Result<(), ConsulFailure> {
+        let open = |client: Self| async move {
+            let path = "/v1/status/leader";
+            let (response, connection) =
+                client.respond_on_new(&Method::GET, path, &Bytes::new()).await?;
+            match response.status() {
+                status @ StatusCode::TOO_MANY_REQUESTS => {
+                    Err(ConsulFailure::of_status(status, b"", None))
+                }
+                // With its response unread, the connection stays open.
+                _ => Ok((response, connection)),
+            }
+        };
+        let mut opening: JoinSet<_> = (0..connections).map(|_| open(self.clone())).collect();
+        let open_all = async {
+            let mut opened = Vec::with_capacity(connections);
+            while let Some(result) = opening.join_next().await {
+                match result.map_err(|error| ConsulFailure::connection(error.to_string()))? {
+                    Err(failure) if failure.kind.is_crowded() => return Err(failure),
+                    result => opened.extend(result),
+                }
+            }
+            Ok(())
+        };
+        let result = timeout(limit, open_all).await.unwrap_or(Ok(()));
+        result.map_err(|failure| self.hide(failure.of("open more connections")))
+    }
+
     /// Sends a request that changes the agent's state.
     pub(super) async fn write(
         &self,
@@ -306,6 +342,16 @@ impl ConsulClient {
                 return Ok((response, connection));
             }
         }
+        self.respond_on_new(method, path, body).await
+    }
+
+    /// Sends a request on a new connection.
+    async fn respond_on_new(
+        &self,
+        method: &Method,
+        path: &str,
+        body: &Bytes,
+    ) -> Result<(Response<Incoming>, HttpConnection), ConsulFailure> {
         let mut connection = self.0.connector.connect().await?;
         let sent = Instant::now();
         let response = connection.send_request(self.request(method, path, body)?).await;

@@ -15,7 +15,7 @@ use super::client::{ConsulClient, NameList};
 use super::failure::{AgentSessionEnd, ConsulFailure, ConsulFailureKind};
 use super::index::{self, IndexStep, Pace, RoundPace};
 use super::parse;
-use super::refusal::Retries;
+use super::refusal::{BURST, Retries, RoomCheck};
 use super::schedule::{Schedule, WaitingQuery};
 use crate::registry::backoff::Backoff;
 use crate::registry::members::Members;
@@ -122,6 +122,7 @@ impl ConsulSupervisor {
             names_query: None,
             names_error: None,
             round_due: None,
+            room_due: Some(Instant::now() + tuning.heartbeat_interval),
             round: ListKind::Routine,
             service_errors: BTreeMap::new(),
             supervisor: self,
@@ -172,6 +173,7 @@ enum QueryResult {
     Names(Result<NameList, ConsulFailure>),
     Service { name: Arc<str>, result: Result<(u64, Vec<Change>), ConsulFailure> },
     Leader(Result<(), ConsulFailure>),
+    Room { check: RoomCheck, began: Instant, result: Result<(), ConsulFailure> },
 }
 
 /// A session with one agent.
@@ -194,6 +196,8 @@ struct Session<'a> {
     names_error: Option<String>,
     /// When the list of names is read for a required round; until then all goes on.
     round_due: Option<Instant>,
+    /// When the next check for room begins; `None` while one is in progress.
+    room_due: Option<Instant>,
     /// The kind of the last round.
     round: ListKind,
     /// The lasting failures of single services.
@@ -212,7 +216,11 @@ impl Session<'_> {
             if self.round_due.is_some_and(|due| due <= Instant::now()) {
                 self.read_names_for_round();
             }
-            let wake = self.supervisor.schedule.wake().into_iter().chain(self.round_due).min();
+            if self.room_due.take_if(|due| *due <= Instant::now()).is_some() {
+                self.spawn_room_check();
+            }
+            let wake = self.supervisor.schedule.wake().into_iter();
+            let wake = wake.chain(self.round_due).chain(self.room_due).min();
             tokio::select! {
                 Some(ended) = self.queries.join_next_with_id() => {
                     match ended {
@@ -244,6 +252,18 @@ impl Session<'_> {
                 let retry = self.leader_retries.next();
                 let delay = self.after_refusal(failure, retry)?;
                 self.spawn_leader_check(Some(delay));
+            }
+            QueryResult::Room { check, began, result } => {
+                let schedule = &mut self.supervisor.schedule;
+                match result {
+                    Ok(()) => schedule.note_room(check, began),
+                    Err(failure) => {
+                        let lower = schedule.note_no_room(check, Instant::now());
+                        self.report_limit(lower, &failure);
+                    }
+                }
+                let interval = self.supervisor.schedule.room_check_interval();
+                self.room_due = Some(Instant::now() + interval);
             }
             // The query that a required round has replaced.
             QueryResult::Names(_) if !self.is_names_query(id) => {}
@@ -479,7 +499,15 @@ impl Session<'_> {
 
     /// Makes do with fewer waiting queries after a refusal.
     fn note_refusal(&mut self, failure: &ConsulFailure) {
-        if let Some(max_waiting) = self.supervisor.schedule.note_refusal(Instant::now()) {
+        let now = Instant::now();
+        let lower = self.supervisor.schedule.note_refusal(now);
+        self.report_limit(lower, failure);
+        self.room_due = self.room_due.map(|due| due.min(now + BURST));
+    }
+
+    /// Logs that the limit on waiting queries was lowered.
+    fn report_limit(&self, lower: Option<usize>, failure: &ConsulFailure) {
+        if let Some(max_waiting) = lower {
             let registry = self.supervisor.feed.state();
             tracing::warn!(%registry, reason = failure.text, max_waiting, "fewer waiting queries");
         }
@@ -570,6 +598,20 @@ impl Session<'_> {
     /// Returns whether a query that ended is the last one for the names.
     fn is_names_query(&self, id: Id) -> bool {
         self.names_query.as_ref().is_some_and(|query| query.id() == id)
+    }
+
+    /// Starts a check whether the agent accepts more connections, if one is of use.
+    fn spawn_room_check(&mut self) {
+        let (client, began) = (self.client.clone(), Instant::now());
+        let Some(check) = self.supervisor.schedule.next_room_check(began) else {
+            self.room_due = Some(began + self.supervisor.settings.tuning.heartbeat_interval);
+            return;
+        };
+        let limit = self.supervisor.settings.tuning.heartbeat_timeout;
+        self.queries.spawn(async move {
+            let result = client.check_room(check.connections(), limit).await;
+            QueryResult::Room { check, began, result }
+        });
     }
 
     /// Starts the next check of the leader, after this delay or the usual interval.

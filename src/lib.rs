@@ -15,6 +15,7 @@ pub mod directory;
 pub mod metrics;
 pub mod name;
 pub mod path_watch;
+mod percent;
 pub mod registry;
 mod regular_file;
 pub mod resolv_conf;

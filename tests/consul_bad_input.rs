@@ -72,8 +72,8 @@ impl FakeServer {
 
     fn settings(&self) -> Settings {
         let mut settings = Settings::new(vec![self.address.to_string()]);
-        settings.tuning.backoff_max = Duration::from_millis(200);
-        settings.tuning.request_timeout = seconds(20);
+        settings.tuning.connection.backoff_max = Duration::from_millis(200);
+        settings.tuning.connection.request_timeout = seconds(20);
         settings.token = Some(Credential::Given(Secret::from(TOKEN)));
         settings
     }
@@ -444,7 +444,7 @@ fn a_list_of_names_without_an_index_is_followed_and_reported() {
 fn a_large_answer_that_stops_does_not_keep_others_away() {
     let server = FakeServer::start(healthy);
     let mut settings = server.settings();
-    settings.tuning.request_timeout = seconds(2);
+    settings.tuning.connection.request_timeout = seconds(2);
     let url = settings.to_string();
     let followed = Followed::start(ConsulRegistry::new(settings), &url, LONG);
     followed.wait_for("other", &["10.0.0.2:80"]);
@@ -551,8 +551,8 @@ fn a_server_that_never_answers_is_reported() {
         Vec::new()
     });
     let mut settings = server.settings();
-    settings.tuning.request_timeout = seconds(1);
-    settings.tuning.dial_timeout = seconds(2);
+    settings.tuning.connection.request_timeout = seconds(1);
+    settings.tuning.connection.dial_timeout = seconds(2);
     let url = settings.to_string();
     let followed = Followed::start(ConsulRegistry::new(settings), &url, LONG);
     followed.wait_for_error("no complete answer within 3 s");

@@ -32,7 +32,7 @@ fn at(last: u8) -> SocketAddr {
 
 fn settings(consul: &Consul) -> Settings {
     let mut settings = Settings::new(vec![consul.address().to_string()]);
-    settings.tuning.backoff_max = Duration::from_millis(400);
+    settings.tuning.connection.backoff_max = Duration::from_millis(400);
     settings
 }
 

@@ -299,7 +299,7 @@ async fn a_member_without_a_leader_counts_as_disconnected() {
     etcd.put(&key("hello", 1), "{}");
     let mut settings = settings(&etcd);
     settings.endpoints.truncate(1);
-    settings.tuning.request_timeout = Duration::from_secs(5);
+    settings.tuning.connection.request_timeout = Duration::from_secs(5);
     let following = Following::start_synced(settings).await;
     etcd.kill_member(1);
     etcd.kill_member(2);
@@ -318,7 +318,7 @@ async fn keepalive_pings_detect_a_stalled_member() {
     let mut settings = settings(&etcd);
     settings.tuning.keepalive_interval = Duration::from_secs(5);
     settings.tuning.keepalive_timeout = Duration::from_secs(5);
-    settings.tuning.request_timeout = Duration::from_secs(5);
+    settings.tuning.connection.request_timeout = Duration::from_secs(5);
     expect_stall_to_be_detected(&etcd, settings).await;
 }
 
@@ -329,7 +329,7 @@ async fn missing_progress_detects_a_stalled_member() {
     settings.tuning.keepalive_interval = NEVER;
     settings.tuning.progress_interval = Duration::from_secs(1);
     settings.tuning.progress_deadline = Duration::from_secs(8);
-    settings.tuning.request_timeout = Duration::from_secs(5);
+    settings.tuning.connection.request_timeout = Duration::from_secs(5);
     let following = Following::start_synced(settings.clone()).await;
     // A member without events answers progress requests and is not taken for stalled.
     let before = following.state.report().last_event;

@@ -33,7 +33,7 @@ const PASSWORD: &str = "hunter2-of-the-test";
 /// Follows an etcd at an endpoint until a message contains the text; returns the message.
 fn etcd_error(endpoint: &str, tls: Option<Tls>, expected: &str) -> String {
     let mut settings = etcd::Settings::new(vec![endpoint.to_owned()]);
-    settings.tuning.backoff_max = Duration::from_millis(400);
+    settings.tuning.connection.backoff_max = Duration::from_millis(400);
     settings.tls = tls;
     let url = settings.to_string();
     error_of(Followed::start(EtcdRegistry::new(settings), &url, LONG), endpoint, expected)
@@ -42,7 +42,7 @@ fn etcd_error(endpoint: &str, tls: Option<Tls>, expected: &str) -> String {
 /// Follows a Consul at an endpoint until a message contains the text; returns the message.
 fn consul_error(endpoint: &str, tls: Option<Tls>, expected: &str) -> String {
     let mut settings = consul::Settings::new(vec![endpoint.to_owned()]);
-    settings.tuning.backoff_max = Duration::from_millis(400);
+    settings.tuning.connection.backoff_max = Duration::from_millis(400);
     settings.tls = tls;
     let url = settings.to_string();
     error_of(Followed::start(ConsulRegistry::new(settings), &url, LONG), endpoint, expected)

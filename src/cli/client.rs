@@ -20,6 +20,7 @@ use crate::answer::Explanation;
 use crate::config::runtime_directories;
 use crate::directory::TrustRule;
 use crate::name::Name;
+use crate::percent;
 use crate::wire::{rtype, type_name};
 
 /// Maximum wait for the head of a response.
@@ -110,7 +111,7 @@ impl AdminClient {
         rtype: u16,
         payload: u16,
     ) -> anyhow::Result<Explanation> {
-        let name = percent_encode(&name.to_string());
+        let name = percent::encode(&name.to_string());
         let rtype = type_name(rtype);
         self.get(&format!("/v1/explain?name={name}&type={rtype}&payload={payload}")).await
     }
@@ -172,32 +173,5 @@ impl Lines {
                 Some(Err(_)) | None => return Ok(None),
             }
         }
-    }
-}
-
-/// Percent-encodes a value for the query of a URL (RFC 3986 section 2).
-///
-/// Letters, digits and `-._~` are not encoded.
-pub(super) fn percent_encode(text: &str) -> String {
-    use std::fmt::Write;
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-    }
-    encoded
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn values_are_percent_encoded() {
-        assert_eq!(percent_encode("a-b.svc"), "a-b.svc");
-        assert_eq!(percent_encode(r"x\046 é&"), "x%5C046%20%C3%A9%26");
     }
 }

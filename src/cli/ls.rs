@@ -4,9 +4,10 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use super::arguments::LsArgs;
-use super::client::{AdminClient, percent_encode};
+use super::client::AdminClient;
 use super::{NOT_FOUND, ServerLocation, names, output};
 use crate::admin::{AliasView, ConflictView, RejectionsView, ServerStatus, ServiceView};
+use crate::percent;
 
 pub(super) async fn run(location: &ServerLocation, command: LsArgs) -> anyhow::Result<ExitCode> {
     let client = AdminClient::find(location).await?;
@@ -16,7 +17,7 @@ pub(super) async fn run(location: &ServerLocation, command: LsArgs) -> anyhow::R
         (_, true, _) => "/v1/rejected".to_owned(),
         (_, _, true) => "/v1/conflicts".to_owned(),
         (Some(name), ..) => {
-            format!("/v1/services?base={}", percent_encode(&names::base(name, &zones)?))
+            format!("/v1/services?base={}", percent::encode(&names::base(name, &zones)?))
         }
         (None, ..) => "/v1/services".to_owned(),
     };

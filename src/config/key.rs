@@ -150,7 +150,7 @@ macro_rules! keys {
         $(
             $constant:ident = $section:literal $name:literal $form:ident $placeholder:literal
                 $constraint:literal $default:literal $(=> $if_empty:literal)?
-                $meaning:literal;
+                $meaning:expr;
         )*
     ) => {
         $(pub(super) const $constant: &$crate::config::key::Key = &$crate::config::key::Key {

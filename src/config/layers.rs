@@ -124,6 +124,23 @@ impl Layers {
         self.secrets.get(secret.variable)
     }
 
+    /// Returns the variable or the key that holds a secret or names its file, for messages.
+    pub(super) fn place_of(&self, secret: &SecretKey) -> String {
+        match self.secret(secret) {
+            Some(variable) => format!("the environment variable {}", variable.name),
+            None => self.written_as(secret.file),
+        }
+    }
+
+    /// Returns the key and the variable to recommend for a secret, for messages.
+    pub(super) fn recommended_places(&self, secret: &SecretKey) -> String {
+        format!(
+            "{} or the environment variable {}",
+            self.recommended_key(secret.file),
+            self.recommended_variable(secret)
+        )
+    }
+
     /// Returns the origin of a key's value.
     pub(super) fn origin(&self, key: &Key) -> Origin {
         self.settings.get(&key.path()).map_or(Origin::Default, |setting| setting.origin.clone())

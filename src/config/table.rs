@@ -11,5 +11,5 @@ use super::registry::KINDS;
 
 /// All keys in documentation order: general keys, then the keys of each kind.
 pub static KEYS: LazyLock<Vec<&'static Key>> = LazyLock::new(|| {
-    GENERAL.iter().chain(KINDS.iter().flat_map(|kind| kind.keys)).copied().collect()
+    GENERAL.iter().copied().chain(KINDS.iter().flat_map(|kind| kind.keys())).collect()
 });

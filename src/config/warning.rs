@@ -69,10 +69,7 @@ impl ConfigWarning {
     fn of_secrets(layers: &Layers, registries: &[ConfiguredRegistry]) -> Vec<Self> {
         let mut files = vec![layers.one(keys::TLS_KEY_FILE)];
         for ConfiguredRegistry { kind, layers, .. } in registries {
-            let unset = kind.secrets.iter().filter(|secret| layers.secret(secret).is_none());
-            let secret_files = unset.map(|secret| secret.file);
-            let keys = secret_files.chain(kind.private_keys.iter().copied());
-            files.extend(keys.map(|key| layers.one(key)));
+            files.extend(kind.secret_files(layers).map(|key| layers.one(key)));
         }
         let mut warnings = Vec::new();
         for file in files.iter().filter(|file| !file.text.is_empty()) {

@@ -33,11 +33,17 @@ pub(super) enum ServerKind {
 }
 
 impl ServerKind {
-    fn name(self) -> &'static str {
+    /// Returns the name of the program.
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Etcd => "etcd",
             Self::Consul => "Consul",
         }
+    }
+
+    /// Returns the scheme of the registry's URL, which messages also show.
+    pub(super) fn scheme(self) -> String {
+        self.name().to_ascii_lowercase()
     }
 
     /// Returns the message for a server that expects TLS.
@@ -118,7 +124,7 @@ impl Found {
             Self::Kind(kind, version) => {
                 let article = if kind == ServerKind::Etcd { "an" } else { "a" };
                 let version = version.map(|version| format!(", version {version}"));
-                let scheme = kind.name().to_ascii_lowercase();
+                let scheme = kind.scheme();
                 Some(format!(
                     "it is not {name} but {article} {}{}: use {scheme}://{endpoint}",
                     kind.name(),

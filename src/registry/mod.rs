@@ -12,14 +12,19 @@ pub mod file;
 pub mod gsvc;
 pub mod static_services;
 
+mod attempts;
 mod backoff;
+mod failure;
+mod http;
 mod identify;
 mod members;
 mod register;
 mod secret;
+mod session;
 mod source;
 mod tls;
 
+pub use attempts::ConnectionTuning;
 pub use register::{RegisterError, RegisterEvent, Registrant};
 pub use secret::{Credential, CredentialError, Secret};
 pub use source::{NamedSource, Source};

@@ -1,8 +1,17 @@
 //! The registration that `svcdns register` keeps in a registry.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::attempts::{Attempts, ConnectionTuning};
+use super::failure::Failure;
 use crate::service::{Endpoint, Metadata, ServiceId};
+
+/// Maximum attempts to remove a registration; together they take one request timeout.
+const REMOVAL_ATTEMPTS: u32 = 3;
 
 /// A service to register.
 #[derive(Clone, Debug)]
@@ -63,4 +72,148 @@ pub enum RegisterError {
         /// Maximum time until the registration expires, in seconds.
         seconds: u64,
     },
+}
+
+/// A registration in one kind of store with servers.
+pub(super) trait StoreRegistration {
+    /// Returns the name of the registration in the store, for messages.
+    fn key(&self) -> &str;
+
+    /// Returns the time after which a registration that is not refreshed expires, in seconds.
+    fn expiry_seconds(&self) -> u64;
+
+    /// Returns the only server that can remove the registration; `None` for any of them.
+    fn holder(&self) -> Option<&str> {
+        None
+    }
+
+    /// Writes the registration through one server, and refreshes it until something fails.
+    async fn keep(
+        &mut self,
+        endpoint: &str,
+        progress: &mut RegistrationProgress<impl Fn(RegisterEvent)>,
+    ) -> Result<Infallible, Failure>;
+
+    /// Removes the registration through one server; returns whether there was one to remove.
+    async fn remove(&mut self, endpoint: &str) -> Result<bool, Failure>;
+}
+
+/// The state of a registration that is kept.
+pub(super) struct RegistrationProgress<F> {
+    attempts: Attempts,
+    events: F,
+    /// Whether the registration was ever written.
+    written: bool,
+    /// Whether the last event was a failure.
+    failing: bool,
+}
+
+impl<F: Fn(RegisterEvent)> RegistrationProgress<F> {
+    /// Records that the store has the registration: from now on, failures are retried.
+    pub(super) fn set_written(&mut self) {
+        self.written = true;
+    }
+
+    /// Reports that the registration was written, for the first time or again.
+    pub(super) fn registered(&mut self) {
+        self.set_written();
+        self.report(RegisterEvent::Registered);
+    }
+
+    /// Reports that the registration was refreshed, if that has failed before.
+    pub(super) fn refreshed(&mut self) {
+        if self.failing {
+            self.report(RegisterEvent::Recovered);
+        }
+    }
+
+    /// Records that the current attempt works.
+    pub(super) fn set_working(&mut self) {
+        self.attempts.set_working();
+    }
+
+    /// Reports a failure after which the current attempt goes on.
+    pub(super) fn failed(&mut self, failure: Failure) {
+        let text = self.attempts.locate(failure).text;
+        self.report(RegisterEvent::Failed(text));
+    }
+
+    fn report(&mut self, event: RegisterEvent) {
+        self.failing = matches!(event, RegisterEvent::Failed(_));
+        (self.events)(event);
+    }
+}
+
+/// Keeps a registration in its store until `stop` is cancelled, then removes it.
+///
+/// # Errors
+/// Returns an error if the registration is refused before it was ever written, or if it could not
+/// be removed at the end.
+pub(super) async fn keep_registered(
+    mut registration: impl StoreRegistration,
+    attempts: Attempts,
+    stop: CancellationToken,
+    events: impl Fn(RegisterEvent),
+) -> Result<(), RegisterError> {
+    let mut progress = RegistrationProgress { attempts, events, written: false, failing: false };
+    loop {
+        let ended = tokio::select! {
+            () = stop.cancelled() => None,
+            failure = attempt(&mut registration, &mut progress) => Some(failure),
+        };
+        let Some(failure) = ended else { return remove(&mut registration, progress).await };
+        if !progress.written && failure.kind.is_refusal() {
+            let key = registration.key().to_owned();
+            return Err(RegisterError::Refused { key, reason: failure.text });
+        }
+        progress.report(RegisterEvent::Failed(failure.text));
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = sleep(progress.attempts.next_wait()) => {}
+        }
+    }
+}
+
+/// Keeps a registration through one server until that fails; returns the failure.
+async fn attempt(
+    registration: &mut impl StoreRegistration,
+    progress: &mut RegistrationProgress<impl Fn(RegisterEvent)>,
+) -> Failure {
+    match progress.attempts.begin() {
+        Ok(endpoint) => {
+            let Err(failure) = registration.keep(&endpoint, progress).await;
+            progress.attempts.end(failure).await
+        }
+        Err(failure) => failure,
+    }
+}
+
+/// Removes a registration at the end.
+async fn remove(
+    registration: &mut impl StoreRegistration,
+    mut progress: RegistrationProgress<impl Fn(RegisterEvent)>,
+) -> Result<(), RegisterError> {
+    let attempts = &mut progress.attempts;
+    let ConnectionTuning { request_timeout, backoff_min, .. } = *attempts.tuning();
+    let limit = request_timeout / REMOVAL_ATTEMPTS;
+    let mut reason = String::new();
+    for _ in 0..REMOVAL_ATTEMPTS {
+        let endpoint = match registration.holder() {
+            Some(holder) => Ok(attempts.begin_at(holder.to_owned())),
+            None => attempts.begin(),
+        };
+        let Ok(endpoint) = endpoint else { break };
+        let removed = timeout(limit, registration.remove(&endpoint)).await;
+        match removed.unwrap_or_else(|_| Err(Failure::timeout(limit))) {
+            Ok(true) => {
+                progress.report(RegisterEvent::Removed);
+                return Ok(());
+            }
+            Ok(false) => return Ok(()),
+            Err(failure) => reason = attempts.fail(failure).text,
+        }
+        sleep(backoff_min).await;
+    }
+    let (key, seconds) = (registration.key().to_owned(), registration.expiry_seconds());
+    Err(RegisterError::NotRemoved { key, reason, seconds })
 }

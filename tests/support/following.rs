@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use svcdns::registry::etcd::{EtcdRegistry, EtcdTuning, Settings, register};
 use svcdns::registry::{
-    Credential, Feed, RegisterError, RegisterEvent, Registrant, Registry, RegistryCommand,
-    RegistryReport, RegistryState, Secret,
+    ConnectionTuning, Credential, Feed, RegisterError, RegisterEvent, Registrant, Registry,
+    RegistryCommand, RegistryReport, RegistryState, Secret,
 };
 use svcdns::service::{
     Change, Endpoint, LeaseReply, ListKind, ListScope, Metadata, Put, RegistryId, Removal,
@@ -41,12 +41,15 @@ pub const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 pub fn settings(etcd: &Etcd) -> Settings {
     let mut settings = Settings::new(etcd.endpoints());
     settings.tuning = EtcdTuning {
-        dial_timeout: Duration::from_secs(15),
-        request_timeout: Duration::from_secs(30),
+        connection: ConnectionTuning {
+            dial_timeout: Duration::from_secs(15),
+            request_timeout: Duration::from_secs(30),
+            backoff_min: Duration::from_millis(50),
+            backoff_max: Duration::from_millis(400),
+            ..ConnectionTuning::default()
+        },
         keepalive_timeout: Duration::from_secs(30),
         progress_deadline: Duration::from_secs(30),
-        backoff_min: Duration::from_millis(50),
-        backoff_max: Duration::from_millis(400),
         relist_interval: NEVER,
         verify_within: NEVER,
         ..EtcdTuning::default()

@@ -1,7 +1,7 @@
 //! Consul: URLs `consul://host:port[,host:port…]`, and the section `[consul]`.
 
-use super::endpoints::{InvalidEndpoints, parse_endpoints};
-use super::tls::TlsKeys;
+use super::endpoints::RefusedInUrl;
+use super::tls::tls_keys;
 use super::{RegistryKind, UrlParser};
 use crate::config::error::ConfigError;
 use crate::config::key::{SecretKey, keys};
@@ -17,7 +17,7 @@ pub(super) static KIND: RegistryKind = RegistryKind {
     example: "consul://127.0.0.1:8500",
     keys: KEYS,
     secrets: &[&TOKEN],
-    private_keys: &[KEY_FILE],
+    tls: Some(&TLS_KEYS),
     read,
 };
 
@@ -35,29 +35,12 @@ keys! { KEYS:
     MAX_WAITING = "consul" "max-waiting" Number "N" "1 to 10000" "100"
         "Limit on queries that wait at Consul at once, one for each service; further services are \
          polled. Consul accepts 200 connections from one address by default.";
-    TLS = "consul" "tls" Bool "BOOL" "" "false"
-        "Connect to Consul over TLS; implied by `consul+https://` and by the other `consul` TLS \
-         settings.";
-    CA_FILE = "consul" "ca-file" Text "FILE" "PEM file" r#""""# => "the system's trust store"
-        "Trust these CA certificates for Consul.";
-    CERT_FILE = "consul" "cert-file" Text "FILE" "PEM file" r#""""#
-        "Client certificate, if Consul requires one.";
-    KEY_FILE = "consul" "key-file" Text "FILE" "PEM file" r#""""#
-        "Private key of the client certificate.";
-    SERVER_NAME = "consul" "server-name" Text "NAME" "host name" r#""""# => "the host in the URL"
-        "Expect this name in Consul's certificate.";
 }
 
 static TOKEN: SecretKey =
     SecretKey { name: "token", variable: "SVCDNS_CONSUL_TOKEN", file: TOKEN_FILE };
 
-static TLS_KEYS: TlsKeys = TlsKeys {
-    tls: TLS,
-    ca_file: CA_FILE,
-    cert_file: CERT_FILE,
-    key_file: KEY_FILE,
-    server_name: SERVER_NAME,
-};
+tls_keys! { "consul" "Consul" "`consul+https://` and by the other `consul` TLS settings" }
 
 /// Default port of Consul's HTTP interface.
 const HTTP_PORT: u16 = 8500;
@@ -70,10 +53,7 @@ const MAX_MAX_WAITING: usize = 10_000;
 
 fn read(layers: &Layers) -> Result<UrlParser, ConfigError> {
     let token = credential(layers, &TOKEN);
-    let token_keys = token.is_some().then(|| match layers.secret(&TOKEN) {
-        Some(variable) => format!("the environment variable {}", variable.name),
-        None => layers.written_as(TOKEN_FILE),
-    });
+    let token_keys = token.is_some().then(|| layers.place_of(&TOKEN));
     let (tls, tls_files) = (TLS_KEYS.read(layers)?, TLS_KEYS.read_files(layers)?);
     let settings = Settings {
         token,
@@ -84,25 +64,15 @@ fn read(layers: &Layers) -> Result<UrlParser, ConfigError> {
         max_waiting: one(layers, MAX_WAITING, |text| number(text, MAX_MAX_WAITING))?,
         ..Settings::new(Vec::new())
     };
-    let exposed = format!(
-        "a URL cannot hold a user or token, because it appears in process lists and logs: set {} \
-         or the environment variable {}",
-        layers.recommended_key(TOKEN_FILE),
-        layers.recommended_variable(&TOKEN)
+    let refused = RefusedInUrl::new(
+        "user or token",
+        &layers.recommended_places(&TOKEN),
+        "the agents of a Consul URL (datacenter and namespace are separate keys)",
     );
     Ok(Box::new(move |scheme, authority| {
-        if authority.contains('@') {
-            return Err(exposed.clone());
-        }
         let tls = if scheme == KIND.name { tls.clone() } else { Some(tls_files.clone()) };
         let port = if tls.is_some() { HTTPS_PORT } else { HTTP_PORT };
-        let endpoints = parse_endpoints(authority, port).map_err(|at| match at {
-            InvalidEndpoints::Rest(rest) => format!(
-                "unexpected {rest:?} after the agents of a Consul URL (datacenter and namespace \
-                 are separate keys)"
-            ),
-            InvalidEndpoints::Endpoint(why) => why,
-        })?;
+        let endpoints = refused.parse_endpoints(authority, port)?;
         Ok(Source::Consul(Box::new(Settings { endpoints, tls, ..settings.clone() })))
     }))
 }

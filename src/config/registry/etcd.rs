@@ -1,7 +1,7 @@
 //! etcd: URLs `etcd://host:port[,host:port…]`, and the section `[etcd]`.
 
-use super::endpoints::{InvalidEndpoints, parse_endpoints};
-use super::tls::TlsKeys;
+use super::endpoints::RefusedInUrl;
+use super::tls::tls_keys;
 use super::{RegistryKind, UrlParser, heads};
 use crate::config::error::{ConfigError, Origin};
 use crate::config::key::{SecretKey, keys};
@@ -17,7 +17,7 @@ pub(super) static KIND: RegistryKind = RegistryKind {
     example: "etcd://10.0.0.1:2379,10.0.0.2:2379",
     keys: KEYS,
     secrets: &[&PASSWORD],
-    private_keys: &[KEY_FILE],
+    tls: Some(&TLS_KEYS),
     read,
 };
 
@@ -27,28 +27,12 @@ keys! { KEYS:
     PASSWORD_FILE = "etcd" "password-file" Text "FILE" "file" r#""""#
         "Read the etcd password from this file. Alternatively, set the environment variable \
          SVCDNS_ETCD_PASSWORD.";
-    TLS = "etcd" "tls" Bool "BOOL" "" "false"
-        "Connect to etcd over TLS; implied by the other `etcd` TLS settings.";
-    CA_FILE = "etcd" "ca-file" Text "FILE" "PEM file" r#""""# => "the system's trust store"
-        "Trust these CA certificates for etcd.";
-    CERT_FILE = "etcd" "cert-file" Text "FILE" "PEM file" r#""""#
-        "Client certificate, if etcd requires one.";
-    KEY_FILE = "etcd" "key-file" Text "FILE" "PEM file" r#""""#
-        "Private key of the client certificate.";
-    SERVER_NAME = "etcd" "server-name" Text "NAME" "host name" r#""""# => "the host in the URL"
-        "Expect this name in etcd's certificate.";
 }
 
 static PASSWORD: SecretKey =
     SecretKey { name: "password", variable: "SVCDNS_ETCD_PASSWORD", file: PASSWORD_FILE };
 
-static TLS_KEYS: TlsKeys = TlsKeys {
-    tls: TLS,
-    ca_file: CA_FILE,
-    cert_file: CERT_FILE,
-    key_file: KEY_FILE,
-    server_name: SERVER_NAME,
-};
+tls_keys! { "etcd" "etcd" "the other `etcd` TLS settings" }
 
 /// Default client port of etcd.
 const ETCD_PORT: u16 = 2379;
@@ -65,22 +49,13 @@ fn read(layers: &Layers) -> Result<UrlParser, ConfigError> {
         heads,
         ..Settings::new(Vec::new())
     };
-    let exposed = format!(
-        "a URL cannot hold a user or password, because it appears in process lists and logs: set \
-         {}",
-        login_keys(layers)
+    let refused = RefusedInUrl::new(
+        "user or password",
+        &login_keys(layers),
+        "the endpoints of an etcd URL (heads, deployment and namespace are separate keys)",
     );
     Ok(Box::new(move |_, authority| {
-        if authority.contains('@') {
-            return Err(exposed.clone());
-        }
-        let endpoints = parse_endpoints(authority, ETCD_PORT).map_err(|at| match at {
-            InvalidEndpoints::Rest(rest) => format!(
-                "unexpected {rest:?} after the endpoints of an etcd URL (heads, deployment and \
-                 namespace are separate keys)"
-            ),
-            InvalidEndpoints::Endpoint(why) => why,
-        })?;
+        let endpoints = refused.parse_endpoints(authority, ETCD_PORT)?;
         Ok(Source::Etcd(Box::new(Settings { endpoints, ..settings.clone() })))
     }))
 }
@@ -107,19 +82,11 @@ fn login(layers: &Layers) -> Result<(Option<String>, Option<Credential>), Config
 
 /// Returns the key of the user and the key or variable of the password in effect.
 fn keys_in_force(layers: &Layers) -> String {
-    let password = match layers.secret(&PASSWORD) {
-        Some(variable) => format!("the environment variable {}", variable.name),
-        None => layers.written_as(PASSWORD_FILE),
-    };
-    format!("{} and {password}", layers.written_as(USERNAME))
+    format!("{} and {}", layers.written_as(USERNAME), layers.place_of(&PASSWORD))
 }
 
 /// Lists the keys and the environment variable of a login, for error messages.
 fn login_keys(layers: &Layers) -> String {
-    format!(
-        "{}, and {} or the environment variable {}",
-        layers.recommended_key(USERNAME),
-        layers.recommended_key(PASSWORD_FILE),
-        layers.recommended_variable(&PASSWORD)
-    )
+    let password = layers.recommended_places(&PASSWORD);
+    format!("{}, and {password}", layers.recommended_key(USERNAME))
 }

@@ -15,7 +15,7 @@ pub(super) static KIND: RegistryKind = RegistryKind {
     example: "file:///var/lib/gsvc",
     keys: &[],
     secrets: &[],
-    private_keys: &[],
+    tls: None,
     read,
 };
 

@@ -11,6 +11,7 @@ mod tls;
 mod url;
 mod variables;
 
+use self::tls::TlsKeys;
 pub(super) use url::{split_urls, without_user};
 pub(super) use variables::RegistryVariables;
 
@@ -41,12 +42,12 @@ pub(super) struct RegistryKind {
     form: &'static str,
     /// Example of a URL, for the documentation.
     pub(super) example: &'static str,
-    /// Keys of the kind's section, in the order of the documentation.
-    pub(super) keys: &'static [&'static Key],
+    /// Keys of the kind's section without those of TLS, in the order of the documentation.
+    keys: &'static [&'static Key],
+    /// Its keys of TLS, which follow the others.
+    tls: Option<&'static TlsKeys>,
     /// Secrets that its registries may need.
     pub(super) secrets: &'static [&'static SecretKey],
-    /// Keys that name files with private keys.
-    pub(super) private_keys: &'static [&'static Key],
     /// Reads the keys of the kind, and returns the parser of its URLs.
     read: fn(&Layers) -> Result<UrlParser, ConfigError>,
 }
@@ -84,9 +85,20 @@ pub(super) struct ConfiguredRegistry {
 }
 
 impl RegistryKind {
+    /// Returns the keys of the kind's section, in the order of the documentation.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &'static Key> + use<> {
+        self.keys.iter().chain(self.tls.into_iter().flat_map(|tls| tls.all)).copied()
+    }
+
+    /// Returns the keys that name files with secrets of a registry, with its variables in force.
+    pub(super) fn secret_files(&self, layers: &Layers) -> impl Iterator<Item = &'static Key> {
+        let unset = self.secrets.iter().filter(|secret| layers.secret(secret).is_none());
+        unset.map(|secret| secret.file).chain(self.tls.map(|tls| tls.key_file))
+    }
+
     /// Returns the keys of a registry's own section, in the order of the documentation.
     pub(super) fn section_keys(&self) -> impl Iterator<Item = &'static Key> {
-        OWN.iter().chain(self.keys).copied().chain([keys::HEADS, keys::REMOVAL_GRACE])
+        OWN.iter().copied().chain(self.keys()).chain([keys::HEADS, keys::REMOVAL_GRACE])
     }
 
     /// Returns the key with this name in a registry's own section.
@@ -156,7 +168,7 @@ pub(super) fn secrets() -> impl Iterator<Item = &'static SecretKey> {
 
 /// Returns the kind that a key belongs to; `None` for a general key.
 pub(super) fn kind_of(key: &Key) -> Option<&'static RegistryKind> {
-    KINDS.iter().copied().find(|kind| kind.keys.contains(&key))
+    KINDS.iter().copied().find(|kind| kind.keys().any(|own| own == key))
 }
 
 /// Returns the kind of a URL.

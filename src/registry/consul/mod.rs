@@ -10,12 +10,11 @@
 //! - `schedule`: which services have a waiting query, and which are read next
 //! - `refusal`: fewer waiting queries and retries, if the agent refuses connections
 //! - `index`: the rules for Consul's indexes, and the pace of queries
-//! - `client`, `connection`: HTTP; `failure`: messages
+//! - `client`: requests; `failure`: messages
 //! - `parse`: conversion of Consul's answers to [`crate::service`]
 //! - `register`: the only code that writes
 
 mod client;
-mod connection;
 mod failure;
 mod index;
 mod parse;
@@ -30,7 +29,11 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Credential, Feed, Registry, RegistryCommand, Tls};
+use self::supervisor::ConsulSupervisor;
+use super::attempts::Attempts;
+use super::identify::ServerKind;
+use super::session::{self, StoreLink};
+use super::{ConnectionTuning, Credential, Feed, Registry, RegistryCommand, Tls};
 use crate::service::ListKind;
 
 pub use parse::{ENTRY_NOT_JSON, NO_ADDRESS, NO_PORT};
@@ -63,12 +66,8 @@ impl Registry for ConsulRegistry {
         commands: mpsc::Receiver<RegistryCommand>,
         stop: CancellationToken,
     ) {
-        let supervisor = supervisor::ConsulSupervisor::new(self.settings, first, feed, commands);
-        // Dropping the supervisor at any await point is safe: it never writes to the store.
-        tokio::select! {
-            () = stop.cancelled() => {}
-            _closed = supervisor.run() => {}
-        }
+        let link = StoreLink::new(self.settings.attempts(), feed, commands);
+        session::follow(ConsulSupervisor::new(self.settings, first, link), stop).await;
     }
 }
 
@@ -112,6 +111,11 @@ impl Settings {
             tuning: ConsulTuning::default(),
         }
     }
+
+    fn attempts(&self) -> Attempts {
+        let Self { endpoints, tls, tuning, .. } = self;
+        Attempts::new(ServerKind::Consul, endpoints, tls.as_ref(), &tuning.connection)
+    }
 }
 
 impl fmt::Display for Settings {
@@ -151,14 +155,10 @@ impl Reads {
 /// Limits, intervals and timeouts; the defaults suit real clusters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConsulTuning {
-    /// Limit on the size of one answer, in bytes.
-    pub max_answer_bytes: usize,
     /// Limit on concurrent queries that do not wait.
     pub max_reads: usize,
-    /// Maximum wait for a connection, TLS handshake included.
-    pub dial_timeout: Duration,
-    /// Maximum wait for the complete answer to a query that does not wait.
-    pub request_timeout: Duration,
+    /// Timeouts and waits between attempts.
+    pub connection: ConnectionTuning,
     /// Time for which Consul lets a blocking query wait; Consul adds up to a sixteenth.
     ///
     /// At its end Consul answers although nothing has changed, so this is also the interval at
@@ -170,28 +170,17 @@ pub struct ConsulTuning {
     pub heartbeat_timeout: Duration,
     /// Shortest time between two readings of all services without a waiting query.
     pub poll_interval: Duration,
-    /// Upper bound of the wait after a first failure.
-    pub backoff_min: Duration,
-    /// Maximum wait between attempts; the wait doubles up to it.
-    pub backoff_max: Duration,
-    /// Uptime of a session after which the next wait is the minimum again.
-    pub healthy_after: Duration,
 }
 
 impl Default for ConsulTuning {
     fn default() -> Self {
         Self {
-            max_answer_bytes: 64 * 1024 * 1024,
             max_reads: 8,
-            dial_timeout: Duration::from_secs(5),
-            request_timeout: Duration::from_secs(10),
+            connection: ConnectionTuning::default(),
             wait: Duration::from_secs(300),
             heartbeat_interval: Duration::from_secs(5),
             heartbeat_timeout: Duration::from_secs(5),
             poll_interval: Duration::from_secs(5),
-            backoff_min: Duration::from_millis(100),
-            backoff_max: Duration::from_secs(5),
-            healthy_after: Duration::from_secs(10),
         }
     }
 }

@@ -13,7 +13,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::client::{Answer, ConsulClient, parse_body};
-use super::failure::{ConsulFailure, ConsulFailureKind};
+use crate::registry::failure::{Failure, FailureKind};
 use crate::registry::gsvc;
 use crate::registry::identify::excerpt;
 use crate::service::{
@@ -101,7 +101,7 @@ pub(super) async fn read(
     name: &str,
     index: u64,
     wait: Duration,
-) -> Result<(u64, Vec<Change>), ConsulFailure> {
+) -> Result<(u64, Vec<Change>), Failure> {
     let answer = client.instances(name, index, wait).await?;
     let instances = parse(name, &answer)
         .map_err(|failure| client.hide(failure.of(&format!("read the service {name:?}"))))?;
@@ -110,7 +110,7 @@ pub(super) async fn read(
             "cannot read the service {name:?}: the token may not read its nodes; it needs \
              node_prefix \"\" with read"
         );
-        return Err(ConsulFailure::new(ConsulFailureKind::Permission, text));
+        return Err(Failure::new(FailureKind::Permission, text));
     }
     Ok((answer.index, instances))
 }
@@ -122,7 +122,7 @@ pub(super) async fn read(
 ///
 /// # Errors
 /// If the answer is not a list.
-fn parse(name: &str, answer: &Answer) -> Result<Vec<Change>, ConsulFailure> {
+fn parse(name: &str, answer: &Answer) -> Result<Vec<Change>, Failure> {
     let entries: Option<Vec<&RawValue>> = parse_body(&answer.body)?;
     let mut changes = Vec::new();
     let (mut served, mut critical) = (false, false);

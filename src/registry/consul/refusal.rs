@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::ConsulTuning;
+use crate::registry::ConnectionTuning;
 use crate::registry::backoff::Backoff;
 
 /// Time within which further refusals belong to the same burst.
@@ -162,8 +162,8 @@ impl Retries {
     /// Number of attempts in a row that may be refused; with the default backoff about 8 s.
     const MAX: u32 = 8;
 
-    pub(super) fn new(tuning: &ConsulTuning) -> Self {
-        Self { backoff: Backoff::new(tuning.backoff_min, tuning.backoff_max), failed: 0 }
+    pub(super) fn new(tuning: &ConnectionTuning) -> Self {
+        Self { backoff: tuning.backoff(), failed: 0 }
     }
 
     /// Returns how long to wait before the next attempt; `None` if there were too many.

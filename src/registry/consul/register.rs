@@ -4,14 +4,14 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
-use super::client::{ConsulClient, encode};
-use super::failure::{ConsulFailure, ConsulFailureKind};
-use crate::registry::backoff::Backoff;
-use crate::registry::members::Members;
+use super::client::ConsulClient;
+use crate::percent;
+use crate::registry::failure::{Failure, FailureKind};
+use crate::registry::register::{RegistrationProgress, StoreRegistration, keep_registered};
 use crate::registry::{RegisterError, RegisterEvent, Registrant, gsvc};
 use crate::service::Endpoint;
 
@@ -29,9 +29,6 @@ const DEREGISTER_AFTER: &str = "1m";
 /// Consul looks for such services every 30 s.
 const EXPIRY_SECONDS: u64 = TTL.as_secs() + 60 + 30;
 
-/// Maximum attempts to deregister; together they take one request timeout.
-const REMOVAL_ATTEMPTS: u32 = 3;
-
 /// Registers a service until `stop` is cancelled, then deregisters it.
 ///
 /// Each endpoint is a service of its own in Consul, as GoFrame registers its first one. The
@@ -46,36 +43,13 @@ pub async fn register(
     stop: CancellationToken,
     events: impl Fn(RegisterEvent),
 ) -> Result<(), RegisterError> {
-    let mut keeper = ServiceKeeper {
+    let registration = ConsulRegistration {
         settings,
         services: services(registrant)?,
-        key: registrant.id.name.to_string(),
+        name: registrant.id.name.to_string(),
         registered_at: None,
-        agents: Members::new(&settings.endpoints),
-        events,
-        failing: false,
     };
-    let tuning = &settings.tuning;
-    let mut backoff = Backoff::new(tuning.backoff_min, tuning.backoff_max);
-    loop {
-        let mut working_since = None;
-        let ended = tokio::select! {
-            () = stop.cancelled() => None,
-            Err(failure) = keeper.keep(&mut working_since) => Some(failure),
-        };
-        let Some(failure) = ended else { return keeper.remove().await };
-        if keeper.registered_at.is_none() && failure.kind.is_refusal() {
-            return Err(RegisterError::Refused { key: keeper.key, reason: failure.text });
-        }
-        keeper.report(RegisterEvent::Failed(failure.text));
-        if working_since.is_some_and(|since: Instant| since.elapsed() >= tuning.healthy_after) {
-            backoff.reset();
-        }
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = sleep(backoff.next()) => {}
-        }
-    }
+    keep_registered(registration, settings.attempts(), stop, events).await
 }
 
 /// A service as one agent registers it.
@@ -122,43 +96,34 @@ fn services(registrant: &Registrant) -> Result<Vec<AgentService>, RegisterError>
     Ok(endpoints.iter().map(service).collect())
 }
 
-/// Keeps services registered with one agent at a time.
-struct ServiceKeeper<'a, F> {
+/// Services that are registered with one agent at a time.
+struct ConsulRegistration<'a> {
     settings: &'a Settings,
     services: Vec<AgentService>,
     /// The name of the service, for messages.
-    key: String,
+    name: String,
     /// The agent that has the services.
     registered_at: Option<String>,
-    agents: Members,
-    events: F,
-    /// Whether the last event was a failure.
-    failing: bool,
 }
 
-impl<F: Fn(RegisterEvent)> ServiceKeeper<'_, F> {
-    fn report(&mut self, event: RegisterEvent) {
-        self.failing = matches!(event, RegisterEvent::Failed(_));
-        (self.events)(event);
+impl StoreRegistration for ConsulRegistration<'_> {
+    fn key(&self) -> &str {
+        &self.name
     }
 
-    /// Keeps the services registered until something fails.
+    fn expiry_seconds(&self) -> u64 {
+        EXPIRY_SECONDS
+    }
+
+    fn holder(&self) -> Option<&str> {
+        self.registered_at.as_deref()
+    }
+
     async fn keep(
         &mut self,
-        working_since: &mut Option<Instant>,
-    ) -> Result<Infallible, ConsulFailure> {
-        let no_agent = || ConsulFailure::new(ConsulFailureKind::Settings, "no agent is configured");
-        let endpoint = self.agents.choose().ok_or_else(no_agent)?;
-        let Err(failure) = self.keep_at(&endpoint, working_since).await;
-        self.agents.set_failed(&endpoint, Some(Instant::now()));
-        Err(failure.at(&endpoint))
-    }
-
-    async fn keep_at(
-        &mut self,
         endpoint: &str,
-        working_since: &mut Option<Instant>,
-    ) -> Result<Infallible, ConsulFailure> {
+        progress: &mut RegistrationProgress<impl Fn(RegisterEvent)>,
+    ) -> Result<Infallible, Failure> {
         let client = ConsulClient::new(self.settings, endpoint).await?;
         loop {
             let is_new = self.registered_at.as_deref() != Some(endpoint);
@@ -173,58 +138,44 @@ impl<F: Fn(RegisterEvent)> ServiceKeeper<'_, F> {
                         )
                         .await?;
                     self.registered_at = Some(endpoint.to_owned());
+                    progress.set_written();
                     registered = true;
                     pass(&client, service).await?;
                 }
             }
             if registered {
-                self.report(RegisterEvent::Registered);
-            } else if self.failing {
-                self.report(RegisterEvent::Recovered);
+                progress.registered();
+            } else {
+                progress.refreshed();
             }
-            working_since.get_or_insert_with(Instant::now);
-            self.agents.set_failed(endpoint, None);
+            progress.set_working();
             sleep(PASS_INTERVAL).await;
         }
     }
 
     /// Deregisters the services from the agent that has them.
-    async fn remove(&mut self) -> Result<(), RegisterError> {
-        let Some(endpoint) = self.registered_at.take() else { return Ok(()) };
-        let limit = self.settings.tuning.request_timeout / REMOVAL_ATTEMPTS;
-        let mut reason = String::new();
-        for _ in 0..REMOVAL_ATTEMPTS {
-            let removed = timeout(limit, self.remove_at(&endpoint)).await;
-            match removed.unwrap_or_else(|_| Err(ConsulFailure::timeout(limit))) {
-                Ok(()) => {
-                    self.report(RegisterEvent::Removed);
-                    return Ok(());
-                }
-                Err(failure) => reason = failure.at(&endpoint).text,
-            }
-            sleep(self.settings.tuning.backoff_min).await;
+    async fn remove(&mut self, endpoint: &str) -> Result<bool, Failure> {
+        if self.registered_at.is_none() {
+            return Ok(false);
         }
-        Err(RegisterError::NotRemoved { key: self.key.clone(), reason, seconds: EXPIRY_SECONDS })
-    }
-
-    async fn remove_at(&self, endpoint: &str) -> Result<(), ConsulFailure> {
         let client = ConsulClient::new(self.settings, endpoint).await?;
         for service in &self.services {
-            let path = format!("/v1/agent/service/deregister/{}", encode(&service.id));
+            let path = format!("/v1/agent/service/deregister/{}", percent::encode(&service.id));
             let action = format!("deregister {}", service.id);
             match client.write(&action, &path, String::new()).await {
                 // The agent has lost the service, or its operator has deregistered it.
-                Err(failure) if failure.kind == ConsulFailureKind::Missing => {}
+                Err(failure) if failure.kind == FailureKind::Missing => {}
                 result => result?,
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 
 /// Passes the check of a service.
-async fn pass(client: &ConsulClient, service: &AgentService) -> Result<(), ConsulFailure> {
-    let path = format!("/v1/agent/check/pass/{}", encode(&format!("service:{}", service.id)));
+async fn pass(client: &ConsulClient, service: &AgentService) -> Result<(), Failure> {
+    let path =
+        format!("/v1/agent/check/pass/{}", percent::encode(&format!("service:{}", service.id)));
     client.write(&format!("pass the check of {}", service.id), &path, String::new()).await
 }
 

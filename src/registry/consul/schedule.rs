@@ -269,7 +269,7 @@ impl Schedule {
         self.set_mode(&name, Mode::Failed);
         let Some(service) = self.services.get_mut(&name) else { return false };
         let again = service.backoff.is_some();
-        let (min, max) = (self.tuning.backoff_min, self.tuning.backoff_max);
+        let (min, max) = (self.tuning.connection.backoff_min, self.tuning.connection.backoff_max);
         let wait = service.backoff.get_or_insert_with(|| Backoff::new(min, max)).next();
         service.query = None;
         self.untried -= usize::from(std::mem::take(&mut service.is_untried));
@@ -501,12 +501,12 @@ mod tests {
         assert_eq!(read_all(&mut schedule, 5, now), ["b"]);
         assert!(schedule.is_round_complete());
         schedule.end_round();
-        now += ConsulTuning::default().backoff_max;
+        now += ConsulTuning::default().connection.backoff_max;
         schedule.advance(now);
         let again = schedule.next_read().unwrap();
         assert_eq!(&*again, "a");
         assert!(schedule.failed(&again, now), "failed again");
-        now += ConsulTuning::default().backoff_max;
+        now += ConsulTuning::default().connection.backoff_max;
         schedule.advance(now);
         assert_eq!(read_all(&mut schedule, 5, now), ["a"]);
         assert_eq!(waiting(&schedule), ["a", "b"]);

@@ -6,31 +6,28 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Settings;
 use super::client::{ConsulClient, NameList};
-use super::failure::{AgentSessionEnd, ConsulFailure, ConsulFailureKind};
+use super::failure::invalid_index;
 use super::index::{self, IndexStep, Pace, RoundPace};
 use super::parse;
 use super::refusal::{BURST, Retries, RoomCheck};
 use super::schedule::{Schedule, WaitingQuery};
 use crate::registry::backoff::Backoff;
-use crate::registry::members::Members;
-use crate::registry::{Feed, FeedClosed, RegistryCommand};
-use crate::service::{Change, LeaseReply, ListKind, ListScope};
+use crate::registry::failure::{Failure, FailureKind};
+use crate::registry::session::{SessionEnd, StoreLink, Supervisor};
+use crate::registry::{RegistryCommand, RegistryReport};
+use crate::service::{Change, ListKind, ListScope};
 
 /// Follows one datacenter through all failures.
 ///
 /// The supervisor keeps no copy of the instances, only names and indexes.
 pub(super) struct ConsulSupervisor {
     settings: Settings,
-    feed: Feed,
-    commands: mpsc::Receiver<RegistryCommand>,
-    endpoints: Members,
-    backoff: Backoff,
+    link: StoreLink,
     /// Every round begins it again; the learned limit on waiting queries stays.
     schedule: Schedule,
     /// Index of the last list of names; 0 before the first.
@@ -40,97 +37,19 @@ pub(super) struct ConsulSupervisor {
     /// Set until the first round is complete, and after one that broke off.
     required_round: Option<ListKind>,
     round_pace: RoundPace,
-    /// Whether the last `Connected` change said that the store is reachable.
-    connected: bool,
 }
 
 impl ConsulSupervisor {
-    pub(super) fn new(
-        settings: Settings,
-        first: ListKind,
-        feed: Feed,
-        commands: mpsc::Receiver<RegistryCommand>,
-    ) -> Self {
+    pub(super) fn new(settings: Settings, first: ListKind, link: StoreLink) -> Self {
         let tuning = &settings.tuning;
         Self {
-            endpoints: Members::new(&settings.endpoints),
-            backoff: Backoff::new(tuning.backoff_min, tuning.backoff_max),
+            link,
             schedule: Schedule::new(settings.max_waiting, tuning),
             position: 0,
             required_round: Some(first),
-            round_pace: RoundPace::new(tuning.backoff_min, tuning.wait),
-            connected: false,
+            round_pace: RoundPace::new(tuning.connection.backoff_min, tuning.wait),
             settings,
-            feed,
-            commands,
         }
-    }
-
-    /// Runs sessions until the feed is closed.
-    pub(super) async fn run(mut self) -> FeedClosed {
-        loop {
-            let failure = match self.endpoints.choose() {
-                None => ConsulFailure::new(ConsulFailureKind::Settings, "no agent is configured"),
-                Some(endpoint) => {
-                    let mut working_since = None;
-                    let Err(end) = self.session(&endpoint, &mut working_since).await;
-                    let AgentSessionEnd::Failed(failure) = end else { return FeedClosed };
-                    let healthy_after = self.settings.tuning.healthy_after;
-                    if working_since.is_some_and(|since: Instant| since.elapsed() >= healthy_after)
-                    {
-                        self.backoff.reset();
-                    }
-                    self.endpoints.set_failed(&endpoint, Some(Instant::now()));
-                    failure.at(&endpoint)
-                }
-            };
-            if self.report_disconnected(failure).await.is_err() {
-                return FeedClosed;
-            }
-            let until = Instant::now() + self.backoff.next();
-            while tokio::time::timeout_at(until, self.discard_command()).await.is_ok() {}
-        }
-    }
-
-    /// Discards the next command, since the store cannot be reached now.
-    async fn discard_command(&mut self) {
-        if self.commands.recv().await.is_none() {
-            std::future::pending::<()>().await;
-        }
-    }
-
-    /// Follows the datacenter through one agent until that fails.
-    ///
-    /// Sets `working_since` once a round is complete.
-    async fn session(
-        &mut self,
-        endpoint: &str,
-        working_since: &mut Option<Instant>,
-    ) -> Result<Infallible, AgentSessionEnd> {
-        let client = ConsulClient::new(&self.settings, endpoint).await?;
-        let names = client.probe().await?;
-        while self.commands.try_recv().is_ok() {}
-        let tuning = &self.settings.tuning;
-        let mut session = Session {
-            endpoint,
-            client,
-            queries: JoinSet::new(),
-            names_pace: Pace::new(),
-            names_retries: Retries::new(tuning),
-            leader_retries: Retries::new(tuning),
-            index_backoff: Backoff::new(tuning.backoff_min, tuning.backoff_max),
-            names_query: None,
-            names_error: None,
-            round_due: None,
-            room_due: Some(Instant::now() + tuning.heartbeat_interval),
-            round: ListKind::Routine,
-            service_errors: BTreeMap::new(),
-            supervisor: self,
-            working_since,
-        };
-        session.spawn_leader_check(None);
-        session.begin_round(names).await?;
-        session.run().await
     }
 
     /// Returns the kind of a round that begins with a list of names at this index.
@@ -140,49 +59,54 @@ impl ConsulSupervisor {
         }
         self.required_round.unwrap_or(ListKind::Reconnect)
     }
+}
 
-    /// Reports that the session failed; logs a lasting failure at `warn` only once.
-    async fn report_disconnected(&mut self, failure: ConsulFailure) -> Result<(), FeedClosed> {
-        let ConsulFailure { kind, text } = failure;
-        let was_connected = std::mem::take(&mut self.connected);
-        let mut known = false;
-        let registry = self.feed.state();
-        registry.update(|report| {
-            report.connected = false;
-            report.disconnects += u64::from(was_connected);
-            known = report.error.as_ref() == Some(&text);
-            report.error = Some(text.clone());
-            report.refused = kind.is_refusal() || kind == ConsulFailureKind::OtherServer;
-        });
-        if known {
-            tracing::debug!(%registry, reason = text, "still not connected");
-        } else {
-            tracing::warn!(
-                %registry, url = %registry.url, reason = text, "not connected, trying again"
-            );
-        }
-        if was_connected {
-            self.feed.send(vec![Change::Connected(false)]).await?;
-        }
-        Ok(())
+impl Supervisor for ConsulSupervisor {
+    fn link(&mut self) -> &mut StoreLink {
+        &mut self.link
+    }
+
+    /// Follows the datacenter through one agent until that fails.
+    async fn session(&mut self, endpoint: &str) -> Result<Infallible, SessionEnd> {
+        let client = ConsulClient::new(&self.settings, endpoint).await?;
+        let names = client.names(0, Duration::ZERO).await?;
+        self.link.drain_commands();
+        let tuning = &self.settings.tuning.connection;
+        let mut session = AgentSession {
+            client,
+            queries: JoinSet::new(),
+            names_pace: Pace::new(),
+            names_retries: Retries::new(tuning),
+            leader_retries: Retries::new(tuning),
+            index_backoff: tuning.backoff(),
+            names_query: None,
+            names_error: None,
+            round_due: None,
+            room_due: Some(Instant::now() + self.settings.tuning.heartbeat_interval),
+            round: ListKind::Routine,
+            service_errors: BTreeMap::new(),
+            supervisor: self,
+        };
+        session.spawn_leader_check(None);
+        session.begin_round(names).await?;
+        session.run().await
     }
 }
 
 /// The result of one query.
 enum QueryResult {
-    Names(Result<NameList, ConsulFailure>),
-    Service { name: Arc<str>, result: Result<(u64, Vec<Change>), ConsulFailure> },
-    Leader(Result<(), ConsulFailure>),
-    Room { check: RoomCheck, began: Instant, result: Result<(), ConsulFailure> },
+    Names(Result<NameList, Failure>),
+    Service { name: Arc<str>, result: Result<(u64, Vec<Change>), Failure> },
+    Leader(Result<(), Failure>),
+    Room { check: RoomCheck, began: Instant, result: Result<(), Failure> },
 }
 
 /// A session with one agent.
 ///
 /// All queries are tasks that end with one result; the session alone decides what follows, and
 /// sends the changes. Dropping it ends all queries.
-struct Session<'a> {
+struct AgentSession<'a> {
     supervisor: &'a mut ConsulSupervisor,
-    endpoint: &'a str,
     client: ConsulClient,
     queries: JoinSet<QueryResult>,
     names_pace: Pace,
@@ -202,11 +126,10 @@ struct Session<'a> {
     round: ListKind,
     /// The lasting failures of single services.
     service_errors: BTreeMap<Arc<str>, String>,
-    working_since: &'a mut Option<Instant>,
 }
 
-impl Session<'_> {
-    async fn run(&mut self) -> Result<Infallible, AgentSessionEnd> {
+impl AgentSession<'_> {
+    async fn run(&mut self) -> Result<Infallible, SessionEnd> {
         loop {
             self.supervisor.schedule.advance(Instant::now());
             while let Some(name) = self.supervisor.schedule.next_read() {
@@ -231,10 +154,11 @@ impl Session<'_> {
                         Err(_) => {}
                     }
                 }
-                Some(RegistryCommand::CheckLeases(leases)) = self.supervisor.commands.recv() => {
+                Some(RegistryCommand::CheckLeases(leases)) =
+                    self.supervisor.link.commands.recv() =>
+                {
                     // Only instances with a critical check are deleted, so all have expired.
-                    let reply = LeaseReply { revision: 0, gone: leases, alive: Vec::new() };
-                    self.supervisor.feed.send(vec![Change::LeasesChecked(reply)]).await?;
+                    self.supervisor.link.report_all_gone(leases).await?;
                 }
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
             }
@@ -242,7 +166,7 @@ impl Session<'_> {
     }
 
     /// Handles the result of a query.
-    async fn take(&mut self, id: Id, result: QueryResult) -> Result<(), AgentSessionEnd> {
+    async fn take(&mut self, id: Id, result: QueryResult) -> Result<(), SessionEnd> {
         match result {
             QueryResult::Leader(Ok(())) => {
                 self.leader_retries.reset();
@@ -298,12 +222,12 @@ impl Session<'_> {
     /// Begins to read all services once.
     ///
     /// The lists are per-service lists: a service that cannot be read keeps its instances.
-    async fn begin_round(&mut self, names: NameList) -> Result<(), AgentSessionEnd> {
+    async fn begin_round(&mut self, names: NameList) -> Result<(), SessionEnd> {
         let supervisor = &mut *self.supervisor;
         let kind = supervisor.kind_of_round(names.index);
         if kind == ListKind::Restored {
             tracing::warn!(
-                registry = %supervisor.feed.state(),
+                registry = %supervisor.link.feed.state(),
                 index = names.index,
                 last_index = supervisor.position,
                 "the store went back in time or was replaced: restored from a backup, or wiped"
@@ -311,7 +235,7 @@ impl Session<'_> {
         }
         self.round = kind;
         let listed = names.names.iter().cloned().collect();
-        supervisor.feed.send(vec![Change::ServiceNames { kind, names: listed }]).await?;
+        supervisor.link.feed.send(vec![Change::ServiceNames { kind, names: listed }]).await?;
         supervisor.required_round = supervisor.required_round.max(Some(kind));
         if names.index > 0 {
             supervisor.position = names.index;
@@ -326,25 +250,20 @@ impl Session<'_> {
     }
 
     /// Ends a round: from now on, the services wait or are polled.
-    async fn end_round(&mut self) -> Result<(), AgentSessionEnd> {
+    async fn end_round(&mut self) -> Result<(), SessionEnd> {
         let supervisor = &mut *self.supervisor;
         let index = supervisor.position;
-        supervisor.feed.send(vec![Change::Connected(true)]).await?;
-        (supervisor.connected, supervisor.required_round) = (true, None);
-        self.working_since.get_or_insert_with(Instant::now);
-        supervisor.endpoints.set_failed(self.endpoint, None);
+        supervisor.required_round = None;
+        supervisor.link.send_connected(Vec::new()).await?;
         let error = self.error();
-        let registry = self.supervisor.feed.state();
         // One update: a reader must not take an incomplete round for a complete one.
-        registry.update(|report| {
-            report.connected = true;
+        let complete = |report: &mut RegistryReport| {
             report.synced = true;
             report.revision = index;
-            report.last_event = Some(SystemTime::now());
             report.error = error;
             report.lists += 1;
-        });
-        tracing::info!(%registry, url = %registry.url, "following");
+        };
+        self.supervisor.link.following(complete).await?;
         // The queries that the session depends on go first, in case the agent refuses some.
         let is_valid = self.names_error.is_none();
         self.continue_names(if is_valid { IndexStep::Forward } else { IndexStep::Invalid });
@@ -380,7 +299,7 @@ impl Session<'_> {
     // Answers
 
     /// Takes a list of names, which may show that the store went back in time.
-    async fn take_names(&mut self, names: NameList) -> Result<(), AgentSessionEnd> {
+    async fn take_names(&mut self, names: NameList) -> Result<(), SessionEnd> {
         if self.is_round_next() {
             return self.begin_round(names).await;
         }
@@ -406,7 +325,7 @@ impl Session<'_> {
             self.report_errors();
             let names = names.names.into_iter().collect();
             let change = Change::ServiceNames { kind: ListKind::Routine, names };
-            self.supervisor.feed.send(vec![change]).await?;
+            self.supervisor.link.feed.send(vec![change]).await?;
         }
         self.continue_names(step);
         Ok(())
@@ -418,7 +337,7 @@ impl Session<'_> {
         name: &Arc<str>,
         index: u64,
         instances: Vec<Change>,
-    ) -> Result<(), AgentSessionEnd> {
+    ) -> Result<(), SessionEnd> {
         let step = self.supervisor.schedule.step(name, index);
         if step == IndexStep::Back {
             // This list waits for the round: it may lack what the restored store has lost.
@@ -427,7 +346,7 @@ impl Session<'_> {
                 "the index of the service {name:?} went back to {index}: all services are read \
                  again, to find out whether the store was restored"
             );
-            self.take_failure(name, ConsulFailure::connection(text));
+            self.take_failure(name, Failure::connection(text));
             return Ok(());
         }
         let is_unread = self.supervisor.schedule.is_unread(name);
@@ -438,12 +357,12 @@ impl Session<'_> {
             .chain(instances)
             .chain([Change::ListEnd { revision: 0 }])
             .collect();
-        self.supervisor.feed.send(changes).await?;
+        self.supervisor.link.feed.send(changes).await?;
         self.note_event();
         if step == IndexStep::Invalid {
             self.supervisor.schedule.note_read(name);
             let action = format!("wait for changes of the service {name:?}");
-            self.take_failure(name, ConsulFailure::invalid_index().of(&action));
+            self.take_failure(name, invalid_index().of(&action));
             return Ok(());
         }
         self.supervisor.schedule.answered(name, index, Instant::now());
@@ -454,24 +373,23 @@ impl Session<'_> {
     }
 
     /// Records the failure of a query for one service, which keeps its instances.
-    fn take_failure(&mut self, name: &Arc<str>, failure: ConsulFailure) {
+    fn take_failure(&mut self, name: &Arc<str>, failure: Failure) {
         let now = Instant::now();
         let failed_before = self.supervisor.schedule.failed(name, now);
         let kind = failure.kind;
         // Another reason than a lack of room may close every connection for this service.
-        if kind.is_crowded() && !(failed_before && kind == ConsulFailureKind::Closed) {
+        if kind.is_crowded() && !(failed_before && kind == FailureKind::Closed) {
             self.note_refusal(&failure);
         }
         // The end of the agent ends all queries, and soon the session; after a refusal, there may
         // be room at once.
-        let is_lasting =
-            failed_before || !(kind.is_crowded() || kind == ConsulFailureKind::Connection);
-        let text = failure.at(self.endpoint).text;
+        let is_lasting = failed_before || !(kind.is_crowded() || kind == FailureKind::Connection);
+        let text = self.supervisor.link.locate(failure).text;
         // A round is incomplete without the service, however short the failure.
         let is_reported = is_lasting || self.supervisor.schedule.is_round();
         if is_reported && self.service_errors.get(name) != Some(&text) {
             if is_lasting {
-                let registry = self.supervisor.feed.state();
+                let registry = self.supervisor.link.feed.state();
                 tracing::warn!(
                     %registry, reason = text, "a service cannot be read, trying again"
                 );
@@ -487,9 +405,9 @@ impl Session<'_> {
     /// If the failure is not a refusal, or there is no further attempt.
     fn after_refusal(
         &mut self,
-        failure: ConsulFailure,
+        failure: Failure,
         retry: Option<Duration>,
-    ) -> Result<Duration, ConsulFailure> {
+    ) -> Result<Duration, Failure> {
         if !failure.kind.is_crowded() {
             return Err(failure);
         }
@@ -498,7 +416,7 @@ impl Session<'_> {
     }
 
     /// Makes do with fewer waiting queries after a refusal.
-    fn note_refusal(&mut self, failure: &ConsulFailure) {
+    fn note_refusal(&mut self, failure: &Failure) {
         let now = Instant::now();
         let lower = self.supervisor.schedule.note_refusal(now);
         self.report_limit(lower, failure);
@@ -506,9 +424,9 @@ impl Session<'_> {
     }
 
     /// Logs that the limit on waiting queries was lowered.
-    fn report_limit(&self, lower: Option<usize>, failure: &ConsulFailure) {
+    fn report_limit(&self, lower: Option<usize>, failure: &Failure) {
         if let Some(max_waiting) = lower {
-            let registry = self.supervisor.feed.state();
+            let registry = self.supervisor.link.feed.state();
             tracing::warn!(%registry, reason = failure.text, max_waiting, "fewer waiting queries");
         }
     }
@@ -518,11 +436,12 @@ impl Session<'_> {
         if index > 0 {
             self.index_backoff.reset();
         }
-        let fault = || ConsulFailure::invalid_index().of("wait for changes of the services");
-        let error = (index == 0).then(|| fault().at(self.endpoint).text);
+        let fault = || invalid_index().of("wait for changes of the services");
+        let error = (index == 0).then(|| self.supervisor.link.locate(fault()).text);
         if error != self.names_error {
             if let Some(reason) = &error {
-                tracing::warn!(registry = %self.supervisor.feed.state(), reason, "wrong answers");
+                let registry = self.supervisor.link.feed.state();
+                tracing::warn!(%registry, reason, "wrong answers");
             }
             self.names_error = error;
             self.report_errors();
@@ -543,12 +462,12 @@ impl Session<'_> {
 
     fn report_errors(&self) {
         let error = self.error();
-        self.supervisor.feed.state().update(|report| report.error = error);
+        self.supervisor.link.feed.state().update(|report| report.error = error);
     }
 
     fn note_event(&self) {
         let index = self.supervisor.position;
-        self.supervisor.feed.state().update(|report| {
+        self.supervisor.link.feed.state().update(|report| {
             report.revision = index;
             report.last_event = Some(SystemTime::now());
         });

@@ -11,8 +11,9 @@ use etcd_client::{
 use tokio::time::timeout;
 
 use super::change::revision;
-use super::failure::{EtcdFailure, FailureKind};
+use super::failure;
 use super::{GOFRAME_HEADS, Settings};
+use crate::registry::failure::{Failure, FailureKind};
 use crate::registry::tls::MAX_PEM_FILE_BYTES;
 use crate::registry::{Credential, Secret, Tls};
 use crate::regular_file;
@@ -59,14 +60,14 @@ pub(super) struct StoreStatus {
 
 impl Connection {
     /// Connects to a member and logs in if a user is configured.
-    pub(super) async fn open(settings: &Settings, endpoint: &str) -> Result<Self, EtcdFailure> {
+    pub(super) async fn open(settings: &Settings, endpoint: &str) -> Result<Self, Failure> {
         let connection = Self::new(settings, endpoint).await?;
         connection.log_in().await?;
         Ok(connection)
     }
 
     /// Creates a connection without logging in.
-    async fn new(settings: &Settings, endpoint: &str) -> Result<Self, EtcdFailure> {
+    async fn new(settings: &Settings, endpoint: &str) -> Result<Self, Failure> {
         // Boxed: the library's future takes 17 KB.
         let client = Box::pin(connect(settings, endpoint)).await?;
         let login = settings.username.clone().zip(settings.password.clone());
@@ -77,19 +78,15 @@ impl Connection {
         Ok(Self {
             client: Arc::new(client),
             login,
-            dial_timeout: settings.tuning.dial_timeout,
-            request_timeout: settings.tuning.request_timeout,
+            dial_timeout: settings.tuning.connection.dial_timeout,
+            request_timeout: settings.tuning.connection.request_timeout,
         })
     }
 
     /// Logs in with the current password, if a user is configured.
-    async fn log_in(&self) -> Result<(), EtcdFailure> {
+    async fn log_in(&self) -> Result<(), Failure> {
         let Some(login) = &self.login else { return Ok(()) };
-        let password = login
-            .credential
-            .read()
-            .await
-            .map_err(|error| EtcdFailure::new(FailureKind::Settings, error.to_string()))?;
+        let password = login.credential.read().await?;
         login.password.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&password);
         let user = Some((login.user.clone(), password.expose().to_owned()));
         let mut client = Client::clone(&self.client);
@@ -111,11 +108,7 @@ impl Connection {
     ///
     /// The library's own token renewal uses only the old password. It also fails with JWTs, which
     /// become invalid with every change to any user.
-    pub(super) async fn call<T, F>(
-        &self,
-        action: &str,
-        call: impl Fn() -> F,
-    ) -> Result<T, EtcdFailure>
+    pub(super) async fn call<T, F>(&self, action: &str, call: impl Fn() -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
@@ -129,7 +122,7 @@ impl Connection {
     }
 
     /// Runs a transaction like [`Connection::call`].
-    pub(super) async fn txn(&self, action: &str, txn: &Txn) -> Result<TxnResponse, EtcdFailure> {
+    pub(super) async fn txn(&self, action: &str, txn: &Txn) -> Result<TxnResponse, Failure> {
         let call = || {
             let (mut kv, txn) = (self.kv(), txn.clone());
             async move { kv.txn(txn).await }
@@ -143,18 +136,18 @@ impl Connection {
         action: &str,
         limit: Duration,
         call: impl Future<Output = Result<T, etcd_client::Error>>,
-    ) -> Result<T, EtcdFailure> {
+    ) -> Result<T, Failure> {
         match timeout(limit, call).await {
-            Ok(result) => result.map_err(|error| self.hide(EtcdFailure::of(action, &error))),
-            Err(_) => Err(self.hide(EtcdFailure::timeout(action, limit))),
+            Ok(result) => result.map_err(|error| self.hide(failure::of_error(action, &error))),
+            Err(_) => Err(self.hide(Failure::timeout(limit).of(action))),
         }
     }
 
     /// Hides the password in a failure, in case etcd or a proxy has echoed it.
-    pub(super) fn hide(&self, failure: EtcdFailure) -> EtcdFailure {
+    pub(super) fn hide(&self, failure: Failure) -> Failure {
         let Some(login) = &self.login else { return failure };
         let password = login.password.lock().unwrap_or_else(PoisonError::into_inner);
-        EtcdFailure { text: password.hide_in(&failure.text), ..failure }
+        failure.hiding(&password)
     }
 
     /// Returns the library's client for keys.
@@ -178,7 +171,7 @@ impl Connection {
     /// uses a transaction that would read the prefix if a key had a negative version. etcd checks
     /// the permissions of all operations in a transaction, and reads nothing here. Reading just the
     /// first key instead would make etcd visit all keys of the prefix.
-    pub(super) async fn probe(&self, prefixes: &[Prefix]) -> Result<StoreStatus, EtcdFailure> {
+    pub(super) async fn probe(&self, prefixes: &[Prefix]) -> Result<StoreStatus, Failure> {
         let mut status = StoreStatus { cluster: 0, revision: 0 };
         for prefix in prefixes {
             let action = format!("read {}", prefix.start());
@@ -189,7 +182,7 @@ impl Connection {
             let response = self.txn(&action, &txn).await?;
             let no_header = || {
                 let text = format!("cannot {action}: the response has no header");
-                self.hide(EtcdFailure::new(FailureKind::Connection, text))
+                self.hide(Failure::new(FailureKind::Connection, text))
             };
             let header = response.header().ok_or_else(no_header)?;
             let (cluster, revision) = (header.cluster_id(), revision(header.revision()));
@@ -200,21 +193,21 @@ impl Connection {
 }
 
 /// Creates a client of one member that is neither connected nor logged in yet.
-async fn connect(settings: &Settings, endpoint: &str) -> Result<Client, EtcdFailure> {
+async fn connect(settings: &Settings, endpoint: &str) -> Result<Client, Failure> {
     if endpoint.contains(['/', '@']) {
         let text = "an endpoint is host:port, without a scheme, a user or a path";
-        return Err(EtcdFailure::new(FailureKind::Settings, text));
+        return Err(Failure::new(FailureKind::Settings, text));
     }
     let scheme = if settings.tls.is_some() { "https" } else { "http" };
     let options = connect_options(settings).await?;
     let client = Client::connect([format!("{scheme}://{endpoint}")], Some(options)).await;
-    client.map_err(|error| EtcdFailure::of("connect", &error))
+    client.map_err(|error| failure::of_error("connect", &error))
 }
 
-async fn connect_options(settings: &Settings) -> Result<ConnectOptions, EtcdFailure> {
+async fn connect_options(settings: &Settings) -> Result<ConnectOptions, Failure> {
     let tuning = &settings.tuning;
     let options = ConnectOptions::new()
-        .with_connect_timeout(tuning.dial_timeout)
+        .with_connect_timeout(tuning.connection.dial_timeout)
         .with_keep_alive(tuning.keepalive_interval, tuning.keepalive_timeout)
         .with_keep_alive_while_idle(true)
         // A member that lost its leader returns an error instead of falling silent.
@@ -225,7 +218,7 @@ async fn connect_options(settings: &Settings) -> Result<ConnectOptions, EtcdFail
     })
 }
 
-async fn tls_options(tls: &Tls) -> Result<TlsOptions, EtcdFailure> {
+async fn tls_options(tls: &Tls) -> Result<TlsOptions, Failure> {
     let Tls { ca_file, cert_file, key_file, server_name } = tls;
     let mut options = match ca_file {
         Some(file) => TlsOptions::new().ca_certificate(Certificate::from_pem(read(file).await?)),
@@ -238,7 +231,7 @@ async fn tls_options(tls: &Tls) -> Result<TlsOptions, EtcdFailure> {
         (None, None) => {}
         _ => {
             let text = "a client certificate and its key must be configured together";
-            return Err(EtcdFailure::new(FailureKind::Settings, text));
+            return Err(Failure::new(FailureKind::Settings, text));
         }
     }
     Ok(match server_name {
@@ -247,10 +240,10 @@ async fn tls_options(tls: &Tls) -> Result<TlsOptions, EtcdFailure> {
     })
 }
 
-async fn read(file: &Path) -> Result<Vec<u8>, EtcdFailure> {
+async fn read(file: &Path) -> Result<Vec<u8>, Failure> {
     regular_file::read(file, MAX_PEM_FILE_BYTES).await.map_err(|error| {
         let text = format!("cannot read {}: {error}", file.display());
-        EtcdFailure::new(FailureKind::Settings, text)
+        Failure::new(FailureKind::Settings, text)
     })
 }
 

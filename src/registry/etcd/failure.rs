@@ -1,116 +1,34 @@
-//! Failures of etcd: messages and reactions.
+//! Failures of etcd, from the errors of its client library.
 
 use std::error::Error as _;
 use std::io;
-use std::time::Duration;
 
 use etcd_client::Error;
 use tokio_rustls::rustls;
 
-use super::Settings;
-use crate::registry::identify::{self, ServerKind};
+use crate::registry::failure::{Failure, FailureKind};
+use crate::registry::identify::ServerKind;
 use crate::registry::tls;
 
-/// A failed call or watch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct EtcdFailure {
-    pub(super) kind: FailureKind,
-    /// A message for the user: the failure, its cause and, if known, a remedy.
-    pub(super) text: String,
+/// Converts an error of the client library; `action` is, say, `list /service/`.
+pub(super) fn of_error(action: &str, error: &Error) -> Failure {
+    let (kind, text) = classify(error);
+    Failure::new(kind, text).of(action)
 }
 
-/// The kinds of failure, by the reaction that they require.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FailureKind {
-    /// The connection, member or cluster failed: retry, if possible elsewhere.
-    Connection,
-    /// The connection broke off in a way that another kind of server would cause.
-    Protocol,
-    /// The user lacks a permission.
-    Permission,
-    /// The user is unknown, or the token is no longer valid: log in again.
-    Login,
-    /// The store has authentication turned off: proceed without a login.
-    AuthOff,
-    /// The requested history was compacted: list.
-    Compacted,
-    /// The response exceeds the limit for messages: request less.
-    TooLarge,
-    /// The settings are invalid, such as an unreadable file or a malformed endpoint.
-    Settings,
-}
-
-impl FailureKind {
-    /// Returns whether the store refused the request or the settings prevent it.
-    ///
-    /// The connection itself may work.
-    pub(super) fn is_refusal(self) -> bool {
-        matches!(self, Self::Permission | Self::Login | Self::Settings)
-    }
-
-    /// Returns whether a list can replace the events that a watch failed to deliver.
-    pub(super) fn is_cured_by_list(self) -> bool {
-        matches!(self, Self::Compacted | Self::TooLarge)
-    }
-}
-
-impl EtcdFailure {
-    pub(super) fn new(kind: FailureKind, text: impl Into<String>) -> Self {
-        Self { kind, text: text.into() }
-    }
-
-    /// Returns the failure with the endpoint where it happened.
-    pub(super) fn at(self, endpoint: &str) -> Self {
-        Self { text: format!("etcd at {endpoint}: {}", self.text), ..self }
-    }
-
-    /// Converts an error of the client library; `action` is, say, `list /service/`.
-    pub(super) fn of(action: &str, error: &Error) -> Self {
-        let (kind, text) = classify(error);
-        Self { kind, text: format!("cannot {action}: {text}") }
-    }
-
-    /// Describes the server at the endpoint instead if it is not the etcd of the settings.
-    ///
-    /// For a failure on a connection that has never worked.
-    pub(super) async fn identified(self, settings: &Settings, endpoint: &str) -> Self {
-        if self.kind != FailureKind::Protocol {
-            return self;
-        }
-        let target = match &settings.tls {
-            None => None,
-            // The message about unusable files comes from the connection.
-            Some(tls) => match tls.target(endpoint).await {
-                Ok(target) => Some(target),
-                Err(_) => return self,
-            },
-        };
-        match identify::describe(ServerKind::Etcd, endpoint, target.as_ref()).await {
-            Some(text) => Self { text, ..self },
-            None => self,
-        }
-    }
-
-    /// Creates the failure of an action that exceeded its time limit.
-    pub(super) fn timeout(action: &str, limit: Duration) -> Self {
-        let text = format!("cannot {action}: no response within {} s", limit.as_secs_f64());
-        Self::new(FailureKind::Connection, text)
-    }
-
-    /// Creates the failure of a watch that etcd canceled for this reason.
-    pub(super) fn canceled(reason: &str) -> Self {
-        let lower = reason.to_ascii_lowercase();
-        let (kind, reason) = if lower.contains("permission") {
-            let text = "permission denied: the user's role needs read permission on it";
-            (FailureKind::Permission, text)
-        } else if lower.contains("auth") || lower.contains("user name is empty") {
-            (FailureKind::Login, reason)
-        } else {
-            let text = if reason.is_empty() { "etcd gave no reason" } else { reason };
-            (FailureKind::Connection, text)
-        };
-        Self::new(kind, format!("the watch was canceled: {reason}"))
-    }
+/// Creates the failure of a watch that etcd canceled for this reason.
+pub(super) fn canceled(reason: &str) -> Failure {
+    let lower = reason.to_ascii_lowercase();
+    let (kind, reason) = if lower.contains("permission") {
+        let text = "permission denied: the user's role needs read permission on it";
+        (FailureKind::Permission, text)
+    } else if lower.contains("auth") || lower.contains("user name is empty") {
+        (FailureKind::Login, reason)
+    } else {
+        let text = if reason.is_empty() { "etcd gave no reason" } else { reason };
+        (FailureKind::Connection, text)
+    };
+    Failure::new(kind, format!("the watch was canceled: {reason}"))
 }
 
 // gRPC status codes as numbers, so that we need no gRPC crate of the client library's version.
@@ -122,7 +40,7 @@ const UNAUTHENTICATED: i32 = 16;
 
 /// Returns the kind and text of an error of the client library.
 ///
-/// This function and [`EtcdFailure::canceled`] are the only code that matches on etcd's messages:
+/// This function and [`canceled`] are the only code that matches on etcd's messages:
 /// etcd gives several errors the same status code, without details to tell them apart.
 fn classify(error: &Error) -> (FailureKind, String) {
     match error {
@@ -230,7 +148,7 @@ mod tests {
             ("etcdserver: no leader", FailureKind::Connection),
             ("", FailureKind::Connection),
         ] {
-            assert_eq!(EtcdFailure::canceled(reason).kind, kind, "{reason}");
+            assert_eq!(canceled(reason).kind, kind, "{reason}");
         }
     }
 }

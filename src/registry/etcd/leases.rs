@@ -8,8 +8,8 @@ use tokio::time::timeout;
 
 use super::change;
 use super::connection::Connection;
-use super::failure::EtcdFailure;
 use crate::registry::Feed;
+use crate::registry::failure::Failure;
 use crate::service::{Change, LeaseReply};
 
 /// Longest wait for a list of all leases.
@@ -35,7 +35,7 @@ pub(super) async fn check(
     feed: Feed,
 ) -> bool {
     let registry = feed.state();
-    let failed = |failure: EtcdFailure| {
+    let failed = |failure: Failure| {
         tracing::debug!(%registry, reason = failure.text, "looking up leases one by one");
     };
     let listed =
@@ -60,7 +60,7 @@ pub(super) async fn check(
 ///
 /// With authentication, etcd 3.5.31 and 3.6.9 list leases only for a user that may read every key
 /// of every lease, those of other programs too; 3.4.23 lists them for everyone.
-async fn list(connection: &Connection, leases: &[i64]) -> Result<LeaseReply, EtcdFailure> {
+async fn list(connection: &Connection, leases: &[i64]) -> Result<LeaseReply, Failure> {
     let action = "list the leases";
     let list = || {
         let mut client = connection.lease();
@@ -68,7 +68,7 @@ async fn list(connection: &Connection, leases: &[i64]) -> Result<LeaseReply, Etc
     };
     let response = timeout(MAX_LIST_TIME, connection.call(action, list))
         .await
-        .unwrap_or_else(|_| Err(EtcdFailure::timeout(action, MAX_LIST_TIME)))?;
+        .unwrap_or_else(|_| Err(Failure::timeout(MAX_LIST_TIME).of(action)))?;
     let existing = response.leases().iter().map(LeaseStatus::id);
     Ok(compare(leases, existing, revision(response.header())))
 }
@@ -101,7 +101,7 @@ async fn look_up(connection: &Connection, leases: &[i64]) -> LeaseReply {
 }
 
 /// Returns whether a lease exists, and the revision of the reply.
-async fn exists(connection: &Connection, lease: i64) -> Result<(bool, u64), EtcdFailure> {
+async fn exists(connection: &Connection, lease: i64) -> Result<(bool, u64), Failure> {
     let time_to_live = || {
         let mut client = connection.lease();
         async move { client.time_to_live(lease, None).await }

@@ -7,10 +7,10 @@ use tokio_util::task::AbortOnDropHandle;
 use super::EtcdTuning;
 use super::change;
 use super::connection::{Connection, Prefix};
-use super::failure::{EtcdFailure, FailureKind};
 use super::stride::Stride;
-use super::supervisor::SessionEnd;
+use crate::registry::failure::{Failure, FailureKind};
 use crate::registry::gsvc::KeyParser;
+use crate::registry::session::SessionEnd;
 use crate::registry::{Feed, FeedClosed};
 
 /// Target size of a page in keys and values, in bytes.
@@ -50,7 +50,7 @@ pub(super) async fn send_all(
             }));
             send(page, &mut parser, tuning.batch_size, feed).await?;
             let (returned, result) = next.await.map_err(|error| {
-                EtcdFailure::new(FailureKind::Connection, format!("cannot read a page: {error}"))
+                Failure::new(FailureKind::Connection, format!("cannot read a page: {error}"))
             })?;
             (pages, page) = (returned, result?);
         }
@@ -129,7 +129,7 @@ impl PageReader {
     }
 
     /// Reads the current page; halves its limit as long as the response is too large.
-    async fn read(&mut self) -> Result<GetResponse, EtcdFailure> {
+    async fn read(&mut self) -> Result<GetResponse, Failure> {
         let action = format!("list {}", self.prefix.start());
         loop {
             let options = GetOptions::new()

@@ -28,7 +28,11 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Credential, Feed, Registry, RegistryCommand, Tls};
+use self::supervisor::EtcdSupervisor;
+use super::attempts::{Attempts, MAX_DURATION};
+use super::identify::ServerKind;
+use super::session::{self, StoreLink};
+use super::{ConnectionTuning, Credential, Feed, Registry, RegistryCommand, Tls};
 use crate::service::ListKind;
 
 pub use register::register;
@@ -57,12 +61,8 @@ impl Registry for EtcdRegistry {
         commands: mpsc::Receiver<RegistryCommand>,
         stop: CancellationToken,
     ) {
-        let supervisor = supervisor::Supervisor::new(self.settings, first, feed, commands);
-        // Dropping the supervisor at any await point is safe: it never writes to the store.
-        tokio::select! {
-            () = stop.cancelled() => {}
-            _closed = supervisor.run() => {}
-        }
+        let link = StoreLink::new(self.settings.attempts(), feed, commands);
+        session::follow(EtcdSupervisor::new(self.settings, first, link), stop).await;
     }
 }
 
@@ -106,6 +106,11 @@ impl Settings {
     fn bounded(self) -> Self {
         Self { tuning: self.tuning.bounded(), ..self }
     }
+
+    fn attempts(&self) -> Attempts {
+        let Self { endpoints, tls, tuning, .. } = self;
+        Attempts::new(ServerKind::Etcd, endpoints, tls.as_ref(), &tuning.connection)
+    }
 }
 
 impl fmt::Display for Settings {
@@ -128,10 +133,8 @@ pub struct EtcdTuning {
     ///
     /// Smaller than a page because parsed keys take more memory.
     pub batch_size: usize,
-    /// Maximum wait for a TCP connection, and for the login after it.
-    pub dial_timeout: Duration,
-    /// Maximum wait for the response to one request.
-    pub request_timeout: Duration,
+    /// Timeouts and waits between attempts.
+    pub connection: ConnectionTuning,
     /// Time between pings on an idle connection.
     ///
     /// etcd closes connections that are pinged more often than every 5 s.
@@ -142,12 +145,6 @@ pub struct EtcdTuning {
     pub progress_interval: Duration,
     /// Longest further silence on a watch after that request.
     pub progress_deadline: Duration,
-    /// Upper bound of the wait after a first failure.
-    pub backoff_min: Duration,
-    /// Maximum wait between attempts; the wait doubles up to it.
-    pub backoff_max: Duration,
-    /// Uptime of a connection after which the next wait is the minimum again.
-    pub healthy_after: Duration,
     /// Time between routine lists, give or take a fifth.
     ///
     /// The lists find events that the watch missed: some versions of etcd lose events (etcd#17610,
@@ -165,60 +162,30 @@ impl Default for EtcdTuning {
         Self {
             page_size: 5_000,
             batch_size: 1_000,
-            dial_timeout: Duration::from_secs(5),
-            request_timeout: Duration::from_secs(10),
+            connection: ConnectionTuning::default(),
             keepalive_interval: Duration::from_secs(10),
             keepalive_timeout: Duration::from_secs(4),
             progress_interval: Duration::from_secs(10),
             progress_deadline: Duration::from_secs(20),
-            backoff_min: Duration::from_millis(100),
-            backoff_max: Duration::from_secs(5),
-            healthy_after: Duration::from_secs(10),
             relist_interval: Duration::from_secs(300),
             verify_within: Duration::from_secs(30),
         }
     }
 }
 
-/// Upper bound of every duration in [`EtcdTuning`].
-///
-/// With it, adding a duration to a time cannot overflow.
-const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
-
 impl EtcdTuning {
     /// Caps every duration at [`MAX_DURATION`].
-    fn bounded(mut self) -> Self {
-        let Self {
-            page_size: _,
-            batch_size: _,
-            dial_timeout,
-            request_timeout,
-            keepalive_interval,
-            keepalive_timeout,
-            progress_interval,
-            progress_deadline,
-            backoff_min,
-            backoff_max,
-            healthy_after,
-            relist_interval,
-            verify_within,
-        } = &mut self;
-        for duration in [
-            dial_timeout,
-            request_timeout,
-            keepalive_interval,
-            keepalive_timeout,
-            progress_interval,
-            progress_deadline,
-            backoff_min,
-            backoff_max,
-            healthy_after,
-            relist_interval,
-            verify_within,
-        ] {
-            *duration = (*duration).min(MAX_DURATION);
+    fn bounded(self) -> Self {
+        Self {
+            connection: self.connection.bounded(),
+            keepalive_interval: self.keepalive_interval.min(MAX_DURATION),
+            keepalive_timeout: self.keepalive_timeout.min(MAX_DURATION),
+            progress_interval: self.progress_interval.min(MAX_DURATION),
+            progress_deadline: self.progress_deadline.min(MAX_DURATION),
+            relist_interval: self.relist_interval.min(MAX_DURATION),
+            verify_within: self.verify_within.min(MAX_DURATION),
+            ..self
         }
-        self
     }
 }
 
@@ -230,11 +197,12 @@ mod tests {
     fn durations_are_capped_to_avoid_overflow() {
         let tuning = EtcdTuning {
             relist_interval: Duration::MAX,
-            backoff_max: Duration::MAX,
+            connection: ConnectionTuning { backoff_max: Duration::MAX, ..Default::default() },
             ..EtcdTuning::default()
         }
         .bounded();
-        assert_eq!((tuning.relist_interval, tuning.backoff_max), (MAX_DURATION, MAX_DURATION));
+        let capped = (tuning.relist_interval, tuning.connection.backoff_max);
+        assert_eq!(capped, (MAX_DURATION, MAX_DURATION));
         assert_eq!(EtcdTuning::default().bounded(), EtcdTuning::default());
     }
 }

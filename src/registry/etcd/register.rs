@@ -4,18 +4,14 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp, LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
 use super::connection::Connection;
-use super::failure::{EtcdFailure, FailureKind};
-use crate::registry::backoff::Backoff;
-use crate::registry::members::Members;
+use crate::registry::failure::{Failure, FailureKind};
+use crate::registry::register::{RegistrationProgress, StoreRegistration, keep_registered};
 use crate::registry::{RegisterError, RegisterEvent, Registrant, gsvc};
-
-/// Maximum attempts to remove the key; together they take one request timeout.
-const REMOVAL_ATTEMPTS: u32 = 3;
 
 /// Maximum TTL that etcd grants, in seconds.
 const MAX_TTL_SECONDS: u64 = 9_000_000_000;
@@ -41,98 +37,71 @@ pub async fn register(
     let settings = &settings.clone().bounded();
     let Registrant { head, id, endpoints, metadata, ttl } = registrant;
     let ttl_seconds = ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0));
-    let mut keeper = RegistrationKeeper {
+    let registration = EtcdRegistration {
         settings,
         key: gsvc::key(head, id, endpoints),
         value: gsvc::value(metadata),
         ttl_seconds: ttl_seconds.clamp(1, MAX_TTL_SECONDS),
         lease: None,
-        endpoints: Members::new(&settings.endpoints),
-        events,
-        failing: false,
     };
-    let tuning = &settings.tuning;
-    let mut backoff = Backoff::new(tuning.backoff_min, tuning.backoff_max);
-    let mut ever_registered = false;
-    loop {
-        let mut working_since = None;
-        let ended = tokio::select! {
-            () = stop.cancelled() => None,
-            Err(failure) = keeper.keep(&mut working_since) => Some(failure),
-        };
-        let Some(failure) = ended else { return keeper.remove().await };
-        ever_registered |= working_since.is_some();
-        if !ever_registered && failure.kind.is_refusal() {
-            return Err(RegisterError::Refused { key: keeper.key.clone(), reason: failure.text });
-        }
-        keeper.report(RegisterEvent::Failed(failure.text));
-        if working_since.is_some_and(|since: Instant| since.elapsed() >= tuning.healthy_after) {
-            backoff.reset();
-        }
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = sleep(backoff.next()) => {}
-        }
-    }
+    keep_registered(registration, settings.attempts(), stop, events).await
 }
 
-/// Maintains one key in the store.
-struct RegistrationKeeper<'a, F> {
+/// One key in the store.
+struct EtcdRegistration<'a> {
     settings: &'a Settings,
     key: String,
     value: String,
     ttl_seconds: u64,
     /// The lease of the key; `None` before the first and after it was lost.
     lease: Option<i64>,
-    endpoints: Members,
-    events: F,
-    /// Whether the last event was a failure.
-    failing: bool,
 }
 
-impl<F: Fn(RegisterEvent)> RegistrationKeeper<'_, F> {
-    fn report(&mut self, event: RegisterEvent) {
-        self.failing = matches!(event, RegisterEvent::Failed(_));
-        (self.events)(event);
+impl StoreRegistration for EtcdRegistration<'_> {
+    fn key(&self) -> &str {
+        &self.key
     }
 
-    /// Connects to a member and keeps the key in the store until something fails.
+    fn expiry_seconds(&self) -> u64 {
+        self.ttl_seconds
+    }
+
     async fn keep(
         &mut self,
-        working_since: &mut Option<Instant>,
-    ) -> Result<Infallible, EtcdFailure> {
-        let no_endpoint = || EtcdFailure::new(FailureKind::Settings, "no endpoint is configured");
-        let endpoint = self.endpoints.choose().ok_or_else(no_endpoint)?;
-        let Err(failure) = self.keep_at(&endpoint, working_since).await;
-        self.endpoints.set_failed(&endpoint, Some(Instant::now()));
-        let failure = match working_since {
-            Some(_) => failure,
-            None => Box::pin(failure.identified(self.settings, &endpoint)).await,
-        };
-        Err(failure.at(&endpoint))
-    }
-
-    async fn keep_at(
-        &mut self,
         endpoint: &str,
-        working_since: &mut Option<Instant>,
-    ) -> Result<Infallible, EtcdFailure> {
+        progress: &mut RegistrationProgress<impl Fn(RegisterEvent)>,
+    ) -> Result<Infallible, Failure> {
         let connection = Connection::open(self.settings, endpoint).await?;
         loop {
             let lease = match self.lease {
                 Some(lease) => lease,
-                None => self.put(&connection).await?,
+                None => self.put(&connection, progress).await?,
             };
-            working_since.get_or_insert_with(Instant::now);
-            self.endpoints.set_failed(endpoint, None);
+            progress.set_working();
             // Returns without an error if the lease is lost while the connection still works.
-            self.keep_alive(&connection, endpoint, lease).await?;
+            self.keep_alive(&connection, lease, progress).await?;
             self.lease = None;
         }
     }
 
+    /// Deletes the key if it still has this lease, and leaves the lease to expire.
+    async fn remove(&mut self, endpoint: &str) -> Result<bool, Failure> {
+        let Some(lease) = self.lease else { return Ok(false) };
+        let connection = Connection::open(self.settings, endpoint).await?;
+        let ours = Compare::lease(&*self.key, CompareOp::Equal, lease);
+        let txn = Txn::new().when([ours]).and_then([TxnOp::delete(&*self.key, None)]);
+        connection.txn(&format!("delete {}", self.key), &txn).await?;
+        Ok(true)
+    }
+}
+
+impl EtcdRegistration<'_> {
     /// Puts the key with a new lease, and returns the lease.
-    async fn put(&mut self, connection: &Connection) -> Result<i64, EtcdFailure> {
+    async fn put(
+        &mut self,
+        connection: &Connection,
+        progress: &mut RegistrationProgress<impl Fn(RegisterEvent)>,
+    ) -> Result<i64, Failure> {
         let ttl = i64::try_from(self.ttl_seconds).unwrap_or(i64::MAX);
         let grant = || {
             let mut client = connection.lease();
@@ -145,7 +114,7 @@ impl<F: Fn(RegisterEvent)> RegistrationKeeper<'_, F> {
         self.lease = Some(lease);
         let put = Txn::new().and_then([self.put_with(lease)]);
         connection.txn(&format!("put {}", self.key), &put).await?;
-        self.report(RegisterEvent::Registered);
+        progress.registered();
         Ok(lease)
     }
 
@@ -159,21 +128,19 @@ impl<F: Fn(RegisterEvent)> RegistrationKeeper<'_, F> {
     async fn keep_alive(
         &mut self,
         connection: &Connection,
-        endpoint: &str,
         lease: i64,
-    ) -> Result<(), EtcdFailure> {
+        progress: &mut RegistrationProgress<impl Fn(RegisterEvent)>,
+    ) -> Result<(), Failure> {
         let ttl = Duration::from_secs(self.ttl_seconds);
-        let limit = ttl.min(self.settings.tuning.request_timeout);
+        let limit = ttl.min(self.settings.tuning.connection.request_timeout);
         let Some((mut keeper, mut responses)) = start_renewal(connection, lease).await? else {
             return Ok(());
         };
         loop {
             let next = Instant::now() + ttl / 3;
-            match self.restore_key(connection, lease).await {
+            match self.restore_key(connection, lease, progress).await {
                 // etcd renews leases without a login, so the key survives a changed password.
-                Err(failure) if failure.kind.is_refusal() => {
-                    self.report(RegisterEvent::Failed(failure.at(endpoint).text));
-                }
+                Err(failure) if failure.kind.is_refusal() => progress.failed(failure),
                 result => result?,
             }
             sleep_until(next).await;
@@ -184,7 +151,7 @@ impl<F: Fn(RegisterEvent)> RegistrationKeeper<'_, F> {
             match renewed.await? {
                 None => {
                     let text = "cannot renew the lease: the member closed the stream";
-                    return Err(EtcdFailure::new(FailureKind::Connection, text));
+                    return Err(Failure::new(FailureKind::Connection, text));
                 }
                 Some(response) if response.ttl() > 0 => {}
                 Some(_) => return Ok(()),
@@ -197,46 +164,17 @@ impl<F: Fn(RegisterEvent)> RegistrationKeeper<'_, F> {
         &mut self,
         connection: &Connection,
         lease: i64,
-    ) -> Result<(), EtcdFailure> {
+        progress: &mut RegistrationProgress<impl Fn(RegisterEvent)>,
+    ) -> Result<(), Failure> {
         let missing = Compare::version(&*self.key, CompareOp::Equal, 0);
         let txn = Txn::new().when([missing]).and_then([self.put_with(lease)]);
         let response = connection.txn(&format!("check {}", self.key), &txn).await?;
         if response.succeeded() {
-            self.report(RegisterEvent::Registered);
-        } else if self.failing {
-            self.report(RegisterEvent::Recovered);
+            progress.registered();
+        } else {
+            progress.refreshed();
         }
         Ok(())
-    }
-
-    /// Deletes the key if it still has this lease, and leaves the lease to expire.
-    async fn remove(&mut self) -> Result<(), RegisterError> {
-        let Some(lease) = self.lease else { return Ok(()) };
-        let limit = self.settings.tuning.request_timeout / REMOVAL_ATTEMPTS;
-        let mut reason = String::new();
-        for _ in 0..REMOVAL_ATTEMPTS {
-            let Some(endpoint) = self.endpoints.choose() else { break };
-            let removed = timeout(limit, self.remove_at(&endpoint, lease)).await;
-            match removed.unwrap_or_else(|_| Err(EtcdFailure::timeout("delete the key", limit))) {
-                Ok(()) => {
-                    self.report(RegisterEvent::Removed);
-                    return Ok(());
-                }
-                Err(failure) => {
-                    reason = failure.at(&endpoint).text;
-                    self.endpoints.set_failed(&endpoint, Some(Instant::now()));
-                }
-            }
-            sleep(self.settings.tuning.backoff_min).await;
-        }
-        Err(RegisterError::NotRemoved { key: self.key.clone(), reason, seconds: self.ttl_seconds })
-    }
-
-    async fn remove_at(&self, endpoint: &str, lease: i64) -> Result<(), EtcdFailure> {
-        let connection = Connection::open(self.settings, endpoint).await?;
-        let ours = Compare::lease(&*self.key, CompareOp::Equal, lease);
-        let txn = Txn::new().when([ours]).and_then([TxnOp::delete(&*self.key, None)]);
-        connection.txn(&format!("delete {}", self.key), &txn).await.map(drop)
     }
 }
 
@@ -244,7 +182,7 @@ impl<F: Fn(RegisterEvent)> RegistrationKeeper<'_, F> {
 async fn start_renewal(
     connection: &Connection,
     lease: i64,
-) -> Result<Option<(LeaseKeeper, LeaseKeepAliveStream)>, EtcdFailure> {
+) -> Result<Option<(LeaseKeeper, LeaseKeepAliveStream)>, Failure> {
     let start = || {
         let mut client = connection.lease();
         async move {

@@ -3,17 +3,15 @@
 use std::convert::Infallible;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::connection::{Connection, Prefix, StoreStatus};
-use super::failure::{EtcdFailure, FailureKind};
 use super::watch::{EtcdWatch, WatchEvent};
 use super::{Settings, leases, list};
-use crate::registry::backoff::{Backoff, random_up_to};
-use crate::registry::members::Members;
-use crate::registry::{Feed, FeedClosed, RegistryCommand};
+use crate::registry::RegistryCommand;
+use crate::registry::backoff::random_up_to;
+use crate::registry::session::{SessionEnd, StoreLink, Supervisor};
 use crate::service::{Change, ListKind};
 
 /// Maximum lists in one session that only replace a broken watch.
@@ -29,21 +27,16 @@ const LEASE_LIST_PAUSE: Duration = Duration::from_secs(60);
 /// Follows one cluster through all failures.
 ///
 /// The supervisor keeps no copy of the keys, only the revisions it has read.
-pub(super) struct Supervisor {
+pub(super) struct EtcdSupervisor {
     settings: Settings,
     prefixes: Vec<Prefix>,
-    feed: Feed,
-    commands: mpsc::Receiver<RegistryCommand>,
-    endpoints: Members,
-    backoff: Backoff,
+    link: StoreLink,
     /// Revisions up to which changes were sent; `None` before the first list.
     position: Option<Position>,
     /// The list that must come before any event.
     ///
     /// Set for the first list, after a list that broke off, and if events were missed.
     required_list: Option<ListKind>,
-    /// Whether the last `Connected` change said that the store is reachable.
-    connected: bool,
 }
 
 /// Revisions up to which changes were sent.
@@ -63,126 +56,14 @@ impl Position {
     }
 }
 
-/// Reason for the end of a session.
-#[derive(Debug)]
-pub(super) enum SessionEnd {
-    /// The feed is closed.
-    Closed,
-    /// A call or the watch failed; the next session may succeed.
-    Failed(EtcdFailure),
-}
-
-impl From<FeedClosed> for SessionEnd {
-    fn from(_: FeedClosed) -> Self {
-        Self::Closed
-    }
-}
-
-impl From<EtcdFailure> for SessionEnd {
-    fn from(failure: EtcdFailure) -> Self {
-        Self::Failed(failure)
-    }
-}
-
-impl Supervisor {
-    pub(super) fn new(
-        settings: Settings,
-        first: ListKind,
-        feed: Feed,
-        commands: mpsc::Receiver<RegistryCommand>,
-    ) -> Self {
-        let tuning = &settings.tuning;
+impl EtcdSupervisor {
+    pub(super) fn new(settings: Settings, first: ListKind, link: StoreLink) -> Self {
         Self {
             prefixes: Prefix::of_heads(&settings.heads),
-            endpoints: Members::new(&settings.endpoints),
-            backoff: Backoff::new(tuning.backoff_min, tuning.backoff_max),
+            link,
             position: None,
             required_list: Some(first),
-            connected: false,
             settings,
-            feed,
-            commands,
-        }
-    }
-
-    /// Runs sessions until the feed is closed.
-    pub(super) async fn run(mut self) -> FeedClosed {
-        loop {
-            let failure = match self.endpoints.choose() {
-                None => EtcdFailure::new(FailureKind::Settings, "no endpoint is configured"),
-                Some(endpoint) => {
-                    let mut working_since = None;
-                    let Err(end) = self.session(&endpoint, &mut working_since).await;
-                    let SessionEnd::Failed(failure) = end else { return FeedClosed };
-                    let healthy_after = self.settings.tuning.healthy_after;
-                    if working_since.is_some_and(|since: Instant| since.elapsed() >= healthy_after)
-                    {
-                        self.backoff.reset();
-                    }
-                    self.endpoints.set_failed(&endpoint, Some(Instant::now()));
-                    let failure = match working_since {
-                        Some(_) => failure,
-                        None => Box::pin(failure.identified(&self.settings, &endpoint)).await,
-                    };
-                    failure.at(&endpoint)
-                }
-            };
-            if self.report_disconnected(failure).await.is_err() {
-                return FeedClosed;
-            }
-            let until = Instant::now() + self.backoff.next();
-            while tokio::time::timeout_at(until, self.discard_command()).await.is_ok() {}
-        }
-    }
-
-    /// Discards the next command, since the store cannot be reached now.
-    async fn discard_command(&mut self) {
-        if self.commands.recv().await.is_none() {
-            std::future::pending::<()>().await;
-        }
-    }
-
-    /// Runs one connection to a member until it fails.
-    ///
-    /// Sets `working_since` once the connection works.
-    async fn session(
-        &mut self,
-        endpoint: &str,
-        working_since: &mut Option<Instant>,
-    ) -> Result<Infallible, SessionEnd> {
-        let connection = Connection::open(&self.settings, endpoint).await?;
-        let status = connection.probe(&self.prefixes).await?;
-        while self.commands.try_recv().is_ok() {}
-        // A restored store that has grown past the last read revision looks unchanged: verify soon.
-        let verify_within = random_up_to(self.settings.tuning.verify_within);
-        let mut check = (Instant::now() + verify_within, ListKind::Reconnect);
-        let mut relists = MAX_RELISTS_PER_SESSION;
-        let mut next_list =
-            self.kind_of_list(status, self.required_list).map(|kind| (kind, status));
-        loop {
-            if let Some((kind, status)) = next_list.take() {
-                self.list(&connection, kind, status).await?;
-                check = (self.next_routine_list(), ListKind::Routine);
-            }
-            let watch =
-                EtcdWatch::open(&self.settings, endpoint, &self.prefixes, &self.revisions())
-                    .await?;
-            let watched = self.watch(watch, &connection, endpoint, &mut check, working_since).await;
-            let (kind, status) = match watched {
-                Err(SessionEnd::Failed(failure))
-                    if relists > 0 && failure.kind.is_cured_by_list() =>
-                {
-                    relists -= 1;
-                    let registry = self.feed.state();
-                    tracing::info!(%registry, reason = failure.text, "listing again");
-                    self.require_list(ListKind::Reconnect);
-                    let status = connection.probe(&self.prefixes).await?;
-                    (self.kind_of_list(status, self.required_list), status)
-                }
-                Err(end) => return Err(end),
-                Ok(restored) => (Some(ListKind::Restored), restored),
-            };
-            next_list = kind.map(|kind| (kind, status));
         }
     }
 
@@ -225,7 +106,7 @@ impl Supervisor {
         if kind == ListKind::Restored {
             let last_revision = self.position.as_ref().map_or(0, Position::newest);
             tracing::warn!(
-                registry = %self.feed.state(),
+                registry = %self.link.feed.state(),
                 revision = status.revision,
                 last_revision,
                 cluster = status.cluster,
@@ -233,20 +114,19 @@ impl Supervisor {
             );
         }
         let start = Instant::now();
-        self.feed.send(vec![Change::list_begin(kind)]).await?;
+        self.link.feed.send(vec![Change::list_begin(kind)]).await?;
         // If the list breaks off, only a complete list may follow.
         self.require_list(kind);
         let (prefixes, tuning) = (&self.prefixes, &self.settings.tuning);
-        list::send_all(connection, prefixes, status.revision, tuning, &self.feed).await?;
+        list::send_all(connection, prefixes, status.revision, tuning, &self.link.feed).await?;
         let end = Change::ListEnd { revision: status.revision };
-        self.feed.send(vec![end, Change::Connected(true)]).await?;
+        self.link.send_connected(vec![end]).await?;
         self.required_list = None;
-        self.connected = true;
         self.position = Some(Position {
             cluster: status.cluster,
             revisions: vec![status.revision; self.prefixes.len()],
         });
-        self.feed.state().update(|report| {
+        self.link.feed.state().update(|report| {
             report.connected = true;
             report.synced = true;
             report.revision = status.revision;
@@ -254,7 +134,7 @@ impl Supervisor {
             report.error = None;
             report.lists += 1;
         });
-        let registry = self.feed.state();
+        let registry = self.link.feed.state();
         let duration_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::debug!(%registry, ?kind, revision = status.revision, duration_ms, "listed");
         Ok(())
@@ -268,9 +148,7 @@ impl Supervisor {
         &mut self,
         mut watch: EtcdWatch,
         connection: &Connection,
-        endpoint: &str,
         check: &mut (Instant, ListKind),
-        working_since: &mut Option<Instant>,
     ) -> Result<StoreStatus, SessionEnd> {
         let mut lease_check = JoinSet::new();
         let mut list_leases_after = Instant::now();
@@ -281,15 +159,13 @@ impl Supervisor {
                 event = watch.next(&tuning, &positions) => match event? {
                     WatchEvent::Alive => {
                         let now = SystemTime::now();
-                        self.feed.state().update(|report| report.last_event = Some(now));
+                        self.link.feed.state().update(|report| report.last_event = Some(now));
                     }
                     WatchEvent::Confirmed => {
-                        working_since.get_or_insert_with(Instant::now);
-                        self.endpoints.set_failed(endpoint, None);
-                        self.report_connected().await?;
+                        self.link.following(|_| {}).await?;
                     }
                     WatchEvent::Changes { prefix, revision, changes } => {
-                        self.feed.send(changes).await?;
+                        self.link.feed.send(changes).await?;
                         watch.restart_silence();
                         self.advance(prefix, revision);
                     }
@@ -303,14 +179,16 @@ impl Supervisor {
                         CheckResult::Listed => {
                             *check = (self.next_routine_list(), ListKind::Routine);
                         }
-                        CheckResult::Refused => check.0 = Instant::now() + tuning.backoff_max,
+                        CheckResult::Refused => {
+                            check.0 = Instant::now() + tuning.connection.backoff_max;
+                        }
                         CheckResult::Restored(status) => return Ok(status),
                     }
                 }
-                Some(RegistryCommand::CheckLeases(checked)) = self.commands.recv(),
+                Some(RegistryCommand::CheckLeases(checked)) = self.link.commands.recv(),
                     if lease_check.is_empty() =>
                 {
-                    let (connection, feed) = (watch.connection().clone(), self.feed.clone());
+                    let (connection, feed) = (watch.connection().clone(), self.link.feed.clone());
                     let may_list = list_leases_after <= Instant::now();
                     lease_check.spawn(leases::check(connection, checked, may_list, feed));
                 }
@@ -335,7 +213,7 @@ impl Supervisor {
             // nothing.
             Err(failure) if failure.kind.is_refusal() => {
                 let text = failure.text;
-                let registry = self.feed.state();
+                let registry = self.link.feed.state();
                 if registry.report().error.as_ref() != Some(&text) {
                     tracing::warn!(
                         %registry,
@@ -361,52 +239,54 @@ impl Supervisor {
             *last = revision.max(*last);
         }
         let newest = self.position.as_ref().map_or(0, Position::newest);
-        self.feed.state().update(|report| {
+        self.link.feed.state().update(|report| {
             report.revision = newest;
             report.last_event = Some(SystemTime::now());
         });
     }
+}
 
-    /// Reports that the watch works and so the store is reachable.
-    async fn report_connected(&mut self) -> Result<(), FeedClosed> {
-        if !self.connected {
-            self.connected = true;
-            self.feed.send(vec![Change::Connected(true)]).await?;
-        }
-        let registry = self.feed.state();
-        tracing::info!(%registry, url = %registry.url, "following");
-        registry.update(|report| {
-            report.connected = true;
-            report.last_event = Some(SystemTime::now());
-            report.error = None;
-        });
-        Ok(())
+impl Supervisor for EtcdSupervisor {
+    fn link(&mut self) -> &mut StoreLink {
+        &mut self.link
     }
 
-    /// Reports that the session failed; logs a lasting failure at `warn` only once.
-    async fn report_disconnected(&mut self, failure: EtcdFailure) -> Result<(), FeedClosed> {
-        let EtcdFailure { kind, text } = failure;
-        let was_connected = std::mem::take(&mut self.connected);
-        let mut known = false;
-        let registry = self.feed.state();
-        registry.update(|report| {
-            report.connected = false;
-            report.disconnects += u64::from(was_connected);
-            known = report.error.as_ref() == Some(&text);
-            report.error = Some(text.clone());
-            report.refused = kind.is_refusal();
-        });
-        if known {
-            tracing::debug!(%registry, reason = text, "still not connected");
-        } else {
-            tracing::warn!(
-                %registry, url = %registry.url, reason = text, "not connected, trying again"
-            );
+    /// Runs one connection to a member until it fails.
+    async fn session(&mut self, endpoint: &str) -> Result<Infallible, SessionEnd> {
+        let connection = Connection::open(&self.settings, endpoint).await?;
+        let status = connection.probe(&self.prefixes).await?;
+        self.link.drain_commands();
+        // A restored store that has grown past the last read revision looks unchanged: verify soon.
+        let verify_within = random_up_to(self.settings.tuning.verify_within);
+        let mut check = (Instant::now() + verify_within, ListKind::Reconnect);
+        let mut relists = MAX_RELISTS_PER_SESSION;
+        let mut next_list =
+            self.kind_of_list(status, self.required_list).map(|kind| (kind, status));
+        loop {
+            if let Some((kind, status)) = next_list.take() {
+                self.list(&connection, kind, status).await?;
+                check = (self.next_routine_list(), ListKind::Routine);
+            }
+            let watch =
+                EtcdWatch::open(&self.settings, endpoint, &self.prefixes, &self.revisions())
+                    .await?;
+            let watched = self.watch(watch, &connection, &mut check).await;
+            let (kind, status) = match watched {
+                Err(SessionEnd::Failed(failure))
+                    if relists > 0 && failure.kind.is_cured_by_list() =>
+                {
+                    relists -= 1;
+                    let registry = self.link.feed.state();
+                    tracing::info!(%registry, reason = failure.text, "listing again");
+                    self.require_list(ListKind::Reconnect);
+                    let status = connection.probe(&self.prefixes).await?;
+                    (self.kind_of_list(status, self.required_list), status)
+                }
+                Err(end) => return Err(end),
+                Ok(restored) => (Some(ListKind::Restored), restored),
+            };
+            next_list = kind.map(|kind| (kind, status));
         }
-        if was_connected {
-            self.feed.send(vec![Change::Connected(false)]).await?;
-        }
-        Ok(())
     }
 }
 

@@ -7,8 +7,9 @@ use tokio::time::Instant;
 
 use super::change;
 use super::connection::{Connection, Prefix};
-use super::failure::{EtcdFailure, FailureKind};
+use super::failure;
 use super::{EtcdTuning, Settings};
+use crate::registry::failure::{Failure, FailureKind};
 use crate::registry::gsvc::KeyParser;
 use crate::service::Change;
 
@@ -47,8 +48,8 @@ impl EtcdWatch {
         endpoint: &str,
         prefixes: &[Prefix],
         positions: &[u64],
-    ) -> Result<Self, EtcdFailure> {
-        let limit = settings.tuning.request_timeout;
+    ) -> Result<Self, Failure> {
+        let limit = settings.tuning.connection.request_timeout;
         let connection = Connection::open(settings, endpoint).await?;
         let mut stream = None;
         for (index, (prefix, position)) in (1_i64..).zip(prefixes.iter().zip(positions)) {
@@ -70,7 +71,7 @@ impl EtcdWatch {
                 }
             }
         }
-        let no_heads = || EtcdFailure::new(FailureKind::Settings, "no heads are configured");
+        let no_heads = || Failure::new(FailureKind::Settings, "no heads are configured");
         Ok(Self {
             stream: stream.ok_or_else(no_heads)?,
             connection,
@@ -93,14 +94,14 @@ impl EtcdWatch {
         &mut self,
         tuning: &EtcdTuning,
         positions: &[u64],
-    ) -> Result<WatchEvent, EtcdFailure> {
+    ) -> Result<WatchEvent, Failure> {
         let message =
             self.receive(tuning).await.map_err(|failure| self.connection.hide(failure))?;
         self.restart_silence();
         self.convert(&message, positions).map_err(|failure| self.connection.hide(failure))
     }
 
-    async fn receive(&mut self, tuning: &EtcdTuning) -> Result<WatchResponse, EtcdFailure> {
+    async fn receive(&mut self, tuning: &EtcdTuning) -> Result<WatchResponse, Failure> {
         loop {
             let grace =
                 if self.progress_requested { tuning.progress_deadline } else { Duration::ZERO };
@@ -109,16 +110,16 @@ impl EtcdWatch {
                 Ok(Ok(Some(message))) => return Ok(message),
                 Ok(Ok(None)) => {
                     let text = "the watch ended: the member closed it";
-                    return Err(EtcdFailure::new(FailureKind::Connection, text));
+                    return Err(Failure::new(FailureKind::Connection, text));
                 }
-                Ok(Err(error)) => return Err(EtcdFailure::of("continue the watch", &error)),
+                Ok(Err(error)) => return Err(failure::of_error("continue the watch", &error)),
                 Err(_) if self.progress_requested => {
-                    return Err(EtcdFailure::timeout("watch", wait));
+                    return Err(Failure::timeout(wait).of("watch"));
                 }
                 Err(_) => {
                     let request = self.stream.request_progress();
                     self.connection
-                        .within("request progress", tuning.request_timeout, request)
+                        .within("request progress", tuning.connection.request_timeout, request)
                         .await?;
                     self.progress_requested = true;
                 }
@@ -141,15 +142,15 @@ impl EtcdWatch {
         &mut self,
         message: &WatchResponse,
         positions: &[u64],
-    ) -> Result<WatchEvent, EtcdFailure> {
+    ) -> Result<WatchEvent, Failure> {
         // A canceled watch leaves the stream open and silent. The message that confirms a watch
         // may also cancel it.
         if message.canceled() {
             return Err(match message.compact_revision() {
-                0 => EtcdFailure::canceled(message.cancel_reason()),
+                0 => failure::canceled(message.cancel_reason()),
                 revision => {
                     let text = format!("the history before revision {revision} is compacted");
-                    EtcdFailure::new(FailureKind::Compacted, text)
+                    Failure::new(FailureKind::Compacted, text)
                 }
             });
         }
@@ -162,7 +163,7 @@ impl EtcdWatch {
                     "the store is at revision {revision}, older than what was read before: it \
                      went back in time, or this member lags behind"
                 );
-                return Err(EtcdFailure::new(FailureKind::Connection, text));
+                return Err(Failure::new(FailureKind::Connection, text));
             }
             self.unconfirmed = self.unconfirmed.saturating_sub(1);
             return Ok(if self.unconfirmed == 0 {

@@ -67,8 +67,8 @@ impl WallClock {
 /// Returns how far the clock of a server was from the machine's when it last logged.
 fn difference(server: &Svcdns) -> SignedDuration {
     let log = server.log();
-    let times = log.lines().filter_map(|line| line.split(' ').next()?.parse::<Timestamp>().ok());
-    times.last().unwrap().duration_since(Timestamp::now())
+    let time = |line: &str| line.split(' ').next()?.parse::<Timestamp>().ok();
+    log.lines().rev().find_map(time).unwrap().duration_since(Timestamp::now())
 }
 
 /// Returns the registries in `status`, and the number of held keys.

@@ -28,6 +28,8 @@ type AncestorShard = Arc<[(Box<str>, u32)]>;
 pub struct Snapshot {
     hasher: RandomState,
     generation: u64,
+    /// Whether nodes are missing, so that every query needs the full path.
+    pub(super) is_uncompiled: bool,
     /// Freshness of the registries' data.
     pub(super) registry_status: RegistryStatus,
     /// Number of services, and of aliases of services.
@@ -63,6 +65,11 @@ impl Snapshot {
     /// Returns a copy with another registry status.
     pub(super) fn with_registry_status(&self, registry_status: RegistryStatus) -> Self {
         Self { registry_status, ..self.clone() }
+    }
+
+    /// Returns a copy for readers before its nodes are compiled.
+    pub(super) fn uncompiled(&self) -> Self {
+        Self { is_uncompiled: true, ..self.clone() }
     }
 
     /// Returns the generation, which grows by one with each publication of changes.

@@ -120,9 +120,9 @@ impl RegistryPipeline {
         Ok(())
     }
 
-    /// Publishes what was restored.
-    pub async fn publish_restored(&mut self) -> Published {
-        self.publish(std::iter::empty(), Instant::now()).await
+    /// Publishes what was restored; calls `ready` as soon as queries can be answered.
+    pub async fn publish_restored(&mut self, ready: impl FnOnce()) -> Published {
+        self.publish(std::iter::empty(), Instant::now(), Some(ready)).await
     }
 
     /// Starts tasks of the current runtime that follow all registries until `stop`.
@@ -152,16 +152,23 @@ impl RegistryPipeline {
             Some(update)
         });
         let all: Vec<Update> = first.into_iter().chain(waiting).collect();
-        Some((self.publish(all, start).await, start.elapsed()))
+        Some((self.publish(all, start, None::<fn()>).await, start.elapsed()))
     }
 
     /// Applies updates, publishes the result, and passes on the work that it asks for.
+    ///
+    /// With `ready`, publishes the services first, and calls it then.
     async fn publish(
         &mut self,
         updates: impl IntoIterator<Item = Update>,
         now: Instant,
+        ready: Option<impl FnOnce()>,
     ) -> Published {
         let mut publication = self.publisher.begin(updates, now);
+        if let Some(ready) = ready {
+            publication.publish_services();
+            ready();
+        }
         while publication.compile_next() {
             // Let the other tasks of this thread run: their connections must answer pings.
             yield_now().await;

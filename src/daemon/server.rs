@@ -230,10 +230,9 @@ fn start_publisher(
             let unsaved = snapshots.as_ref().map(Snapshots::unsaved);
             if let Some(snapshots) = &mut snapshots {
                 snapshots.load(&mut pipeline);
-                context.changes.send(&pipeline.publish_restored().await.changed);
             }
-            // The server may have given up its start.
-            let _ = loading.send(snapshots);
+            let ready = || drop(loading.send(snapshots));
+            context.changes.send(&pipeline.publish_restored(ready).await.changed);
             pipeline.start(&tracker, &stop);
             loop {
                 let next = tokio::select! {

@@ -71,8 +71,8 @@ pub struct MalformedKeys;
 
 /// Writes one registry's keys of these services; aliases are skipped.
 ///
-/// Held keys are saved, too: they are served. The memory for this does not depend on the number of
-/// keys.
+/// Held keys are saved, too: they are served. Services are sorted by base, because reading them in
+/// the order of a list is several times as fast; the sort takes eight bytes for each service.
 ///
 /// # Errors
 /// Those of `out`.
@@ -82,17 +82,17 @@ pub fn save_keys<'s>(
     zones: &Zones,
     out: &mut dyn Write,
 ) -> io::Result<()> {
+    let of_registry = |service: &&Arc<Service>| {
+        let mut keys = service.keys().iter();
+        service.alias_target().is_none() && keys.any(|key| key.registry() == registry)
+    };
+    let mut sorted: Vec<&Arc<Service>> = services.into_iter().filter(of_registry).collect();
+    sorted.sort_unstable_by(|a, b| a.base().cmp(b.base()));
     let mut writer = KeyWriter::default();
-    for service in services {
-        if service.alias_target().is_some() {
-            continue;
-        }
-        let mut is_named = false;
+    for service in sorted {
+        writer.bytes.push(Tag::Service as u8);
+        put_text(&mut writer.bytes, service.base());
         for key in service.keys().iter().filter(|key| key.registry() == registry) {
-            if !std::mem::replace(&mut is_named, true) {
-                writer.bytes.push(Tag::Service as u8);
-                put_text(&mut writer.bytes, service.base());
-            }
             writer.put_key(key, zones);
         }
         if writer.bytes.len() >= WRITE_BYTES {
@@ -215,6 +215,8 @@ pub struct SavedKeys<'b> {
     base: &'b str,
     /// Revision and lease of the key before.
     before: (u64, i64),
+    /// Buffer for the text of a key.
+    text: String,
 }
 
 /// A record of the kind [`Tag::Fields`].
@@ -237,6 +239,7 @@ impl<'b> SavedKeys<'b> {
             metadata: Vec::new(),
             base: "",
             before: (0, 0),
+            text: String::new(),
         }
     }
 
@@ -277,9 +280,10 @@ impl<'b> SavedKeys<'b> {
         let key = if has_text {
             self.bytes.text()?.into()
         } else {
-            let mut text = String::with_capacity(64);
-            fields.layout.write(&mut text, self.base, &endpoints).map_err(|_| MalformedKeys)?;
-            text.into()
+            self.text.clear();
+            let written = fields.layout.write(&mut self.text, self.base, &endpoints);
+            written.map_err(|_| MalformedKeys)?;
+            self.text.as_str().into()
         };
         let name = match fields.suffix {
             "" => self.base.into(),

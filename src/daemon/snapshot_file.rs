@@ -363,7 +363,7 @@ mod tests {
         let file = SnapshotFile::new(folder.path(), "snapshot-main");
         replace(&file, 1, b"the old keys").unwrap();
         let full = |out: &mut dyn Write| {
-            out.write_all(&[1; 100_000])?;
+            out.write_all(&vec![1; 100_000])?;
             Err(io::Error::from(ErrorKind::StorageFull))
         };
         assert_eq!(file.replace(&header(2), full).unwrap_err().kind(), ErrorKind::StorageFull);

@@ -170,7 +170,8 @@ fn print_snapshot(server: Server, etcd: Etcd, last: &str, starts: usize) {
     let SnapshotFigures { bytes, write_ms, peaks_kib: [before, after], first_answer, memory } =
         startup::measure_snapshot(server, etcd, last, starts);
     println!(
-        "\nSnapshot: {:.1} MB, written in {write_ms} ms; peak memory {:.1} MB before, {:.1} MB after",
+        "\nSnapshot: {:.1} MB, written in {write_ms} ms; peak memory {:.1} MB before it, {:.1} MB \
+         after it",
         bytes as f64 / 1e6,
         megabytes(before),
         megabytes(after)

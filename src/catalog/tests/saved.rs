@@ -30,7 +30,9 @@ fn puts() -> Vec<Put> {
 
 fn list(test: &mut TestCatalog, registry: u8, kind: ListKind, puts: Vec<Put>) -> Settled {
     test.apply(registry, Change::list_begin(kind));
-    puts.into_iter().for_each(|put| test.apply(registry, Change::Put(put)));
+    for put in puts {
+        test.apply(registry, Change::Put(put));
+    }
     test.apply(registry, Change::ListEnd { revision: 0 });
     test.apply(registry, Change::Connected(true));
     test.settle()

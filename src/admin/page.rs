@@ -193,7 +193,7 @@ fn add_registry_metrics(page: &mut Page, status: &ServerStatus) {
     );
     let ages = values(|registry| registry.snapshot_age.map(|age| age as f64));
     page.gauges(
-        "svcdns_registry_snapshot_age_seconds",
+        "svcdns_snapshot_age_seconds",
         "Time since the data in the snapshot was current",
         ages,
     );

@@ -71,8 +71,9 @@ pub struct MalformedKeys;
 
 /// Writes one registry's keys of these services; aliases are skipped.
 ///
-/// Held keys are saved, too: they are served. Services are sorted by base, because reading them in
-/// the order of a list is several times as fast; the sort takes eight bytes for each service.
+/// Held keys are saved, too: they are served. The services are written in the order of their
+/// addresses in memory, which is about that of the list that brought them: both writing and reading
+/// are several times as fast as in the order of a hash table. It takes eight bytes per service.
 ///
 /// # Errors
 /// Those of `out`.
@@ -82,17 +83,18 @@ pub fn save_keys<'s>(
     zones: &Zones,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    let of_registry = |service: &&Arc<Service>| {
-        let mut keys = service.keys().iter();
-        service.alias_target().is_none() && keys.any(|key| key.registry() == registry)
-    };
-    let mut sorted: Vec<&Arc<Service>> = services.into_iter().filter(of_registry).collect();
-    sorted.sort_unstable_by(|a, b| a.base().cmp(b.base()));
+    let mut sorted: Vec<&Arc<Service>> = services.into_iter().collect();
+    sorted.sort_unstable_by_key(|service| Arc::as_ptr(service).addr());
     let mut writer = KeyWriter::default();
     for service in sorted {
-        writer.bytes.push(Tag::Service as u8);
-        put_text(&mut writer.bytes, service.base());
-        for key in service.keys().iter().filter(|key| key.registry() == registry) {
+        // An alias has the keys of another service.
+        let keys = if service.alias_target().is_some() { &[] } else { service.keys() };
+        let mut own = keys.iter().filter(|key| key.registry() == registry).peekable();
+        if own.peek().is_some() {
+            writer.bytes.push(Tag::Service as u8);
+            put_text(&mut writer.bytes, service.base());
+        }
+        for key in own {
             writer.put_key(key, zones);
         }
         if writer.bytes.len() >= WRITE_BYTES {

@@ -32,11 +32,15 @@ impl Catalog {
     pub(super) fn end_list(&mut self, registry: RegistryId, now: Instant) {
         let tracker = &mut self.trackers[registry.index()];
         let (is_checking, generation) = (tracker.is_checking(), tracker.generation);
-        let Some(ListInProgress { scope, in_round }) = tracker.end(now) else { return };
-        let swept = match &scope {
+        let Some(list) = tracker.end(now) else { return };
+        let mut swept = match &list.scope {
             ListScope::Registry => self.mirror.not_in_list(registry, generation),
             ListScope::Service(name) => self.keys_of_name(registry, name, Some(generation)),
         };
+        if !list.unreadable.is_empty() {
+            swept.retain(|slot| list.can_read(&self.mirror.hash_and_text(*slot).1));
+        }
+        let ListInProgress { scope, in_round, unreadable: _ } = list;
         if is_checking {
             self.trackers[registry.index()].differences += swept.len() as u64;
         }

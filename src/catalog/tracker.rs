@@ -1,6 +1,6 @@
 //! The state of following one registry: its list in progress, its epoch and its removals.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
@@ -48,6 +48,16 @@ pub(super) struct ListInProgress {
     pub(super) scope: ListScope,
     /// Whether the removals of the list are judged with those of the round.
     pub(super) in_round: bool,
+    /// Keys at which and below which the list cannot tell what the store has.
+    pub(super) unreadable: HashSet<Box<str>>,
+}
+
+impl ListInProgress {
+    /// Returns whether the list can tell that the store lacks a key.
+    pub(super) fn can_read(&self, key: &str) -> bool {
+        let above = key.match_indices('/').map(|(at, _)| &key[..at]);
+        !above.chain([key]).any(|key| self.unreadable.contains(key))
+    }
 }
 
 impl RegistryTracker {
@@ -115,7 +125,7 @@ impl RegistryTracker {
         if in_round {
             self.join_round(kind, instances, now);
         }
-        self.list = Some(ListInProgress { scope, in_round });
+        self.list = Some(ListInProgress { scope, in_round, unreadable: HashSet::new() });
         self.generation = self.generation.wrapping_add(1);
         self.removals = RecentRemovals::default();
     }

@@ -30,6 +30,7 @@ const MAX_EXCERPT_CHARS: usize = 200;
 pub(super) enum ServerKind {
     Etcd,
     Consul,
+    ZooKeeper,
 }
 
 impl ServerKind {
@@ -38,6 +39,7 @@ impl ServerKind {
         match self {
             Self::Etcd => "etcd",
             Self::Consul => "Consul",
+            Self::ZooKeeper => "ZooKeeper",
         }
     }
 
@@ -49,7 +51,7 @@ impl ServerKind {
     /// Returns the message for a server that expects TLS.
     pub(super) fn tls_expected(self) -> &'static str {
         match self {
-            Self::Etcd => "it expects TLS: set tls = true",
+            Self::Etcd | Self::ZooKeeper => "it expects TLS: set tls = true",
             Self::Consul => "it expects TLS: use consul+https://",
         }
     }
@@ -57,7 +59,9 @@ impl ServerKind {
     /// Returns the message for a server that does not speak TLS.
     pub(super) fn no_tls(self) -> &'static str {
         match self {
-            Self::Etcd => "it does not speak TLS: remove tls and the other TLS settings",
+            Self::Etcd | Self::ZooKeeper => {
+                "it does not speak TLS: remove tls and the other TLS settings"
+            }
             Self::Consul => "it does not speak TLS: use consul:// without TLS settings",
         }
     }
@@ -66,6 +70,7 @@ impl ServerKind {
         match self {
             Self::Etcd => "the default port of etcd is 2379",
             Self::Consul => "the default port of Consul's HTTP interface is 8500",
+            Self::ZooKeeper => "the default port of ZooKeeper is 2181",
         }
     }
 }
@@ -149,7 +154,13 @@ struct EtcdVersion {
 /// Returns an error if there is no connection, or if TLS ends it.
 async fn identify(endpoint: &str, tls: Option<&TlsTarget>) -> io::Result<Option<Found>> {
     let bytes = request(endpoint, tls, "/version").await?;
-    let Some(answer) = HttpAnswer::parse(&bytes) else { return Ok(kind_of(&bytes)) };
+    let Some(answer) = HttpAnswer::parse(&bytes) else {
+        // ZooKeeper closes the connection: it takes the request for the length of a message.
+        return Ok(match kind_of(&bytes) {
+            None => zookeeper(&ask(endpoint, tls, "srvr").await?),
+            found => found,
+        });
+    };
     if let Ok(EtcdVersion { etcdserver }) = serde_json::from_slice(answer.body) {
         let version = Some(excerpt(etcdserver.as_bytes()));
         return Ok(Some(Found::Kind(ServerKind::Etcd, version)));
@@ -167,15 +178,20 @@ async fn identify(endpoint: &str, tls: Option<&TlsTarget>) -> io::Result<Option<
     Ok(Some(Found::Other(answer.describe())))
 }
 
-/// Sends a request and returns the start of the answer, empty if there is none.
+/// Sends a request of HTTP and returns the start of the answer, empty if there is none.
 async fn request(endpoint: &str, tls: Option<&TlsTarget>, path: &str) -> io::Result<Vec<u8>> {
-    let stream = TcpStream::connect(endpoint).await?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {endpoint}\r\nConnection: close\r\n\r\n");
+    ask(endpoint, tls, &request).await
+}
+
+/// Sends a message and returns the start of the answer, empty if there is none.
+async fn ask(endpoint: &str, tls: Option<&TlsTarget>, message: &str) -> io::Result<Vec<u8>> {
+    let stream = TcpStream::connect(endpoint).await?;
     match tls {
         Some((connector, name)) => {
-            exchange(connector.connect(name.clone(), stream).await?, &request).await
+            exchange(connector.connect(name.clone(), stream).await?, message).await
         }
-        None => exchange(stream, &request).await,
+        None => exchange(stream, message).await,
     }
 }
 
@@ -241,6 +257,18 @@ impl<'a> HttpAnswer<'a> {
     }
 }
 
+/// Recognises ZooKeeper by its answer to the command `srvr`, even if that is turned off.
+fn zookeeper(answer: &[u8]) -> Option<Found> {
+    let text = excerpt(answer);
+    if let Some(rest) = text.strip_prefix("Zookeeper version: ") {
+        let version = rest.split(['-', ',', ' ']).next().map(str::to_owned);
+        return Some(Found::Kind(ServerKind::ZooKeeper, version));
+    }
+    let is_refusal = text.contains("is not executed because it is not in the whitelist")
+        || text.contains("ZooKeeper instance is not currently serving");
+    is_refusal.then_some(Found::Kind(ServerKind::ZooKeeper, None))
+}
+
 /// Returns the kind of a server that sends these bytes first.
 fn kind_of(bytes: &[u8]) -> Option<Found> {
     let kind = match bytes {
@@ -294,6 +322,22 @@ mod tests {
         }
         assert_eq!(kind_of(b""), None);
         assert_eq!(kind_of(b"HTTP/1.0 400 Bad Request\r\n"), None, "its HTTP answer says more");
+    }
+
+    #[test]
+    fn zookeeper_is_identified_by_its_answer_to_a_command() {
+        let found =
+            |text: &str| zookeeper(text.as_bytes())?.describe(ServerKind::Etcd, "10.0.0.1:2181");
+        assert_eq!(
+            found("Zookeeper version: 3.8.0-${mvngit.commit.id}, built on 2022-08-29\nLatency"),
+            Some(
+                "it is not etcd but a ZooKeeper, version 3.8.0: use zookeeper://10.0.0.1:2181"
+                    .to_owned()
+            )
+        );
+        let refusal = "srvr is not executed because it is not in the whitelist.\n";
+        assert!(found(refusal).is_some_and(|text| text.contains("but a ZooKeeper: use")));
+        assert_eq!(found("imok"), None);
     }
 
     #[test]

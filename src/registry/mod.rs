@@ -11,6 +11,8 @@ pub mod etcd;
 pub mod file;
 pub mod gsvc;
 pub mod static_services;
+#[cfg(feature = "zookeeper")]
+pub mod zookeeper;
 
 mod attempts;
 mod backoff;
@@ -172,6 +174,14 @@ impl fmt::Display for RegistryState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.name.fmt(f)
     }
+}
+
+/// Returns what readers of a registry's services should know, given its URL.
+pub fn note(url: &str) -> Option<&'static str> {
+    url.starts_with("zookeeper://").then_some(
+        "a leaf of ZooKeeper holds one instance, and GoFrame names it after the service: a second \
+         program of the same service replaces the first",
+    )
 }
 
 /// Returns the name of the registry at an index of the configuration.

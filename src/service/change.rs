@@ -5,7 +5,7 @@ use super::{Registration, Rejected};
 /// An event of a registry, sent in order through one channel.
 ///
 /// A list consists of `ListBegin`, any number of `Put`s and `ListEnd`. Keys in its scope that the
-/// list does not name are removed, subject to the removal grace. In a routine list, those keys were
+/// list does not name are removed, subject to the removal grace, unless they are `Unreadable`. In a routine list, those keys were
 /// removed on purpose; a per-service list reports expired keys as `Delete`s. Outside a list, `Put`
 /// and `Delete` are single events.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +39,13 @@ pub enum Change {
         revision: u64,
         /// Reason for the removal, if known.
         removal: Removal,
+    },
+    /// The list in progress cannot tell which keys the store has at this key and below it.
+    ///
+    /// Below it are the keys that begin with it and a slash. The catalog keeps all of them.
+    Unreadable {
+        /// The key.
+        key: Box<str>,
     },
     /// The list is complete as of this revision.
     ListEnd {

@@ -7,9 +7,11 @@ mod consul;
 mod endpoints;
 mod etcd;
 mod file;
+mod login;
 mod tls;
 mod url;
 mod variables;
+mod zookeeper;
 
 use self::tls::TlsKeys;
 pub(super) use url::{split_urls, without_user};
@@ -28,7 +30,8 @@ use crate::service::{InvalidRegistryName, MAX_REGISTRIES, RegistryName};
 
 keys! { OWN:
     URL = "registry.NAME" "url" Text "URL"
-        "`etcd://host:port[,host:port]`, `consul://host:port[,host:port]` or `file:///dir`" r#""""#
+        "`etcd://host:port[,host:port]`, `consul://host:port[,host:port]`, \
+         `zookeeper://host:port[,host:port]/root` or `file:///dir`" r#""""#
         "URL of the registry; required in every section.";
 }
 
@@ -58,10 +61,11 @@ pub(super) struct RegistryKind {
 type UrlParser = Box<dyn Fn(&str, &str) -> Result<Source, String>>;
 
 /// All kinds, in the order used in messages and documentation.
-pub(super) static KINDS: &[&RegistryKind] = &[&etcd::KIND, &consul::KIND, &file::KIND];
+pub(super) static KINDS: &[&RegistryKind] =
+    &[&etcd::KIND, &consul::KIND, &zookeeper::KIND, &file::KIND];
 
 /// Kinds that GoFrame supports and svcdns does not.
-const UNSUPPORTED_KINDS: &[&str] = &["zookeeper", "nacos", "polaris"];
+const UNSUPPORTED_KINDS: &[&str] = &["nacos", "polaris"];
 
 /// A registry as written, in a section or a list.
 #[derive(Debug)]
@@ -292,7 +296,10 @@ pub(super) fn shared_member(one: &Source, other: &Source) -> Option<String> {
         {
             shared()
         }
-        (Source::Etcd(_) | Source::Consul(_) | Source::File(_) | Source::Static(_), _) => None,
+        // An ensemble has several roots.
+        #[cfg(feature = "zookeeper")]
+        (Source::ZooKeeper(one), Source::ZooKeeper(other)) if one.root == other.root => shared(),
+        _ => None,
     }
 }
 

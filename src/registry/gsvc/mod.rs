@@ -11,6 +11,8 @@ mod endpoint;
 mod format;
 
 pub use endpoint::parse_bare_host;
+#[cfg(feature = "zookeeper")]
+pub(super) use format::escape_html;
 pub use format::{file_content, file_name, key, value};
 
 use std::collections::BTreeMap;

@@ -1,0 +1,347 @@
+//! A connection to one server, which carries one session.
+//!
+//! The client is our own because ZooKeeper's protocol is small, and because the supervisor needs
+//! what the crate zookeeper-client hides: events and replies in the order in which the server sent
+//! them, and the transaction of each reply, which reveals a restored store.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::failure::{ErrorCode, malformed};
+use super::wire::{
+    LENGTH_BYTES, ReplyHeader, Request, Session, WatchEvent, digest_login, ping, xid,
+};
+use super::{Login, Settings};
+use crate::registry::failure::{Failure, FailureKind};
+use crate::registry::identify::ServerKind;
+use crate::registry::tls::{describe_connect_error, describe_handshake_error, is_plain_server};
+
+/// Maximum length of a message, in bytes; the names of all folders are one message.
+const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Maximum length of the reply that opens a session, in bytes.
+const MAX_CONNECT_REPLY_BYTES: usize = 256;
+
+/// Room for each read from the stream, in bytes.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Length of a buffer above which it is not kept, in bytes.
+const MAX_KEPT_BUFFER_BYTES: usize = 1024 * 1024;
+
+/// A stream of bytes, plain or over TLS.
+trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for S {}
+
+/// A message of the server.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Incoming {
+    /// A watched node has changed.
+    Event(WatchEvent),
+    /// The reply to the request with this number.
+    Reply(Reply),
+    /// A message without content.
+    Alive,
+}
+
+/// The reply to a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Reply {
+    pub(super) xid: i32,
+    /// The record of the result, or the error.
+    pub(super) result: Result<Vec<u8>, ErrorCode>,
+}
+
+/// A connection with a session.
+///
+/// The server replies in the order of the requests, so any number of them may be on their way.
+/// Events arrive in order with the replies: a reply after an event shows its change.
+pub(super) struct Connection {
+    reader: ReadHalf<Box<dyn ByteStream>>,
+    writer: WriteHalf<Box<dyn ByteStream>>,
+    /// Bytes that were read; those before `parsed` are done with.
+    input: Vec<u8>,
+    parsed: usize,
+    /// Bytes to be written; those before `written` are.
+    output: Vec<u8>,
+    written: usize,
+    /// Whether the stream may hold written bytes back.
+    needs_flush: bool,
+    session: Session,
+    /// Time without a request after which a ping is sent.
+    ping_after: Duration,
+    last_sent: Instant,
+    last_received: Instant,
+    last_xid: i32,
+    /// Numbers of the requests without a reply.
+    pending: VecDeque<i32>,
+    /// The last transaction that any reply has shown.
+    last_zxid: i64,
+    login_keys: Option<String>,
+}
+
+impl Connection {
+    /// Connects to a server, opens or resumes a session, and sends the login if there is one.
+    ///
+    /// Returns `None` if a session to resume has expired.
+    pub(super) async fn open(
+        settings: &Settings,
+        endpoint: &str,
+        session: Session,
+    ) -> Result<Option<Self>, Failure> {
+        let limit = settings.tuning.connection.dial_timeout;
+        let open = async {
+            let stream = connect(settings, endpoint).await?;
+            Self::start(settings, stream, session).await
+        };
+        // A server that has just begun to listen may accept a connection and never answer it.
+        let opened = timeout(limit, open).await.unwrap_or_else(|_| {
+            let text = format!("the server opened no session within {} s", limit.as_secs_f64());
+            Err(Failure::connection(text))
+        })?;
+        let Some(mut connection) = opened else { return Ok(None) };
+        if let Some(login) = &settings.login {
+            connection.log_in(login).await?;
+        }
+        Ok(Some(connection))
+    }
+
+    async fn start(
+        settings: &Settings,
+        stream: Box<dyn ByteStream>,
+        session: Session,
+    ) -> Result<Option<Self>, Failure> {
+        let (reader, writer) = split(stream);
+        let now = Instant::now();
+        let mut connection = Self {
+            reader,
+            writer,
+            input: Vec::new(),
+            parsed: 0,
+            output: session.connect_frame(),
+            written: 0,
+            needs_flush: false,
+            session,
+            ping_after: session.timeout,
+            last_sent: now,
+            last_received: now,
+            last_xid: 0,
+            pending: VecDeque::new(),
+            last_zxid: 0,
+            login_keys: settings.login.as_ref().map(|login| login.keys.clone()),
+        };
+        let opened = loop {
+            if let Some(frame) = connection.next_frame(MAX_CONNECT_REPLY_BYTES)? {
+                break Session::parse(&connection.input[frame]).map_err(|_| malformed())?;
+            }
+            if let Err(failure) = connection.transfer().await {
+                return Err(match failure.kind {
+                    FailureKind::Closed if connection.input.is_empty() => failure,
+                    // A beginning of another protocol.
+                    FailureKind::Closed => malformed(),
+                    _ => failure,
+                });
+            }
+        };
+        let Some(opened) = opened else { return Ok(None) };
+        connection.session = opened;
+        // The server may have a longer minimum than was asked for: that is no reason to notice a
+        // stall later.
+        connection.ping_after = opened.timeout.min(session.timeout) / 3;
+        Ok(Some(connection))
+    }
+
+    /// Returns the session.
+    pub(super) fn session(&self) -> Session {
+        self.session
+    }
+
+    /// Returns the last transaction that any message has shown, 0 for none.
+    pub(super) fn last_zxid(&self) -> i64 {
+        self.last_zxid
+    }
+
+    /// Sends the login with its current password.
+    ///
+    /// A session may log in several times, and has the rights of all its users.
+    pub(super) async fn log_in(&mut self, login: &Login) -> Result<(), Failure> {
+        let password = login.password.read().await;
+        let password =
+            password.map_err(|error| Failure::new(FailureKind::Settings, error.to_string()))?;
+        self.write(&digest_login(&login.user, password.expose()));
+        Ok(())
+    }
+
+    /// Sends a request, and returns the number that its reply will have.
+    pub(super) fn send(&mut self, request: Request<'_>) -> i32 {
+        self.last_xid = self.last_xid.checked_add(1).unwrap_or(1);
+        self.write(&request.frame(self.last_xid));
+        self.pending.push_back(self.last_xid);
+        self.last_xid
+    }
+
+    /// Sends a request and waits for its reply; events that arrive meanwhile are lost.
+    pub(super) async fn call(
+        &mut self,
+        request: Request<'_>,
+    ) -> Result<Result<Vec<u8>, ErrorCode>, Failure> {
+        let number = self.send(request);
+        loop {
+            match self.next().await? {
+                Incoming::Reply(Reply { xid, result }) if xid == number => return Ok(result),
+                _ => {}
+            }
+        }
+    }
+
+    /// Waits for the next message; cancel safe.
+    ///
+    /// # Errors
+    /// Returns an error if the session or the connection has ended, or the server was silent for
+    /// too long.
+    pub(super) async fn next(&mut self) -> Result<Incoming, Failure> {
+        loop {
+            if let Some(incoming) = self.buffered()? {
+                return Ok(incoming);
+            }
+            self.transfer().await?;
+        }
+    }
+
+    /// Returns the next message if it was read already.
+    ///
+    /// # Errors
+    /// The errors are those of [`Self::next`].
+    pub(super) fn buffered(&mut self) -> Result<Option<Incoming>, Failure> {
+        let Some(frame) = self.next_frame(MAX_MESSAGE_BYTES)? else { return Ok(None) };
+        let (header, body) = ReplyHeader::parse(&self.input[frame]).map_err(|_| malformed())?;
+        let ReplyHeader { xid, zxid, error } = header;
+        let code = ErrorCode(error);
+        if let Some(failure) = code.of_session(self.login_keys.as_deref()) {
+            return Err(failure);
+        }
+        let incoming = match xid {
+            xid::EVENT => match WatchEvent::parse(body).map_err(|_| malformed())? {
+                Some(event) => Incoming::Event(event),
+                None => Incoming::Alive,
+            },
+            xid::PING | xid::AUTH => Incoming::Alive,
+            _ if self.pending.pop_front() != Some(xid) => return Err(malformed()),
+            _ => {
+                let result = if error == 0 { Ok(body.to_vec()) } else { Err(code) };
+                Incoming::Reply(Reply { xid, result })
+            }
+        };
+        // Events have -1, and so have some errors.
+        self.last_zxid = self.last_zxid.max(zxid);
+        Ok(Some(incoming))
+    }
+
+    /// Returns where in the input the next complete record is.
+    fn next_frame(&mut self, limit: usize) -> Result<Option<std::ops::Range<usize>>, Failure> {
+        let unparsed = &self.input[self.parsed..];
+        let Some((length, rest)) = unparsed.split_first_chunk::<LENGTH_BYTES>() else {
+            return Ok(None);
+        };
+        let length = usize::try_from(i32::from_be_bytes(*length)).map_err(|_| malformed())?;
+        if length > limit {
+            return Err(malformed());
+        }
+        if rest.len() < length {
+            return Ok(None);
+        }
+        let start = self.parsed + LENGTH_BYTES;
+        self.parsed = start + length;
+        Ok(Some(start..self.parsed))
+    }
+
+    fn write(&mut self, frame: &[u8]) {
+        self.output.extend(frame);
+        self.last_sent = Instant::now();
+    }
+
+    /// Reads or writes some bytes, or sends a ping; cancel safe.
+    async fn transfer(&mut self) -> Result<(), Failure> {
+        self.input.drain(..self.parsed);
+        self.parsed = 0;
+        if self.input.is_empty() && self.input.capacity() > MAX_KEPT_BUFFER_BYTES {
+            self.input = Vec::new();
+        }
+        self.input.reserve(READ_BYTES);
+        let has_output = self.written < self.output.len();
+        let silent_at = self.last_received + 2 * self.ping_after;
+        let ping_at = self.last_sent + self.ping_after;
+        tokio::select! {
+            // Writing and reading come first: the times count only if nothing has arrived.
+            biased;
+            written = write_or_flush(&mut self.writer, &self.output[self.written..]),
+                if has_output || self.needs_flush =>
+            {
+                self.written += written.map_err(|error| broken(&error))?;
+                self.needs_flush = has_output;
+                if self.written == self.output.len() {
+                    self.output.clear();
+                    self.written = 0;
+                }
+            }
+            read = self.reader.read_buf(&mut self.input) => {
+                if read.map_err(|error| broken(&error))? == 0 {
+                    return Err(Failure::new(
+                        FailureKind::Closed,
+                        "the server closed the connection: it may be starting, without a leader, \
+                         or have too many connections of this address (maxClientCnxns)",
+                    ));
+                }
+                self.last_received = Instant::now();
+            }
+            () = sleep_until(silent_at) => {
+                let silence = (2 * self.ping_after).as_secs_f64();
+                return Err(Failure::connection(format!("no message within {silence} s")));
+            }
+            () = sleep_until(ping_at) => self.write(&ping()),
+        }
+        Ok(())
+    }
+}
+
+/// Writes some bytes, or flushes if there are none; returns the number written. Cancel safe.
+async fn write_or_flush(
+    writer: &mut (impl AsyncWrite + Unpin),
+    bytes: &[u8],
+) -> std::io::Result<usize> {
+    if bytes.is_empty() {
+        writer.flush().await?;
+        return Ok(0);
+    }
+    writer.write(bytes).await
+}
+
+fn broken(error: &std::io::Error) -> Failure {
+    Failure::connection(format!("the connection broke: {error}"))
+}
+
+async fn connect(settings: &Settings, endpoint: &str) -> Result<Box<dyn ByteStream>, Failure> {
+    let target = match &settings.tls {
+        Some(tls) => {
+            let invalid = |text| Failure::new(FailureKind::Settings, text);
+            Some(tls.target(endpoint).await.map_err(invalid)?)
+        }
+        None => None,
+    };
+    let stream = TcpStream::connect(endpoint).await;
+    let stream = stream.map_err(|error| Failure::connection(describe_connect_error(&error)))?;
+    // Without effect on success: requests are written at once.
+    let _ = stream.set_nodelay(true);
+    let Some((connector, name)) = target else { return Ok(Box::new(stream)) };
+    let stream = connector.connect(name, stream).await.map_err(|error| {
+        if is_plain_server(&error) {
+            return Failure::new(FailureKind::OtherServer, ServerKind::ZooKeeper.no_tls());
+        }
+        Failure::connection(format!("TLS: {}", describe_handshake_error(&error)))
+    })?;
+    Ok(Box::new(stream))
+}

@@ -100,6 +100,7 @@ fn arg(key: &Key, meaning: &str) -> Arg {
         "" => "Settings".to_owned(),
         "tls" => "Settings for TLS and QUIC listeners".to_owned(),
         "consul" => "Settings for Consul".to_owned(),
+        "zookeeper" => "Settings for ZooKeeper".to_owned(),
         section => format!("Settings for {section}"),
     };
     let default = key.default_in_words().map_or_else(

@@ -114,6 +114,7 @@ fn flags_are_grouped_by_section_in_the_help() {
         ("consul", "Settings for Consul"),
         ("etcd", "Settings for etcd"),
         ("tls", "Settings for TLS and QUIC listeners"),
+        ("zookeeper", "Settings for ZooKeeper"),
     ];
     assert_eq!(headings.collect::<BTreeSet<_>>(), BTreeSet::from(expected));
 }

@@ -101,7 +101,8 @@ impl Connection {
         // A server that has just begun to listen may accept a connection and never answer it.
         let opened = timeout(limit, open).await.unwrap_or_else(|_| {
             let text = format!("the server opened no session within {} s", limit.as_secs_f64());
-            Err(Failure::connection(text))
+            // A web server also waits, for the end of a line.
+            Err(Failure::new(FailureKind::Protocol, text))
         })?;
         let Some(mut connection) = opened else { return Ok(None) };
         if let Some(login) = &settings.login {

@@ -301,7 +301,7 @@ impl Connection {
             }
             () = sleep_until(silent_at) => {
                 let silence = (2 * self.ping_after).as_secs_f64();
-                return Err(Failure::connection(format!("no message within {silence} s")));
+                return Err(Failure::connection(format!("no message within {silence:.1} s")));
             }
             () = sleep_until(ping_at) => self.write(&ping()),
         }

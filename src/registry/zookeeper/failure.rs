@@ -44,7 +44,7 @@ impl ErrorCode {
         match self {
             Self::NO_AUTH => {
                 let text = format!(
-                    "permission denied: {}, and the ACL of the node, which must allow reading (r)",
+                    "permission denied: {}, or allow it in the ACL of the node (r for reading)",
                     login_remedy(login_keys)
                 );
                 Failure::new(FailureKind::Permission, text)
@@ -77,7 +77,7 @@ impl ErrorCode {
 fn login_remedy(login_keys: Option<&str>) -> String {
     match login_keys {
         Some(keys) => format!("check {keys}"),
-        None => "configure user and password-file".to_owned(),
+        None => "configure username and password-file".to_owned(),
     }
 }
 
@@ -96,7 +96,7 @@ mod tests {
         assert_eq!(refused.kind, FailureKind::Permission);
         assert!(refused.text.contains("check zookeeper.user"), "{refused:?}");
         let refused = ErrorCode::NO_AUTH.of_node(None);
-        assert!(refused.text.contains("configure user and password-file"), "{refused:?}");
+        assert!(refused.text.contains("configure username and password-file"), "{refused:?}");
         for code in [ErrorCode::AUTH_FAILED, ErrorCode::LOGIN_REQUIRED] {
             let refused = code.of_session(Some("zookeeper.user")).unwrap();
             assert_eq!(refused.kind, FailureKind::Login);

@@ -168,13 +168,16 @@ impl<'a> Follower<'a> {
         {
             return self.end_list(root).await;
         }
-        let link = &self.supervisor.link;
-        link.feed.send(mem::take(&mut self.changes)).await?;
+        let is_listing = self.list != ListState::None;
+        // An update of a list is large, because the catalog does some work for each.
+        if !is_listing || self.changes.len() >= self.supervisor.settings.tuning.batch_size {
+            self.supervisor.link.feed.send(mem::take(&mut self.changes)).await?;
+        }
         let zxid = self.connection.last_zxid();
-        if self.list == ListState::None {
+        if !is_listing {
             self.supervisor.advance(zxid);
         }
-        let is_current = self.list == ListState::None && self.is_following;
+        let is_current = !is_listing && self.is_following;
         self.supervisor.link.feed.state().update(|report| {
             report.last_event = Some(SystemTime::now());
             if is_current {

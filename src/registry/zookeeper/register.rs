@@ -5,6 +5,7 @@ use std::mem;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
@@ -16,6 +17,12 @@ use crate::registry::failure::Failure;
 use crate::registry::register::{RegistrationProgress, StoreRegistration, keep_registered};
 use crate::registry::{RegisterError, RegisterEvent, Registrant, gsvc};
 use crate::service::ServiceId;
+
+/// Time for which a leaf that was deleted stays so.
+///
+/// A GoFrame program that replaces a leaf deletes it and then creates its own. It exits if there is
+/// another one meanwhile.
+const RECREATE_AFTER: Duration = Duration::from_secs(1);
 
 /// Registers a service until `stop` is cancelled, then removes it.
 ///
@@ -193,7 +200,11 @@ impl StoreRegistration for LeafRegistration<'_> {
     ) -> Result<Infallible, Failure> {
         self.connect(endpoint).await?;
         loop {
-            let owner = self.owner().await?;
+            let mut owner = self.owner().await?;
+            if owner == LeafOwner::Nobody && self.has_written {
+                sleep(RECREATE_AFTER).await;
+                owner = self.owner().await?;
+            }
             self.is_ours = owner == LeafOwner::Us;
             match owner {
                 LeafOwner::Us => progress.refreshed(),

@@ -9,6 +9,7 @@ use super::connection::Connection;
 use super::failure::malformed;
 use super::follower::Follower;
 use super::wire::{Creation, Session};
+use crate::registry::failure::{Failure, FailureKind};
 use crate::registry::session::{SessionEnd, StoreLink, Supervisor};
 use crate::registry::{Feed, RegistryCommand};
 use crate::service::ListKind;
@@ -91,7 +92,12 @@ impl Supervisor for ZooKeeperSupervisor {
 
     async fn session(&mut self, endpoint: &str) -> Result<Infallible, SessionEnd> {
         let session = Session::new(self.settings.tuning.session_timeout);
-        let connection = Connection::open(&self.settings, endpoint, session).await?;
+        let connection = Connection::open(&self.settings, endpoint, session).await;
+        let connection = connection.map_err(|failure| match failure.kind {
+            // A server that was read before is merely stalled: no need to find out what it is.
+            FailureKind::Protocol if self.position.is_some() => Failure::connection(failure.text),
+            _ => failure,
+        })?;
         let connection = connection.ok_or_else(malformed)?;
         self.link.drain_commands();
         Follower::begin(self, connection).await?.run().await

@@ -34,13 +34,14 @@ test: check ## install what the tests need, check, run all tests
 	cargo test --locked --bench micro -- --short
 	@tests/skipped.sh $(SKIPPED_TESTS)
 
-# Consul takes 4 minutes to build, once.
+# Consul takes 4 minutes to build, once; other releases of ZooKeeper are fetched with Maven, once.
 registries: export BUILD_CONSUL := 1
-registries: ## run all tests against real registries, and print the times (Consul needs Go)
+registries: ## run all tests against real registries, and print the times (Consul needs Go, ZooKeeper 3.9 Maven)
 	@tests/setup.sh test
 	@rm -rf $(SKIPPED_TESTS) && mkdir -p $(SKIPPED_TESTS)
 	cargo test --locked --test etcd_registry --test file_registry \
-		--test consul_registry --test consul_bad_input --test other_servers
+		--test consul_registry --test consul_bad_input --test other_servers \
+		--test zookeeper_registry --test zookeeper_outages
 	cargo test --locked --test battery -- --ignored --nocapture
 	@tests/skipped.sh $(SKIPPED_TESTS)
 

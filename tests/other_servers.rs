@@ -19,9 +19,11 @@ use support::consul::Consul;
 use support::etcd::Etcd;
 use support::followed::Followed;
 use support::process::Process;
+use support::zookeeper::ZooKeeper;
 use support::{SOON, eventually, free_address, seconds};
 use svcdns::registry::consul::{self, ConsulRegistry};
 use svcdns::registry::etcd::{self, EtcdRegistry};
+use svcdns::registry::zookeeper::{self, ZooKeeperRegistry};
 use svcdns::registry::{Credential, Secret, Tls};
 
 /// Longer than any test: what happens earlier has another reason.
@@ -46,6 +48,15 @@ fn consul_error(endpoint: &str, tls: Option<Tls>, expected: &str) -> String {
     settings.tls = tls;
     let url = settings.to_string();
     error_of(Followed::start(ConsulRegistry::new(settings), &url, LONG), endpoint, expected)
+}
+
+/// Follows a ZooKeeper at an endpoint until a message contains the text; returns the message.
+fn zookeeper_error(endpoint: &str, tls: Option<Tls>, expected: &str) -> String {
+    let mut settings = zookeeper::Settings::new(vec![endpoint.to_owned()]);
+    settings.tuning.connection.backoff_max = Duration::from_millis(400);
+    settings.tls = tls;
+    let url = settings.to_string();
+    error_of(Followed::start(ZooKeeperRegistry::new(settings), &url, LONG), endpoint, expected)
 }
 
 fn error_of(followed: Followed, endpoint: &str, expected: &str) -> String {
@@ -108,7 +119,7 @@ impl TlsServer {
     }
 }
 
-/// Checks that a certificate is explained alike for both kinds of registry.
+/// Checks that a certificate is explained alike for every kind of registry.
 fn expect_certificate_fault(
     names: &[&str],
     change: impl FnOnce(&mut CertificateParams),
@@ -119,6 +130,7 @@ fn expect_certificate_fault(
     for error in [
         etcd_error(&server.endpoint, Some(server.trusted()), expected),
         consul_error(&server.endpoint, Some(server.trusted()), expected),
+        zookeeper_error(&server.endpoint, Some(server.trusted()), expected),
     ] {
         assert!(error.contains("TLS: its certificate"), "{error}");
     }
@@ -148,11 +160,44 @@ fn a_consul_at_an_etcd_url_is_named() {
 }
 
 #[test]
+fn another_server_at_a_zookeeper_url_is_named() {
+    let web = web_server().to_string();
+    let error = zookeeper_error(&web, None, "it is not ZooKeeper but a web server (nginx/1.22.1)");
+    assert!(error.contains("the default port of ZooKeeper is 2181"), "{error}");
+    let etcd = Etcd::start();
+    let endpoint = etcd.endpoint(0);
+    let error = zookeeper_error(&endpoint, None, "it is not ZooKeeper but an etcd");
+    assert!(error.contains(&format!("use etcd://{endpoint}")), "{error}");
+}
+
+#[test]
+fn a_consul_at_a_zookeeper_url_is_named() {
+    let Some(consul) = Consul::start("a_consul_at_a_zookeeper_url_is_named") else { return };
+    let endpoint = consul.address().to_string();
+    let error = zookeeper_error(&endpoint, None, "it is not ZooKeeper but a Consul");
+    assert!(error.contains(&format!("use consul://{endpoint}")), "{error}");
+}
+
+#[test]
+fn a_zookeeper_at_the_url_of_another_kind_is_named() {
+    let test = "a_zookeeper_at_the_url_of_another_kind_is_named";
+    let Some(zookeeper) = ZooKeeper::start(test) else { return };
+    let endpoint = zookeeper.address(0).to_string();
+    for error in [
+        etcd_error(&endpoint, None, "it is not etcd but a ZooKeeper"),
+        consul_error(&endpoint, None, "it is not Consul but a ZooKeeper"),
+    ] {
+        assert!(error.contains(&format!("use zookeeper://{endpoint}")), "{error}");
+    }
+}
+
+#[test]
 fn a_tls_server_at_a_url_without_tls_is_recognized() {
     let folder = tempfile::tempdir().unwrap();
     let server = TlsServer::start(folder.path(), &["127.0.0.1"], |_| {});
     etcd_error(&server.endpoint, None, "it expects TLS: set tls = true");
     consul_error(&server.endpoint, None, "it expects TLS: use consul+https://");
+    zookeeper_error(&server.endpoint, None, "it expects TLS: set tls = true");
     let etcd = Etcd::builder().tls().start();
     etcd_error(&etcd.endpoint(0), None, "it expects TLS: set tls = true");
 }
@@ -212,7 +257,8 @@ fn a_certificate_of_an_unknown_issuer_is_explained() {
     let trusted = TlsServer::start(other.path(), &["127.0.0.1"], |_| {}).trusted();
     let expected = "TLS: its certificate is not signed by a trusted CA (set ca-file)";
     etcd_error(&server.endpoint, Some(trusted.clone()), expected);
-    consul_error(&server.endpoint, Some(trusted), expected);
+    consul_error(&server.endpoint, Some(trusted.clone()), expected);
+    zookeeper_error(&server.endpoint, Some(trusted), expected);
 }
 
 #[test]
@@ -232,5 +278,6 @@ fn a_port_without_a_server_has_a_remedy() {
     let expected = "Connection refused: nothing listens there: start the server, or correct";
     etcd_error(&endpoint, None, expected);
     consul_error(&endpoint, None, expected);
+    zookeeper_error(&endpoint, None, expected);
     etcd_error(&endpoint, Some(Tls::default()), expected);
 }

@@ -1,8 +1,8 @@
 //! Consul: a service of an agent, with a TTL check, for each instance.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -50,7 +50,7 @@ fn id(instance: &Instance) -> String {
 impl Kind for ConsulKind {
     fn section(&self) -> String {
         let login = if self.has_login {
-            format!("token-file = \"{}\"\n", self.directory.path().join("token").display())
+            format!("token-file = \"{}\"\n", self.file().display())
         } else {
             String::new()
         };
@@ -218,10 +218,8 @@ impl Login for ConsulKind {
         self.consul.request("PUT", "/v1/acl/token", &token);
     }
 
-    fn write(&mut self, secret: Secret) {
-        let [new, file] = ["new", "token"].map(|name| self.directory.path().join(name));
-        fs::write(&new, secret.text()).unwrap();
-        fs::rename(new, file).unwrap();
+    fn file(&self) -> PathBuf {
+        self.directory.path().join("token")
     }
 
     fn refusal(&self) -> &'static str {

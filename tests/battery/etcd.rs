@@ -1,7 +1,7 @@
 //! etcd: a key on a lease for each instance.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -12,7 +12,9 @@ use tempfile::TempDir;
 use tokio::runtime::{self, Runtime};
 use tokio::time::timeout;
 
-use super::kind::{Facts, Inapplicable, Instance, Kind, Login, Program, Programs, Secret, Store};
+use super::kind::{
+    Facts, Inapplicable, Instance, Kind, Login, Program, Programs, Secret, Store, login_keys,
+};
 use super::support::etcd::Etcd;
 use super::support::seconds;
 
@@ -77,12 +79,7 @@ async fn is_gone(client: &Client, lease: i64) -> bool {
 
 impl Kind for EtcdKind {
     fn section(&self) -> String {
-        let login = if self.has_login {
-            let file = self.directory.path().join("password");
-            format!("username = \"{USER}\"\npassword-file = \"{}\"\n", file.display())
-        } else {
-            String::new()
-        };
+        let login = if self.has_login { login_keys(USER, &self.file()) } else { String::new() };
         format!("[registry.store]\nurl = \"{}\"\n{login}", self.etcd.url())
     }
 
@@ -228,10 +225,8 @@ impl Login for EtcdKind {
         self.client = self.runtime.block_on(self.etcd.client());
     }
 
-    fn write(&mut self, secret: Secret) {
-        let [new, file] = ["new", "password"].map(|name| self.directory.path().join(name));
-        fs::write(&new, secret.text()).unwrap();
-        fs::rename(new, file).unwrap();
+    fn file(&self) -> PathBuf {
+        self.directory.path().join("password")
     }
 
     fn refusal(&self) -> &'static str {

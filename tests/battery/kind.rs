@@ -1,5 +1,7 @@
 //! What the battery needs from a kind of registry.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
@@ -92,8 +94,8 @@ pub(crate) trait Store {
 pub(crate) trait Login {
     /// Makes the store accept this secret only.
     fn require(&mut self, secret: Secret);
-    /// Replaces the file that svcdns reads.
-    fn write(&mut self, secret: Secret);
+    /// Returns the file from which svcdns reads the secret.
+    fn file(&self) -> PathBuf;
     /// Returns a text of the error if the secret is wrong.
     fn refusal(&self) -> &'static str;
 }
@@ -116,8 +118,20 @@ impl Secret {
         }
     }
 
+    /// Replaces a file by one with the secret.
+    pub(crate) fn write(self, file: &Path) {
+        let new = file.with_extension("new");
+        fs::write(&new, self.text()).unwrap();
+        fs::rename(new, file).unwrap();
+    }
+
     /// The text with which every secret begins.
     pub(crate) const START: &str = "5ec4e70";
+}
+
+/// Returns the keys of a user whose password is in a file.
+pub(crate) fn login_keys(user: &str, file: &Path) -> String {
+    format!("username = \"{user}\"\npassword-file = \"{}\"\n", file.display())
 }
 
 /// An instance of a service, with one endpoint.

@@ -16,7 +16,7 @@ use super::parse::LeafParser;
 use super::paths::{Place, child, name};
 use super::reads::{Aim, Read, Reads};
 use super::supervisor::{Position, ZooKeeperSupervisor};
-use super::wire::{Creation, EventKind, Request, Stat, WatchEvent, parse_children, parse_data};
+use super::wire::{Creation, EventKind, Stat, WatchEvent, parse_children, parse_data};
 use crate::registry::backoff::random_up_to;
 use crate::registry::failure::Failure;
 use crate::registry::session::SessionEnd;
@@ -69,28 +69,18 @@ enum ListState {
 }
 
 impl<'a> Follower<'a> {
-    /// Sets the recursive watch, if the server has such watches.
-    pub(super) async fn begin(
+    /// Creates a follower whose watches are set.
+    ///
+    /// Without a recursive watch, each read sets a one-shot watch.
+    pub(super) fn new(
         supervisor: &'a mut ZooKeeperSupervisor,
-        mut connection: Connection,
-    ) -> Result<Self, Failure> {
+        connection: Connection,
+        is_recursive: bool,
+    ) -> Self {
         let settings = &supervisor.settings;
-        let (root, tuning) = (&settings.root, &settings.tuning);
-        let failed = |code: ErrorCode| code.of_node(settings.login_keys());
-        // Another server of the ensemble may lag behind the last one.
-        let synced = connection.call(Request::Sync).await?;
-        synced.map_err(|code| failed(code).of("read the latest state"))?;
-        let mut is_recursive = !tuning.one_shot_watches;
-        if is_recursive {
-            let watched = connection.call(Request::WatchBelow { path: root }).await?;
-            is_recursive = match watched {
-                Ok(_) => true,
-                Err(ErrorCode::UNIMPLEMENTED) => false,
-                Err(code) => return Err(failed(code).of(&format!("watch {root}"))),
-            };
-        }
+        let tuning = &settings.tuning;
         let now = Instant::now();
-        Ok(Self {
+        Self {
             reads: Reads::new(tuning.max_reads, !is_recursive),
             parser: LeafParser::new(settings.heads.clone()),
             changes: Vec::new(),
@@ -104,7 +94,7 @@ impl<'a> Follower<'a> {
             retry_due: now,
             supervisor,
             connection,
-        })
+        }
     }
 
     /// Follows the store until the session fails.
@@ -196,10 +186,10 @@ impl<'a> Follower<'a> {
     }
 
     /// Begins the list with the names of all folders, or with the lack of a root.
-    fn begin_list(&mut self, result: Result<Vec<u8>, ErrorCode>) -> Result<(), Failure> {
+    fn begin_list(&mut self, result: &Result<Vec<u8>, ErrorCode>) -> Result<(), Failure> {
         let root = &self.supervisor.settings.root;
         let mut unreadable = BTreeMap::new();
-        let (folders, creation): (Vec<(Box<str>, Box<str>)>, _) = match &result {
+        let (folders, creation): (Vec<(Box<str>, Box<str>)>, _) = match result {
             Ok(body) => {
                 let (names, stat) = parse_children(body).map_err(|_| malformed())?;
                 let folders = names.into_iter().map(|name| (name.into(), child(root, name)));
@@ -312,7 +302,7 @@ impl<'a> Follower<'a> {
         let Read { path, aim } = self.reads.answered(&reply)?;
         let result = reply.result;
         match aim {
-            Aim::List => return self.begin_list(result),
+            Aim::List => return self.begin_list(&result),
             Aim::NewFolders => self.take_new_folders(&path, result)?,
             Aim::AwaitRoot => self.needs_list |= result.is_ok(),
             Aim::Folder => self.take_folder(&path, result)?,

@@ -6,9 +6,9 @@ use tokio::sync::mpsc;
 
 use super::Settings;
 use super::connection::Connection;
-use super::failure::malformed;
+use super::failure::{ErrorCode, malformed};
 use super::follower::Follower;
-use super::wire::{Creation, Session};
+use super::wire::{Creation, Request, Session};
 use crate::registry::failure::{Failure, FailureKind};
 use crate::registry::session::{SessionEnd, StoreLink, Supervisor};
 use crate::registry::{Feed, RegistryCommand};
@@ -44,6 +44,39 @@ impl ZooKeeperSupervisor {
     ) -> Self {
         let link = StoreLink::new(settings.attempts(), feed, commands);
         Self { link, settings, position: None, required_list: Some(first) }
+    }
+
+    /// Opens a session with a server that has the latest state.
+    async fn connect(&self, endpoint: &str) -> Result<Connection, Failure> {
+        let session = Session::new(self.settings.tuning.session_timeout);
+        let opened = Connection::open(&self.settings, endpoint, session).await;
+        let opened = opened.map_err(|failure| match failure.kind {
+            // A server that was read before is merely stalled: no need to find out what it is.
+            FailureKind::Protocol if self.position.is_some() => Failure::connection(failure.text),
+            _ => failure,
+        })?;
+        let mut connection = opened.ok_or_else(malformed)?;
+        // Another server of the ensemble may lag behind the last one.
+        let synced = connection.call(Request::Sync).await?;
+        synced.map_err(|code| self.failed(code).of("read the latest state"))?;
+        Ok(connection)
+    }
+
+    /// Sets the recursive watch; returns whether the server has such watches.
+    async fn watch_below(&self, connection: &mut Connection) -> Result<bool, Failure> {
+        let Settings { root, tuning, .. } = &self.settings;
+        if tuning.one_shot_watches {
+            return Ok(false);
+        }
+        match connection.call(Request::WatchBelow { path: root }).await? {
+            Ok(_) => Ok(true),
+            Err(ErrorCode::UNIMPLEMENTED) => Ok(false),
+            Err(code) => Err(self.failed(code).of(&format!("watch {root}"))),
+        }
+    }
+
+    fn failed(&self, code: ErrorCode) -> Failure {
+        code.of_node(self.settings.login_keys())
     }
 
     /// Begins the first list of a session; returns its kind.
@@ -91,15 +124,13 @@ impl Supervisor for ZooKeeperSupervisor {
     }
 
     async fn session(&mut self, endpoint: &str) -> Result<Infallible, SessionEnd> {
-        let session = Session::new(self.settings.tuning.session_timeout);
-        let connection = Connection::open(&self.settings, endpoint, session).await;
-        let connection = connection.map_err(|failure| match failure.kind {
-            // A server that was read before is merely stalled: no need to find out what it is.
-            FailureKind::Protocol if self.position.is_some() => Failure::connection(failure.text),
-            _ => failure,
-        })?;
-        let connection = connection.ok_or_else(malformed)?;
+        let mut connection = self.connect(endpoint).await?;
+        let is_recursive = self.watch_below(&mut connection).await?;
+        if !is_recursive && !self.settings.tuning.one_shot_watches {
+            // A server before 3.6 closes the connection after the request for the watch.
+            connection = self.connect(endpoint).await?;
+        }
         self.link.drain_commands();
-        Follower::begin(self, connection).await?.run().await
+        Follower::new(self, connection, is_recursive).run().await
     }
 }

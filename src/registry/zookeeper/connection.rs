@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::failure::{ErrorCode, malformed};
 use super::wire::{
@@ -94,14 +94,16 @@ impl Connection {
         session: Session,
     ) -> Result<Option<Self>, Failure> {
         let limit = settings.tuning.connection.dial_timeout;
-        let open = async {
-            let stream = connect(settings, endpoint).await?;
-            Self::start(settings, stream, session).await
-        };
-        // A server that has just begun to listen may accept a connection and never answer it.
-        let opened = timeout(limit, open).await.unwrap_or_else(|_| {
+        let until = Instant::now() + limit;
+        let stream = timeout_at(until, connect(settings, endpoint)).await.unwrap_or_else(|_| {
+            let limit = limit.as_secs_f64();
+            Err(Failure::connection(format!("no connection within {limit} s")))
+        })?;
+        // A server that has just begun to listen may accept a connection and never answer it. Other
+        // servers wait for a request that they understand.
+        let started = timeout_at(until, Self::start(settings, stream, session)).await;
+        let opened = started.unwrap_or_else(|_| {
             let text = format!("the server opened no session within {} s", limit.as_secs_f64());
-            // A web server also waits, for the end of a line.
             Err(Failure::new(FailureKind::Protocol, text))
         })?;
         let Some(mut connection) = opened else { return Ok(None) };

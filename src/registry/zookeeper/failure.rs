@@ -52,7 +52,7 @@ impl ErrorCode {
             Self::NO_NODE => Failure::new(FailureKind::Missing, "the node does not exist"),
             Self(code) => {
                 let text = match code {
-                    -1 | -2 | -3 => "the server had an internal error",
+                    -3..=-1 => "the server had an internal error",
                     -4 => "the server has lost its connection to the leader",
                     -5 => "the server could not read the request",
                     -6 => "the server does not know the request",

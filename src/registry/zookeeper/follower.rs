@@ -186,10 +186,10 @@ impl<'a> Follower<'a> {
     }
 
     /// Begins the list with the names of all folders, or with the lack of a root.
-    fn begin_list(&mut self, result: Result<Vec<u8>, ErrorCode>) -> Result<(), Failure> {
+    fn begin_list(&mut self, result: &Result<Vec<u8>, ErrorCode>) -> Result<(), Failure> {
         let root = &self.supervisor.settings.root;
         let mut unreadable = BTreeMap::new();
-        let (folders, creation): (Vec<(Box<str>, Box<str>)>, _) = match &result {
+        let (folders, creation): (Vec<(Box<str>, Box<str>)>, _) = match result {
             Ok(body) => {
                 let (names, stat) = parse_children(body).map_err(|_| malformed())?;
                 let folders = names.into_iter().map(|name| (name.into(), child(root, name)));
@@ -302,7 +302,7 @@ impl<'a> Follower<'a> {
         let Read { path, aim } = self.reads.answered(&reply)?;
         let result = reply.result;
         match aim {
-            Aim::List => return self.begin_list(result),
+            Aim::List => return self.begin_list(&result),
             Aim::NewFolders => self.take_new_folders(&path, result)?,
             Aim::AwaitRoot => self.needs_list |= result.is_ok(),
             Aim::Folder => self.take_folder(&path, result)?,

@@ -81,12 +81,11 @@ impl LeafParser {
 fn split_folder(folder: &str, heads: &[String]) -> Option<ServiceId> {
     let rest = heads.iter().find_map(|head| folder.strip_prefix(&**head)?.strip_prefix('-'))?;
     let parts: Vec<&str> = rest.split('-').collect();
-    let (deployment, namespace, name, version) = match parts[..] {
-        [deployment, namespace, name, version] => (deployment, namespace, name, version),
-        _ => {
-            let name = rest.strip_prefix("default-default-")?.strip_suffix("-latest")?;
-            ("default", "default", name, "latest")
-        }
+    let [deployment, namespace, name, version] = if let Ok(parts) = <[&str; 4]>::try_from(parts) {
+        parts
+    } else {
+        let name = rest.strip_prefix("default-default-")?.strip_suffix("-latest")?;
+        ["default", "default", name, "latest"]
     };
     let is_whole = [deployment, namespace, name, version].iter().all(|part| !part.is_empty());
     is_whole.then(|| ServiceId {

@@ -9,7 +9,7 @@ use super::connection::Connection;
 use super::failure::{ErrorCode, malformed};
 use super::follower::Follower;
 use super::wire::{Creation, Request, Session};
-use crate::registry::failure::Failure;
+use crate::registry::failure::{Failure, FailureKind};
 use crate::registry::session::{SessionEnd, StoreLink, Supervisor};
 use crate::registry::{Feed, RegistryCommand};
 use crate::service::ListKind;
@@ -49,7 +49,12 @@ impl ZooKeeperSupervisor {
     /// Opens a session with a server that has the latest state.
     async fn connect(&self, endpoint: &str) -> Result<Connection, Failure> {
         let session = Session::new(self.settings.tuning.session_timeout);
-        let opened = Connection::open(&self.settings, endpoint, session).await?;
+        let opened = Connection::open(&self.settings, endpoint, session).await;
+        let opened = opened.map_err(|failure| match failure.kind {
+            // A server that was read before is merely stalled: no need to find out what it is.
+            FailureKind::Protocol if self.position.is_some() => Failure::connection(failure.text),
+            _ => failure,
+        })?;
         let mut connection = opened.ok_or_else(malformed)?;
         // Another server of the ensemble may lag behind the last one.
         let synced = connection.call(Request::Sync).await?;

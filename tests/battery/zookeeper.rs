@@ -11,9 +11,8 @@ use super::kind::{
     Facts, Inapplicable, Instance, Kind, Login, Programs, Secret, Store, login_keys,
 };
 use super::support::seconds;
-use super::support::zookeeper::{
-    Acl, Client, EXPIRY, Lifetime, ROOT, Registered, Release, ZooKeeper, folder, leaf_data,
-};
+use super::support::zookeeper::client::{Acl, Client, Lifetime};
+use super::support::zookeeper::{EXPIRY, ROOT, Registered, Release, ZooKeeper, folder, leaf_data};
 
 /// The name by which a run without ZooKeeper is listed as skipped.
 const TEST: &str = "the_battery_with_zookeeper";

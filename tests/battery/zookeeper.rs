@@ -7,9 +7,7 @@ use std::time::Instant;
 
 use tempfile::TempDir;
 
-use super::kind::{
-    Facts, Inapplicable, Instance, Kind, Login, Programs, Secret, Store, login_keys,
-};
+use super::kind::{Facts, Instance, Login, Programs, Secret, ServedKind, Store, login_keys};
 use super::support::seconds;
 use super::support::zookeeper::client::{Acl, Client, Lifetime};
 use super::support::zookeeper::{EXPIRY, ROOT, Registered, Release, ZooKeeper, folder, leaf_data};
@@ -73,7 +71,7 @@ fn data(instance: &Instance) -> Vec<u8> {
     leaf_data(&instance.name, &endpoint(instance), &instance.metadata())
 }
 
-impl Kind for ZooKeeperKind {
+impl ServedKind for ZooKeeperKind {
     fn section(&self) -> String {
         let login = if self.has_login { login_keys(USER, &self.file()) } else { String::new() };
         format!("[registry.store]\nurl = \"{}\"\n{login}", self.zookeeper.url())
@@ -106,18 +104,6 @@ impl Kind for ZooKeeperKind {
         let session = self.session();
         session.create_many(folders.chain(leaves), &self.acl);
         self.crowd = Some(session);
-    }
-
-    fn programs(&mut self) -> Result<&mut dyn Programs, Inapplicable> {
-        Ok(self)
-    }
-
-    fn store(&mut self) -> Result<&mut dyn Store, Inapplicable> {
-        Ok(self)
-    }
-
-    fn login(&mut self) -> Result<&mut dyn Login, Inapplicable> {
-        Ok(self)
     }
 }
 

@@ -22,7 +22,7 @@ use support::zookeeper::{
     Acl, Client, HTTP, Lifetime, ROOT, ZooKeeper, folder, leaf_data, put_leaf,
 };
 use support::{SOON, dns, eventually, free_address, seconds, throughout};
-use svcdns::registry::zookeeper::{Login, Settings};
+use svcdns::registry::zookeeper::{DigestLogin, Settings};
 use svcdns::registry::{Credential, Secret, Tls};
 use svcdns::service::ListKind;
 
@@ -299,7 +299,7 @@ fn more_names_than_fit_into_a_megabyte_are_followed() {
 /// Settings with a user whose password is given.
 fn with_password(zookeeper: &ZooKeeper, user: &str, password: &str) -> Settings {
     let mut settings = settings(zookeeper);
-    settings.login = Some(Login {
+    settings.login = Some(DigestLogin {
         user: user.to_owned(),
         password: Credential::Given(Secret::from(password)),
         keys: "zookeeper.username and zookeeper.password-file".to_owned(),

@@ -507,6 +507,26 @@ fn measure_changes() {
     }
 }
 
+/// Prints how long the instance of a dead program stays with ZooKeeper's and GoFrame's defaults.
+#[test]
+#[ignore = "a measurement"]
+fn measure_the_death_of_a_program() {
+    let test = "measure_the_death_of_a_program";
+    let Some(zookeeper) = ZooKeeper::start_with(test, "tickTime=2000\n") else { return };
+    zookeeper.client().ensure(ROOT, &[Acl::world(Acl::ALL)]);
+    let svcdns = Svcdns::serve(&["--registry", &zookeeper.url()]);
+    for round in 1..=3 {
+        let program = zookeeper.program("hello.svc", round);
+        svcdns.wait_for("hello.svc", &[&format!("10.0.0.{round}")]);
+        thread::sleep(seconds(5));
+        let died = Instant::now();
+        drop(program);
+        svcdns.wait_for("hello.svc", &[]);
+        println!("After {:?}, the instance of the dead program is gone", died.elapsed());
+    }
+    svcdns.stop();
+}
+
 /// Prints start, memory and the idle load with 10,000 services of one instance.
 #[test]
 #[ignore = "a measurement"]

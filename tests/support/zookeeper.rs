@@ -12,7 +12,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -224,6 +224,23 @@ impl ZooKeeper {
         value.trim().parse().unwrap()
     }
 
+    /// Runs lines in ZooKeeper's own command line, `zkCli.sh`, and returns its output.
+    pub(crate) fn cli(&self, lines: &str) -> String {
+        let mut command = Command::new("java");
+        command.arg("-cp").arg(self.release.class_path());
+        command.args(["org.apache.zookeeper.ZooKeeperMain", "-waitforconnection", "-server"]);
+        command.arg(self.address(0).to_string());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = command.spawn().expect("run java");
+        let mut input = process.stdin.take().unwrap();
+        write!(input, "{}\nquit\n", lines.trim_end()).unwrap();
+        drop(input);
+        let output = process.wait_with_output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && !error.contains("Exception"), "{lines}:\n{error}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     fn spawn(&mut self, index: usize) {
         if self.members[index].process.is_some() {
             return;
@@ -310,11 +327,11 @@ pub(crate) fn leaf_data(name: &str, endpoints: &str, metadata: &str) -> Vec<u8> 
 
 /// Creates a persistent leaf with an instance at 10.0.0.`last`:8000; returns its path.
 pub(crate) fn put_leaf(client: &Client, name: &str, leaf: &str, last: u8) -> String {
-    let folder = folder(name);
-    client.ensure(&folder, &[Acl::world(Acl::ALL)]);
+    let (folder, acl) = (folder(name), [Acl::world(Acl::ALL)]);
+    client.ensure(&folder, &acl);
     let path = format!("{folder}/{leaf}");
     let data = leaf_data(name, &format!("10.0.0.{last}:8000"), HTTP);
-    client.create(&path, &data, Lifetime::Persistent).expect("create a leaf");
+    client.ensure_with(&path, &data, &acl);
     path
 }
 

@@ -182,10 +182,18 @@ impl Client {
         Ok(())
     }
 
-    /// Creates a persistent node unless it exists.
+    /// Creates a persistent node unless it exists; tries again if the connection is lost.
     pub(crate) fn ensure(&self, path: &str, acl: &[Acl]) {
-        let created = self.create_with(path, b"", Lifetime::Persistent, acl);
-        assert!(matches!(created, Ok(()) | Err(Code::NODE_EXISTS)), "{path}: {created:?}");
+        self.ensure_with(path, b"", acl);
+    }
+
+    /// Creates a persistent node with data, like [`Client::ensure`].
+    pub(crate) fn ensure_with(&self, path: &str, data: &[u8], acl: &[Acl]) {
+        eventually(path, SOON, || match self.create_with(path, data, Lifetime::Persistent, acl) {
+            Ok(()) | Err(Code::NODE_EXISTS) => Some(()),
+            Err(Code::CONNECTION_LOSS) => None,
+            Err(code) => panic!("{path}: {code:?}"),
+        });
     }
 
     /// Creates many nodes without waiting for each.

@@ -130,6 +130,24 @@ fn a_second_goframe_program_replaces_the_first() {
 }
 
 #[test]
+fn ls_and_explain_say_that_a_second_program_replaces_the_first() {
+    let test = "ls_and_explain_say_that_a_second_program_replaces_the_first";
+    let Some((zookeeper, client)) = ZooKeeper::start_with_root(test) else { return };
+    put_leaf(&client, "hello.svc", "hello.svc", 1);
+    let svcdns = Svcdns::serve(&["--registry", &zookeeper.url()]);
+    svcdns.wait_for("hello.svc", &["10.0.0.1"]);
+    let words = "a second program of the same service replaces the first";
+    for command in [&["ls"][..], &["ls", "hello"], &["explain", "hello.svc"]] {
+        let text = String::from_utf8(svcdns.run(command).stdout).unwrap();
+        assert!(text.contains(words), "{command:?}: {text}");
+    }
+    // Only where there is an instance from ZooKeeper.
+    let text = String::from_utf8(svcdns.run(&["explain", "unknown.svc"]).stdout).unwrap();
+    assert!(!text.contains(words), "{text}");
+    svcdns.stop();
+}
+
+#[test]
 fn a_leaf_that_is_swapped_again_and_again_has_its_last_data() {
     let Some((zookeeper, client)) =
         ZooKeeper::start_with_root("a_leaf_that_is_swapped_again_and_again_has_its_last_data")

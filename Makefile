@@ -21,6 +21,7 @@ check: ## check the format, and lint code and its documentation with warnings de
 	@tests/setup.sh build
 	cargo fmt --check
 	cargo clippy --locked --all-targets --test systemd_machine -- -D warnings
+	cargo clippy --locked --lib --bins --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
 
 test: check ## install what the tests need, check, run all tests

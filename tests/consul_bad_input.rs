@@ -291,7 +291,7 @@ fn entries_of_the_wrong_form_affect_no_others() {
 fn an_index_that_goes_back_is_a_restored_store_whose_removals_are_held() {
     let server = FakeServer::start(healthy);
     let followed = server.follow();
-    followed.wait_for("other", &["10.0.0.2:80"]);
+    followed.wait_until_synced();
     server.set(|path| {
         if path.contains("index=") {
             thread::sleep(Duration::from_millis(100));

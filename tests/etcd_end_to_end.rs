@@ -127,7 +127,7 @@ fn only_answers_from_a_disconnected_store_are_stale() {
     killed.start_all();
     eventually("fresh answers", SOON, || (errors() == [None; 4]).then_some(()));
     let url = killed.url();
-    for (message, count) in [("not connected, trying again", 1), ("supervisor: following", 2)] {
+    for (message, count) in [("not connected, trying again", 1), ("session: following", 2)] {
         let line = format!("{message} registry=etcd2 url={url}");
         eventually(&line, SOON, || (server.log().matches(&line).count() >= count).then_some(()));
     }

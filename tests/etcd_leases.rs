@@ -303,7 +303,7 @@ fn keys_are_held_while_etcd_does_not_reply_about_their_leases() {
     let path = OneWayPath::to(&etcd);
     let server = serve_from(&format!("etcd://{}", path.address), &[]);
     wait_for(&server, programs.iter().chain(&of_one));
-    eventually("the watch", SOON, || server.log().contains("supervisor: following").then_some(()));
+    eventually("the watch", SOON, || server.log().contains("session: following").then_some(()));
 
     path.block(true);
     etcd.ctl(&["lease", "revoke", &format!("{lease:x}")]);

@@ -21,7 +21,7 @@ use support::zookeeper::client::{Acl, Client, Lifetime};
 use support::zookeeper::following::{follow, follow_both, follow_with, settings};
 use support::zookeeper::{HTTP, ROOT, ZooKeeper, folder, leaf_data, put_leaf};
 use support::{SOON, dns, eventually, free_address, seconds, throughout};
-use svcdns::registry::zookeeper::{Login, Settings};
+use svcdns::registry::zookeeper::{DigestLogin, Settings};
 use svcdns::registry::{Credential, Secret, Tls};
 use svcdns::service::ListKind;
 
@@ -126,6 +126,24 @@ fn a_second_goframe_program_replaces_the_first() {
     // The first still runs, but has no node.
     first.stop();
     both.stop();
+}
+
+#[test]
+fn ls_and_explain_say_that_a_second_program_replaces_the_first() {
+    let test = "ls_and_explain_say_that_a_second_program_replaces_the_first";
+    let Some((zookeeper, client)) = ZooKeeper::start_with_root(test) else { return };
+    put_leaf(&client, "hello.svc", "hello.svc", 1);
+    let svcdns = Svcdns::serve(&["--registry", &zookeeper.url()]);
+    svcdns.wait_for("hello.svc", &["10.0.0.1"]);
+    let words = "a second program of the same service replaces the first";
+    for command in [&["ls"][..], &["ls", "hello"], &["explain", "hello.svc"]] {
+        let text = String::from_utf8(svcdns.run(command).stdout).unwrap();
+        assert!(text.contains(words), "{command:?}: {text}");
+    }
+    // Only where there is an instance from ZooKeeper.
+    let text = String::from_utf8(svcdns.run(&["explain", "unknown.svc"]).stdout).unwrap();
+    assert!(!text.contains(words), "{text}");
+    svcdns.stop();
 }
 
 #[test]
@@ -298,7 +316,7 @@ fn more_names_than_fit_into_a_megabyte_are_followed() {
 /// Settings with a user whose password is given.
 fn with_password(zookeeper: &ZooKeeper, user: &str, password: &str) -> Settings {
     let mut settings = settings(zookeeper);
-    settings.login = Some(Login {
+    settings.login = Some(DigestLogin {
         user: user.to_owned(),
         password: Credential::Given(Secret::from(password)),
         keys: "zookeeper.username and zookeeper.password-file".to_owned(),

@@ -95,7 +95,7 @@ fn notes(explanation: &Explanation, registries: &[FollowedRegistry]) -> Vec<Stri
     let noted = registries.iter().filter(|registry| holds_any(&registry.name));
     noted
         .filter_map(|FollowedRegistry { name, url }| {
-            Some(format!("in {name}: {}", registry::note(url)?))
+            Some(format!("{name}: {}", registry::note(url)?))
         })
         .collect()
 }

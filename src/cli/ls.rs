@@ -112,7 +112,7 @@ fn notes(services: &[ServiceView], status: &ServerStatus) -> String {
     let mut text = String::new();
     for RegistryView { name, url, .. } in &status.registries {
         if let Some(note) = registry::note(url).filter(|_| has_key(name)) {
-            let _ = writeln!(text, "\nin {name}: {note}");
+            let _ = writeln!(text, "\n{name}: {note}");
         }
     }
     text

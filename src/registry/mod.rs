@@ -179,8 +179,8 @@ impl fmt::Display for RegistryState {
 /// Returns what readers of a registry's services should know, given its URL.
 pub fn note(url: &str) -> Option<&'static str> {
     url.starts_with("zookeeper://").then_some(
-        "a leaf of ZooKeeper holds one instance, and GoFrame names it after the service: a second \
-         program of the same service replaces the first",
+        "in ZooKeeper, a leaf holds one registration, and GoFrame names it after the service: a \
+         second program of the same service replaces the first",
     )
 }
 

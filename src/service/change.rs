@@ -5,9 +5,9 @@ use super::{Registration, Rejected};
 /// An event of a registry, sent in order through one channel.
 ///
 /// A list consists of `ListBegin`, any number of `Put`s and `ListEnd`. Keys in its scope that the
-/// list does not name are removed, subject to the removal grace, unless they are `Unreadable`. In a routine list, those keys were
-/// removed on purpose; a per-service list reports expired keys as `Delete`s. Outside a list, `Put`
-/// and `Delete` are single events.
+/// list does not name are removed, subject to the removal grace, unless they are `Unreadable`. In a
+/// routine list, those keys were removed on purpose; a per-service list reports expired keys as
+/// `Delete`s. Outside a list, `Put` and `Delete` are single events.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// A complete list of the scope begins, and with it a new epoch.

@@ -38,14 +38,14 @@ fn read(layers: &Layers) -> Result<UrlParser, ConfigError> {
     use super::endpoints::RefusedInUrl;
     use super::heads;
     use crate::registry::Source;
-    use crate::registry::zookeeper::{Login, Settings};
+    use crate::registry::zookeeper::{DigestLogin, Settings};
 
     /// Default client port of ZooKeeper.
     const ZOOKEEPER_PORT: u16 = 2181;
 
     let login = LOGIN.read(layers)?.map(|(user, password)| {
         let keys = LOGIN.in_force(layers);
-        Login { user, password, keys }
+        DigestLogin { user, password, keys }
     });
     let (tls, heads) = (TLS_KEYS.read(layers)?, heads(layers)?);
     let settings = Settings { login, tls, heads, ..Settings::new(Vec::new()) };

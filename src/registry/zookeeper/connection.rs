@@ -13,9 +13,9 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::failure::{ErrorCode, malformed};
 use super::wire::{
-    LENGTH_BYTES, ReplyHeader, Request, Session, WatchEvent, digest_login, ping, xid,
+    LENGTH_BYTES, NodeEvent, ReplyHeader, Session, ZooKeeperRequest, digest_login, ping, xid,
 };
-use super::{Login, Settings};
+use super::{DigestLogin, Settings};
 use crate::registry::failure::{Failure, FailureKind};
 use crate::registry::identify::ServerKind;
 use crate::registry::tls::{describe_connect_error, describe_handshake_error, is_plain_server};
@@ -33,15 +33,15 @@ const READ_BYTES: usize = 64 * 1024;
 const MAX_KEPT_BUFFER_BYTES: usize = 1024 * 1024;
 
 /// A stream of bytes, plain or over TLS.
-trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+trait SessionStream: AsyncRead + AsyncWrite + Send + Unpin {}
 
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for S {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> SessionStream for S {}
 
 /// A message of the server.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Incoming {
+pub(super) enum ServerMessage {
     /// A watched node has changed.
-    Event(WatchEvent),
+    Event(NodeEvent),
     /// The reply to the request with this number.
     Reply(Reply),
     /// A message without content.
@@ -60,9 +60,9 @@ pub(super) struct Reply {
 ///
 /// The server replies in the order of the requests, so any number of them may be on their way.
 /// Events arrive in order with the replies: a reply after an event shows its change.
-pub(super) struct Connection {
-    reader: ReadHalf<Box<dyn ByteStream>>,
-    writer: WriteHalf<Box<dyn ByteStream>>,
+pub(super) struct ZooKeeperConnection {
+    reader: ReadHalf<Box<dyn SessionStream>>,
+    writer: WriteHalf<Box<dyn SessionStream>>,
     /// Bytes that were read; those before `parsed` are done with.
     input: Vec<u8>,
     parsed: usize,
@@ -84,7 +84,7 @@ pub(super) struct Connection {
     login_keys: Option<String>,
 }
 
-impl Connection {
+impl ZooKeeperConnection {
     /// Connects to a server, opens or resumes a session, and sends the login if there is one.
     ///
     /// Returns `None` if a session to resume has expired.
@@ -115,7 +115,7 @@ impl Connection {
 
     async fn start(
         settings: &Settings,
-        stream: Box<dyn ByteStream>,
+        stream: Box<dyn SessionStream>,
         session: Session,
     ) -> Result<Option<Self>, Failure> {
         let (reader, writer) = split(stream);
@@ -171,7 +171,7 @@ impl Connection {
     /// Sends the login with its current password.
     ///
     /// A session may log in several times, and has the rights of all its users.
-    pub(super) async fn log_in(&mut self, login: &Login) -> Result<(), Failure> {
+    pub(super) async fn log_in(&mut self, login: &DigestLogin) -> Result<(), Failure> {
         let password = login.password.read().await;
         let password =
             password.map_err(|error| Failure::new(FailureKind::Settings, error.to_string()))?;
@@ -180,7 +180,7 @@ impl Connection {
     }
 
     /// Sends a request, and returns the number that its reply will have.
-    pub(super) fn send(&mut self, request: Request<'_>) -> i32 {
+    pub(super) fn send(&mut self, request: ZooKeeperRequest<'_>) -> i32 {
         self.last_xid = self.last_xid.checked_add(1).unwrap_or(1);
         self.write(&request.frame(self.last_xid));
         self.pending.push_back(self.last_xid);
@@ -190,12 +190,12 @@ impl Connection {
     /// Sends a request and waits for its reply; events that arrive meanwhile are lost.
     pub(super) async fn call(
         &mut self,
-        request: Request<'_>,
+        request: ZooKeeperRequest<'_>,
     ) -> Result<Result<Vec<u8>, ErrorCode>, Failure> {
         let number = self.send(request);
         loop {
             match self.next().await? {
-                Incoming::Reply(Reply { xid, result }) if xid == number => return Ok(result),
+                ServerMessage::Reply(Reply { xid, result }) if xid == number => return Ok(result),
                 _ => {}
             }
         }
@@ -206,7 +206,7 @@ impl Connection {
     /// # Errors
     /// Returns an error if the session or the connection has ended, or the server was silent for
     /// too long.
-    pub(super) async fn next(&mut self) -> Result<Incoming, Failure> {
+    pub(super) async fn next(&mut self) -> Result<ServerMessage, Failure> {
         loop {
             if let Some(incoming) = self.buffered()? {
                 return Ok(incoming);
@@ -219,7 +219,7 @@ impl Connection {
     ///
     /// # Errors
     /// The errors are those of [`Self::next`].
-    pub(super) fn buffered(&mut self) -> Result<Option<Incoming>, Failure> {
+    pub(super) fn buffered(&mut self) -> Result<Option<ServerMessage>, Failure> {
         let Some(frame) = self.next_frame(MAX_MESSAGE_BYTES)? else { return Ok(None) };
         let (header, body) = ReplyHeader::parse(&self.input[frame]).map_err(|_| malformed())?;
         let ReplyHeader { xid, zxid, error } = header;
@@ -228,15 +228,15 @@ impl Connection {
             return Err(failure);
         }
         let incoming = match xid {
-            xid::EVENT => match WatchEvent::parse(body).map_err(|_| malformed())? {
-                Some(event) => Incoming::Event(event),
-                None => Incoming::Alive,
+            xid::EVENT => match NodeEvent::parse(body).map_err(|_| malformed())? {
+                Some(event) => ServerMessage::Event(event),
+                None => ServerMessage::Alive,
             },
-            xid::PING | xid::AUTH => Incoming::Alive,
+            xid::PING | xid::AUTH => ServerMessage::Alive,
             _ if self.pending.pop_front() != Some(xid) => return Err(malformed()),
             _ => {
                 let result = if error == 0 { Ok(body.to_vec()) } else { Err(code) };
-                Incoming::Reply(Reply { xid, result })
+                ServerMessage::Reply(Reply { xid, result })
             }
         };
         // Events have -1, and so have some errors.
@@ -327,7 +327,7 @@ fn broken(error: &std::io::Error) -> Failure {
     Failure::connection(format!("the connection broke: {error}"))
 }
 
-async fn connect(settings: &Settings, endpoint: &str) -> Result<Box<dyn ByteStream>, Failure> {
+async fn connect(settings: &Settings, endpoint: &str) -> Result<Box<dyn SessionStream>, Failure> {
     let target = match &settings.tls {
         Some(tls) => {
             let invalid = |text| Failure::new(FailureKind::Settings, text);

@@ -10,13 +10,13 @@ use std::time::SystemTime;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::connection::{Connection, Incoming, Reply};
+use super::connection::{Reply, ServerMessage, ZooKeeperConnection};
 use super::failure::{ErrorCode, malformed};
 use super::parse::LeafParser;
 use super::paths::{Place, child, name};
-use super::reads::{Aim, Read, Reads};
-use super::supervisor::{Position, ZooKeeperSupervisor};
-use super::wire::{Creation, EventKind, Stat, WatchEvent, parse_children, parse_data};
+use super::reads::{Aim, PendingReads, Read};
+use super::supervisor::{StorePosition, ZooKeeperSupervisor};
+use super::wire::{Creation, EventKind, NodeEvent, Stat, parse_children, parse_data};
 use crate::registry::backoff::random_up_to;
 use crate::registry::failure::Failure;
 use crate::registry::session::SessionEnd;
@@ -34,8 +34,8 @@ const MAX_RETRIED_NODES: usize = 100;
 /// A session that follows the store.
 pub(super) struct Follower<'a> {
     supervisor: &'a mut ZooKeeperSupervisor,
-    connection: Connection,
-    reads: Reads,
+    connection: ZooKeeperConnection,
+    reads: PendingReads,
     parser: LeafParser,
     /// Changes to be sent as one update.
     changes: Vec<Change>,
@@ -49,7 +49,7 @@ pub(super) struct Follower<'a> {
     /// Whether the first list is complete.
     is_following: bool,
     /// Events that arrived during the list.
-    deferred: Vec<WatchEvent>,
+    deferred: Vec<NodeEvent>,
     /// Nodes that cannot be read, with the reason.
     unreadable: BTreeMap<Box<str>, String>,
     /// When the unreadable nodes are tried again.
@@ -74,14 +74,14 @@ impl<'a> Follower<'a> {
     /// Without a recursive watch, each read sets a one-shot watch.
     pub(super) fn new(
         supervisor: &'a mut ZooKeeperSupervisor,
-        connection: Connection,
+        connection: ZooKeeperConnection,
         is_recursive: bool,
     ) -> Self {
         let settings = &supervisor.settings;
         let tuning = &settings.tuning;
         let now = Instant::now();
         Self {
-            reads: Reads::new(tuning.max_reads, !is_recursive),
+            reads: PendingReads::new(tuning.max_reads, !is_recursive),
             parser: LeafParser::new(settings.heads.clone()),
             changes: Vec::new(),
             watched_folders: (!is_recursive).then(HashSet::new),
@@ -138,15 +138,15 @@ impl<'a> Follower<'a> {
         Ok(())
     }
 
-    fn take(&mut self, incoming: Incoming) -> Result<(), Failure> {
+    fn take(&mut self, incoming: ServerMessage) -> Result<(), Failure> {
         match incoming {
-            Incoming::Alive => {}
-            Incoming::Event(event) if self.list == ListState::None => self.take_event(&event),
-            Incoming::Event(event) if self.deferred.len() < MAX_WAITING_EVENTS => {
+            ServerMessage::Alive => {}
+            ServerMessage::Event(event) if self.list == ListState::None => self.take_event(&event),
+            ServerMessage::Event(event) if self.deferred.len() < MAX_WAITING_EVENTS => {
                 self.deferred.push(event);
             }
-            Incoming::Event(_) => self.needs_list = true,
-            Incoming::Reply(reply) => self.take_reply(reply)?,
+            ServerMessage::Event(_) => self.needs_list = true,
+            ServerMessage::Reply(reply) => self.take_reply(reply)?,
         }
         Ok(())
     }
@@ -216,7 +216,7 @@ impl<'a> Follower<'a> {
         let kind = if self.is_following {
             ListKind::Routine
         } else {
-            let position = Position { zxid: self.connection.last_zxid(), root: creation };
+            let position = StorePosition { zxid: self.connection.last_zxid(), root: creation };
             self.supervisor.begin_first_list(position)
         };
         self.changes.push(Change::list_begin(kind));
@@ -236,7 +236,7 @@ impl<'a> Follower<'a> {
         let mut changes = mem::take(&mut self.changes);
         changes.push(Change::ListEnd { revision: revision(zxid) });
         self.list = ListState::None;
-        self.supervisor.end_list(Position { zxid, root });
+        self.supervisor.end_list(StorePosition { zxid, root });
         let error = self.error();
         self.warn(error.as_deref());
         let update = |report: &mut crate::registry::RegistryReport| {
@@ -268,8 +268,8 @@ impl<'a> Follower<'a> {
     // Events
 
     /// Takes an event: reads what it concerns.
-    fn take_event(&mut self, event: &WatchEvent) {
-        let WatchEvent { kind, path } = event;
+    fn take_event(&mut self, event: &NodeEvent) {
+        let NodeEvent { kind, path } = event;
         if self.reads.len() >= MAX_WAITING_EVENTS {
             self.needs_list = true;
             return;

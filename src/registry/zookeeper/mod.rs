@@ -78,7 +78,7 @@ pub struct Settings {
     /// The node that has the services' folders, without a slash at its end.
     pub root: String,
     /// The user and the password.
-    pub login: Option<Login>,
+    pub login: Option<DigestLogin>,
     /// TLS settings; `None` for plain connections.
     pub tls: Option<Tls>,
     /// First segments of the keys to follow.
@@ -89,7 +89,7 @@ pub struct Settings {
 
 /// A user of ZooKeeper's scheme `digest`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Login {
+pub struct DigestLogin {
     /// The user.
     pub user: String,
     /// The user's password.

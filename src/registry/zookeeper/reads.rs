@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
-use super::connection::{Connection, Reply};
+use super::connection::{Reply, ZooKeeperConnection};
 use super::failure::malformed;
-use super::wire::Request;
+use super::wire::ZooKeeperRequest;
 use crate::registry::failure::Failure;
 
 /// A read of one node.
@@ -37,22 +37,22 @@ pub(super) enum Aim {
 }
 
 impl Read {
-    fn request(&self, has_one_shot_watches: bool) -> Request<'_> {
+    fn request(&self, has_one_shot_watches: bool) -> ZooKeeperRequest<'_> {
         let (path, watch) = (&*self.path, has_one_shot_watches);
         match self.aim {
-            Aim::AwaitRoot => Request::Exists { path, watch },
-            Aim::Leaf { .. } => Request::Data { path, watch },
-            Aim::Retry { is_leaf: true } => Request::Data { path, watch: false },
-            Aim::Retry { is_leaf: false } => Request::Children { path, watch: false },
+            Aim::AwaitRoot => ZooKeeperRequest::Exists { path, watch },
+            Aim::Leaf { .. } => ZooKeeperRequest::Data { path, watch },
+            Aim::Retry { is_leaf: true } => ZooKeeperRequest::Data { path, watch: false },
+            Aim::Retry { is_leaf: false } => ZooKeeperRequest::Children { path, watch: false },
             Aim::List | Aim::NewFolders | Aim::Folder | Aim::Deleted { .. } => {
-                Request::Children { path, watch }
+                ZooKeeperRequest::Children { path, watch }
             }
         }
     }
 }
 
 /// The reads that were sent, and those that wait.
-pub(super) struct Reads {
+pub(super) struct PendingReads {
     sent: VecDeque<(i32, Read)>,
     waiting: VecDeque<Read>,
     max_sent: usize,
@@ -60,7 +60,7 @@ pub(super) struct Reads {
     has_one_shot_watches: bool,
 }
 
-impl Reads {
+impl PendingReads {
     pub(super) fn new(max_sent: usize, has_one_shot_watches: bool) -> Self {
         let (sent, waiting) = (VecDeque::new(), VecDeque::new());
         Self { sent, waiting, max_sent: max_sent.max(1), has_one_shot_watches }
@@ -85,7 +85,7 @@ impl Reads {
     }
 
     /// Sends as many reads as may be on their way.
-    pub(super) fn send(&mut self, connection: &mut Connection) {
+    pub(super) fn send(&mut self, connection: &mut ZooKeeperConnection) {
         while self.sent.len() < self.max_sent {
             let Some(read) = self.waiting.pop_front() else { return };
             let xid = connection.send(read.request(self.has_one_shot_watches));

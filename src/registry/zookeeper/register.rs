@@ -9,10 +9,10 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
-use super::connection::{Connection, Incoming};
+use super::connection::{ServerMessage, ZooKeeperConnection};
 use super::failure::{ErrorCode, malformed};
 use super::paths::{child, invalid_path};
-use super::wire::{Request, Session, parse_data};
+use super::wire::{Session, ZooKeeperRequest, parse_data};
 use crate::registry::failure::Failure;
 use crate::registry::register::{RegistrationProgress, StoreRegistration, keep_registered};
 use crate::registry::{RegisterError, RegisterEvent, Registrant, gsvc};
@@ -53,7 +53,7 @@ struct LeafRegistration<'a> {
     /// The session that owns the leaf; a new connection resumes it.
     session: Session,
     /// The connection of the session, kept for the removal.
-    connection: Option<Connection>,
+    connection: Option<ZooKeeperConnection>,
     has_written: bool,
     /// Whether the leaf was ours when it was last read.
     is_ours: bool,
@@ -95,10 +95,11 @@ impl<'a> LeafRegistration<'a> {
     /// Connects, and resumes the session or else opens another.
     async fn connect(&mut self, endpoint: &str) -> Result<(), Failure> {
         self.connection = None;
-        let mut connection = Connection::open(self.settings, endpoint, self.session).await?;
+        let mut connection =
+            ZooKeeperConnection::open(self.settings, endpoint, self.session).await?;
         if connection.is_none() {
             self.session = Session::new(self.session_timeout);
-            connection = Connection::open(self.settings, endpoint, self.session).await?;
+            connection = ZooKeeperConnection::open(self.settings, endpoint, self.session).await?;
         }
         let connection = connection.ok_or_else(malformed)?;
         self.session = connection.session();
@@ -106,7 +107,10 @@ impl<'a> LeafRegistration<'a> {
         Ok(())
     }
 
-    async fn call(&mut self, request: Request<'_>) -> Result<Result<Vec<u8>, ErrorCode>, Failure> {
+    async fn call(
+        &mut self,
+        request: ZooKeeperRequest<'_>,
+    ) -> Result<Result<Vec<u8>, ErrorCode>, Failure> {
         match &mut self.connection {
             Some(connection) => connection.call(request).await,
             None => Err(Failure::connection("the connection has ended")),
@@ -116,7 +120,7 @@ impl<'a> LeafRegistration<'a> {
     /// Reads whose the leaf is, and sets a watch on it.
     async fn owner(&mut self) -> Result<LeafOwner, Failure> {
         let leaf = self.leaf.clone();
-        match self.call(Request::Data { path: &leaf, watch: true }).await? {
+        match self.call(ZooKeeperRequest::Data { path: &leaf, watch: true }).await? {
             Ok(body) => {
                 let (_, stat) = parse_data(&body).map_err(|_| malformed())?;
                 let is_ours = stat.owner == self.session.id;
@@ -131,7 +135,8 @@ impl<'a> LeafRegistration<'a> {
     /// Creates the leaf, or the nodes above it; returns whether it is there now.
     async fn create_leaf(&mut self) -> Result<bool, Failure> {
         let (path, data) = (self.leaf.clone(), mem::take(&mut self.data));
-        let create = Request::Create { path: &path, data: data.as_bytes(), is_ephemeral: true };
+        let create =
+            ZooKeeperRequest::Create { path: &path, data: data.as_bytes(), is_ephemeral: true };
         let created = self.call(create).await;
         self.data = data;
         match created? {
@@ -150,7 +155,10 @@ impl<'a> LeafRegistration<'a> {
         let ends = leaf.match_indices('/').map(|(at, _)| at).filter(|at| *at > 0);
         for end in ends {
             let path = &leaf[..end];
-            match self.call(Request::Create { path, data: b"", is_ephemeral: false }).await? {
+            match self
+                .call(ZooKeeperRequest::Create { path, data: b"", is_ephemeral: false })
+                .await?
+            {
                 Ok(_) | Err(ErrorCode::NODE_EXISTS) => {}
                 Err(code) => return Err(self.failed(code, "create", path)),
             }
@@ -161,7 +169,7 @@ impl<'a> LeafRegistration<'a> {
     /// Deletes the leaf of another program, unless it has changed since it was read.
     async fn replace(&mut self, version: i32) -> Result<(), Failure> {
         let path = self.leaf.clone();
-        match self.call(Request::Delete { path: &path, version }).await? {
+        match self.call(ZooKeeperRequest::Delete { path: &path, version }).await? {
             Ok(_) | Err(ErrorCode::NO_NODE | ErrorCode::BAD_VERSION) => Ok(()),
             Err(code) => Err(self.failed(code, "replace", &path)),
         }
@@ -170,7 +178,7 @@ impl<'a> LeafRegistration<'a> {
     /// Waits until the leaf has changed since [`Self::owner`].
     async fn changed(&mut self) -> Result<(), Failure> {
         while let Some(connection) = &mut self.connection {
-            if let Incoming::Event(event) = connection.next().await?
+            if let ServerMessage::Event(event) = connection.next().await?
                 && event.path == self.leaf
             {
                 break;
@@ -238,13 +246,13 @@ impl StoreRegistration for LeafRegistration<'_> {
             return Ok(false);
         }
         if self.connection.is_none() {
-            match Connection::open(self.settings, endpoint, self.session).await? {
+            match ZooKeeperConnection::open(self.settings, endpoint, self.session).await? {
                 Some(connection) => self.connection = Some(connection),
                 // The leaf has ended with its session.
                 None => return Ok(self.is_ours),
             }
         }
-        let closed = self.call(Request::Close).await;
+        let closed = self.call(ZooKeeperRequest::Close).await;
         self.connection = None;
         closed?.map_err(|code| code.of_node(None).of("end the session"))?;
         Ok(self.is_ours)
@@ -294,7 +302,10 @@ mod tests {
         let leaf = LeafRegistration::new(&settings, &registrant).unwrap();
         let expected = "/microservices/service-default-default-hello.svc-latest/hello.svc";
         assert_eq!(&*leaf.leaf, expected);
-        let expected = r#"{"Key":"/service/default/default/hello.svc/latest/10.9.0.5:32909","Value":"{\"insecure\":true,\"protocol\":\"http\"}"}"#;
+        let expected = concat!(
+            r#"{"Key":"/service/default/default/hello.svc/latest/10.9.0.5:32909","#,
+            r#""Value":"{\"insecure\":true,\"protocol\":\"http\"}"}"#,
+        );
         assert_eq!(leaf.data, expected);
         assert_eq!(leaf_data("a", "<&>"), r#"{"Key":"a","Value":"\u003c\u0026\u003e"}"#);
     }

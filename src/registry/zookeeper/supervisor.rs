@@ -5,10 +5,10 @@ use std::convert::Infallible;
 use tokio::sync::mpsc;
 
 use super::Settings;
-use super::connection::Connection;
+use super::connection::ZooKeeperConnection;
 use super::failure::{ErrorCode, malformed};
 use super::follower::Follower;
-use super::wire::{Creation, Request, Session};
+use super::wire::{Creation, Session, ZooKeeperRequest};
 use crate::registry::failure::{Failure, FailureKind};
 use crate::registry::session::{SessionEnd, StoreLink, Supervisor};
 use crate::registry::{Feed, RegistryCommand};
@@ -19,7 +19,7 @@ pub(super) struct ZooKeeperSupervisor {
     pub(super) link: StoreLink,
     pub(super) settings: Settings,
     /// The store as the last complete list and later messages have shown it.
-    position: Option<Position>,
+    position: Option<StorePosition>,
     /// The kind of the next list, if nothing worse is found.
     ///
     /// Set for the first list, and after a list that broke off.
@@ -28,7 +28,7 @@ pub(super) struct ZooKeeperSupervisor {
 
 /// The age of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Position {
+pub(super) struct StorePosition {
     /// The last transaction that was seen.
     pub(super) zxid: i64,
     /// The creation of the root; `None` if there is none.
@@ -47,9 +47,9 @@ impl ZooKeeperSupervisor {
     }
 
     /// Opens a session with a server that has the latest state.
-    async fn connect(&self, endpoint: &str) -> Result<Connection, Failure> {
+    async fn connect(&self, endpoint: &str) -> Result<ZooKeeperConnection, Failure> {
         let session = Session::new(self.settings.tuning.session_timeout);
-        let opened = Connection::open(&self.settings, endpoint, session).await;
+        let opened = ZooKeeperConnection::open(&self.settings, endpoint, session).await;
         let opened = opened.map_err(|failure| match failure.kind {
             // A server that was read before is merely stalled: no need to find out what it is.
             FailureKind::Protocol if self.position.is_some() => Failure::connection(failure.text),
@@ -57,18 +57,18 @@ impl ZooKeeperSupervisor {
         })?;
         let mut connection = opened.ok_or_else(malformed)?;
         // Another server of the ensemble may lag behind the last one.
-        let synced = connection.call(Request::Sync).await?;
+        let synced = connection.call(ZooKeeperRequest::Sync).await?;
         synced.map_err(|code| self.failed(code).of("read the latest state"))?;
         Ok(connection)
     }
 
     /// Sets the recursive watch; returns whether the server has such watches.
-    async fn watch_below(&self, connection: &mut Connection) -> Result<bool, Failure> {
+    async fn watch_below(&self, connection: &mut ZooKeeperConnection) -> Result<bool, Failure> {
         let Settings { root, tuning, .. } = &self.settings;
         if tuning.one_shot_watches {
             return Ok(false);
         }
-        match connection.call(Request::WatchBelow { path: root }).await? {
+        match connection.call(ZooKeeperRequest::WatchBelow { path: root }).await? {
             Ok(_) => Ok(true),
             Err(ErrorCode::UNIMPLEMENTED) => Ok(false),
             Err(code) => Err(self.failed(code).of(&format!("watch {root}"))),
@@ -83,8 +83,8 @@ impl ZooKeeperSupervisor {
     ///
     /// A store that went back in time has a lower transaction. One that has since grown past the
     /// last one seen has another root, or none.
-    pub(super) fn begin_first_list(&mut self, found: Position) -> ListKind {
-        let is_older = |last: &Position| {
+    pub(super) fn begin_first_list(&mut self, found: StorePosition) -> ListKind {
+        let is_older = |last: &StorePosition| {
             found.zxid < last.zxid || (last.root.is_some() && found.root != last.root)
         };
         let kind = match self.position.filter(is_older) {
@@ -105,7 +105,7 @@ impl ZooKeeperSupervisor {
     }
 
     /// Records that a list is complete.
-    pub(super) fn end_list(&mut self, position: Position) {
+    pub(super) fn end_list(&mut self, position: StorePosition) {
         self.position = Some(position);
         self.required_list = None;
     }

@@ -30,7 +30,7 @@ pub(super) struct Malformed;
 
 /// A request of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Request<'a> {
+pub(super) enum ZooKeeperRequest<'a> {
     /// Bring the server up to date with the leader of its ensemble.
     Sync,
     /// Watch a node and all nodes below it; servers before 3.6 have no such watch.
@@ -49,7 +49,7 @@ pub(super) enum Request<'a> {
     Close,
 }
 
-impl Request<'_> {
+impl ZooKeeperRequest<'_> {
     /// Returns the frame of the request with this number.
     pub(super) fn frame(&self, xid: i32) -> Vec<u8> {
         let mut record = RecordWriter::new();
@@ -181,12 +181,12 @@ pub(super) enum EventKind {
 
 /// An event of a watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct WatchEvent {
+pub(super) struct NodeEvent {
     pub(super) kind: EventKind,
     pub(super) path: Box<str>,
 }
 
-impl WatchEvent {
+impl NodeEvent {
     /// Parses an event; `None` if it is about a watch or the session, not about a node.
     pub(super) fn parse(body: &[u8]) -> Result<Option<Self>, Malformed> {
         let mut record = RecordReader(body);
@@ -240,14 +240,14 @@ impl Stat {
     }
 }
 
-/// Parses the reply to [`Request::Data`].
+/// Parses the reply to [`ZooKeeperRequest::Data`].
 pub(super) fn parse_data(body: &[u8]) -> Result<(&[u8], Stat), Malformed> {
     let mut record = RecordReader(body);
     let data = record.buffer()?;
     Ok((data, Stat::parse(&mut record)?))
 }
 
-/// Parses the reply to [`Request::Children`].
+/// Parses the reply to [`ZooKeeperRequest::Children`].
 pub(super) fn parse_children(body: &[u8]) -> Result<(Vec<&str>, Stat), Malformed> {
     let mut record = RecordReader(body);
     let count = usize::try_from(record.int()?.max(0)).map_err(|_| Malformed)?;
@@ -348,15 +348,16 @@ mod tests {
 
     #[test]
     fn requests_have_zookeepers_form() {
-        let read = Request::Data { path: "/a/é", watch: true }.frame(7);
+        let read = ZooKeeperRequest::Data { path: "/a/é", watch: true }.frame(7);
         assert_eq!(record(&read), b"\0\0\0\x07\0\0\0\x04\0\0\0\x05/a/\xc3\xa9\x01");
-        let watch = Request::WatchBelow { path: "/a" }.frame(1);
+        let watch = ZooKeeperRequest::WatchBelow { path: "/a" }.frame(1);
         assert_eq!(record(&watch), b"\0\0\0\x01\0\0\0\x6a\0\0\0\x02/a\0\0\0\x01");
-        let create = Request::Create { path: "/a", data: b"x", is_ephemeral: true }.frame(2);
+        let create =
+            ZooKeeperRequest::Create { path: "/a", data: b"x", is_ephemeral: true }.frame(2);
         let expected = b"\0\0\0\x02\0\0\0\x01\0\0\0\x02/a\0\0\0\x01x\0\0\0\x01\0\0\0\x1f\
                          \0\0\0\x05world\0\0\0\x06anyone\0\0\0\x01";
         assert_eq!(record(&create), expected);
-        assert_eq!(record(&Request::Close.frame(3)), b"\0\0\0\x03\xff\xff\xff\xf5");
+        assert_eq!(record(&ZooKeeperRequest::Close.frame(3)), b"\0\0\0\x03\xff\xff\xff\xf5");
         assert_eq!(record(&ping()), b"\xff\xff\xff\xfe\0\0\0\x0b");
         let login = digest_login("u", "p");
         let expected = b"\xff\xff\xff\xfc\0\0\0\x64\0\0\0\0\0\0\0\x06digest\0\0\0\x03u:p";
@@ -389,8 +390,8 @@ mod tests {
         data.extend([0; 68]);
         assert_eq!(parse_data(&data).unwrap().0, b"x");
         let event = b"\0\0\0\x02\0\0\0\x03\0\0\0\x02/a";
-        let expected = WatchEvent { kind: EventKind::Deleted, path: "/a".into() };
-        assert_eq!(WatchEvent::parse(event), Ok(Some(expected)));
+        let expected = NodeEvent { kind: EventKind::Deleted, path: "/a".into() };
+        assert_eq!(NodeEvent::parse(event), Ok(Some(expected)));
         for length in 0..children.len() {
             assert_eq!(parse_children(&children[..length]), Err(Malformed));
         }
@@ -398,12 +399,12 @@ mod tests {
             assert_eq!(parse_data(&data[..length]), Err(Malformed));
         }
         for length in 0..event.len() {
-            assert_eq!(WatchEvent::parse(&event[..length]), Err(Malformed));
+            assert_eq!(NodeEvent::parse(&event[..length]), Err(Malformed));
         }
         // Two thousand million children, and a name of as many bytes.
         assert_eq!(parse_children(b"\x7f\xff\xff\xff\0\0\0\0"), Err(Malformed));
         assert_eq!(parse_children(b"\0\0\0\x01\x7f\xff\xff\xff"), Err(Malformed));
         assert_eq!(parse_data(b"\xff\xff\xff\xfe"), Err(Malformed));
-        assert_eq!(WatchEvent::parse(b"\0\0\0\x02\0\0\0\x03\0\0\0\x01\xff"), Err(Malformed));
+        assert_eq!(NodeEvent::parse(b"\0\0\0\x02\0\0\0\x03\0\0\0\x01\xff"), Err(Malformed));
     }
 }

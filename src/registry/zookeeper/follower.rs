@@ -392,7 +392,9 @@ impl<'a> Follower<'a> {
                 self.note_empty(path, &leaves);
             }
             Err(ErrorCode::NO_NODE) => {
-                deleted.into_iter().for_each(|leaf| self.delete(leaf));
+                for leaf in deleted {
+                    self.delete(leaf);
+                }
                 self.delete_folder(path);
             }
             Err(_) => {

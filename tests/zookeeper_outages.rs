@@ -14,10 +14,9 @@ use support::dns::Prober;
 use support::followed::Followed;
 use support::process::Process;
 use support::svcdns::{Svcdns, command};
+use support::zookeeper::client::{Acl, Client, Code};
 use support::zookeeper::following::{follow, follow_both, follow_with, settings};
-use support::zookeeper::{
-    Acl, Client, Code, EXPIRY, HTTP, ROOT, ZooKeeper, folder, leaf_data, put_leaf,
-};
+use support::zookeeper::{EXPIRY, HTTP, ROOT, ZooKeeper, folder, leaf_data, put_leaf};
 use support::{SOON, dns, eventually, seconds, throughout};
 use svcdns::service::ListKind;
 

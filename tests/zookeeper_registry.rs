@@ -17,10 +17,9 @@ use support::consul::write_certificate;
 use support::followed::Followed;
 use support::process::processor_time;
 use support::svcdns::Svcdns;
+use support::zookeeper::client::{Acl, Client, Lifetime};
 use support::zookeeper::following::{follow, follow_both, follow_with, settings};
-use support::zookeeper::{
-    Acl, Client, HTTP, Lifetime, ROOT, ZooKeeper, folder, leaf_data, put_leaf,
-};
+use support::zookeeper::{HTTP, ROOT, ZooKeeper, folder, leaf_data, put_leaf};
 use support::{SOON, dns, eventually, free_address, seconds, throughout};
 use svcdns::registry::zookeeper::{DigestLogin, Settings};
 use svcdns::registry::{Credential, Secret, Tls};

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::kind::{Facts, Inapplicable, Instance, Kind, Login, Program, Programs, Secret, Store};
+use super::kind::{Facts, Instance, Login, Program, Programs, Secret, ServedKind, Store};
 use super::support::consul::{self, Consul};
 use super::support::seconds;
 
@@ -47,7 +47,7 @@ fn id(instance: &Instance) -> String {
     format!("{}--{}:80", instance.name, instance.address)
 }
 
-impl Kind for ConsulKind {
+impl ServedKind for ConsulKind {
     fn section(&self) -> String {
         let login = if self.has_login {
             format!("token-file = \"{}\"\n", self.file().display())
@@ -79,18 +79,6 @@ impl Kind for ConsulKind {
             services.entry(instance.name.clone()).or_default().push(endpoint(instance));
         }
         self.consul.fill(services.into_iter());
-    }
-
-    fn programs(&mut self) -> Result<&mut dyn Programs, Inapplicable> {
-        Ok(self)
-    }
-
-    fn store(&mut self) -> Result<&mut dyn Store, Inapplicable> {
-        Ok(self)
-    }
-
-    fn login(&mut self) -> Result<&mut dyn Login, Inapplicable> {
-        Ok(self)
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::runtime::{self, Runtime};
 use tokio::time::timeout;
 
 use super::kind::{
-    Facts, Inapplicable, Instance, Kind, Login, Program, Programs, Secret, Store, login_keys,
+    Facts, Instance, Login, Program, Programs, Secret, ServedKind, Store, login_keys,
 };
 use super::support::etcd::Etcd;
 use super::support::seconds;
@@ -77,7 +77,7 @@ async fn is_gone(client: &Client, lease: i64) -> bool {
     matches!(renewed, Ok(Err(Error::LeaseKeepAliveError(text))) if text.contains("not found"))
 }
 
-impl Kind for EtcdKind {
+impl ServedKind for EtcdKind {
     fn section(&self) -> String {
         let login = if self.has_login { login_keys(USER, &self.file()) } else { String::new() };
         format!("[registry.store]\nurl = \"{}\"\n{login}", self.etcd.url())
@@ -110,18 +110,6 @@ impl Kind for EtcdKind {
     fn put_many(&mut self, instances: &[Instance]) {
         let entries = instances.iter().map(|instance| (key(instance), instance.metadata()));
         self.runtime.block_on(self.etcd.put_many(entries));
-    }
-
-    fn programs(&mut self) -> Result<&mut dyn Programs, Inapplicable> {
-        Ok(self)
-    }
-
-    fn store(&mut self) -> Result<&mut dyn Store, Inapplicable> {
-        Ok(self)
-    }
-
-    fn login(&mut self) -> Result<&mut dyn Login, Inapplicable> {
-        Ok(self)
     }
 }
 

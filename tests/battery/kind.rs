@@ -37,6 +37,42 @@ pub(crate) trait Kind {
     fn login(&mut self) -> Result<&mut dyn Login, Inapplicable>;
 }
 
+/// A kind to which every case applies: its store has a server, and may require a secret.
+pub(crate) trait ServedKind: Programs + Store + Login {
+    /// See [`Kind::section`].
+    fn section(&self) -> String;
+    /// See [`Kind::put`].
+    fn put(&mut self, instance: &Instance) -> Instant;
+    /// See [`Kind::put_many`].
+    fn put_many(&mut self, instances: &[Instance]);
+}
+
+impl<K: ServedKind> Kind for K {
+    fn section(&self) -> String {
+        ServedKind::section(self)
+    }
+
+    fn put(&mut self, instance: &Instance) -> Instant {
+        ServedKind::put(self, instance)
+    }
+
+    fn put_many(&mut self, instances: &[Instance]) {
+        ServedKind::put_many(self, instances);
+    }
+
+    fn programs(&mut self) -> Result<&mut dyn Programs, Inapplicable> {
+        Ok(self)
+    }
+
+    fn store(&mut self) -> Result<&mut dyn Store, Inapplicable> {
+        Ok(self)
+    }
+
+    fn login(&mut self) -> Result<&mut dyn Login, Inapplicable> {
+        Ok(self)
+    }
+}
+
 /// The programs that have registered the instances of a [`Kind`].
 pub(crate) trait Programs {
     /// Removes an instance as its program does when it is stopped; returns the time before it.

@@ -5,7 +5,8 @@
 //! form, `make registries` everything. `BATTERY=etcd:` or `BATTERY="file: odd names"` runs only the
 //! cases whose `KIND: CASE` contains the text.
 //!
-//! A new kind is one file that implements [`kind::Kind`], and a line in [`KINDS`].
+//! A new kind is one file that implements [`kind::ServedKind`], or [`kind::Kind`] if some cases do
+//! not apply to it, and a line in [`KINDS`].
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "prints its progress and results")]
 

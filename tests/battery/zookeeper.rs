@@ -7,13 +7,10 @@ use std::time::Instant;
 
 use tempfile::TempDir;
 
-use super::kind::{
-    Facts, Inapplicable, Instance, Kind, Login, Programs, Secret, Store, login_keys,
-};
+use super::kind::{Facts, Instance, Login, Programs, Secret, ServedKind, Store, login_keys};
 use super::support::seconds;
-use super::support::zookeeper::{
-    Acl, Client, EXPIRY, Lifetime, ROOT, Registered, Release, ZooKeeper, folder, leaf_data,
-};
+use super::support::zookeeper::client::{Acl, Client, Lifetime};
+use super::support::zookeeper::{EXPIRY, ROOT, Registered, Release, ZooKeeper, folder, leaf_data};
 
 /// The name by which a run without ZooKeeper is listed as skipped.
 const TEST: &str = "the_battery_with_zookeeper";
@@ -74,7 +71,7 @@ fn data(instance: &Instance) -> Vec<u8> {
     leaf_data(&instance.name, &endpoint(instance), &instance.metadata())
 }
 
-impl Kind for ZooKeeperKind {
+impl ServedKind for ZooKeeperKind {
     fn section(&self) -> String {
         let login = if self.has_login { login_keys(USER, &self.file()) } else { String::new() };
         format!("[registry.store]\nurl = \"{}\"\n{login}", self.zookeeper.url())
@@ -107,18 +104,6 @@ impl Kind for ZooKeeperKind {
         let session = self.session();
         session.create_many(folders.chain(leaves), &self.acl);
         self.crowd = Some(session);
-    }
-
-    fn programs(&mut self) -> Result<&mut dyn Programs, Inapplicable> {
-        Ok(self)
-    }
-
-    fn store(&mut self) -> Result<&mut dyn Store, Inapplicable> {
-        Ok(self)
-    }
-
-    fn login(&mut self) -> Result<&mut dyn Login, Inapplicable> {
-        Ok(self)
     }
 }
 

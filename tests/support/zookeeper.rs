@@ -4,7 +4,7 @@
 //! `make registries` fetches other releases with Maven. Every helper blocks, and panics if it
 //! fails.
 
-mod client;
+pub(crate) mod client;
 pub(crate) mod following;
 mod release;
 
@@ -18,7 +18,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-pub(crate) use client::{Acl, Client, Code, Lifetime};
+use client::{Acl, Client, Code};
 pub(crate) use release::Release;
 
 use super::process::Process;

@@ -124,19 +124,15 @@ impl Attempts {
     ///
     /// If the attempt has never worked, the failure may be that the server is of another kind.
     pub(super) async fn end(&mut self, failure: Failure) -> Failure {
-        let failure = match self.working_since {
-            Some(since) => {
-                if since.elapsed() >= self.tuning.healthy_after {
-                    self.backoff.reset();
-                }
-                failure
-            }
-            None => {
-                let tls = self.tls.as_ref();
-                // Boxed: it is rare, and its future is large.
-                Box::pin(failure.identified(self.server, &self.endpoint, tls)).await
-            }
+        let Some(since) = self.working_since else {
+            let tls = self.tls.as_ref();
+            // Boxed: it is rare, and its future is large.
+            let identified = Box::pin(failure.identified(self.server, &self.endpoint, tls)).await;
+            return self.fail(identified);
         };
+        if since.elapsed() >= self.tuning.healthy_after {
+            self.backoff.reset();
+        }
         self.fail(failure)
     }
 

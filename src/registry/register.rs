@@ -127,8 +127,9 @@ impl<F: Fn(RegisterEvent)> RegistrationProgress<F> {
         }
     }
 
-    /// Records that the current attempt works.
+    /// Records that the current attempt works: the store has the registration.
     pub(super) fn set_working(&mut self) {
+        self.set_written();
         self.attempts.set_working();
     }
 

@@ -3,7 +3,7 @@
 //! The server sends replies and events in one order, in which the follower takes them. A change is
 //! therefore never sent before an older one of the same node.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::convert::Infallible;
 use std::mem;
 use std::time::SystemTime;
@@ -50,6 +50,10 @@ pub(super) struct Follower<'a> {
     is_following: bool,
     /// Events that arrived during the list.
     deferred: Vec<NodeEvent>,
+    /// Leaves that were deleted while their folder was being read for others.
+    ///
+    /// They are looked up together: a folder may have very many leaves, all of which may go.
+    deleted_leaves: HashMap<Box<str>, Vec<Box<str>>>,
     /// Nodes that cannot be read, with the reason.
     unreadable: BTreeMap<Box<str>, String>,
     /// When the unreadable nodes are tried again.
@@ -90,6 +94,7 @@ impl<'a> Follower<'a> {
             needs_list: true,
             is_following: false,
             deferred: Vec::new(),
+            deleted_leaves: HashMap::new(),
             unreadable: BTreeMap::new(),
             retry_due: now,
             supervisor,
@@ -288,7 +293,11 @@ impl<'a> Follower<'a> {
                 self.reads.push(&**path, Aim::Leaf { is_first });
             }
             (Place::Leaf { folder }, EventKind::Deleted) => {
-                self.reads.push(folder, Aim::Deleted { leaf: path.clone() });
+                match self.deleted_leaves.get_mut(folder) {
+                    None => self.look_up_deleted(folder, vec![path.clone()]),
+                    Some(leaves) if leaves.len() < MAX_WAITING_EVENTS => leaves.push(path.clone()),
+                    Some(_) => self.needs_list = true,
+                }
             }
             (Place::Root | Place::Folder, EventKind::DataChanged)
             | (Place::Leaf { .. }, EventKind::ChildrenChanged)
@@ -306,7 +315,7 @@ impl<'a> Follower<'a> {
             Aim::NewFolders => self.take_new_folders(&path, result)?,
             Aim::AwaitRoot => self.needs_list |= result.is_ok(),
             Aim::Folder => self.take_folder(&path, result)?,
-            Aim::Deleted { leaf } => self.take_folder_of_deleted(&path, leaf, result)?,
+            Aim::Deleted { leaves } => self.take_folder_of_deleted(&path, leaves, result)?,
             Aim::Leaf { is_first } => self.take_leaf(path, is_first, result)?,
             // Whatever happened to the node while it could not be read, a list finds it.
             Aim::Retry { .. } => {
@@ -362,30 +371,48 @@ impl<'a> Follower<'a> {
         Ok(())
     }
 
-    /// Takes the folder of a leaf that was deleted, and perhaps created again.
+    /// Takes the folder of leaves that were deleted, and perhaps created again.
     fn take_folder_of_deleted(
         &mut self,
         path: &str,
-        leaf: Box<str>,
+        deleted: Vec<Box<str>>,
         result: Result<Vec<u8>, ErrorCode>,
     ) -> Result<(), Failure> {
         match result {
             Ok(body) => {
                 let (leaves, _) = parse_children(&body).map_err(|_| malformed())?;
-                if leaves.contains(&name(&leaf)) {
-                    self.reads.push_next(leaf, Aim::Leaf { is_first: true });
-                } else {
-                    self.delete(leaf);
-                    self.note_empty(path, &leaves);
+                let present: HashSet<&str> = leaves.iter().copied().collect();
+                for leaf in deleted {
+                    if present.contains(name(&leaf)) {
+                        self.reads.push_next(leaf, Aim::Leaf { is_first: true });
+                    } else {
+                        self.delete(leaf);
+                    }
                 }
+                self.note_empty(path, &leaves);
             }
             Err(ErrorCode::NO_NODE) => {
-                self.delete(leaf);
+                for leaf in deleted {
+                    self.delete(leaf);
+                }
                 self.delete_folder(path);
             }
-            Err(_) => self.reads.push_next(leaf, Aim::Leaf { is_first: false }),
+            Err(_) => {
+                for leaf in deleted {
+                    self.reads.push_next(leaf, Aim::Leaf { is_first: false });
+                }
+            }
+        }
+        if let Some(leaves) = self.deleted_leaves.remove(path).filter(|leaves| !leaves.is_empty()) {
+            self.look_up_deleted(path, leaves);
         }
         Ok(())
+    }
+
+    /// Reads the folder of deleted leaves.
+    fn look_up_deleted(&mut self, folder: &str, leaves: Vec<Box<str>>) {
+        self.deleted_leaves.insert(folder.into(), Vec::new());
+        self.reads.push(folder, Aim::Deleted { leaves });
     }
 
     fn take_leaf(

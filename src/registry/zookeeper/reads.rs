@@ -25,8 +25,8 @@ pub(super) enum Aim {
     AwaitRoot,
     /// Read the leaves of a folder.
     Folder,
-    /// Find out whether a deleted leaf is there again, or was the last of its folder.
-    Deleted { leaf: Box<str> },
+    /// Find out whether deleted leaves are there again, or were the last of their folder.
+    Deleted { leaves: Vec<Box<str>> },
     /// Read a leaf.
     Leaf {
         /// Whether the folder may have been empty before.

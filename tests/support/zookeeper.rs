@@ -237,8 +237,8 @@ impl ZooKeeper {
         write!(input, "{}\nquit\n", lines.trim_end()).unwrap();
         drop(input);
         let output = process.wait_with_output().unwrap();
-        let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success() && !error.contains("Exception"), "{lines}:\n{error}");
+        // It also succeeds if ZooKeeper refuses a line.
+        assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
 

@@ -221,9 +221,9 @@ pub(super) struct Stat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Creation {
     /// The transaction.
-    zxid: i64,
+    pub(super) zxid: i64,
     /// The time of the server's clock, in milliseconds.
-    time: i64,
+    pub(super) time: i64,
 }
 
 impl Stat {

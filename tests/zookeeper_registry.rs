@@ -399,6 +399,41 @@ fn a_root_that_may_not_be_read_is_reported_and_not_treated_as_empty() {
 }
 
 #[test]
+fn a_service_that_may_no_longer_be_read_stays_until_it_may() {
+    let test = "a_service_that_may_no_longer_be_read_stays_until_it_may";
+    let Some((mut zookeeper, client)) = ZooKeeper::start_with_root(test) else { return };
+    let leaf = put_leaf(&client, "hello.svc", "hello.svc", 1);
+    let gone = put_leaf(&client, "gone.svc", "gone.svc", 2);
+    let both = follow_both(&zookeeper, Duration::from_millis(500));
+    both.wait_for("hello", &["10.0.0.1:8000"]);
+    both.wait_for("gone", &["10.0.0.2:8000"]);
+    client.set_acl(&folder("hello.svc"), &[Acl::digest("programs:s3cret", Acl::ALL)]).unwrap();
+    zookeeper.kill();
+    zookeeper.start_all();
+    both.each(|followed| {
+        followed.wait_for_error(&folder("hello.svc"));
+    });
+    // The list of other services still tells what is gone.
+    client.delete(&gone).unwrap();
+    client.delete(&folder("gone.svc")).unwrap();
+    both.each(|followed| {
+        followed.wait_until("the other service to be unknown", || !followed.knows("gone"));
+        throughout("the service stays", Instant::now(), seconds(2), || {
+            followed.instances("hello").len() == 1
+        });
+    });
+    let admin = Client::connect_as(&zookeeper.addresses(), &["programs:s3cret"]);
+    admin.set_acl(&folder("hello.svc"), &[Acl::world(Acl::ALL)]).unwrap();
+    admin.delete(&leaf).unwrap();
+    put_leaf(&admin, "hello.svc", "other-leaf", 3);
+    both.wait_for("hello", &["10.0.0.3:8000"]);
+    both.each(|followed| {
+        followed.wait_for_report("no error", |report| report.error.is_none());
+    });
+    both.stop();
+}
+
+#[test]
 fn secrets_appear_in_no_output() {
     let Some((zookeeper, client)) = ZooKeeper::start_with_root("secrets_appear_in_no_output")
     else {

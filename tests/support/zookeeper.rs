@@ -8,6 +8,7 @@ pub(crate) mod client;
 pub(crate) mod following;
 mod release;
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -257,17 +258,15 @@ impl ZooKeeper {
             self.lines
         );
         if self.lines.contains("ssl.") {
-            text += &format!(
-                "secureClientPortAddress=127.0.0.1\nsecureClientPort={}\n",
-                member.secure.port()
-            );
+            let port = member.secure.port();
+            let _ = writeln!(text, "secureClientPortAddress=127.0.0.1\nsecureClientPort={port}");
         }
         if self.members.len() > 1 {
             // Generous, since all members share a busy machine.
             text += "initLimit=60\nsyncLimit=20\n";
             for (number, member) in (1..).zip(&self.members) {
                 let [data, election] = member.peers.map(|address| address.port());
-                text += &format!("server.{number}=127.0.0.1:{data}:{election}\n");
+                let _ = writeln!(text, "server.{number}=127.0.0.1:{data}:{election}");
             }
             fs::write(data.join("myid"), format!("{}\n", index + 1)).unwrap();
         }

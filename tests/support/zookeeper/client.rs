@@ -95,11 +95,21 @@ struct Shared {
     /// Credentials of the scheme `digest`, as `user:password`.
     logins: Vec<String>,
     /// The nodes that GoFrame's programs create again in each new session.
-    kept: Mutex<Vec<(String, Vec<u8>, Vec<Acl>)>>,
+    kept: Mutex<Vec<KeptNode>>,
     link: Mutex<Option<Link>>,
     session: AtomicI64,
     watches: Mutex<HashMap<String, Sender<Instant>>>,
     is_dropped: AtomicBool,
+}
+
+/// The answer to a request: the record of its result.
+type Answer = Result<Vec<u8>, Code>;
+
+/// An ephemeral node with its data and its access control list.
+struct KeptNode {
+    path: String,
+    data: Vec<u8>,
+    acl: Vec<Acl>,
 }
 
 /// A connection whose session is established.
@@ -107,7 +117,7 @@ struct Link {
     stream: TcpStream,
     next_number: i32,
     /// Where the answers go, in the order of the requests.
-    waiting: VecDeque<(i32, Sender<Result<Vec<u8>, Code>>)>,
+    waiting: VecDeque<(i32, Sender<Answer>)>,
 }
 
 /// What identifies a session to the server.
@@ -153,7 +163,7 @@ impl Client {
 
     /// Closes the session, as a program does at its end: its ephemeral nodes are deleted.
     pub(crate) fn close(self) {
-        let answer = self.send(-11, Vec::new());
+        let answer = self.send(-11, &[]);
         // The thread stays until there is an answer, and does not connect again.
         self.shared.is_dropped.store(true, Ordering::Relaxed);
         let _ = answer.recv();
@@ -172,13 +182,14 @@ impl Client {
         lifetime: Lifetime,
         acl: &[Acl],
     ) -> Result<(), Code> {
-        self.call(1, creation(path, data, lifetime, acl)).map(drop)
+        self.call(1, &creation(path, data, lifetime, acl)).map(drop)
     }
 
     /// Creates an ephemeral node, and again in each session that follows this one.
     pub(crate) fn keep(&self, path: &str, data: &[u8], acl: &[Acl]) -> Result<(), Code> {
         self.create_with(path, data, Lifetime::Ephemeral, acl)?;
-        self.shared.kept.lock().unwrap().push((path.to_owned(), data.to_vec(), acl.to_vec()));
+        let node = KeptNode { path: path.to_owned(), data: data.to_vec(), acl: acl.to_vec() };
+        self.shared.kept.lock().unwrap().push(node);
         Ok(())
     }
 
@@ -204,7 +215,7 @@ impl Client {
     ) {
         let mut answers = VecDeque::new();
         for (path, data, lifetime) in nodes {
-            answers.push_back(self.send(1, creation(&path, &data, lifetime, acl)));
+            answers.push_back(self.send(1, &creation(&path, &data, lifetime, acl)));
             if answers.len() == PIPELINED {
                 let first = answers.pop_front().unwrap();
                 first.recv().expect("a connection").expect("create a node");
@@ -218,18 +229,18 @@ impl Client {
     pub(crate) fn delete(&self, path: &str) -> Result<(), Code> {
         let mut body = text(path);
         body.extend((-1_i32).to_be_bytes());
-        self.call(2, body).map(drop)
+        self.call(2, &body).map(drop)
     }
 
     /// Replaces the data of a node.
     pub(crate) fn set(&self, path: &str, data: &[u8]) -> Result<(), Code> {
         let body = [text(path), bytes(data), (-1_i32).to_be_bytes().to_vec()].concat();
-        self.call(5, body).map(drop)
+        self.call(5, &body).map(drop)
     }
 
     pub(crate) fn get(&self, path: &str) -> Result<Node, Code> {
         let body = [text(path), vec![0]].concat();
-        let answer = self.call(4, body)?;
+        let answer = self.call(4, &body)?;
         let (data, rest) = take_bytes(&answer);
         // ephemeralOwner follows four longs and three integers.
         let owner = i64::from_be_bytes(rest[44..52].try_into().unwrap());
@@ -238,7 +249,7 @@ impl Client {
 
     /// Returns the names of a node's children, sorted.
     pub(crate) fn children(&self, path: &str) -> Result<Vec<String>, Code> {
-        let answer = self.call(8, [text(path), vec![0]].concat())?;
+        let answer = self.call(8, &[text(path), vec![0]].concat())?;
         let (count, mut rest) = take_integer(&answer);
         let mut names = Vec::new();
         for _ in 0..count {
@@ -253,7 +264,7 @@ impl Client {
     /// Replaces the access control list of a node.
     pub(crate) fn set_acl(&self, path: &str, acl: &[Acl]) -> Result<(), Code> {
         let body = [text(path), acl_bytes(acl), (-1_i32).to_be_bytes().to_vec()].concat();
-        self.call(7, body).map(drop)
+        self.call(7, &body).map(drop)
     }
 
     /// Watches a node and everything below it; sends the time of each notification.
@@ -264,18 +275,18 @@ impl Client {
         self.shared.watches.lock().unwrap().insert(path.to_owned(), sender);
         // 1 is persistent and recursive.
         let body = [text(path), 1_i32.to_be_bytes().to_vec()].concat();
-        self.call(106, body).expect("watch a node");
+        self.call(106, &body).expect("watch a node");
         receiver
     }
 
-    fn call(&self, operation: i32, body: Vec<u8>) -> Result<Vec<u8>, Code> {
+    fn call(&self, operation: i32, body: &[u8]) -> Answer {
         self.send(operation, body).recv().unwrap_or(Err(Code::CONNECTION_LOSS))
     }
 
     /// Sends a request, once there is a connection.
-    fn send(&self, operation: i32, body: Vec<u8>) -> Receiver<Result<Vec<u8>, Code>> {
+    fn send(&self, operation: i32, body: &[u8]) -> Receiver<Answer> {
         eventually("a connection to ZooKeeper", SOON, || {
-            self.shared.link.lock().unwrap().as_mut().map(|link| link.send(operation, &body))
+            self.shared.link.lock().unwrap().as_mut().map(|link| link.send(operation, body))
         })
     }
 }
@@ -293,7 +304,7 @@ impl Drop for Client {
 }
 
 impl Link {
-    fn send(&mut self, operation: i32, body: &[u8]) -> Receiver<Result<Vec<u8>, Code>> {
+    fn send(&mut self, operation: i32, body: &[u8]) -> Receiver<Answer> {
         let number = self.next_number;
         self.next_number += 1;
         let (sender, receiver) = mpsc::channel();
@@ -351,7 +362,7 @@ impl Shared {
         }
         let mut link = Link { stream: stream.try_clone()?, next_number: 1, waiting: [].into() };
         if is_new {
-            for (path, data, acl) in &*self.kept.lock().unwrap() {
+            for KeptNode { path, data, acl } in &*self.kept.lock().unwrap() {
                 link.send(1, &creation(path, data, Lifetime::Ephemeral, acl));
             }
         }

@@ -22,6 +22,7 @@ pub mod resolv_conf;
 pub mod server;
 pub mod service;
 pub mod system;
+mod tls_error;
 pub mod upstream;
 pub mod wire;
 

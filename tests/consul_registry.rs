@@ -111,6 +111,34 @@ fn the_status_of_checks_decides_which_instances_are_served() {
 }
 
 #[test]
+fn a_spelling_without_a_living_instance_gives_way_to_the_other() {
+    let Some(consul) = Consul::start("a_spelling_without_a_living_instance_gives_way_to_the_other")
+    else {
+        return;
+    };
+    let id = consul.put("hello.svc", "", at(1), "{}");
+    consul.put("hello", "", at(2), "{}");
+    let svcdns = Svcdns::serve(&["--registry", &consul.url()]);
+    svcdns.wait_for("hello.svc", &["10.0.0.1"]);
+    let output =
+        |arguments: &[&str]| String::from_utf8_lossy(&svcdns.run(arguments).stdout).into_owned();
+    let shadowed = "shadowed: another spelling of the name wins";
+    assert!(output(&["explain", "hello.svc"]).contains(shadowed));
+    assert!(output(&["ls", "--conflicts"]).contains("shadowed"));
+
+    consul.set_check("fail", &id);
+    svcdns.wait_for("hello.svc", &["10.0.0.2"]);
+    svcdns.wait_for("10-0-0-2.hello.svc", &["10.0.0.2"]);
+    let explained = output(&["explain", "hello.svc"]);
+    assert!(!explained.contains("dropped"), "{explained}");
+    assert!(!output(&["ls", "--conflicts"]).contains("shadowed"));
+
+    consul.set_check("pass", &id);
+    svcdns.wait_for("hello.svc", &["10.0.0.1"]);
+    svcdns.stop();
+}
+
+#[test]
 fn services_of_other_programs_are_served_with_tags_meta_and_weights() {
     let Some(consul) =
         Consul::start("services_of_other_programs_are_served_with_tags_meta_and_weights")
@@ -373,9 +401,10 @@ fn only_a_limited_number_of_queries_wait_and_all_services_are_followed() {
     followed.wait_until("all second instances", || {
         (0..60).all(|n| followed.instances(&format!("s{n}")).len() == 2)
     });
-    // Waiting queries, reads, the names, the check of the leader, and kept connections.
+    // Waiting queries, reads, the names, the check of the leader, kept connections, and those that
+    // a check for room opens for a moment.
     let connections = connections_to(consul.address());
-    assert!(connections <= 5 + 4 + 2 + 8, "{connections} connections");
+    assert!(connections <= 5 + 4 + 2 + 8 + 10, "{connections} connections");
     followed.stop();
 }
 
@@ -441,6 +470,55 @@ fn two_daemons_share_the_connections_of_one_agent() {
         });
         followed.stop();
     }
+}
+
+/// Follows services with two daemons at an agent that has this limit on connections.
+///
+/// Once they have settled, a third client with a connection for each request is never refused.
+fn check_that_daemons_leave_room_for_a_third_client(test: &str, limit: usize, waiting: [usize; 2]) {
+    let limits = json!({ "limits": { "http_max_conns_per_client": limit } });
+    let Some(consul) = Consul::start_with(test, false, &limits) else { return };
+    consul.fill((0..100).map(|n| (format!("s{n}"), vec![at(1)])));
+    let both = waiting.map(|max_waiting| {
+        let mut settings = settings(&consul);
+        settings.max_waiting = max_waiting;
+        settings.tuning.poll_interval = seconds(1);
+        let followed = follow_with(settings, LONG);
+        followed.wait_until_synced();
+        followed
+    });
+    let is_served = || consul.try_request("GET", "/v1/status/leader", "").is_ok();
+    let mut refused = Instant::now();
+    eventually("room for a third client", SOON, || {
+        let has_room = is_served() && connections_to(consul.address()) + 5 <= limit;
+        if !has_room {
+            refused = Instant::now();
+        }
+        (refused.elapsed() > seconds(8)).then_some(())
+    });
+    throughout("a third client is served", Instant::now(), seconds(12), is_served);
+    consul.fill((0..100).map(|n| (format!("s{n}"), vec![at(1), at(2)])));
+    for followed in both {
+        followed.wait_until("all second instances", || {
+            (0..100).all(|n| followed.instances(&format!("s{n}")).len() == 2)
+        });
+        let report = followed.state.report();
+        assert!(report.connected && report.disconnects == 0, "{report:?}");
+        followed.stop();
+    }
+}
+
+#[test]
+fn two_daemons_with_equal_limits_leave_room_for_a_third_client() {
+    let test = "two_daemons_with_equal_limits_leave_room_for_a_third_client";
+    check_that_daemons_leave_room_for_a_third_client(test, 60, [100, 100]);
+}
+
+#[test]
+fn a_daemon_that_is_never_refused_makes_room_for_other_clients() {
+    // The first takes 49 connections and the second up to 10, so neither of them is refused.
+    let test = "a_daemon_that_is_never_refused_makes_room_for_other_clients";
+    check_that_daemons_leave_room_for_a_third_client(test, 60, [40, 1]);
 }
 
 #[test]

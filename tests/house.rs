@@ -91,12 +91,13 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
             "regular_file",
             "resolv_conf",
             "service",
+            "tls_error",
             "wire",
         ],
     ),
     ("answer", &["catalog", "metrics", "name", "service", "wire"]),
     ("catalog", &["name", "service"]),
-    ("registry", &["percent", "regular_file", "service"]),
+    ("registry", &["percent", "regular_file", "service", "tls_error"]),
     ("name", &[]),
     ("service", &[]),
     ("wire", &[]),
@@ -107,6 +108,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     ("path_watch", &[]),
     ("percent", &[]),
     ("resolv_conf", &[]),
+    ("tls_error", &[]),
 ];
 
 /// Limit for the lines of a file without its tests.

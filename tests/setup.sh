@@ -19,7 +19,7 @@ test="etcd:etcd-server etcdctl:etcd-client dig:bind9-dnsutils curl:curl ip:iprou
       unshare:util-linux mount:mount valgrind:valgrind getent:libc-bin python3:python3
       openssl:openssl kdig:knot-dnsutils node:nodejs musl-gcc:musl-tools dnsmasq:dnsmasq-base
       unbound:unbound dbus-daemon:dbus-daemon strace:strace chattr:e2fsprogs setpriv:util-linux
-      systemd-analyze:systemd
+      faketime:faketime systemd-analyze:systemd
       systemd/libsystemd-shared:libsystemd-shared java:default-jre-headless
       /usr/share/java/zookeeper.jar:libzookeeper-java"
 bench="knotd:knot nsd:nsd"

@@ -182,14 +182,16 @@ impl<F: Fn(&str) -> Option<Arc<Service>>> ConflictSearch<'_, F> {
         forms
     }
 
-    /// Reports every spelling in one deployment and namespace except the winning one.
+    /// Reports every spelling with instances in one deployment and namespace except the winner.
     ///
     /// Preceded registries have their own kind of conflict.
     fn shadowed(&mut self, base: &str, scope: &[Arc<RegistryKey>]) {
         let scope = &scope[..scope.partition_point(|key| key.layer() == scope[0].layer())];
-        let mut spellings = scope.chunk_by(|a, b| a.rank() == b.rank()).map(|keys| &keys[0]);
-        let Some(winner) = spellings.next() else { return };
-        for loser in spellings {
+        let mut spellings = scope.chunk_by(|a, b| a.rank() == b.rank());
+        let Some([winner, ..]) = spellings.next() else { return };
+        // A spelling without a usable endpoint loses none.
+        let losers = spellings.filter_map(|keys| keys.iter().find(|key| !key.endpoints.is_empty()));
+        for loser in losers {
             self.found.push(Conflict {
                 name: base.to_owned(),
                 kind: ConflictKind::Shadowed,

@@ -267,12 +267,16 @@ impl RegistryKey {
 
     /// Returns the rank of the registered spelling of the base.
     ///
-    /// Within a deployment, a namespace and a layer, the lowest rank wins ([`crate::name::Base`]).
+    /// Within a deployment, a namespace and a layer, the lowest rank with a usable endpoint wins
+    /// ([`crate::name::Base`]).
     pub fn rank(&self) -> u8 {
         self.shared.rank
     }
 
-    /// Returns the layer and the rank: the keys with the lowest are served.
+    /// Returns the layer and the rank.
+    ///
+    /// The keys with the lowest layer that holds the name, and in it with the lowest rank that has
+    /// a usable endpoint, are served.
     pub fn precedence(&self) -> (u8, u8) {
         (self.shared.layer, self.shared.rank)
     }

@@ -169,7 +169,7 @@ impl Service {
     ///
     /// The keys are sorted by deployment, namespace, layer, rank, version, registry, key text
     /// without the endpoints, and endpoints. The layers below the winning one, which have no
-    /// usable endpoint, are last in their scope.
+    /// usable endpoint, are last in their scope; so are such ranks in the winning layer.
     pub fn keys(&self) -> &[Arc<RegistryKey>] {
         match &self.keys {
             ServiceKeys::Empty => &[],
@@ -265,9 +265,7 @@ impl ServiceKeys {
         }
         keys.sort_unstable_by(|a, b| a.order(b));
         for scope in keys.chunk_by_mut(|a, b| a.scope() == b.scope()) {
-            // The layer of the first key that holds the name wins, else that of the first key.
-            let winner = scope.iter().find(|key| key.holds_name()).map_or(0, |key| key.layer());
-            scope.rotate_left(scope.partition_point(|key| key.layer() < winner));
+            move_winner_to_front(scope);
         }
         let mut refs = Vec::with_capacity(keys.iter().map(|key| key.endpoints.len()).sum());
         let mut first = 0;
@@ -279,6 +277,19 @@ impl ServiceKeys {
     }
 }
 
+/// Moves the keys of the winning layer to the front of a sorted scope, its winning rank first.
+///
+/// The layer of the first key that holds the name wins, and in it the rank of the first key with a
+/// usable endpoint; without such a key, the first layer or rank.
+fn move_winner_to_front(scope: &mut [Arc<RegistryKey>]) {
+    let layer = scope.iter().find(|key| key.holds_name()).map_or(0, |key| key.layer());
+    scope.rotate_left(scope.partition_point(|key| key.layer() < layer));
+    let length = scope.partition_point(|key| key.layer() == scope[0].layer());
+    let layer = &mut scope[..length];
+    let rank = layer.iter().find(|key| !key.endpoints.is_empty()).map_or(0, |key| key.rank());
+    layer.rotate_left(layer.partition_point(|key| key.rank() < rank));
+}
+
 /// Leaves out the keys of unsynced registries that would hide keys of synced ones.
 fn leave_out_unsynced(keys: &mut Vec<Arc<RegistryKey>>, unsynced: RegistrySet) {
     keys.sort_unstable_by(|a, b| a.order(b));
@@ -286,9 +297,9 @@ fn leave_out_unsynced(keys: &mut Vec<Arc<RegistryKey>>, unsynced: RegistrySet) {
     for scope in keys.chunk_by(|a, b| a.scope() == b.scope()) {
         let is_synced = |key: &&Arc<RegistryKey>| !unsynced.contains(key.registry());
         let mut holders = scope.iter().filter(|key| key.holds_name());
-        let lowest = holders.find(is_synced).map(|key| key.layer());
+        let lowest = holders.find(is_synced).map(|key| key.precedence());
         let hides_none = |key: &&Arc<RegistryKey>| {
-            is_synced(key) || lowest.is_none_or(|lowest| key.layer() >= lowest)
+            is_synced(key) || lowest.is_none_or(|lowest| key.precedence() >= lowest)
         };
         kept.extend(scope.iter().filter(hides_none).cloned());
     }

@@ -37,8 +37,9 @@ keys! { STATIC_KEYS:
     METADATA = "static" "metadata" Table "TABLE" "strings, numbers, `true` and `false`" "{}"
         "Metadata of the instances, such as `{ weight = 5, protocol = \"http\" }`.";
     OVERRIDE = "static" "override" Bool "BOOL" "" "false"
-        "Serve only these instances of the name, even if a registry also holds it. If off, serve \
-         them only while no registry holds the name in this deployment and namespace.";
+        "Serve only these instances of the name in this deployment and namespace, even if a \
+         registry has others. If off, serve them only while no registry has a usable endpoint of \
+         the name there.";
 }
 
 /// The keys without a default.

@@ -27,7 +27,7 @@ const RESERVED_BASES: [&str; 2] = ["ns", "dns-version"];
 pub struct Base {
     /// Registered name in lower case without a zone suffix: `hello`. May contain dots.
     pub text: String,
-    /// Rank of the registered spelling; the lowest rank wins.
+    /// Rank of the registered spelling; the lowest rank with a usable endpoint wins.
     ///
     /// The index of the zone whose suffix was removed, or the number of zones for a bare name.
     pub rank: u8,

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::failure::{Failure, FailureKind};
@@ -155,6 +156,42 @@ impl HttpClient {
                 return Ok((response, connection));
             }
         }
+        self.respond_on_new(request).await
+    }
+
+    /// Sends a request on this number of new connections, which are open at the same time.
+    ///
+    /// Returns the status of each response.
+    ///
+    /// # Errors
+    /// If one of the connections cannot be opened, or gets no response within `limit`.
+    pub(super) async fn send_at_once(
+        &self,
+        request: &HttpRequest,
+        connections: usize,
+        limit: Duration,
+    ) -> Result<Vec<StatusCode>, Failure> {
+        let respond = |client: Self, request: HttpRequest| async move {
+            client.respond_on_new(&request).await
+        };
+        let mut sent: JoinSet<_> =
+            (0..connections).map(|_| respond(self.clone(), request.clone())).collect();
+        let receive_all = async {
+            // With its response unread, a connection stays open.
+            let mut open = Vec::with_capacity(connections);
+            while let Some(response) = sent.join_next().await {
+                open.push(response.map_err(|error| Failure::connection(error.to_string()))??);
+            }
+            Ok(open.iter().map(|(response, _)| response.status()).collect())
+        };
+        timeout(limit, receive_all).await.unwrap_or_else(|_| Err(incomplete(limit)))
+    }
+
+    /// Sends a request on a new connection.
+    async fn respond_on_new(
+        &self,
+        request: &HttpRequest,
+    ) -> Result<(Response<Incoming>, HttpConnection), Failure> {
         let mut connection = self.connect().await?;
         let sent = Instant::now();
         let response = connection.send_request(self.message(request)?).await;

@@ -8,9 +8,12 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{self, CertificateError, ClientConfig, RootCertStore};
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
 use crate::regular_file;
+use crate::tls_error::{self, TlsPeer};
+
+pub(super) use crate::tls_error::{inside as tls_error, is_plain_server};
 
 /// Maximum size of a PEM file in bytes; a system's CAs take about 250 KiB.
 pub(super) const MAX_PEM_FILE_BYTES: u64 = 4 * 1024 * 1024;
@@ -139,34 +142,14 @@ pub(super) fn server_name(
         .map_err(|_| format!("{name:?} is not the name of a TLS server (set server-name)"))
 }
 
-/// Returns whether a failed handshake suggests that the server does not speak TLS.
-pub(super) fn is_plain_server(error: &io::Error) -> bool {
-    match tls_error(error) {
-        Some(error) => matches!(error, rustls::Error::InvalidMessage(_)),
-        // A server that does not understand the first message may just close the connection.
-        None => matches!(
-            error.kind(),
-            io::ErrorKind::UnexpectedEof
-                | io::ErrorKind::ConnectionReset
-                | io::ErrorKind::BrokenPipe
-        ),
-    }
-}
-
 /// Returns whether a handshake failed at something that only a TLS server sends.
 pub(super) fn is_answer_of_tls(error: &io::Error) -> bool {
-    tls_error(error).is_some_and(|error| !matches!(error, rustls::Error::InvalidMessage(_)))
+    tls_error::inside(error).is_some_and(|error| !matches!(error, rustls::Error::InvalidMessage(_)))
 }
 
 /// Describes a failed handshake in words, with a remedy if one is known.
 pub(super) fn describe_handshake_error(error: &io::Error) -> String {
-    match tls_error(error) {
-        Some(error) => describe_tls_error(error),
-        None if is_plain_server(error) => {
-            "it closed the connection during the TLS handshake".to_owned()
-        }
-        None => error.to_string(),
-    }
+    tls_error::describe_handshake(error, TlsPeer::Registry)
 }
 
 /// Describes a failed TCP connection, with a remedy if one is known.
@@ -178,103 +161,7 @@ pub(super) fn describe_connect_error(error: &io::Error) -> String {
     error.to_string()
 }
 
-/// Returns the error of TLS inside an error of a stream.
-pub(super) fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
-    error.get_ref()?.downcast_ref()
-}
-
 /// Describes an error of TLS in words, with a remedy if one is known.
 pub(super) fn describe_tls_error(error: &rustls::Error) -> String {
-    use rustls::AlertDescription as Alert;
-    let text = match error {
-        rustls::Error::InvalidCertificate(error) => return describe_certificate_error(error),
-        rustls::Error::InvalidMessage(_) => "it does not speak TLS",
-        rustls::Error::AlertReceived(Alert::CertificateRequired | Alert::BadCertificate) => {
-            "it requires a client certificate (set cert-file and key-file)"
-        }
-        rustls::Error::AlertReceived(
-            Alert::UnknownCA
-            | Alert::CertificateUnknown
-            | Alert::CertificateExpired
-            | Alert::CertificateRevoked
-            | Alert::UnsupportedCertificate
-            | Alert::AccessDenied,
-        ) => "it refuses the client certificate (check cert-file: its CA, purpose and dates)",
-        rustls::Error::AlertReceived(Alert::UnrecognisedName) => {
-            "it does not know the requested name (set server-name)"
-        }
-        rustls::Error::AlertReceived(Alert::ProtocolVersion | Alert::HandshakeFailure)
-        | rustls::Error::PeerIncompatible(_) => {
-            "it shares no version or cipher of TLS with svcdns, which needs TLS 1.2 or 1.3"
-        }
-        rustls::Error::AlertReceived(_) => {
-            "it ended the TLS handshake with an alert: its log says why"
-        }
-        rustls::Error::NoCertificatesPresented => "it presents no certificate",
-        rustls::Error::NoApplicationProtocol => "it does not speak the registry's protocol",
-        rustls::Error::InconsistentKeys(_) => {
-            "the private key does not belong to the certificate (check cert-file and key-file)"
-        }
-        rustls::Error::InappropriateMessage { .. }
-        | rustls::Error::InappropriateHandshakeMessage { .. }
-        | rustls::Error::PeerMisbehaved(_)
-        | rustls::Error::PeerSentOversizedRecord
-        | rustls::Error::DecryptError => "it violates the TLS protocol",
-        _ => "the TLS handshake failed",
-    };
-    text.to_owned()
-}
-
-/// Describes why a server's certificate is refused, with a remedy.
-fn describe_certificate_error(error: &CertificateError) -> String {
-    let text = match error {
-        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-            "its certificate is not signed by a trusted CA (set ca-file)"
-        }
-        CertificateError::NotValidForNameContext { expected, presented } => {
-            let names: Vec<_> = presented.iter().map(|name| bare_name(name)).collect();
-            let names = if names.is_empty() { "no name".to_owned() } else { names.join(", ") };
-            return format!(
-                "its certificate is for {names}, not for {}: set server-name to a name in the \
-                 certificate, or issue one for this name",
-                expected.to_str()
-            );
-        }
-        CertificateError::NotValidForName => {
-            "its certificate has another name (set server-name to a name in the certificate)"
-        }
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            "its certificate has expired (renew it, or correct this machine's clock)"
-        }
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            "its certificate is not valid yet (check its dates and this machine's clock)"
-        }
-        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
-            "its certificate is not for servers (issue one with the extended key usage serverAuth)"
-        }
-        CertificateError::Revoked => "its certificate is revoked (issue a new one)",
-        CertificateError::BadEncoding => "its certificate is malformed (issue a new one)",
-        CertificateError::Other(error) if is_ca_as_server(error) => {
-            "its certificate is that of a CA (issue a server certificate from that CA, for openssl \
-             req -x509 with -addext basicConstraints=critical,CA:FALSE)"
-        }
-        _ => {
-            "its certificate has a form or signature that svcdns cannot verify (issue one of \
-             X.509 version 3 with an ECDSA, Ed25519 or RSA key and SHA-256)"
-        }
-    };
-    text.to_owned()
-}
-
-/// Returns the name in the library's form of it, such as `DnsName("etcd.test")`.
-fn bare_name(name: &str) -> &str {
-    let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
-    inner.unwrap_or(name).trim_matches('"')
-}
-
-/// Returns whether the verifier refused the certificate of a CA as that of a server.
-///
-/// The verifier's own error type is not exported by its library, so its name is compared.
-fn is_ca_as_server(error: &rustls::OtherError) -> bool {
-    error.to_string().contains("CaUsedAsEndEntity")
+    tls_error::describe(error, TlsPeer::Registry)
 }

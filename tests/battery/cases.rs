@@ -471,9 +471,12 @@ fn many(run: &mut Run) {
     }
     let removed = Instant::now();
     programs(&mut *run.kind).remove_many(&all);
+    // Of a file registry, most of the time: each file is removed by a call of its own.
+    let calls = removed.elapsed();
     for service in (0..SERVICES).step_by(97).chain([SERVICES - 1]) {
         time_to_answer(removed, || is_gone(server.address, &name(service)));
     }
-    run.passed(MANY_REMOVED, shown(removed.elapsed()));
+    let text = format!("{} (the removal itself {})", shown(removed.elapsed()), shown(calls));
+    run.passed(MANY_REMOVED, text);
     server.stop();
 }

@@ -80,11 +80,42 @@ fn a_base_with_a_zone_suffix_shadows_the_bare_base_in_its_scope() {
 }
 
 #[test]
-fn a_preferred_spelling_without_usable_endpoints_still_shadows() {
-    let service =
-        service(&["/s/d/dev/hello.svc/v1/", "/s/d/dev/hello/v1/10.0.0.1:80"], Docker0::Drop);
-    assert_eq!(service.served().count(), 0);
-    assert_eq!(service.visible_groups().count(), 1);
+fn a_spelling_without_a_usable_endpoint_shadows_no_other() {
+    let keys = [
+        "/s/d/dev/hello.svc/v1/",
+        "/s/d/dev/hello.internal/v2/172.17.0.1:80",
+        "/s/d/dev/hello.internal/v3/",
+        "/s/d/dev/hello/v1/10.0.0.1:80",
+        // No spelling has an endpoint here: the first one holds the name.
+        "/s/d/prod/hello.svc/v4/",
+        "/s/d/prod/hello/v5/",
+    ];
+    let some = service(&keys, Docker0::Drop);
+    assert_eq!(instances(&some), ["d/dev/v1 10.0.0.1:80 Shadowed", "d/dev/v2 172.17.0.1:80"]);
+    let visible = |service: &Service| -> Vec<String> {
+        let groups = service.visible_groups();
+        groups.map(|group| format!("{}/{}", group.namespace, group.version)).collect()
+    };
+    assert_eq!(visible(&some), ["dev/v2", "dev/v3", "prod/v4"]);
+    let two = service(&[keys[0], keys[3]], Docker0::Drop);
+    assert_eq!(instances(&two), ["d/dev/v1 10.0.0.1:80"]);
+    assert_eq!(visible(&two), ["dev/v1"]);
+}
+
+#[test]
+fn a_dead_spelling_of_the_winning_layer_shadows_no_other() {
+    let keys = vec![
+        key_of(0, 1, "/s/d/n/hello.svc/v1/"),
+        key_of(1, 2, "/s/d/n/hello.svc/v2/"),
+        key_of(1, 2, "/s/d/n/hello/v3/10.0.0.3:80"),
+        key_of(2, 3, "/s/d/n/hello.svc/v4/10.0.0.4:80"),
+    ];
+    let service = Service::new("hello", keys, ServiceRules::default());
+    assert_eq!(instances(&service), ["d/n/v3 10.0.0.3:80", "d/n/v4 10.0.0.4:80 Preceded"]);
+    let visible: Vec<_> = service.visible_groups().map(|group| &*group.version).collect();
+    assert_eq!(visible, ["v3"]);
+    let preceding = service.instances().nth(1).unwrap().preceding_registry();
+    assert_eq!(preceding, Some(id(1)));
 }
 
 #[test]
@@ -245,6 +276,19 @@ fn an_unsynced_registry_hides_no_other() {
     assert_eq!(of(&[]), first);
     assert_eq!(of(&[1]), first);
     assert_eq!(of(&[0, 1]), first);
+
+    // Nor does its spelling, in the layer that both registries share.
+    let keys = vec![
+        key_of(0, 1, "/s/d/n/hello.svc/v1/10.0.0.1:80"),
+        key_of(1, 1, "/s/d/n/hello/v1/10.0.0.2:80"),
+    ];
+    let of = |unsynced: &[u8]| {
+        let unsynced = unsynced.iter().map(|registry| id(*registry)).collect();
+        let rules = ServiceRules { unsynced, ..ServiceRules::default() };
+        instances(&Service::new("hello", keys.clone(), rules))
+    };
+    assert_eq!(of(&[0]), ["d/n/v1 10.0.0.2:80"]);
+    assert_eq!(of(&[]), ["d/n/v1 10.0.0.1:80", "d/n/v1 10.0.0.2:80 Shadowed"]);
 }
 
 #[test]

@@ -32,6 +32,14 @@ fn shadowed_spellings_are_conflicts() {
         conflicts_of(&keys),
         [shadowed("hello.svc", "hello"), shadowed("hello.svc", "hello.internal")]
     );
+    // A spelling without a usable endpoint neither wins nor loses.
+    let keys = [
+        "/s/d/n/hello.svc/v1/",
+        "/s/d/n/hello.internal/v1/10.0.0.1:80",
+        "/s/d/n/hello/v1/10.0.0.2:80",
+    ];
+    assert_eq!(conflicts_of(&keys), [shadowed("hello.internal", "hello")]);
+    assert_eq!(conflicts_of(&keys[..2]), []);
 }
 
 #[test]

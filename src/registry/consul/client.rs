@@ -150,6 +150,26 @@ impl ConsulClient {
         Ok(())
     }
 
+    /// Checks that the agent accepts this number of further connections, open at the same time.
+    ///
+    /// # Errors
+    /// Only if the agent refuses one: the check of the leader notices all other failures.
+    pub(super) async fn check_room(
+        &self,
+        connections: usize,
+        limit: Duration,
+    ) -> Result<(), Failure> {
+        let request = HttpRequest::new(Method::GET, "/v1/status/leader".to_owned());
+        let refusal = match self.0.http.send_at_once(&request, connections, limit).await {
+            Ok(statuses) if statuses.contains(&StatusCode::TOO_MANY_REQUESTS) => {
+                failure::of_status(StatusCode::TOO_MANY_REQUESTS, b"", None)
+            }
+            Err(failure) if failure.kind.is_crowded() => failure::explained(failure),
+            _ => return Ok(()),
+        };
+        Err(refusal.of("open further connections"))
+    }
+
     /// Sends a request that changes the agent's state.
     pub(super) async fn write(
         &self,

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::ConsulTuning;
 use super::index::{self, IndexStep, Pace};
-use super::refusal::WaitingLimit;
+use super::refusal::{self, RoomCheck, WaitingLimit};
 use crate::registry::backoff::Backoff;
 
 /// Time without a change after which a service may lose its waiting query to another.
@@ -174,7 +174,6 @@ impl Schedule {
         if !self.is_round && self.next_poll().is_some_and(|at| at <= now) {
             self.polled = Some(now);
             self.poll_wanted = false;
-            self.limit.raise(self.tuning.wait, now);
             let polled = self.services.iter().filter(|(_, state)| state.mode == Mode::Polled);
             let names: Vec<_> = polled.map(|(name, _)| Arc::clone(name)).collect();
             for name in names {
@@ -280,9 +279,37 @@ impl Schedule {
 
     /// Makes do with fewer waiting queries, after the agent has refused a connection.
     ///
-    /// The queries in surplus end at once. Returns the new limit; `None` in the same burst.
+    /// The queries in surplus end at once. Returns the new limit; `None` if it was not lowered.
     pub(super) fn note_refusal(&mut self, now: Instant) -> Option<usize> {
-        if !self.limit.lower(self.waiting.len(), now) {
+        let is_lower = self.limit.lower(self.waiting.len(), now);
+        self.end_surplus(is_lower)
+    }
+
+    /// Returns the next check whether the agent has room for more connections, if one is of use.
+    pub(super) fn next_room_check(&self, now: Instant) -> Option<RoomCheck> {
+        self.limit.next_check(self.tuning.wait, now)
+    }
+
+    /// Returns the time until that check.
+    pub(super) fn room_check_interval(&self) -> Duration {
+        if self.limit.needs_head_room() { refusal::BURST } else { self.tuning.heartbeat_interval }
+    }
+
+    /// Records that such a check, which began at this time, has found room.
+    pub(super) fn note_room(&mut self, check: RoomCheck, began: Instant) {
+        // With a higher limit, some of the polled services may wait.
+        self.poll_wanted |= self.limit.note_room(check, began);
+    }
+
+    /// Records that such a check was refused; returns the new limit if it was lowered.
+    pub(super) fn note_no_room(&mut self, check: RoomCheck, now: Instant) -> Option<usize> {
+        let is_lower = self.limit.note_no_room(check, self.waiting.len(), now);
+        self.end_surplus(is_lower)
+    }
+
+    /// Ends the waiting queries beyond the limit, if it was lowered; returns it then.
+    fn end_surplus(&mut self, is_lower: bool) -> Option<usize> {
+        if !is_lower {
             return None;
         }
         while self.waiting.len() > self.limit.current() {
@@ -305,6 +332,7 @@ impl Schedule {
     /// Ends a round; the services that were read wait or are polled from now on.
     pub(super) fn end_round(&mut self) -> Vec<Arc<str>> {
         self.is_round = false;
+        self.limit.unsettle();
         let ready = self.services.iter().filter(|(_, service)| service.mode == Mode::Ready);
         let mut names: Vec<_> = ready.map(|(name, _)| Arc::clone(name)).collect();
         names.sort_unstable();
@@ -522,11 +550,16 @@ mod tests {
         read_all(&mut schedule, 6, now);
         schedule.end_round();
         assert_eq!(waiting(&schedule).len(), 8, "a new round keeps what was learned");
-        for _ in 0..2 {
-            now += tuning.wait * 2;
-            schedule.advance(now);
-            read_all(&mut schedule, 7, now);
-        }
+        let check = schedule.next_room_check(now).unwrap();
+        assert_eq!((check, schedule.room_check_interval()), (RoomCheck::HeadRoom, refusal::BURST));
+        schedule.note_room(check, now + tuning.wait);
+        assert_eq!(schedule.room_check_interval(), tuning.heartbeat_interval);
+        now += tuning.wait * 2;
+        let check = schedule.next_room_check(now).unwrap();
+        assert_eq!(check, RoomCheck::Growth { limit: 16, queries: 8 });
+        schedule.note_room(check, now);
+        schedule.advance(now);
+        read_all(&mut schedule, 7, now);
         assert_eq!(waiting(&schedule).len(), 16);
     }
 }

@@ -14,7 +14,7 @@ use super::client::{ConsulClient, NameList};
 use super::failure::invalid_index;
 use super::index::{self, IndexStep, Pace, RoundPace};
 use super::parse;
-use super::refusal::Retries;
+use super::refusal::{BURST, Retries, RoomCheck};
 use super::schedule::{Schedule, WaitingQuery};
 use crate::registry::backoff::Backoff;
 use crate::registry::failure::{Failure, FailureKind};
@@ -82,6 +82,7 @@ impl Supervisor for ConsulSupervisor {
             names_query: None,
             names_error: None,
             round_due: None,
+            room_due: Some(Instant::now() + self.settings.tuning.heartbeat_interval),
             round: ListKind::Routine,
             service_errors: BTreeMap::new(),
             supervisor: self,
@@ -97,6 +98,7 @@ enum QueryResult {
     Names(Result<NameList, Failure>),
     Service { name: Arc<str>, result: Result<(u64, Vec<Change>), Failure> },
     Leader(Result<(), Failure>),
+    Room { check: RoomCheck, began: Instant, result: Result<(), Failure> },
 }
 
 /// A session with one agent.
@@ -118,6 +120,8 @@ struct AgentSession<'a> {
     names_error: Option<String>,
     /// When the list of names is read for a required round; until then all goes on.
     round_due: Option<Instant>,
+    /// When the next check for room begins; `None` while one is in progress.
+    room_due: Option<Instant>,
     /// The kind of the last round.
     round: ListKind,
     /// The lasting failures of single services.
@@ -135,7 +139,11 @@ impl AgentSession<'_> {
             if self.round_due.is_some_and(|due| due <= Instant::now()) {
                 self.read_names_for_round();
             }
-            let wake = self.supervisor.schedule.wake().into_iter().chain(self.round_due).min();
+            if self.room_due.take_if(|due| *due <= Instant::now()).is_some() {
+                self.spawn_room_check();
+            }
+            let wake = self.supervisor.schedule.wake().into_iter();
+            let wake = wake.chain(self.round_due).chain(self.room_due).min();
             tokio::select! {
                 Some(ended) = self.queries.join_next_with_id() => {
                     match ended {
@@ -168,6 +176,18 @@ impl AgentSession<'_> {
                 let retry = self.leader_retries.next();
                 let delay = self.after_refusal(failure, retry)?;
                 self.spawn_leader_check(Some(delay));
+            }
+            QueryResult::Room { check, began, result } => {
+                let schedule = &mut self.supervisor.schedule;
+                match result {
+                    Ok(()) => schedule.note_room(check, began),
+                    Err(failure) => {
+                        let lower = schedule.note_no_room(check, Instant::now());
+                        self.report_limit(lower, &failure);
+                    }
+                }
+                let interval = self.supervisor.schedule.room_check_interval();
+                self.room_due = Some(Instant::now() + interval);
             }
             // The query that a required round has replaced.
             QueryResult::Names(_) if !self.is_names_query(id) => {}
@@ -397,7 +417,15 @@ impl AgentSession<'_> {
 
     /// Makes do with fewer waiting queries after a refusal.
     fn note_refusal(&mut self, failure: &Failure) {
-        if let Some(max_waiting) = self.supervisor.schedule.note_refusal(Instant::now()) {
+        let now = Instant::now();
+        let lower = self.supervisor.schedule.note_refusal(now);
+        self.report_limit(lower, failure);
+        self.room_due = self.room_due.map(|due| due.min(now + BURST));
+    }
+
+    /// Logs that the limit on waiting queries was lowered.
+    fn report_limit(&self, lower: Option<usize>, failure: &Failure) {
+        if let Some(max_waiting) = lower {
             let registry = self.supervisor.link.feed.state();
             tracing::warn!(%registry, reason = failure.text, max_waiting, "fewer waiting queries");
         }
@@ -489,6 +517,20 @@ impl AgentSession<'_> {
     /// Returns whether a query that ended is the last one for the names.
     fn is_names_query(&self, id: Id) -> bool {
         self.names_query.as_ref().is_some_and(|query| query.id() == id)
+    }
+
+    /// Starts a check whether the agent accepts more connections, if one is of use.
+    fn spawn_room_check(&mut self) {
+        let (client, began) = (self.client.clone(), Instant::now());
+        let Some(check) = self.supervisor.schedule.next_room_check(began) else {
+            self.room_due = Some(began + self.supervisor.settings.tuning.heartbeat_interval);
+            return;
+        };
+        let limit = self.supervisor.settings.tuning.heartbeat_timeout;
+        self.queries.spawn(async move {
+            let result = client.check_room(check.connections(), limit).await;
+            QueryResult::Room { check, began, result }
+        });
     }
 
     /// Starts the next check of the leader, after this delay or the usual interval.

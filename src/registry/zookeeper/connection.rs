@@ -348,3 +348,159 @@ async fn connect(settings: &Settings, endpoint: &str) -> Result<Box<dyn SessionS
     })?;
     Ok(Box::new(stream))
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{DuplexStream, duplex};
+
+    use super::*;
+    use crate::registry::zookeeper::wire::EventKind;
+
+    /// Session timeout of the tests.
+    const TIMEOUT: Duration = Duration::from_secs(9);
+
+    fn frame(record: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(record.len()).unwrap().to_be_bytes();
+        [&length[..], record].concat()
+    }
+
+    /// Returns the message of a server with this number, transaction, error and record.
+    fn message(xid: i32, zxid: i64, error: i32, record: &[u8]) -> Vec<u8> {
+        let header = [&xid.to_be_bytes()[..], &zxid.to_be_bytes(), &error.to_be_bytes()].concat();
+        frame(&[&header, record].concat())
+    }
+
+    /// Returns the reply that opens a session with this timeout.
+    fn connect_reply(timeout: Duration) -> Vec<u8> {
+        let timeout = u32::try_from(timeout.as_millis()).unwrap().to_be_bytes();
+        let length = 16_u32.to_be_bytes();
+        frame(&[&[0; 4][..], &timeout, &7_i64.to_be_bytes(), &length, &[1; 16], &[0]].concat())
+    }
+
+    /// Opens a session with a server that sends this reply; returns its end of the stream.
+    async fn open(reply: &[u8]) -> (Result<Option<ZooKeeperConnection>, Failure>, DuplexStream) {
+        let (ours, mut server) = duplex(1 << 20);
+        server.write_all(reply).await.unwrap();
+        let settings = Settings::new(vec!["zk.example:2181".to_owned()]);
+        let session = Session::new(TIMEOUT);
+        let opened = ZooKeeperConnection::start(&settings, Box::new(ours), session).await;
+        let mut connect = vec![0; session.connect_frame().len()];
+        if opened.is_ok() {
+            server.read_exact(&mut connect).await.unwrap();
+            assert_eq!(connect, session.connect_frame());
+        }
+        (opened, server)
+    }
+
+    async fn open_session() -> (ZooKeeperConnection, DuplexStream) {
+        let (opened, server) = open(&connect_reply(TIMEOUT)).await;
+        (opened.unwrap().unwrap(), server)
+    }
+
+    #[tokio::test]
+    async fn events_and_replies_arrive_in_the_order_of_the_server() {
+        let (mut connection, mut server) = open_session().await;
+        assert_eq!(connection.session().id, 7);
+        let first = connection.send(ZooKeeperRequest::Data { path: "/a", watch: false });
+        let second = connection.send(ZooKeeperRequest::Data { path: "/b", watch: false });
+        let event = b"\0\0\0\x02\0\0\0\x03\0\0\0\x02/a";
+        let messages = [
+            message(first, 5, 0, b"data"),
+            message(xid::EVENT, -1, 0, event),
+            message(xid::PING, 6, 0, b""),
+            message(second, 4, ErrorCode::NO_NODE.0, b""),
+        ];
+        let write = async {
+            for byte in messages.concat() {
+                server.write_all(&[byte]).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        };
+        let read = async {
+            let mut received = Vec::new();
+            for _ in 0..4 {
+                received.push(connection.next().await.unwrap());
+            }
+            received
+        };
+        let (received, ()) = tokio::join!(read, write);
+        let deleted = NodeEvent { kind: EventKind::Deleted, path: "/a".into() };
+        let reply = |xid, result| ServerMessage::Reply(Reply { xid, result });
+        assert_eq!(
+            received,
+            [
+                reply(first, Ok(b"data".to_vec())),
+                ServerMessage::Event(deleted),
+                ServerMessage::Alive,
+                reply(second, Err(ErrorCode::NO_NODE)),
+            ]
+        );
+        assert_eq!(connection.last_zxid(), 6);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_server_is_pinged_and_then_left() {
+        let (mut connection, mut server) = open_session().await;
+        let start = Instant::now();
+        let failure = connection.next().await.unwrap_err();
+        assert_eq!(start.elapsed(), TIMEOUT * 2 / 3);
+        assert_eq!(failure.text, "no message within 6.0 s");
+        drop(connection);
+        let mut sent = Vec::new();
+        server.read_to_end(&mut sent).await.unwrap();
+        assert_eq!(sent, ping());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn events_do_not_stop_the_pings() {
+        let (mut connection, mut server) = open_session().await;
+        let event = message(xid::EVENT, -1, 0, b"\0\0\0\x03\0\0\0\x03\0\0\0\x02/a");
+        for _ in 0..8 {
+            server.write_all(&event).await.unwrap();
+            assert!(matches!(connection.next().await, Ok(ServerMessage::Event(_))));
+            let pause = tokio::time::sleep(Duration::from_secs(1));
+            tokio::select! {
+                message = connection.next() => panic!("{message:?}"),
+                () = pause => {}
+            }
+        }
+        drop(connection);
+        let mut sent = Vec::new();
+        server.read_to_end(&mut sent).await.unwrap();
+        assert_eq!(sent, ping().repeat(2), "after 3 s and after 6 s");
+    }
+
+    #[tokio::test]
+    async fn messages_that_are_not_zookeepers_end_the_session() {
+        for junk in [
+            b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
+            frame(&[0; 300]),
+            frame(b"short"),
+            u32::MAX.to_be_bytes().to_vec(),
+        ] {
+            let (opened, _server) = open(&junk).await;
+            assert_eq!(opened.err().map(|failure| failure.kind), Some(FailureKind::Answer));
+        }
+        for junk in [
+            message(9, 1, 0, b""),
+            message(xid::EVENT, -1, 0, b"\0\0\0\x02"),
+            frame(b"short"),
+            u32::MAX.to_be_bytes().to_vec(),
+            (64 * 1024 * 1024 + 1_u32).to_be_bytes().to_vec(),
+        ] {
+            let (mut connection, mut server) = open_session().await;
+            server.write_all(&junk).await.unwrap();
+            assert_eq!(connection.next().await.unwrap_err().kind, FailureKind::Answer, "{junk:?}");
+        }
+        let (mut connection, mut server) = open_session().await;
+        let expired = message(1, 1, ErrorCode::SESSION_EXPIRED.0, b"");
+        server.write_all(&expired).await.unwrap();
+        assert_eq!(connection.next().await.unwrap_err().text, "the session has expired");
+    }
+
+    #[tokio::test]
+    async fn an_expired_session_is_not_resumed() {
+        let (opened, _server) = open(&connect_reply(Duration::ZERO)).await;
+        assert!(opened.unwrap().is_none());
+    }
+}

@@ -20,7 +20,7 @@ use super::wire::{Creation, EventKind, NodeEvent, Stat, parse_children, parse_da
 use crate::registry::backoff::random_up_to;
 use crate::registry::failure::Failure;
 use crate::registry::session::SessionEnd;
-use crate::registry::{FeedClosed, RegistryCommand};
+use crate::registry::{FeedClosed, RegistryCommand, RegistryReport};
 use crate::service::{Change, ListKind, Put, Registration, Rejected, Removal};
 
 /// Limit on events that wait for the end of a list, and on the reads that events require.
@@ -244,7 +244,7 @@ impl<'a> Follower<'a> {
         self.supervisor.end_list(StorePosition { zxid, root });
         let error = self.error();
         self.warn(error.as_deref());
-        let update = |report: &mut crate::registry::RegistryReport| {
+        let update = |report: &mut RegistryReport| {
             report.synced = true;
             report.revision = revision(zxid);
             report.last_event = Some(SystemTime::now());
@@ -521,10 +521,11 @@ impl<'a> Follower<'a> {
         })
     }
 
+    /// Logs the unreadable nodes, unless the report has the reason of the first one already.
     fn warn(&self, error: Option<&str>) {
         let registry = self.supervisor.link.feed.state();
-        let Some(reason) = error else { return };
-        if registry.report().error.as_deref() != Some(reason) {
+        let Some((reason, first)) = error.zip(self.unreadable.values().next()) else { return };
+        if !registry.report().error.is_some_and(|known| known.starts_with(first)) {
             tracing::warn!(%registry, reason, "nodes cannot be read, trying again");
         }
     }

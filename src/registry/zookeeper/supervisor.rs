@@ -134,3 +134,44 @@ impl Supervisor for ZooKeeperSupervisor {
         Follower::new(self, connection, is_recursive).run().await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::registry::RegistryState;
+    use crate::service::RegistryId;
+
+    #[test]
+    fn a_store_that_went_back_or_has_another_root_is_restored() {
+        let (sender, _receiver) = mpsc::channel(1);
+        let (name, grace) = ("zk".parse().unwrap(), Duration::from_secs(12));
+        let state = Arc::new(RegistryState::new(name, String::new(), grace));
+        let feed = Feed::new(RegistryId::FIRST, sender, state);
+        let (_commands, commands) = mpsc::channel(1);
+        let settings = Settings::new(vec!["127.0.0.1:2181".to_owned()]);
+        let mut supervisor = ZooKeeperSupervisor::new(settings, ListKind::Routine, feed, commands);
+        let root = |time| Some(Creation { zxid: 2, time });
+        for (zxid, root, is_complete, kind) in [
+            (10, root(1), true, ListKind::Routine),
+            (20, root(1), true, ListKind::Reconnect),
+            (19, root(1), false, ListKind::Restored),
+            // The list broke off, and the store has grown meanwhile.
+            (30, root(1), true, ListKind::Restored),
+            (40, root(2), true, ListKind::Restored),
+            (50, None, true, ListKind::Restored),
+            (60, root(3), true, ListKind::Reconnect),
+        ] {
+            let position = StorePosition { zxid, root };
+            assert_eq!(supervisor.begin_first_list(position), kind, "{position:?}");
+            if is_complete {
+                supervisor.end_list(position);
+            }
+        }
+        supervisor.advance(90);
+        let older = StorePosition { zxid: 89, root: root(3) };
+        assert_eq!(supervisor.begin_first_list(older), ListKind::Restored);
+    }
+}

@@ -221,9 +221,9 @@ pub(super) struct Stat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Creation {
     /// The transaction.
-    zxid: i64,
+    pub(super) zxid: i64,
     /// The time of the server's clock, in milliseconds.
-    time: i64,
+    pub(super) time: i64,
 }
 
 impl Stat {
@@ -337,7 +337,20 @@ impl<'a> RecordReader<'a> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_a_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Session::parse(&bytes);
+            let _ = ReplyHeader::parse(&bytes);
+            let _ = NodeEvent::parse(&bytes);
+            let _ = parse_data(&bytes);
+            let _ = parse_children(&bytes);
+        }
+    }
 
     /// Returns the record of a frame.
     fn record(frame: &[u8]) -> &[u8] {

@@ -15,10 +15,11 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::{self, CertificateError, ClientConfig, RootCertStore};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::reconnect::ConnectError;
 use crate::regular_file;
+use crate::tls_error::{self, TlsPeer};
 
 /// Time after which the system's CA certificates are read again.
 const SYSTEM_ROOTS_MAX_AGE: Duration = Duration::from_secs(600);
@@ -92,7 +93,10 @@ impl TrustAnchors {
         };
         let shown = name.to_str().into_owned();
         TlsConnector::from(config).connect(name, stream).await.map_err(|error| ConnectError {
-            reason: format!("TLS with {shown}: {}", describe_error(&error)),
+            reason: format!(
+                "TLS with {shown}: {}",
+                tls_error::describe_handshake(&error, TlsPeer::Upstream)
+            ),
             closed: matches!(
                 error.kind(),
                 io::ErrorKind::UnexpectedEof
@@ -144,18 +148,6 @@ impl TrustAnchors {
             .map_err(|error| error.to_string())??;
         *self.configs.lock().unwrap_or_else(PoisonError::into_inner) = Some(configs.clone());
         Ok(configs)
-    }
-}
-
-/// Describes a handshake error in words, even if rustls names only a variant.
-fn describe_error(error: &io::Error) -> String {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match inner {
-        Some(rustls::Error::InvalidCertificate(
-            CertificateError::UnknownIssuer | CertificateError::BadSignature,
-        )) => "its certificate is not signed by a trusted CA".to_owned(),
-        Some(rustls::Error::NoCertificatesPresented) => "it presents no certificate".to_owned(),
-        _ => error.to_string(),
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{HandshakeKind, ServerConfig};
 use tokio_rustls::server::TlsStream;
 
@@ -47,15 +47,26 @@ impl Authority {
         }
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Self::acceptor_with(certificate.der().clone(), &key, protocols)
+    }
+
+    /// Returns a TLS acceptor with the authority's own certificate.
+    fn acceptor_as_server(&self) -> TlsAcceptor {
+        Self::acceptor_with(self.issuer.der().clone(), self.issuer.key(), &[])
+    }
+
+    fn acceptor_with(
+        certificate: CertificateDer<'static>,
+        key: &KeyPair,
+        protocols: &[&[u8]],
+    ) -> TlsAcceptor {
         let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap();
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let mut config = builder
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key)
-            .unwrap();
+        let mut config =
+            builder.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         TlsAcceptor::from(Arc::new(config))
     }
@@ -391,9 +402,9 @@ async fn invalid_certificates_are_rejected() {
     let sockets = Sockets::default();
     for (issuer, certificate, expired, reason) in [
         (&authority, "dns.example", true, "expired"),
-        (&authority, "other.example", false, "not valid for name"),
-        (&authority, "127.0.0.1", false, "not valid for name"),
-        (&other, "dns.example", false, "not signed by a trusted CA"),
+        (&authority, "other.example", false, "is for other.example, not for dns.example: append #"),
+        (&authority, "127.0.0.1", false, "is for 127.0.0.1, not for dns.example: append #"),
+        (&other, "dns.example", false, "not signed by a trusted CA (set upstream-ca-file)"),
     ] {
         let dns = over_tls(issuer.acceptor(certificate, expired, &[]), 9).await.0;
         let web = over_https(issuer.acceptor(certificate, expired, &[b"h2"]), respond).await.0;
@@ -414,6 +425,18 @@ async fn invalid_certificates_are_rejected() {
         sockets.query(&upstream, &outgoing(), long()).await.unwrap_err(),
         QueryFailure::Unreachable
     );
+}
+
+#[tokio::test]
+async fn the_certificate_of_a_ca_as_that_of_a_server_is_explained() {
+    let authority = Authority::new();
+    let address = over_tls(authority.acceptor_as_server(), 9).await.0;
+    let upstream = [authority.upstream(tls(address, Some("dns.example")))];
+    Sockets::default().query(&upstream, &outgoing(), long()).await.unwrap_err();
+    let error = upstream[0].report().last_error.unwrap();
+    let expected = "TLS with dns.example: its certificate is that of a CA (issue a server \
+                    certificate from that CA";
+    assert!(error.contains(expected), "{error}");
 }
 
 #[tokio::test]

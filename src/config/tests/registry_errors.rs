@@ -112,6 +112,16 @@ fn the_root_of_a_zookeeper_url_follows_its_servers() {
 }
 
 #[test]
+#[cfg(not(feature = "zookeeper"))]
+fn a_zookeeper_url_without_the_feature_is_explained() {
+    assert_errors(&[(
+        "registry = 'zookeeper://a'",
+        "1:12: registry: this svcdns was built without ZooKeeper: use one that was built with the \
+         Cargo feature `zookeeper`, which is on by default",
+    )]);
+}
+
+#[test]
 fn a_section_requires_a_url() {
     assert_errors(&[
         (

@@ -35,7 +35,7 @@ test: check ## install what the tests need, check, run all tests
 	cargo test --locked --bench micro -- --short
 	@tests/skipped.sh $(SKIPPED_TESTS)
 
-# Consul takes 4 minutes to build, once; other releases of ZooKeeper are fetched with Maven, once.
+# Consul takes 4 minutes to build, once. Maven fetches releases of ZooKeeper, once.
 registries: export BUILD_CONSUL := 1
 registries: ## run all tests against real registries, and print the times (Consul needs Go, ZooKeeper 3.9 Maven)
 	@tests/setup.sh test

@@ -319,8 +319,11 @@ fn register_writes_goframes_form_and_deletes_it_at_the_end() {
     let arguments = ["hello.svc", "10.0.0.1:8000", "--metadata", "protocol=http"];
     let mut registering = register(&zookeeper, &arguments);
     // Byte for byte what a GoFrame server writes.
-    let expected = br#"{"Key":"/service/default/default/hello.svc/latest/10.0.0.1:8000","Value":"{\"protocol\":\"http\"}"}"#;
-    let owner = wait_for_leaf(&client, "hello.svc", expected);
+    let expected = concat!(
+        r#"{"Key":"/service/default/default/hello.svc/latest/10.0.0.1:8000","#,
+        r#""Value":"{\"protocol\":\"http\"}"}"#
+    );
+    let owner = wait_for_leaf(&client, "hello.svc", expected.as_bytes());
     assert_ne!(owner, 0, "the leaf is ephemeral");
     for path in [ROOT, &folder("hello.svc")] {
         let node = client.get(path).unwrap();

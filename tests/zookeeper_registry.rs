@@ -612,8 +612,8 @@ fn measure_many_services() {
         }
         svcdns.wait_for_code("unknown.svc", "NXDOMAIN");
         println!(
-            "first answer after {first:?}, all read after {:?}; {} KiB resident; ZooKeeper used {:?} \
-             of processor time",
+            "first answer after {first:?}, all read after {:?}; {} KiB resident; ZooKeeper used \
+             {:?} of processor time",
             start.elapsed(),
             svcdns.resident_kib(),
             zookeeper.process(0).cpu_time().saturating_sub(before)

@@ -206,6 +206,7 @@ fn junk_leaves_are_listed_and_affect_no_others() {
     };
     let good = put_leaf(&client, "hello.svc", "hello.svc", 1);
     let folder = folder("hello.svc");
+    let large = vec![b'x'; 900_000];
     let junk: [(&str, &[u8]); 7] = [
         ("not-json", b"not json"),
         ("empty", b""),
@@ -216,7 +217,7 @@ fn junk_leaves_are_listed_and_affect_no_others() {
             br#"{"Key":"/service/default/default/hello.svc/latest/10.0.0.9:80","Value":"x"}"#,
         ),
         ("binary", b"\x00\xff\xfe\x80"),
-        ("large", &[b'x'; 900_000]),
+        ("large", &large),
     ];
     for (leaf, data) in junk {
         client.create(&format!("{folder}/{leaf}"), data, Lifetime::Persistent).unwrap();

@@ -10,7 +10,8 @@ keys! { GENERAL:
         "Accept queries from these networks, in addition to loopback; other clients get REFUSED.";
     REGISTRY = "" "registry" List "URL"
         "`etcd://host:port[,host:port]`, `consul://host:port[,host:port]`, \
-         `zookeeper://host:port[,host:port]/root`, `file:///dir`" "[]"
+         `zookeeper://host:port[,host:port]/root`, `nacos://host:port[,host:port]`, \
+         `polaris://host:port[,host:port]`, `file:///dir`" "[]"
         => "GoFrame's `gsvc` in the temp directory, if root or the server's user owns it"
         "Follow these registries. To give a registry its own settings, such as a user, replace \
          this list with one section `[registry.NAME]` per registry in the file.";

@@ -31,6 +31,8 @@ pub(super) enum ServerKind {
     Etcd,
     Consul,
     ZooKeeper,
+    Nacos,
+    Polaris,
 }
 
 impl ServerKind {
@@ -40,6 +42,8 @@ impl ServerKind {
             Self::Etcd => "etcd",
             Self::Consul => "Consul",
             Self::ZooKeeper => "ZooKeeper",
+            Self::Nacos => "Nacos",
+            Self::Polaris => "Polaris",
         }
     }
 
@@ -53,6 +57,8 @@ impl ServerKind {
         match self {
             Self::Etcd | Self::ZooKeeper => "it expects TLS: set tls = true",
             Self::Consul => "it expects TLS: use consul+https://",
+            Self::Nacos => "it expects TLS: use nacos+https://",
+            Self::Polaris => "it expects TLS: use polaris+https://",
         }
     }
 
@@ -63,6 +69,8 @@ impl ServerKind {
                 "it does not speak TLS: remove tls and the other TLS settings"
             }
             Self::Consul => "it does not speak TLS: use consul:// without TLS settings",
+            Self::Nacos => "it does not speak TLS: use nacos:// without TLS settings",
+            Self::Polaris => "it does not speak TLS: use polaris:// without TLS settings",
         }
     }
 
@@ -71,6 +79,10 @@ impl ServerKind {
             Self::Etcd => "the default port of etcd is 2379",
             Self::Consul => "the default port of Consul's HTTP interface is 8500",
             Self::ZooKeeper => "the default port of ZooKeeper is 2181",
+            Self::Nacos => "the default port of Nacos's HTTP interface is 8848",
+            Self::Polaris => {
+                "the default port of Polaris's HTTP interface is 8090; 8091 is its gRPC interface"
+            }
         }
     }
 }
@@ -153,11 +165,11 @@ struct EtcdVersion {
 /// # Errors
 /// Returns an error if there is no connection, or if TLS ends it.
 async fn identify(endpoint: &str, tls: Option<&TlsTarget>) -> io::Result<Option<Found>> {
-    let bytes = request(endpoint, tls, "/version").await?;
+    let bytes = request(endpoint, tls, &get(endpoint, "/version")).await?;
     let Some(answer) = HttpAnswer::parse(&bytes) else {
         // ZooKeeper closes the connection: it takes the request for the length of a message.
         return Ok(match kind_of(&bytes) {
-            None => zookeeper(&ask(endpoint, tls, "srvr").await?),
+            None => zookeeper(&request(endpoint, tls, "srvr").await?),
             found => found,
         });
     };
@@ -168,30 +180,48 @@ async fn identify(endpoint: &str, tls: Option<&TlsTarget>) -> io::Result<Option<
     let text = excerpt(answer.body).to_ascii_lowercase();
     if text.contains("http request to an https server")
         || text.contains("http request was sent to https port")
+        || text.contains("requires tls")
     {
         return Ok(Some(Found::Tls));
     }
-    let leader = request(endpoint, tls, "/v1/status/leader").await?;
+    let leader = request(endpoint, tls, &get(endpoint, "/v1/status/leader")).await?;
     if HttpAnswer::parse(&leader).is_some_and(|answer| answer.is_consul()) {
         return Ok(Some(Found::Kind(ServerKind::Consul, None)));
+    }
+    let state = request(endpoint, tls, &get(endpoint, "/nacos/v3/admin/core/state")).await?;
+    if let Some(found) = HttpAnswer::parse(&state).and_then(|answer| answer.as_nacos()) {
+        return Ok(Some(found));
+    }
+    let refusal = request(endpoint, tls, &polaris_query(endpoint)).await?;
+    if HttpAnswer::parse(&refusal).is_some_and(|answer| answer.is_polaris()) {
+        return Ok(Some(Found::Kind(ServerKind::Polaris, None)));
     }
     Ok(Some(Found::Other(answer.describe())))
 }
 
-/// Sends a request of HTTP and returns the start of the answer, empty if there is none.
-async fn request(endpoint: &str, tls: Option<&TlsTarget>, path: &str) -> io::Result<Vec<u8>> {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {endpoint}\r\nConnection: close\r\n\r\n");
-    ask(endpoint, tls, &request).await
+/// Returns a request for a path.
+fn get(endpoint: &str, path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: {endpoint}\r\nConnection: close\r\n\r\n")
 }
 
-/// Sends a message and returns the start of the answer, empty if there is none.
-async fn ask(endpoint: &str, tls: Option<&TlsTarget>, message: &str) -> io::Result<Vec<u8>> {
+/// Returns a query that Polaris refuses, with its own headers.
+fn polaris_query(endpoint: &str) -> String {
+    let body = r#"{"type":"SERVICES"}"#;
+    format!(
+        "POST /v1/Discover HTTP/1.1\r\nHost: {endpoint}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// Sends a request and returns the start of the answer, empty if there is none.
+async fn request(endpoint: &str, tls: Option<&TlsTarget>, request: &str) -> io::Result<Vec<u8>> {
     let stream = TcpStream::connect(endpoint).await?;
     match tls {
         Some((connector, name)) => {
-            exchange(connector.connect(name.clone(), stream).await?, message).await
+            exchange(connector.connect(name.clone(), stream).await?, request).await
         }
-        None => exchange(stream, message).await,
+        None => exchange(stream, request).await,
     }
 }
 
@@ -246,6 +276,26 @@ impl<'a> HttpAnswer<'a> {
         let has_leader =
             self.status == "200" && serde_json::from_slice::<String>(self.body).is_ok();
         has_header || has_leader
+    }
+
+    /// Returns Nacos if this is its answer to `GET /nacos/v3/admin/core/state`.
+    ///
+    /// Versions before 3 have no such path, and say so in the form of all their errors.
+    fn as_nacos(&self) -> Option<Found> {
+        // The body may have the framing of its chunks.
+        let end = self.body.iter().rposition(|byte| *byte == b'}')?;
+        let start = self.body.iter().position(|byte| *byte == b'{')?;
+        let body: serde_json::Value = serde_json::from_slice(self.body.get(start..=end)?).ok()?;
+        let version = body["data"]["version"].as_str();
+        let is_nacos = version.is_some()
+            || body["path"].as_str().is_some_and(|path| path.starts_with("/nacos/"));
+        let version = version.map(|version| excerpt(version.as_bytes()));
+        is_nacos.then_some(Found::Kind(ServerKind::Nacos, version))
+    }
+
+    /// Returns whether this is Polaris's answer to a query that it refuses.
+    fn is_polaris(&self) -> bool {
+        !self.header("x-polaris-code").is_empty()
     }
 
     fn describe(&self) -> String {

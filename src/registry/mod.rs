@@ -10,6 +10,8 @@ pub mod consul;
 pub mod etcd;
 pub mod file;
 pub mod gsvc;
+pub mod nacos;
+pub mod polaris;
 pub mod static_services;
 #[cfg(feature = "zookeeper")]
 pub mod zookeeper;
@@ -20,13 +22,16 @@ mod failure;
 mod http;
 mod identify;
 mod members;
+mod polling;
 mod register;
 mod secret;
+mod service_faults;
 mod session;
 mod source;
 mod tls;
 
 pub use attempts::ConnectionTuning;
+pub use polling::PollingTuning;
 pub use register::{RegisterError, RegisterEvent, Registrant};
 pub use secret::{Credential, CredentialError, Secret};
 pub use source::{NamedSource, Source};

@@ -10,6 +10,8 @@ use tokio_util::sync::CancellationToken;
 use super::consul::{self, ConsulRegistry};
 use super::etcd::{self, EtcdRegistry};
 use super::file::{self, FileRegistry};
+use super::nacos::{self, NacosRegistry};
+use super::polaris::{self, PolarisRegistry};
 use super::static_services::{self, StaticRegistry};
 #[cfg(feature = "zookeeper")]
 use super::zookeeper::{self, ZooKeeperRegistry};
@@ -30,6 +32,10 @@ pub enum Source {
     /// A ZooKeeper ensemble.
     #[cfg(feature = "zookeeper")]
     ZooKeeper(Box<zookeeper::Settings>),
+    /// A group of services in a Nacos namespace.
+    Nacos(Box<nacos::Settings>),
+    /// A namespace of a Polaris server.
+    Polaris(Box<polaris::Settings>),
     /// The static services of the configuration file.
     Static(static_services::Settings),
 }
@@ -68,6 +74,8 @@ impl Source {
             Self::ZooKeeper(settings) => {
                 zookeeper::register(settings, registrant, stop, events).await
             }
+            Self::Nacos(settings) => nacos::register(settings, registrant, stop, events).await,
+            Self::Polaris(settings) => polaris::register(settings, registrant, stop, events).await,
             Self::Static(_) => {
                 let why = "static services are written in the configuration file";
                 Err(RegisterError::NotWritable(why.to_owned()))
@@ -93,6 +101,8 @@ impl Source {
             Self::Consul(_) => "consul",
             #[cfg(feature = "zookeeper")]
             Self::ZooKeeper(_) => "zookeeper",
+            Self::Nacos(_) => "nacos",
+            Self::Polaris(_) => "polaris",
             Self::Static(_) => "static",
         }
     }
@@ -105,6 +115,8 @@ impl Source {
             Self::Consul(settings) => &settings.endpoints,
             #[cfg(feature = "zookeeper")]
             Self::ZooKeeper(settings) => &settings.endpoints,
+            Self::Nacos(settings) => &settings.endpoints,
+            Self::Polaris(settings) => &settings.endpoints,
         }
     }
 
@@ -152,6 +164,14 @@ impl Registry for Source {
                 let registry = ZooKeeperRegistry::new(*settings);
                 Box::pin(registry.follow(first, feed, commands, stop)).await;
             }
+            Self::Nacos(settings) => {
+                let registry = NacosRegistry::new(*settings);
+                Box::pin(registry.follow(first, feed, commands, stop)).await;
+            }
+            Self::Polaris(settings) => {
+                let registry = PolarisRegistry::new(*settings);
+                Box::pin(registry.follow(first, feed, commands, stop)).await;
+            }
             Self::Static(settings) => {
                 StaticRegistry::new(settings).follow(first, feed, commands, stop).await;
             }
@@ -173,6 +193,8 @@ impl fmt::Display for Source {
             Self::Consul(settings) => settings.fmt(f),
             #[cfg(feature = "zookeeper")]
             Self::ZooKeeper(settings) => settings.fmt(f),
+            Self::Nacos(settings) => settings.fmt(f),
+            Self::Polaris(settings) => settings.fmt(f),
             Self::Static(settings) => settings.fmt(f),
         }
     }

@@ -74,8 +74,9 @@ pub enum ListScope {
     Registry,
     /// The keys of one registered name, as the store spells it. Costs O(keys of the service).
     ///
-    /// The keys begin with the [`key_prefix`] of the name, and accepted keys register that name.
-    /// Outside lists, only keys of names that were listed are put.
+    /// The keys begin with the [`key_prefix`] of the name. Accepted keys usually register that
+    /// name; those of a store whose names have more parts register one of the parts. Outside
+    /// lists, only keys of names that were listed are put.
     Service(Box<str>),
 }
 

@@ -458,7 +458,7 @@ fn many(run: &mut Run) {
     }
     run.passed(MANY_CHANGE, times.to_string());
 
-    let store = run.kind.store().ok().map(|store| store.pid());
+    let store = run.kind.store().ok().and_then(|store| store.pid());
     let before = [Some(server.pid()), store].map(|pid| pid.map(processor_time));
     thread::sleep(seconds(10));
     let after = [Some(server.pid()), store].map(|pid| pid.map(processor_time));

@@ -161,8 +161,8 @@ impl Store for ConsulKind {
         self.consul.address().to_string()
     }
 
-    fn pid(&self) -> u32 {
-        self.consul.process().pid()
+    fn pid(&self) -> Option<u32> {
+        Some(self.consul.process().pid())
     }
 
     fn kill(&mut self) {

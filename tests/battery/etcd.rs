@@ -175,8 +175,8 @@ impl Store for EtcdKind {
         self.etcd.endpoint(0)
     }
 
-    fn pid(&self) -> u32 {
-        self.etcd.pid(0)
+    fn pid(&self) -> Option<u32> {
+        Some(self.etcd.pid(0))
     }
 
     fn kill(&mut self) {

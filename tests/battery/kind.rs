@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// Reason why a case does not apply to a kind, as the table shows it.
 pub(crate) type Inapplicable = &'static str;
 
-/// A registry of one kind, with its own real store.
+/// A registry of one kind, with its own store: a real one, if a package has its server.
 ///
 /// The methods write what a GoFrame program writes, with a client of the store that is not
 /// svcdns's. They panic if the store refuses.
@@ -112,8 +112,8 @@ pub(crate) trait Store {
     fn facts(&self) -> Facts;
     /// Returns the address that messages must name, `host:port`.
     fn address(&self) -> String;
-    /// Returns the process, whose processor time the battery reads.
-    fn pid(&self) -> u32;
+    /// Returns the process, whose processor time the battery reads, if it is one of its own.
+    fn pid(&self) -> Option<u32>;
     /// Ends the server with SIGKILL.
     fn kill(&mut self);
     /// Ends the server with SIGKILL and deletes its data.

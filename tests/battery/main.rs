@@ -15,6 +15,8 @@ mod consul;
 mod etcd;
 mod file;
 mod kind;
+mod nacos;
+mod polaris;
 mod run;
 mod statics;
 #[path = "../support/mod.rs"]
@@ -47,6 +49,8 @@ const KINDS: &[(&str, StartStore)] = &[
     ("ZooKeeper 3.9", || Some(Box::new(ZooKeeperKind::start(Release::Fetched("3.9.5"))?))),
     // Has no recursive watches.
     ("ZooKeeper 3.5", || Some(Box::new(ZooKeeperKind::start(Release::Fetched("3.5.10"))?))),
+    ("Nacos (recordings)", || Some(Box::new(nacos::NacosKind::start()))),
+    ("Polaris (recordings)", || Some(Box::new(polaris::PolarisKind::start()))),
 ];
 
 /// Kinds that only the whole battery runs with: other releases of a kind above.

@@ -155,8 +155,8 @@ impl Store for ZooKeeperKind {
         self.zookeeper.address(0).to_string()
     }
 
-    fn pid(&self) -> u32 {
-        self.zookeeper.process(0).pid()
+    fn pid(&self) -> Option<u32> {
+        Some(self.zookeeper.process(0).pid())
     }
 
     fn kill(&mut self) {

@@ -1,7 +1,7 @@
 //! etcd: URLs `etcd://host:port[,host:port…]`, and the section `[etcd]`.
 
 use super::endpoints::RefusedInUrl;
-use super::login::LoginKeys;
+use super::login::{ConfiguredLogin, LoginKeys};
 use super::tls::tls_keys;
 use super::{RegistryKind, UrlParser, heads};
 use crate::config::error::ConfigError;
@@ -32,7 +32,7 @@ keys! { KEYS:
 static PASSWORD: SecretKey =
     SecretKey { name: "password", variable: "SVCDNS_ETCD_PASSWORD", file: PASSWORD_FILE };
 
-static LOGIN: LoginKeys = LoginKeys { username: USERNAME, password: &PASSWORD };
+static LOGIN_KEYS: LoginKeys = LoginKeys { username: USERNAME, password: &PASSWORD };
 
 tls_keys! { "etcd" "etcd" "the other `etcd` TLS settings" }
 
@@ -40,15 +40,13 @@ tls_keys! { "etcd" "etcd" "the other `etcd` TLS settings" }
 const ETCD_PORT: u16 = 2379;
 
 fn read(layers: &Layers) -> Result<UrlParser, ConfigError> {
-    let login = LOGIN.read(layers)?;
-    let login_keys = login.is_some().then(|| LOGIN.in_force(layers));
-    let (username, password) = login.unzip();
+    let ConfiguredLogin { username, password, keys } = LOGIN_KEYS.read(layers)?;
     let (tls, heads) = (TLS_KEYS.read(layers)?, heads(layers)?);
     let settings =
-        Settings { username, password, login_keys, tls, heads, ..Settings::new(Vec::new()) };
+        Settings { username, password, login_keys: keys, tls, heads, ..Settings::new(Vec::new()) };
     let refused = RefusedInUrl::new(
         "user or password",
-        &LOGIN.recommended(layers),
+        &LOGIN_KEYS.recommended(layers),
         "the endpoints of an etcd URL (heads, deployment and namespace are separate keys)",
     );
     Ok(Box::new(move |_, authority| {

@@ -29,7 +29,7 @@ keys! { KEYS:
 static PASSWORD: SecretKey =
     SecretKey { name: "password", variable: "SVCDNS_ZOOKEEPER_PASSWORD", file: PASSWORD_FILE };
 
-static LOGIN: LoginKeys = LoginKeys { username: USERNAME, password: &PASSWORD };
+static LOGIN_KEYS: LoginKeys = LoginKeys { username: USERNAME, password: &PASSWORD };
 
 tls_keys! { "zookeeper" "ZooKeeper" "the other `zookeeper` TLS settings" }
 
@@ -37,21 +37,21 @@ tls_keys! { "zookeeper" "ZooKeeper" "the other `zookeeper` TLS settings" }
 fn read(layers: &Layers) -> Result<UrlParser, ConfigError> {
     use super::endpoints::RefusedInUrl;
     use super::heads;
+    use super::login::ConfiguredLogin;
     use crate::registry::Source;
     use crate::registry::zookeeper::{DigestLogin, Settings};
 
     /// Default client port of ZooKeeper.
     const ZOOKEEPER_PORT: u16 = 2181;
 
-    let login = LOGIN.read(layers)?.map(|(user, password)| {
-        let keys = LOGIN.in_force(layers);
-        DigestLogin { user, password, keys }
-    });
+    let ConfiguredLogin { username, password, keys } = LOGIN_KEYS.read(layers)?;
+    let login = username.zip(password).zip(keys);
+    let login = login.map(|((user, password), keys)| DigestLogin { user, password, keys });
     let (tls, heads) = (TLS_KEYS.read(layers)?, heads(layers)?);
     let settings = Settings { login, tls, heads, ..Settings::new(Vec::new()) };
     let refused = RefusedInUrl::new(
         "user or password",
-        &LOGIN.recommended(layers),
+        &LOGIN_KEYS.recommended(layers),
         "the servers of a ZooKeeper URL",
     );
     Ok(Box::new(move |_, rest| {
@@ -64,7 +64,7 @@ fn read(layers: &Layers) -> Result<UrlParser, ConfigError> {
 
 #[cfg(not(feature = "zookeeper"))]
 fn read(layers: &Layers) -> Result<UrlParser, ConfigError> {
-    LOGIN.read(layers)?;
+    LOGIN_KEYS.read(layers)?;
     TLS_KEYS.read(layers)?;
     Ok(Box::new(|_, _| {
         let why = "this svcdns was built without ZooKeeper: use one that was built with the Cargo \

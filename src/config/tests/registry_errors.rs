@@ -7,9 +7,16 @@ use super::*;
 fn invalid_urls_are_rejected() {
     assert_errors(&[
         (
-            "registry = ['etcd://a', 'nacos://b:8848']",
-            "1:25: registry: registries of kind nacos are not supported yet: use etcd://, \
-             consul://, zookeeper:// or file://",
+            "registry = ['etcd://a', 'redis://b']",
+            "1:25: registry: unknown kind of registry \"redis\": expected a URL such as \
+             etcd://host:port[,host:port], consul://host:port[,host:port], \
+             zookeeper://host:port[,host:port]/root, nacos://host:port[,host:port], \
+             polaris://host:port[,host:port] or file:///directory",
+        ),
+        (
+            "registry = 'polaris://a,[::1]:8091'",
+            "1:12: registry: 8091 is the port of Polaris's gRPC interface, which GoFrame uses; \
+             svcdns uses the HTTP interface: polaris://[::1]:8090",
         ),
         (
             "registry = 'file://x'",
@@ -18,14 +25,16 @@ fn invalid_urls_are_rejected() {
         (
             "registry = '127.0.0.1:2379'",
             "1:12: registry: expected a URL such as etcd://host:port[,host:port], \
-             consul://host:port[,host:port], zookeeper://host:port[,host:port]/root or \
+             consul://host:port[,host:port], zookeeper://host:port[,host:port]/root, \
+             nacos://host:port[,host:port], polaris://host:port[,host:port] or \
              file:///directory",
         ),
         (
             "registry = 'Redis://a'",
             "1:12: registry: unknown kind of registry \"redis\": expected a URL such as \
              etcd://host:port[,host:port], consul://host:port[,host:port], \
-             zookeeper://host:port[,host:port]/root or file:///directory",
+             zookeeper://host:port[,host:port]/root, nacos://host:port[,host:port], \
+             polaris://host:port[,host:port] or file:///directory",
         ),
         (
             "registry = 'etcd://a:1/service'",
@@ -35,7 +44,8 @@ fn invalid_urls_are_rejected() {
         (
             "[registry.main]\nurl = ''",
             "2:7: registry.main.url: expected a URL such as etcd://host:port[,host:port], \
-             consul://host:port[,host:port], zookeeper://host:port[,host:port]/root or \
+             consul://host:port[,host:port], zookeeper://host:port[,host:port]/root, \
+             nacos://host:port[,host:port], polaris://host:port[,host:port] or \
              file:///directory",
         ),
         (
@@ -46,12 +56,8 @@ fn invalid_urls_are_rejected() {
             "[registry.main]\nurl = 'redis://a'",
             "2:7: registry.main.url: unknown kind of registry \"redis\": expected a URL such \
              as etcd://host:port[,host:port], consul://host:port[,host:port], \
-             zookeeper://host:port[,host:port]/root or file:///directory",
-        ),
-        (
-            "[registry.main]\nurl = 'polaris://a'",
-            "2:7: registry.main.url: registries of kind polaris are not supported yet: use \
-             etcd://, consul://, zookeeper:// or file://",
+             zookeeper://host:port[,host:port]/root, nacos://host:port[,host:port], \
+             polaris://host:port[,host:port] or file:///directory",
         ),
         (
             "[registry.main]\nurl = 'etcd://a,file:///x'",

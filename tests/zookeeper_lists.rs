@@ -144,7 +144,7 @@ fn steady_changes_delay_neither_lists_nor_attempts() {
     let test = "steady_changes_delay_neither_lists_nor_attempts";
     let Some((zookeeper, client)) = ZooKeeper::start_with_root(test) else { return };
     let paths: Vec<_> =
-        (0..8).map(|number| put_leaf(&client, &format!("s{number}"), "leaf", 1)).collect();
+        (0..4).map(|number| put_leaf(&client, &format!("s{number}"), "leaf", 1)).collect();
     put_leaf(&client, "guarded", "leaf", 2);
     client.set_acl(&folder("guarded"), &[Acl::digest("programs:s3cret", Acl::ALL)]).unwrap();
     let ends = AtomicBool::new(false);

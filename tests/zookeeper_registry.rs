@@ -1,7 +1,7 @@
 //! The ZooKeeper registry against real servers: content and TLS.
 //!
-//! `zookeeper_lists.rs` has lists and nodes that may not be read, `zookeeper_outages.rs` servers that
-//! fail and sessions that end.
+//! `zookeeper_lists.rs` has lists and nodes that may not be read, `zookeeper_outages.rs` has
+//! servers that fail and sessions that end.
 
 #![cfg(feature = "zookeeper")]
 #![allow(clippy::unwrap_used, reason = "tests")]

@@ -21,7 +21,7 @@ check: ## check the format, and lint code and its documentation with warnings de
 	@tests/setup.sh build
 	cargo fmt --check
 	cargo clippy --locked --all-targets --test systemd_machine -- -D warnings
-	cargo clippy --locked --lib --bins --no-default-features -- -D warnings
+	cargo clippy --locked --lib --bins --tests --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
 
 test: check ## install what the tests need, check, run all tests
@@ -42,7 +42,7 @@ registries: ## run all tests against real registries, and print the times (Consu
 	@rm -rf $(SKIPPED_TESTS) && mkdir -p $(SKIPPED_TESTS)
 	cargo test --locked --test etcd_registry --test file_registry \
 		--test consul_registry --test consul_bad_input --test other_servers \
-		--test zookeeper_registry --test zookeeper_outages
+		--test zookeeper_registry --test zookeeper_lists --test zookeeper_outages
 	cargo test --locked --test battery -- --ignored --nocapture
 	@tests/skipped.sh $(SKIPPED_TESTS)
 

@@ -2,6 +2,7 @@
 //!
 //! The messages say what is there and what to do.
 
+#![cfg(feature = "zookeeper")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;

@@ -9,10 +9,12 @@ use std::process::Command;
 
 use support::etcd::Etcd;
 use support::svcdns::{self, Svcdns};
+#[cfg(feature = "zookeeper")]
 use support::zookeeper::{ROOT, ZooKeeper, put_leaf};
 use support::{SOON, eventually};
 
 const ETCD_PAGE: &str = include_str!("../docs/registries/etcd.md");
+#[cfg(feature = "zookeeper")]
 const ZOOKEEPER_PAGE: &str = include_str!("../docs/registries/zookeeper.md");
 
 /// Returns path and text of every page.
@@ -143,6 +145,7 @@ fn the_commands_of_the_page_change_the_password_of_etcd() {
 }
 
 #[test]
+#[cfg(feature = "zookeeper")]
 fn the_rights_of_the_page_suffice_for_zookeeper() {
     let test = "the_rights_of_the_page_suffice_for_zookeeper";
     let Some((mut zookeeper, client)) = ZooKeeper::start_with_root(test) else { return };

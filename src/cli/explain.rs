@@ -88,13 +88,16 @@ async fn explain_from_registries(
     Ok((explanation, registries))
 }
 
-/// Returns the notes on the registries that hold the instances.
+/// Returns the notes on the registries that hold the instances, or a key without one.
 fn notes(explanation: &Explanation, registries: &[FollowedRegistry]) -> Vec<String> {
-    let holds_any =
-        |name: &str| explanation.instances.iter().any(|instance| instance.registry_name == name);
-    let noted = registries.iter().filter(|registry| holds_any(&registry.name));
+    let has_key = |(index, name): (usize, &str)| {
+        explanation.key_registries.contains(&index)
+            || explanation.instances.iter().any(|instance| instance.registry_name == name)
+    };
+    let noted = registries.iter().enumerate();
+    let noted = noted.filter(|(index, registry)| has_key((*index, &registry.name)));
     noted
-        .filter_map(|FollowedRegistry { name, url }| {
+        .filter_map(|(_, FollowedRegistry { name, url })| {
             Some(format!("{name}: {}", registry::note(url)?))
         })
         .collect()
@@ -111,6 +114,7 @@ fn text(explanation: &Explanation, notes: Vec<String>) -> String {
         parsed,
         interpretations,
         instances,
+        key_registries: _,
         precompiled,
         rcode,
         reason,

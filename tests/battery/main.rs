@@ -7,6 +7,7 @@
 //!
 //! A new kind is one file that implements [`kind::ServedKind`], or [`kind::Kind`] if some cases do
 //! not apply to it, and a line in [`KINDS`].
+#![cfg(feature = "zookeeper")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "prints its progress and results")]
 

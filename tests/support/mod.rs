@@ -30,6 +30,7 @@ pub(crate) mod strace;
 pub(crate) mod svcdns;
 pub(crate) mod systemd;
 pub(crate) mod upstream;
+#[cfg(feature = "zookeeper")]
 pub(crate) mod zookeeper;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};

@@ -37,6 +37,9 @@ pub(crate) const TICK: Duration = Duration::from_millis(500);
 /// at whose end the server notices.
 pub(crate) const EXPIRY: Duration = TICK.saturating_mul(21);
 
+/// A session that does not expire during a test.
+pub(crate) const LONG_SESSION: Duration = seconds(3600);
+
 /// Metadata of GoFrame's HTTP servers.
 pub(crate) const HTTP: &str = r#"{"insecure":true,"protocol":"http"}"#;
 
@@ -67,6 +70,17 @@ impl ZooKeeper {
     /// Starts one server with an empty root node; `None` skips the test.
     pub(crate) fn start_with_root(test: &str) -> Option<(Self, Client)> {
         let zookeeper = Self::start(test)?;
+        let client = zookeeper.client();
+        client.ensure(ROOT, &[Acl::world(Acl::ALL)]);
+        Some((zookeeper, client))
+    }
+
+    /// Starts one server with an empty root node, where sessions live as long as a client asks for.
+    ///
+    /// Neither a stall of the server nor one of the test ends them. `None` skips the test.
+    pub(crate) fn start_patient(test: &str) -> Option<(Self, Client)> {
+        let lines = format!("maxSessionTimeout={}\n", LONG_SESSION.as_millis());
+        let zookeeper = Self::start_with(test, &lines)?;
         let client = zookeeper.client();
         client.ensure(ROOT, &[Acl::world(Acl::ALL)]);
         Some((zookeeper, client))

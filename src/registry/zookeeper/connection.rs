@@ -5,6 +5,8 @@
 //! them, and the transaction of each reply, which reveals a restored store.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
@@ -22,6 +24,9 @@ use crate::registry::tls::{describe_connect_error, describe_handshake_error, is_
 
 /// Maximum length of a message, in bytes; the names of all folders are one message.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Length above which a message is none of ZooKeeper's, in bytes.
+const MAX_BELIEVED_BYTES: usize = 1024 * 1024 * 1024;
 
 /// Maximum length of the reply that opens a session, in bytes.
 const MAX_CONNECT_REPLY_BYTES: usize = 256;
@@ -58,7 +63,7 @@ pub(super) struct Reply {
 
 /// A connection with a session.
 ///
-/// The server replies in the order of the requests, so any number of them may be on their way.
+/// The server replies in the order of the requests, so any number of them may be in flight.
 /// Events arrive in order with the replies: a reply after an event shows its change.
 pub(super) struct ZooKeeperConnection {
     reader: ReadHalf<Box<dyn SessionStream>>,
@@ -252,7 +257,11 @@ impl ZooKeeperConnection {
         };
         let length = usize::try_from(i32::from_be_bytes(*length)).map_err(|_| malformed())?;
         if length > limit {
-            return Err(malformed());
+            return Err(if limit == MAX_MESSAGE_BYTES && length <= MAX_BELIEVED_BYTES {
+                too_long(length)
+            } else {
+                malformed()
+            });
         }
         if rest.len() < length {
             return Ok(None);
@@ -260,6 +269,18 @@ impl ZooKeeperConnection {
         let start = self.parsed + LENGTH_BYTES;
         self.parsed = start + length;
         Ok(Some(start..self.parsed))
+    }
+
+    /// Asks the server to end the session, as far as this needs no waiting.
+    ///
+    /// Without it, the server keeps the session and its watches until the session expires.
+    pub(super) fn close(&mut self) {
+        self.send(ZooKeeperRequest::Close);
+        let mut context = Context::from_waker(Waker::noop());
+        let mut writer = Pin::new(&mut self.writer);
+        if writer.as_mut().poll_write(&mut context, &self.output[self.written..]).is_ready() {
+            let _ = writer.poll_flush(&mut context);
+        }
     }
 
     fn write(&mut self, frame: &[u8]) {
@@ -321,6 +342,16 @@ async fn write_or_flush(
         return Ok(0);
     }
     writer.write(bytes).await
+}
+
+fn too_long(length: usize) -> Failure {
+    let text = format!(
+        "the server sent a message of {} MiB, and svcdns reads at most {} MiB: a node has too much \
+         data or too many children",
+        length >> 20,
+        MAX_MESSAGE_BYTES >> 20
+    );
+    Failure::new(FailureKind::Answer, text)
 }
 
 fn broken(error: &std::io::Error) -> Failure {
@@ -492,6 +523,10 @@ mod tests {
             server.write_all(&junk).await.unwrap();
             assert_eq!(connection.next().await.unwrap_err().kind, FailureKind::Answer, "{junk:?}");
         }
+        let (mut connection, mut server) = open_session().await;
+        server.write_all(&(65 * 1024 * 1024_u32).to_be_bytes()).await.unwrap();
+        let text = connection.next().await.unwrap_err().text;
+        assert!(text.contains("65 MiB") && text.contains("at most 64 MiB"), "{text}");
         let (mut connection, mut server) = open_session().await;
         let expired = message(1, 1, ErrorCode::SESSION_EXPIRED.0, b"");
         server.write_all(&expired).await.unwrap();

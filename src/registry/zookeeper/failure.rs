@@ -81,7 +81,7 @@ fn login_remedy(login_keys: Option<&str>) -> String {
     }
 }
 
-/// Creates the failure of a server that sent something else than ZooKeeper would.
+/// Creates the failure of a server that sent something other than ZooKeeper would.
 pub(super) fn malformed() -> Failure {
     Failure::new(FailureKind::Answer, "the server sent a message that is not ZooKeeper's")
 }

@@ -1,9 +1,11 @@
-//! One session: lists, events, and the reads that they require.
+//! One session: events, lists, and the reads that they require.
 //!
 //! The server sends replies and events in one order, in which the follower takes them. A change is
 //! therefore never sent before an older one of the same node.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod lists;
+
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::mem;
 use std::time::SystemTime;
@@ -15,12 +17,12 @@ use super::failure::{ErrorCode, malformed};
 use super::parse::LeafParser;
 use super::paths::{Place, child, name};
 use super::reads::{Aim, PendingReads, Read};
-use super::supervisor::{StorePosition, ZooKeeperSupervisor};
+use super::supervisor::ZooKeeperSupervisor;
+use super::unreadable::UnreadableNodes;
 use super::wire::{Creation, EventKind, NodeEvent, Stat, parse_children, parse_data};
-use crate::registry::backoff::random_up_to;
 use crate::registry::failure::Failure;
 use crate::registry::session::SessionEnd;
-use crate::registry::{FeedClosed, RegistryCommand, RegistryReport};
+use crate::registry::{FeedClosed, RegistryCommand};
 use crate::service::{Change, ListKind, Put, Registration, Rejected, Removal};
 
 /// Limit on events that wait for the end of a list, and on the reads that events require.
@@ -42,20 +44,19 @@ pub(super) struct Follower<'a> {
     /// The names of the folders under one-shot watches; `None` with a recursive watch.
     watched_folders: Option<HashSet<Box<str>>>,
     list: ListState,
-    /// When the next routine list is due.
+    /// When the next list is due.
     list_due: Instant,
-    /// Whether a list is needed now.
-    needs_list: bool,
+    /// The kind of the next list, if something requires it.
+    required_list: Option<ListKind>,
     /// Whether the first list is complete.
     is_following: bool,
-    /// Events that arrived during the list.
+    /// Events that arrived during the list, or while it waited for earlier reads.
     deferred: Vec<NodeEvent>,
     /// Leaves that were deleted while their folder was being read for others.
     ///
     /// They are looked up together: a folder may have very many leaves, all of which may go.
     deleted_leaves: HashMap<Box<str>, Vec<Box<str>>>,
-    /// Nodes that cannot be read, with the reason.
-    unreadable: BTreeMap<Box<str>, String>,
+    unreadable: UnreadableNodes,
     /// When the unreadable nodes are tried again.
     retry_due: Instant,
 }
@@ -64,7 +65,9 @@ pub(super) struct Follower<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ListState {
     None,
-    /// The names of the folders are on their way.
+    /// A list is due, and waits for the reads in flight. New events wait for its end.
+    Due,
+    /// The names of the folders are requested.
     Requested,
     /// The folders and leaves are being read, below the root with this creation.
     Begun {
@@ -91,11 +94,11 @@ impl<'a> Follower<'a> {
             watched_folders: (!is_recursive).then(HashSet::new),
             list: ListState::None,
             list_due: now,
-            needs_list: true,
+            required_list: None,
             is_following: false,
             deferred: Vec::new(),
             deleted_leaves: HashMap::new(),
-            unreadable: BTreeMap::new(),
+            unreadable: UnreadableNodes::default(),
             retry_due: now,
             supervisor,
             connection,
@@ -105,17 +108,21 @@ impl<'a> Follower<'a> {
     /// Follows the store until the session fails.
     pub(super) async fn run(mut self) -> Result<Infallible, SessionEnd> {
         loop {
-            let is_idle = self.list == ListState::None && self.reads.is_empty();
             let now = Instant::now();
-            if is_idle && (self.needs_list || self.list_due <= now) {
-                self.request_list();
-            } else if is_idle && !self.unreadable.is_empty() && self.retry_due <= now {
+            if self.list == ListState::None && self.list_due <= now {
+                self.list = ListState::Due;
+            }
+            if self.list == ListState::Due && self.reads.is_empty() {
+                self.list = ListState::Requested;
+                self.reads.push(&*self.supervisor.settings.root, Aim::List);
+            }
+            let may_retry = self.list == ListState::None && !self.unreadable.is_empty();
+            if may_retry && self.retry_due <= now {
                 self.retry().await;
             }
             self.reads.send(&mut self.connection);
-            let is_idle = self.list == ListState::None && self.reads.is_empty();
-            let retry_due = (!self.unreadable.is_empty()).then_some(self.retry_due);
-            let wake = retry_due.into_iter().fold(self.list_due, Instant::min);
+            let has_timer = self.list == ListState::None;
+            let wake = if may_retry { self.list_due.min(self.retry_due) } else { self.list_due };
             let link = &mut self.supervisor.link;
             tokio::select! {
                 incoming = self.connection.next() => {
@@ -127,7 +134,7 @@ impl<'a> Follower<'a> {
                     // ZooKeeper does not tell which sessions exist.
                     link.report_all_gone(leases).await?;
                 }
-                () = sleep_until(wake), if is_idle => {}
+                () = sleep_until(wake), if has_timer => {}
             }
         }
     }
@@ -147,13 +154,36 @@ impl<'a> Follower<'a> {
         match incoming {
             ServerMessage::Alive => {}
             ServerMessage::Event(event) if self.list == ListState::None => self.take_event(&event),
-            ServerMessage::Event(event) if self.deferred.len() < MAX_WAITING_EVENTS => {
-                self.deferred.push(event);
-            }
-            ServerMessage::Event(_) => self.needs_list = true,
+            ServerMessage::Event(event) => self.defer(event),
             ServerMessage::Reply(reply) => self.take_reply(reply)?,
         }
         Ok(())
+    }
+
+    /// Keeps an event for the end of the list.
+    fn defer(&mut self, event: NodeEvent) {
+        if !self.has_lost_events() {
+            self.deferred.push(event);
+        }
+    }
+
+    /// Returns whether events may be missing from the deferred ones.
+    fn has_lost_events(&self) -> bool {
+        self.deferred.len() >= MAX_WAITING_EVENTS
+    }
+
+    fn take_deferred(&mut self) {
+        if self.has_lost_events() {
+            self.require_list(ListKind::Reconnect);
+        }
+        for event in mem::take(&mut self.deferred) {
+            self.take_event(&event);
+        }
+    }
+
+    /// Returns whether the changes are those of a list.
+    fn is_in_list(&self) -> bool {
+        matches!(self.list, ListState::Begun { .. })
     }
 
     /// Sends the changes so far, and ends a list whose last reply has arrived.
@@ -163,16 +193,16 @@ impl<'a> Follower<'a> {
         {
             return self.end_list(root).await;
         }
-        let is_listing = self.list != ListState::None;
+        let is_in_list = self.is_in_list();
         // An update of a list is large, because the catalog does some work for each.
-        if !is_listing || self.changes.len() >= self.supervisor.settings.tuning.batch_size {
+        if !is_in_list || self.changes.len() >= self.supervisor.settings.tuning.batch_size {
             self.supervisor.link.feed.send(mem::take(&mut self.changes)).await?;
         }
         let zxid = self.connection.last_zxid();
-        if !is_listing {
+        if !is_in_list {
             self.supervisor.advance(zxid);
         }
-        let is_current = !is_listing && self.is_following;
+        let is_current = self.list == ListState::None && self.is_following;
         self.supervisor.link.feed.state().update(|report| {
             report.last_event = Some(SystemTime::now());
             if is_current {
@@ -182,105 +212,19 @@ impl<'a> Follower<'a> {
         Ok(())
     }
 
-    // Lists
-
-    fn request_list(&mut self) {
-        self.needs_list = false;
-        self.list = ListState::Requested;
-        self.reads.push(&*self.supervisor.settings.root, Aim::List);
-    }
-
-    /// Begins the list with the names of all folders, or with the lack of a root.
-    fn begin_list(&mut self, result: &Result<Vec<u8>, ErrorCode>) -> Result<(), Failure> {
-        let root = &self.supervisor.settings.root;
-        let mut unreadable = BTreeMap::new();
-        let (folders, creation): (Vec<(Box<str>, Box<str>)>, _) = match result {
-            Ok(body) => {
-                let (names, stat) = parse_children(body).map_err(|_| malformed())?;
-                let folders = names.into_iter().map(|name| (name.into(), child(root, name)));
-                (folders.collect(), Some(stat.creation))
-            }
-            Err(ErrorCode::NO_NODE) => {
-                let text = format!(
-                    "there is no node {root}: no program has registered yet, or the URL has the \
-                     wrong root"
-                );
-                unreadable.insert((&**root).into(), self.located(Failure::connection(text)));
-                if self.watched_folders.is_some() {
-                    self.reads.push(&**root, Aim::AwaitRoot);
-                }
-                (Vec::new(), None)
-            }
-            Err(code) => {
-                let failure = code.of_node(self.supervisor.settings.login_keys());
-                return Err(failure.of(&format!("list {root}")));
-            }
-        };
-        self.unreadable = unreadable;
-        self.list = ListState::Begun { root: creation };
-        let kind = if self.is_following {
-            ListKind::Routine
-        } else {
-            let position = StorePosition { zxid: self.connection.last_zxid(), root: creation };
-            self.supervisor.begin_first_list(position)
-        };
-        self.changes.push(Change::list_begin(kind));
-        if let Some(watched) = &mut self.watched_folders {
-            watched.clear();
-            watched.extend(folders.iter().map(|(name, _)| name.clone()));
-        }
-        for (_, path) in folders {
-            self.reads.push(path, Aim::Folder);
-        }
-        Ok(())
-    }
-
-    /// Ends the list, and takes the events that arrived meanwhile.
-    async fn end_list(&mut self, root: Option<Creation>) -> Result<(), FeedClosed> {
-        let zxid = self.connection.last_zxid();
-        let mut changes = mem::take(&mut self.changes);
-        changes.push(Change::ListEnd { revision: revision(zxid) });
-        self.list = ListState::None;
-        self.supervisor.end_list(StorePosition { zxid, root });
-        let error = self.error();
-        self.warn(error.as_deref());
-        let update = |report: &mut RegistryReport| {
-            report.synced = true;
-            report.revision = revision(zxid);
-            report.last_event = Some(SystemTime::now());
-            report.error = error;
-            report.lists += 1;
-        };
-        let link = &mut self.supervisor.link;
-        if mem::replace(&mut self.is_following, true) {
-            link.feed.send(changes).await?;
-            link.feed.state().update(update);
-        } else {
-            link.send_connected(changes).await?;
-            link.following(update).await?;
-        }
-        let now = Instant::now();
-        let tuning = &self.supervisor.settings.tuning;
-        let interval = tuning.relist_interval;
-        self.list_due = now + interval.mul_f64(0.8) + random_up_to(interval.mul_f64(0.4));
-        self.retry_due = now + tuning.retry_interval;
-        for event in mem::take(&mut self.deferred) {
-            self.take_event(&event);
-        }
-        Ok(())
-    }
-
     // Events
 
     /// Takes an event: reads what it concerns.
     fn take_event(&mut self, event: &NodeEvent) {
         let NodeEvent { kind, path } = event;
         if self.reads.len() >= MAX_WAITING_EVENTS {
-            self.needs_list = true;
+            self.require_list(ListKind::Reconnect);
             return;
         }
         match (Place::of(path, &self.supervisor.settings.root), kind) {
-            (Place::Root, EventKind::Created | EventKind::Deleted) => self.needs_list = true,
+            (Place::Root, EventKind::Created | EventKind::Deleted) => {
+                self.require_list(ListKind::Routine);
+            }
             (Place::Root, EventKind::ChildrenChanged) => {
                 self.reads.push(&**path, Aim::NewFolders);
             }
@@ -296,7 +240,7 @@ impl<'a> Follower<'a> {
                 match self.deleted_leaves.get_mut(folder) {
                     None => self.look_up_deleted(folder, vec![path.clone()]),
                     Some(leaves) if leaves.len() < MAX_WAITING_EVENTS => leaves.push(path.clone()),
-                    Some(_) => self.needs_list = true,
+                    Some(_) => self.require_list(ListKind::Reconnect),
                 }
             }
             (Place::Root | Place::Folder, EventKind::DataChanged)
@@ -312,15 +256,12 @@ impl<'a> Follower<'a> {
         let result = reply.result;
         match aim {
             Aim::List => return self.begin_list(&result),
-            Aim::NewFolders => self.take_new_folders(&path, result)?,
-            Aim::AwaitRoot => self.needs_list |= result.is_ok(),
+            Aim::NewFolders => self.take_new_folders(&path, &result)?,
+            Aim::AwaitRoot if result.is_ok() => self.require_list(ListKind::Routine),
+            Aim::AwaitRoot => {}
             Aim::Folder => self.take_folder(&path, result)?,
             Aim::Deleted { leaves } => self.take_folder_of_deleted(&path, leaves, result)?,
             Aim::Leaf { is_first } => self.take_leaf(path, is_first, result)?,
-            // Whatever happened to the node while it could not be read, a list finds it.
-            Aim::Retry { .. } => {
-                self.needs_list |= matches!(result, Ok(_) | Err(ErrorCode::NO_NODE));
-            }
         }
         Ok(())
     }
@@ -329,20 +270,17 @@ impl<'a> Follower<'a> {
     fn take_new_folders(
         &mut self,
         root: &str,
-        result: Result<Vec<u8>, ErrorCode>,
+        result: &Result<Vec<u8>, ErrorCode>,
     ) -> Result<(), Failure> {
         let body = match result {
             Ok(body) => body,
             Err(ErrorCode::NO_NODE) => {
-                self.needs_list = true;
+                self.require_list(ListKind::Routine);
                 return Ok(());
             }
-            Err(code) => {
-                let failure = code.of_node(self.supervisor.settings.login_keys());
-                return Err(failure.of(&format!("list {root}")));
-            }
+            Err(code) => return self.refuse_list(*code),
         };
-        let (names, _) = parse_children(&body).map_err(|_| malformed())?;
+        let (names, _) = parse_children(body).map_err(|_| malformed())?;
         let watched = self.watched_folders.get_or_insert_default();
         for name in names {
             if watched.insert(name.into()) {
@@ -358,6 +296,8 @@ impl<'a> Follower<'a> {
         result: Result<Vec<u8>, ErrorCode>,
     ) -> Result<(), Failure> {
         match result {
+            // Events below it may not have arrived.
+            Ok(_) if self.forget_unreadable(path) => self.require_list(ListKind::Reconnect),
             Ok(body) => {
                 let (leaves, _) = parse_children(&body).map_err(|_| malformed())?;
                 self.note_empty(path, &leaves);
@@ -366,7 +306,10 @@ impl<'a> Follower<'a> {
                 }
             }
             Err(ErrorCode::NO_NODE) => self.delete_folder(path),
-            Err(code) => self.note_unreadable(path, code),
+            Err(code) => {
+                self.note_unreadable(path, code);
+                self.put_empty(path);
+            }
         }
         Ok(())
     }
@@ -386,14 +329,14 @@ impl<'a> Follower<'a> {
                     if present.contains(name(&leaf)) {
                         self.reads.push_next(leaf, Aim::Leaf { is_first: true });
                     } else {
-                        self.delete(leaf);
+                        self.delete_leaf(leaf);
                     }
                 }
                 self.note_empty(path, &leaves);
             }
             Err(ErrorCode::NO_NODE) => {
                 for leaf in deleted {
-                    self.delete(leaf);
+                    self.delete_leaf(leaf);
                 }
                 self.delete_folder(path);
             }
@@ -421,21 +364,31 @@ impl<'a> Follower<'a> {
         is_first: bool,
         result: Result<Vec<u8>, ErrorCode>,
     ) -> Result<(), Failure> {
+        let folder = match Place::of(&path, &self.supervisor.settings.root) {
+            Place::Leaf { folder } => Box::from(folder),
+            _ => return Ok(()),
+        };
         match result {
             Ok(body) => {
                 let (data, stat) = parse_data(&body).map_err(|_| malformed())?;
-                if is_first
-                    && let Place::Leaf { folder } = Place::of(&path, &self.supervisor.settings.root)
-                {
-                    self.delete(folder.into());
+                self.forget_unreadable(&path);
+                if is_first {
+                    self.delete(folder);
                 }
                 match self.parser.parse(data) {
                     Some(content) => self.put(path, stat, content),
                     None => self.delete(path),
                 }
             }
-            Err(ErrorCode::NO_NODE) => self.delete(path),
-            Err(code) => self.note_unreadable(&path, code),
+            // An event has told so, except without a recursive watch.
+            Err(ErrorCode::NO_NODE) if self.is_in_list() => {
+                self.defer(NodeEvent { kind: EventKind::Deleted, path });
+            }
+            Err(ErrorCode::NO_NODE) => self.delete_leaf(path),
+            Err(code) => {
+                self.note_unreadable(&path, code);
+                self.put_empty(&folder);
+            }
         }
         Ok(())
     }
@@ -452,13 +405,22 @@ impl<'a> Follower<'a> {
     /// The order of the messages alone decides which change is newer: the transaction in a reply
     /// may be later than the state that the reply shows.
     fn delete(&mut self, key: Box<str>) {
-        if self.list == ListState::None {
+        if !self.is_in_list() {
             let removal = Removal::Unknown;
             self.changes.push(Change::Delete { key, revision: 0, removal });
         }
     }
 
+    fn delete_leaf(&mut self, path: Box<str>) {
+        self.forget_unreadable(&path);
+        self.delete(path);
+    }
+
     fn delete_folder(&mut self, path: &str) {
+        if self.forget_unreadable(path) {
+            // Events below it may not have arrived.
+            self.require_list(ListKind::Reconnect);
+        }
         if let Some(watched) = &mut self.watched_folders {
             watched.remove(name(path));
         }
@@ -467,11 +429,15 @@ impl<'a> Follower<'a> {
 
     /// Puts a registration without an endpoint for a folder without leaves.
     fn note_empty(&mut self, path: &str, leaves: &[&str]) {
-        if !leaves.is_empty() {
-            return;
+        if leaves.is_empty() {
+            self.put_empty(path);
         }
-        if let Some(service) = self.parser.empty_service(name(path)) {
-            let (key, content) = (path.into(), Ok(service));
+    }
+
+    /// Puts a registration without an endpoint: the service is known, though it has no instance.
+    fn put_empty(&mut self, folder: &str) {
+        if let Some(service) = self.parser.empty_service(name(folder)) {
+            let (key, content) = (folder.into(), Ok(service));
             self.changes.push(Change::Put(Put { key, revision: 0, lease: 0, content }));
         }
     }
@@ -481,18 +447,25 @@ impl<'a> Follower<'a> {
     /// Records that a node cannot be read; its keys, and those below it, stay as they are.
     fn note_unreadable(&mut self, path: &str, code: ErrorCode) {
         let failure = code.of_node(self.supervisor.settings.login_keys());
-        let text = self.located(failure.of(&format!("read {path}")));
-        self.unreadable.insert(path.into(), text);
-        if self.list == ListState::None {
-            let error = self.error();
-            self.warn(error.as_deref());
-            self.supervisor.link.feed.state().update(|report| report.error = error);
-        } else {
+        let reason = self.located(failure.of(&format!("read {path}")));
+        self.unreadable.insert(path, reason);
+        if self.is_in_list() {
             self.changes.push(Change::Unreadable { key: path.into() });
+        } else {
+            self.report_unreadable();
         }
     }
 
-    /// Tries to read the unreadable nodes, with the current password.
+    /// Records that a node can be read or is gone; returns whether it could not be read before.
+    fn forget_unreadable(&mut self, path: &str) -> bool {
+        let was_unreadable = self.unreadable.remove(path);
+        if was_unreadable && !self.is_in_list() {
+            self.report_unreadable();
+        }
+        was_unreadable
+    }
+
+    /// Tries to read unreadable nodes, with the current password.
     async fn retry(&mut self) {
         let ZooKeeperSupervisor { settings, .. } = &*self.supervisor;
         self.retry_due = Instant::now() + settings.tuning.retry_interval;
@@ -502,29 +475,26 @@ impl<'a> Follower<'a> {
             let registry = self.supervisor.link.feed.state();
             tracing::debug!(%registry, reason = failure.text, "not logged in again");
         }
-        for path in self.unreadable.keys().take(MAX_RETRIED_NODES) {
-            // A watch tells when the root is created.
-            let is_leaf = match Place::of(path, &settings.root) {
-                Place::Root => continue,
-                place => place != Place::Folder,
-            };
-            self.reads.push(path.clone(), Aim::Retry { is_leaf });
+        for path in self.unreadable.next_retried(MAX_RETRIED_NODES) {
+            match Place::of(&path, &settings.root) {
+                Place::Folder => self.reads.push(path, Aim::Folder),
+                Place::Leaf { .. } => self.reads.push(path, Aim::Leaf { is_first: true }),
+                // A watch tells when the root is created, and a list whether it may be read.
+                Place::Root | Place::Elsewhere => {}
+            }
         }
     }
 
-    /// Returns the reason of the first unreadable node, and the number of the others.
-    fn error(&self) -> Option<String> {
-        let first = self.unreadable.values().next()?;
-        Some(match self.unreadable.len() {
-            1 => first.clone(),
-            count => format!("{first} (and {} more nodes)", count - 1),
-        })
+    fn report_unreadable(&self) {
+        let error = self.unreadable.summary();
+        self.warn(error.as_deref());
+        self.supervisor.link.feed.state().update(|report| report.error = error);
     }
 
     /// Logs the unreadable nodes, unless the report has the reason of the first one already.
     fn warn(&self, error: Option<&str>) {
         let registry = self.supervisor.link.feed.state();
-        let Some((reason, first)) = error.zip(self.unreadable.values().next()) else { return };
+        let Some((reason, first)) = error.zip(self.unreadable.first_reason()) else { return };
         if !registry.report().error.is_some_and(|known| known.starts_with(first)) {
             tracing::warn!(%registry, reason, "nodes cannot be read, trying again");
         }
@@ -532,6 +502,12 @@ impl<'a> Follower<'a> {
 
     fn located(&self, failure: Failure) -> String {
         self.supervisor.link.locate(failure).text
+    }
+}
+
+impl Drop for Follower<'_> {
+    fn drop(&mut self) {
+        self.connection.close();
     }
 }
 

@@ -3,12 +3,13 @@
 //! A root node has a folder for each service, and a folder has leaves with the registrations:
 //! `/microservices/service-default-default-hello.svc-latest/hello.svc`. The supervisor lists all
 //! leaves, and then reads only what an event of a watch concerns, since events carry no data. Each
-//! session begins with a list: ZooKeeper cannot resume from a revision. An outage withdraws
-//! nothing that was sent before.
+//! session begins with a list: ZooKeeper cannot resume from a revision. An outage removes no
+//! instance.
 //!
 //! - `supervisor`: the sessions with one server after another, and the kinds of their lists
 //! - `follower`: one session: lists, events, and the reads that they require
-//! - `reads`: the reads on their way, whose replies arrive in their order
+//! - `reads`: the reads in flight, whose replies arrive in their order
+//! - `unreadable`: the nodes that cannot be read
 //! - `paths`: where a node is below the root
 //! - `connection`, `wire`: ZooKeeper's protocol; `failure`: messages
 //! - `parse`: conversion of nodes to [`crate::service`]
@@ -22,6 +23,7 @@ mod paths;
 mod reads;
 mod register;
 mod supervisor;
+mod unreadable;
 mod wire;
 
 use std::fmt;
@@ -143,7 +145,7 @@ pub struct ZooKeeperTuning {
     /// A third of it is the time between pings on an idle connection, and two thirds are the
     /// longest silence of the server. Nothing in the store depends on a follower's session.
     pub session_timeout: Duration,
-    /// Limit on the reads on their way.
+    /// Limit on the reads in flight.
     pub max_reads: usize,
     /// Limit on the changes in one update, at least 1.
     pub batch_size: usize,

@@ -42,7 +42,7 @@ pub(super) fn name(path: &str) -> &str {
 
 /// Returns why ZooKeeper refuses a path; `None` if it does not.
 ///
-/// The rules are those of ZooKeeper's `PathUtils.validatePath`.
+/// The rules are at least as strict as ZooKeeper's `PathUtils.validatePath`.
 pub fn invalid_path(path: &str) -> Option<&'static str> {
     let Some(names) = path.strip_prefix('/') else {
         return Some("it does not begin with a slash");

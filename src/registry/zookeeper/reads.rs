@@ -32,8 +32,6 @@ pub(super) enum Aim {
         /// Whether the folder may have been empty before.
         is_first: bool,
     },
-    /// Find out whether a node can be read again: a folder, or a leaf.
-    Retry { is_leaf: bool },
 }
 
 impl Read {
@@ -42,8 +40,6 @@ impl Read {
         match self.aim {
             Aim::AwaitRoot => ZooKeeperRequest::Exists { path, watch },
             Aim::Leaf { .. } => ZooKeeperRequest::Data { path, watch },
-            Aim::Retry { is_leaf: true } => ZooKeeperRequest::Data { path, watch: false },
-            Aim::Retry { is_leaf: false } => ZooKeeperRequest::Children { path, watch: false },
             Aim::List | Aim::NewFolders | Aim::Folder | Aim::Deleted { .. } => {
                 ZooKeeperRequest::Children { path, watch }
             }
@@ -84,7 +80,7 @@ impl PendingReads {
         self.sent.len() + self.waiting.len()
     }
 
-    /// Sends as many reads as may be on their way.
+    /// Sends as many reads as may be in flight.
     pub(super) fn send(&mut self, connection: &mut ZooKeeperConnection) {
         while self.sent.len() < self.max_sent {
             let Some(read) = self.waiting.pop_front() else { return };

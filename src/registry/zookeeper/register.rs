@@ -59,7 +59,7 @@ struct LeafRegistration<'a> {
     is_ours: bool,
 }
 
-/// Whose a leaf is.
+/// Owner of a leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LeafOwner {
     /// There is no leaf.

@@ -26,7 +26,7 @@ pub(super) struct ZooKeeperSupervisor {
     required_list: Option<ListKind>,
 }
 
-/// The age of a store.
+/// How far a store has come: its last transaction, and which root it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StorePosition {
     /// The last transaction that was seen.
@@ -68,7 +68,7 @@ impl ZooKeeperSupervisor {
         if tuning.one_shot_watches {
             return Ok(false);
         }
-        match connection.call(ZooKeeperRequest::WatchBelow { path: root }).await? {
+        match connection.call(ZooKeeperRequest::AddRecursiveWatch { path: root }).await? {
             Ok(_) => Ok(true),
             Err(ErrorCode::UNIMPLEMENTED) => Ok(false),
             Err(code) => Err(self.failed(code).of(&format!("watch {root}"))),

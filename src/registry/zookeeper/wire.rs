@@ -34,7 +34,7 @@ pub(super) enum ZooKeeperRequest<'a> {
     /// Bring the server up to date with the leader of its ensemble.
     Sync,
     /// Watch a node and all nodes below it; servers before 3.6 have no such watch.
-    WatchBelow { path: &'a str },
+    AddRecursiveWatch { path: &'a str },
     /// Read whether a node exists; a watch also reports its creation.
     Exists { path: &'a str, watch: bool },
     /// Read the names of a node's children.
@@ -59,7 +59,7 @@ impl ZooKeeperRequest<'_> {
                 record.int(9);
                 record.text("/");
             }
-            Self::WatchBelow { path } => {
+            Self::AddRecursiveWatch { path } => {
                 record.int(106);
                 record.text(path);
                 record.int(PERSISTENT_RECURSIVE);
@@ -363,7 +363,7 @@ mod tests {
     fn requests_have_zookeepers_form() {
         let read = ZooKeeperRequest::Data { path: "/a/é", watch: true }.frame(7);
         assert_eq!(record(&read), b"\0\0\0\x07\0\0\0\x04\0\0\0\x05/a/\xc3\xa9\x01");
-        let watch = ZooKeeperRequest::WatchBelow { path: "/a" }.frame(1);
+        let watch = ZooKeeperRequest::AddRecursiveWatch { path: "/a" }.frame(1);
         assert_eq!(record(&watch), b"\0\0\0\x01\0\0\0\x6a\0\0\0\x02/a\0\0\0\x01");
         let create =
             ZooKeeperRequest::Create { path: "/a", data: b"x", is_ephemeral: true }.frame(2);

@@ -5,13 +5,20 @@ use std::time::Duration;
 use svcdns::registry::zookeeper::{Settings, ZooKeeperRegistry};
 
 use super::super::followed::Followed;
-use super::ZooKeeper;
+use super::{LONG_SESSION, ZooKeeper};
 
 /// Returns settings with short waits between attempts.
 pub(crate) fn settings(zookeeper: &ZooKeeper) -> Settings {
     let endpoints = zookeeper.addresses().iter().map(ToString::to_string).collect();
     let mut settings = Settings::new(endpoints);
     settings.tuning.connection.backoff_max = Duration::from_millis(400);
+    settings
+}
+
+/// Returns settings for a session that outlives every stall, of [`ZooKeeper::start_patient`].
+pub(crate) fn patient_settings(zookeeper: &ZooKeeper) -> Settings {
+    let mut settings = settings(zookeeper);
+    settings.tuning.session_timeout = LONG_SESSION;
     settings
 }
 
@@ -31,8 +38,13 @@ pub(crate) struct Both([Followed; 2]);
 
 /// Follows a registry in both ways.
 pub(crate) fn follow_both(zookeeper: &ZooKeeper, grace: Duration) -> Both {
+    follow_both_with(&settings(zookeeper), grace)
+}
+
+/// Follows a registry in both ways with these settings.
+pub(crate) fn follow_both_with(settings: &Settings, grace: Duration) -> Both {
     Both([false, true].map(|one_shot_watches| {
-        let mut settings = settings(zookeeper);
+        let mut settings = settings.clone();
         settings.tuning.one_shot_watches = one_shot_watches;
         follow_with(settings, grace)
     }))

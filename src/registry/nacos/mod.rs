@@ -1,6 +1,6 @@
 //! Nacos registries.
 //!
-//! The names of all services and the instances of each are polled ([`super::polling`]): Nacos can
+//! The names of all services and the instances of each are polled (`super::polling`): Nacos can
 //! push changes only through its gRPC protocol, one subscription a service. An unchanged answer
 //! goes no further than its digest.
 //!

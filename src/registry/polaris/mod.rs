@@ -1,6 +1,6 @@
 //! Polaris registries.
 //!
-//! The HTTP interface of a Polaris server is polled ([`super::polling`]): the names of one
+//! The HTTP interface of a Polaris server is polled (`super::polling`): the names of one
 //! namespace, and the instances of each. Every query has the revision of the last answer, so that
 //! an unchanged list costs the server and svcdns little.
 //!

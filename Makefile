@@ -20,7 +20,9 @@ build: ## install what the build needs, and build in release mode
 check: ## check the format, and lint code and its documentation with warnings denied
 	@tests/setup.sh build
 	cargo fmt --check
-	cargo clippy --locked --all-targets --test systemd_machine -- -D warnings
+	cargo clippy --locked --all-targets --test systemd_machine --test zookeeper_lists \
+		--test zookeeper_outages -- -D warnings
+	cargo clippy --locked --lib --bins --tests --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
 
 test: check ## install what the tests need, check, run all tests
@@ -34,13 +36,14 @@ test: check ## install what the tests need, check, run all tests
 	cargo test --locked --bench micro -- --short
 	@tests/skipped.sh $(SKIPPED_TESTS)
 
-# Consul takes 4 minutes to build, once.
+# Consul takes 4 minutes to build, once. Maven fetches releases of ZooKeeper, once.
 registries: export BUILD_CONSUL := 1
-registries: ## run all tests against real registries, and print the times (Consul needs Go)
+registries: ## run all tests against real registries, and print the times (Consul needs Go, ZooKeeper 3.9 Maven)
 	@tests/setup.sh test
 	@rm -rf $(SKIPPED_TESTS) && mkdir -p $(SKIPPED_TESTS)
 	cargo test --locked --test etcd_registry --test file_registry \
-		--test consul_registry --test consul_bad_input --test other_servers
+		--test consul_registry --test consul_bad_input --test other_servers \
+		--test zookeeper_registry --test zookeeper_lists --test zookeeper_outages
 	cargo test --locked --test battery -- --ignored --nocapture
 	@tests/skipped.sh $(SKIPPED_TESTS)
 

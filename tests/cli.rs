@@ -774,9 +774,6 @@ fn configuration_errors_have_a_position_and_a_suggestion() {
         "{}",
         stderr(&secret)
     );
-    let unsupported =
-        run(&["serve", "--config", "/dev/null", "--registry", "nacos://127.0.0.1:8848"]);
-    assert!(stderr(&unsupported).contains("not supported yet"), "{}", stderr(&unsupported));
 }
 
 #[test]

@@ -45,15 +45,6 @@ fn follow_with(settings: Settings, grace: Duration) -> Followed {
     Followed::start(ConsulRegistry::new(settings), &url, grace)
 }
 
-/// Returns the kinds of all lists, of services and of names.
-fn kinds(followed: &Followed) -> BTreeSet<ListKind> {
-    let kind = |change: &Change| match change {
-        Change::ListBegin { kind, .. } | Change::ServiceNames { kind, .. } => Some(*kind),
-        _ => None,
-    };
-    followed.changes().iter().filter_map(|(_, change)| kind(change)).collect()
-}
-
 #[test]
 fn services_and_their_changes_are_followed() {
     let Some(consul) = Consul::start("services_and_their_changes_are_followed") else { return };
@@ -85,7 +76,7 @@ fn services_and_their_changes_are_followed() {
     consul.deregister(&second);
     followed.wait_until("hello to be unknown", || !followed.knows("hello"));
     assert!(!followed.knows("consul"), "Consul's own service is left out");
-    assert_eq!(kinds(&followed), [ListKind::Routine].into());
+    assert_eq!(followed.kinds(), [ListKind::Routine].into());
     let report = followed.state.report();
     assert!(report.error.is_none() && report.lists == 1 && report.revision > 0, "{report:?}");
     followed.stop();
@@ -269,7 +260,7 @@ fn an_outage_withdraws_nothing() {
     followed.wait_for("hello", &["10.0.0.1:8000", "10.0.0.3:8000"]);
     followed.wait_for("demo", &["10.0.0.2:8000"]);
     followed.wait_for_report("recovered", |report| report.connected && report.error.is_none());
-    assert_eq!(kinds(&followed), [ListKind::Routine, ListKind::Reconnect].into());
+    assert_eq!(followed.kinds(), [ListKind::Routine, ListKind::Reconnect].into());
     assert_eq!(followed.state.report().disconnects, 1);
     followed.stop();
 }
@@ -451,7 +442,7 @@ fn an_agent_that_refuses_connections_keeps_room_for_others() {
         let report = followed.state.report();
         report.connected && report.lists == 1 && report.disconnects == 0
     });
-    assert_eq!(kinds(&followed), [ListKind::Routine].into());
+    assert_eq!(followed.kinds(), [ListKind::Routine].into());
     followed.stop();
 }
 

@@ -140,7 +140,9 @@ impl Following {
                 self.lists += 1;
             }
             Change::Connected(connected) => self.connected.push(connected),
-            Change::ServiceNames { .. } => panic!("the directory is listed as a whole"),
+            Change::ServiceNames { .. } | Change::Unreadable { .. } => {
+                panic!("the directory is listed as a whole");
+            }
             Change::LeasesChecked(_) => panic!("files have no leases"),
         }
     }

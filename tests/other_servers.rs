@@ -2,6 +2,7 @@
 //!
 //! The messages say what is there and what to do.
 
+#![cfg(feature = "zookeeper")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -18,10 +19,17 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, date_time_ymd};
 use support::consul::Consul;
 use support::etcd::Etcd;
 use support::followed::Followed;
+use support::nacos::Nacos;
+use support::polaris::PolarisServer;
 use support::process::Process;
+use support::replay::{HttpServer, Reaction, Recordings};
+use support::zookeeper::ZooKeeper;
 use support::{SOON, eventually, free_address, seconds};
 use svcdns::registry::consul::{self, ConsulRegistry};
 use svcdns::registry::etcd::{self, EtcdRegistry};
+use svcdns::registry::nacos::{self, NacosRegistry};
+use svcdns::registry::polaris::{self, PolarisRegistry};
+use svcdns::registry::zookeeper::{self, ZooKeeperRegistry};
 use svcdns::registry::{Credential, Secret, Tls};
 
 /// Longer than any test: what happens earlier has another reason.
@@ -46,6 +54,33 @@ fn consul_error(endpoint: &str, tls: Option<Tls>, expected: &str) -> String {
     settings.tls = tls;
     let url = settings.to_string();
     error_of(Followed::start(ConsulRegistry::new(settings), &url, LONG), endpoint, expected)
+}
+
+/// Follows a ZooKeeper at an endpoint until a message contains the text; returns the message.
+fn zookeeper_error(endpoint: &str, tls: Option<Tls>, expected: &str) -> String {
+    let mut settings = zookeeper::Settings::new(vec![endpoint.to_owned()]);
+    settings.tuning.connection.backoff_max = Duration::from_millis(400);
+    settings.tls = tls;
+    let url = settings.to_string();
+    error_of(Followed::start(ZooKeeperRegistry::new(settings), &url, LONG), endpoint, expected)
+}
+
+/// Follows a Nacos at an endpoint until a message contains the text; returns the message.
+fn nacos_error(endpoint: &str, tls: Option<Tls>, expected: &str) -> String {
+    let mut settings = nacos::Settings::new(vec![endpoint.to_owned()]);
+    settings.tuning.connection.backoff_max = Duration::from_millis(400);
+    settings.tls = tls;
+    let url = settings.to_string();
+    error_of(Followed::start(NacosRegistry::new(settings), &url, LONG), endpoint, expected)
+}
+
+/// Follows a Polaris at an endpoint until a message contains the text; returns the message.
+fn polaris_error(endpoint: &str, tls: Option<Tls>, expected: &str) -> String {
+    let mut settings = polaris::Settings::new(vec![endpoint.to_owned()]);
+    settings.tuning.connection.backoff_max = Duration::from_millis(400);
+    settings.tls = tls;
+    let url = settings.to_string();
+    error_of(Followed::start(PolarisRegistry::new(settings), &url, LONG), endpoint, expected)
 }
 
 fn error_of(followed: Followed, endpoint: &str, expected: &str) -> String {
@@ -108,7 +143,7 @@ impl TlsServer {
     }
 }
 
-/// Checks that a certificate is explained alike for both kinds of registry.
+/// Checks that a certificate is explained alike for every kind of registry.
 fn expect_certificate_fault(
     names: &[&str],
     change: impl FnOnce(&mut CertificateParams),
@@ -119,6 +154,9 @@ fn expect_certificate_fault(
     for error in [
         etcd_error(&server.endpoint, Some(server.trusted()), expected),
         consul_error(&server.endpoint, Some(server.trusted()), expected),
+        zookeeper_error(&server.endpoint, Some(server.trusted()), expected),
+        nacos_error(&server.endpoint, Some(server.trusted()), expected),
+        polaris_error(&server.endpoint, Some(server.trusted()), expected),
     ] {
         assert!(error.contains("TLS: its certificate"), "{error}");
     }
@@ -148,11 +186,119 @@ fn a_consul_at_an_etcd_url_is_named() {
 }
 
 #[test]
+fn another_server_at_a_zookeeper_url_is_named() {
+    let web = web_server().to_string();
+    let error = zookeeper_error(&web, None, "it is not ZooKeeper but a web server (nginx/1.22.1)");
+    assert!(error.contains("the default port of ZooKeeper is 2181"), "{error}");
+    let etcd = Etcd::start();
+    let endpoint = etcd.endpoint(0);
+    let error = zookeeper_error(&endpoint, None, "it is not ZooKeeper but an etcd");
+    assert!(error.contains(&format!("use etcd://{endpoint}")), "{error}");
+}
+
+#[test]
+fn a_consul_at_a_zookeeper_url_is_named() {
+    let Some(consul) = Consul::start("a_consul_at_a_zookeeper_url_is_named") else { return };
+    let endpoint = consul.address().to_string();
+    let error = zookeeper_error(&endpoint, None, "it is not ZooKeeper but a Consul");
+    assert!(error.contains(&format!("use consul://{endpoint}")), "{error}");
+}
+
+#[test]
+fn a_zookeeper_at_the_url_of_another_kind_is_named() {
+    let test = "a_zookeeper_at_the_url_of_another_kind_is_named";
+    let Some(zookeeper) = ZooKeeper::start(test) else { return };
+    let endpoint = zookeeper.address(0).to_string();
+    for error in [
+        etcd_error(&endpoint, None, "it is not etcd but a ZooKeeper"),
+        consul_error(&endpoint, None, "it is not Consul but a ZooKeeper"),
+    ] {
+        assert!(error.contains(&format!("use zookeeper://{endpoint}")), "{error}");
+    }
+}
+
+#[test]
+fn a_nacos_at_the_url_of_another_kind_is_named() {
+    let nacos = Nacos::start();
+    let endpoint = nacos.address().to_string();
+    let error = etcd_error(&endpoint, None, "it is not etcd but a Nacos");
+    assert!(error.contains(&format!("use nacos://{endpoint}")), "{error}");
+    consul_error(&endpoint, None, "it is not Consul but a Nacos");
+    // Version 3 says which it is.
+    let state = Recordings::open("nacos/3.0.3").response("03-v3-state");
+    let nacos = HttpServer::start(move |request| {
+        Reaction::Answer(match &*request.path {
+            "/nacos/v3/admin/core/state" => state.clone(),
+            _ => b"HTTP/1.1 404 \r\nContent-Length: 0\r\n\r\n".to_vec(),
+        })
+    });
+    let expected = "it is not etcd but a Nacos, version 3.0.3: use nacos://";
+    etcd_error(&nacos.address().to_string(), None, expected);
+}
+
+#[test]
+fn another_server_at_a_nacos_url_is_named() {
+    let error = nacos_error(
+        &web_server().to_string(),
+        None,
+        "it is not Nacos but a web server (nginx/1.22.1)",
+    );
+    assert!(error.contains("the default port of Nacos's HTTP interface is 8848"), "{error}");
+    let etcd = Etcd::start();
+    nacos_error(&etcd.endpoint(0), None, "it is not Nacos but an etcd");
+    let Some(consul) = Consul::start("another_server_at_a_nacos_url_is_named") else { return };
+    nacos_error(&consul.address().to_string(), None, "it is not Nacos but a Consul");
+}
+
+#[test]
+fn a_polaris_at_the_url_of_another_kind_is_named() {
+    let polaris = PolarisServer::start();
+    polaris.require(PASSWORD);
+    let endpoint = polaris.address().to_string();
+    let error = etcd_error(&endpoint, None, "it is not etcd but a Polaris");
+    assert!(error.contains(&format!("use polaris://{endpoint}")), "{error}");
+    consul_error(&endpoint, None, "it is not Consul but a Polaris");
+    nacos_error(&endpoint, None, "it is not Nacos but a Polaris");
+}
+
+#[test]
+fn another_server_at_a_polaris_url_is_named() {
+    let web = web_server().to_string();
+    let expected = "it is not Polaris but a web server (nginx/1.22.1)";
+    let error = polaris_error(&web, None, expected);
+    assert!(error.contains("the default port of Polaris's HTTP interface is 8090"), "{error}");
+    let etcd = Etcd::start();
+    polaris_error(&etcd.endpoint(0), None, "it is not Polaris but an etcd");
+    let nacos = Nacos::start();
+    polaris_error(&nacos.address().to_string(), None, "it is not Polaris but a Nacos");
+    let Some(consul) = Consul::start("another_server_at_a_polaris_url_is_named") else { return };
+    polaris_error(&consul.address().to_string(), None, "it is not Polaris but a Consul");
+}
+
+#[test]
+fn the_grpc_interface_at_a_polaris_url_is_named() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let endpoint = listener.local_addr().unwrap().to_string();
+    thread::spawn(move || {
+        // gRPC begins with a SETTINGS frame (RFC 9113 section 6.5).
+        for mut stream in listener.incoming().flatten() {
+            let _ =
+                stream.write_all(b"\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x05\x00\x00\x40\x00");
+        }
+    });
+    let error = polaris_error(&endpoint, None, "it is not Polaris but an HTTP/2 or gRPC server");
+    assert!(error.contains("8091 is its gRPC interface"), "{error}");
+}
+
+#[test]
 fn a_tls_server_at_a_url_without_tls_is_recognized() {
     let folder = tempfile::tempdir().unwrap();
     let server = TlsServer::start(folder.path(), &["127.0.0.1"], |_| {});
     etcd_error(&server.endpoint, None, "it expects TLS: set tls = true");
     consul_error(&server.endpoint, None, "it expects TLS: use consul+https://");
+    zookeeper_error(&server.endpoint, None, "it expects TLS: set tls = true");
+    nacos_error(&server.endpoint, None, "it expects TLS: use nacos+https://");
+    polaris_error(&server.endpoint, None, "it expects TLS: use polaris+https://");
     let etcd = Etcd::builder().tls().start();
     etcd_error(&etcd.endpoint(0), None, "it expects TLS: set tls = true");
 }
@@ -167,7 +313,13 @@ fn a_server_without_tls_at_a_url_with_tls_is_recognized() {
     let error = consul_error(&endpoint, Some(tls.clone()), "it is not Consul but an etcd");
     assert!(error.contains(&format!("use etcd://{endpoint}")), "{error}");
     let web = web_server().to_string();
-    etcd_error(&web, Some(tls), "it is not etcd but a web server");
+    etcd_error(&web, Some(tls.clone()), "it is not etcd but a web server");
+    let nacos = Nacos::start();
+    let expected = "it does not speak TLS: use nacos://";
+    nacos_error(&nacos.address().to_string(), Some(tls.clone()), expected);
+    let polaris = PolarisServer::start();
+    let expected = "it does not speak TLS: use polaris://";
+    polaris_error(&polaris.address().to_string(), Some(tls), expected);
 }
 
 #[test]
@@ -212,7 +364,8 @@ fn a_certificate_of_an_unknown_issuer_is_explained() {
     let trusted = TlsServer::start(other.path(), &["127.0.0.1"], |_| {}).trusted();
     let expected = "TLS: its certificate is not signed by a trusted CA (set ca-file)";
     etcd_error(&server.endpoint, Some(trusted.clone()), expected);
-    consul_error(&server.endpoint, Some(trusted), expected);
+    consul_error(&server.endpoint, Some(trusted.clone()), expected);
+    zookeeper_error(&server.endpoint, Some(trusted), expected);
 }
 
 #[test]
@@ -232,5 +385,8 @@ fn a_port_without_a_server_has_a_remedy() {
     let expected = "Connection refused: nothing listens there: start the server, or correct";
     etcd_error(&endpoint, None, expected);
     consul_error(&endpoint, None, expected);
+    zookeeper_error(&endpoint, None, expected);
+    nacos_error(&endpoint, None, expected);
+    polaris_error(&endpoint, None, expected);
     etcd_error(&endpoint, Some(Tls::default()), expected);
 }

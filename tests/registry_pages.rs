@@ -9,9 +9,13 @@ use std::process::Command;
 
 use support::etcd::Etcd;
 use support::svcdns::{self, Svcdns};
+#[cfg(feature = "zookeeper")]
+use support::zookeeper::{ROOT, ZooKeeper, put_leaf};
 use support::{SOON, eventually};
 
 const ETCD_PAGE: &str = include_str!("../docs/registries/etcd.md");
+#[cfg(feature = "zookeeper")]
+const ZOOKEEPER_PAGE: &str = include_str!("../docs/registries/zookeeper.md");
 
 /// Returns path and text of every page.
 fn pages() -> Vec<(PathBuf, String)> {
@@ -137,5 +141,57 @@ fn the_commands_of_the_page_change_the_password_of_etcd() {
     etcd.start_all();
     etcd.put("/service/default/default/later.svc/latest/10.0.0.2:80", "{}");
     server.wait_for("later.svc", &["10.0.0.2"]);
+    server.stop();
+}
+
+#[test]
+#[cfg(feature = "zookeeper")]
+fn the_rights_of_the_page_suffice_for_zookeeper() {
+    let test = "the_rights_of_the_page_suffice_for_zookeeper";
+    let Some((mut zookeeper, client)) = ZooKeeper::start_with_root(test) else { return };
+    put_leaf(&client, "hello.svc", "hello.svc", 1);
+    let block = |text: &str| {
+        let mut found = blocks(ZOOKEEPER_PAGE, "").into_iter();
+        found.find(|block| block.contains(text)).unwrap_or_else(|| panic!("a block with {text}"))
+    };
+    let hashing = block("DigestAuthenticationProvider").replace("PASSWORD", "of-the-page");
+    let output = Command::new("sh").args(["-c", &hashing]).output().unwrap();
+    let output = String::from_utf8(output.stdout).unwrap();
+    let hash = output.trim().strip_prefix("svcdns:of-the-page->svcdns:").expect(&output);
+    zookeeper.cli(&block("setAcl -R").replace("HASH", hash));
+
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("password");
+    fs::write(&file, "of-the-page").unwrap();
+    let url = zookeeper.url();
+    let file = file.to_str().unwrap();
+    let login = ["--zookeeper-username", "svcdns", "--zookeeper-password-file", file];
+    let flags = [&["--registry", url.as_str()], &login[..]].concat();
+    let server = Svcdns::serve(&flags);
+    server.wait_for("hello.svc", &["10.0.0.1"]);
+    // No more than that: these rights do not suffice for `register`, and nobody else may read.
+    let mut register = svcdns::command();
+    register.arg("register").args(&flags).args(["legacy", "10.0.0.9:80"]);
+    let output = register.output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && error.contains("permission denied"), "{error}");
+    assert!(client.children(ROOT).is_err());
+
+    // The password that is changed in the file first, and then in ZooKeeper.
+    fs::write(file, "changed").unwrap();
+    zookeeper.kill();
+    zookeeper.start_all();
+    let message = "permission denied";
+    assert!(ZOOKEEPER_PAGE.contains(message));
+    eventually(message, SOON, || {
+        let output = server.run(&["status"]);
+        String::from_utf8_lossy(&output.stdout).contains(message).then_some(())
+    });
+    server.wait_for("hello.svc", &["10.0.0.1"]);
+    fs::write(file, "of-the-page").unwrap();
+    eventually("the end of the refusal", SOON, || {
+        let output = server.run(&["status"]);
+        (!String::from_utf8_lossy(&output.stdout).contains(message)).then_some(())
+    });
     server.stop();
 }

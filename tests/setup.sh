@@ -2,7 +2,7 @@
 # Installs the Debian packages that building or testing needs, and only those that are missing.
 #
 #   tests/setup.sh build     what `cargo build` needs
-#   tests/setup.sh test      that, and what the tests start: etcd, dig, curl, node, unbound, …;
+#   tests/setup.sh test      that, and what the tests start: etcd, ZooKeeper, dig, curl, node, …;
 #                            also fetches the Go modules if there is a Go toolchain
 #   tests/setup.sh bench     that, and the servers that only `make bench` compares with: knot, nsd
 #   tests/setup.sh systemd   what `cargo build` needs, and what boots a Debian: debootstrap,
@@ -20,7 +20,8 @@ test="etcd:etcd-server etcdctl:etcd-client dig:bind9-dnsutils curl:curl ip:iprou
       openssl:openssl kdig:knot-dnsutils node:nodejs musl-gcc:musl-tools dnsmasq:dnsmasq-base
       unbound:unbound dbus-daemon:dbus-daemon strace:strace chattr:e2fsprogs setpriv:util-linux
       faketime:faketime systemd-analyze:systemd
-      systemd/libsystemd-shared:libsystemd-shared"
+      systemd/libsystemd-shared:libsystemd-shared java:default-jre-headless
+      /usr/share/java/zookeeper.jar:libzookeeper-java"
 bench="knotd:knot nsd:nsd"
 systemd="debootstrap:debootstrap systemd-nspawn:systemd-container ip:iproute2
          unshare:util-linux mount:mount"

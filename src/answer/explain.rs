@@ -49,6 +49,11 @@ pub struct Explanation {
     /// Instances of the service that the name denotes.
     #[serde(rename = "considered")]
     pub instances: Vec<ConsideredInstance>,
+    /// Registries with a key of the service, by their index in the configuration, from 0.
+    ///
+    /// A key may have no instance. None from an older server.
+    #[serde(default)]
+    pub key_registries: Vec<usize>,
     /// Whether the name has a precompiled node.
     #[serde(rename = "ready-made")]
     pub precompiled: bool,
@@ -302,6 +307,9 @@ impl Explanation {
                 if *result == MatchResult::NoMatch {
                     self.add_unmatched(service);
                 }
+                if *result != MatchResult::NoService {
+                    self.add_key_registries(service);
+                }
                 let alias = service.and_then(describe_alias);
                 match result {
                     // Aliases in earlier interpretations have no part in the answer.
@@ -335,6 +343,15 @@ impl Explanation {
             let dropped = "does not match the interpretation";
             self.instances.push(ConsideredInstance::new(&instance, Some(dropped.to_owned())));
         }
+    }
+
+    /// Adds the registries that have a key of a service, or of the service of an alias.
+    fn add_key_registries(&mut self, service: Option<&Arc<Service>>) {
+        let target = service.and_then(|service| service.alias_target());
+        let keys = service.into_iter().chain(target).flat_map(|service| service.keys());
+        self.key_registries.extend(keys.map(|key| key.registry().index()));
+        self.key_registries.sort_unstable();
+        self.key_registries.dedup();
     }
 
     /// Adds all instances at an address.

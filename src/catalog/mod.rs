@@ -207,6 +207,11 @@ impl Catalog {
             Change::Delete { key, revision, removal } => {
                 self.delete(registry, &key, revision, removal, now);
             }
+            Change::Unreadable { key } => {
+                if let Some(list) = &mut tracker.list {
+                    list.unreadable.insert(key);
+                }
+            }
             Change::ListEnd { .. } => self.end_list(registry, now),
             Change::Connected(connected) => {
                 tracker.disconnected = !connected;

@@ -10,6 +10,10 @@ use foldhash::fast::RandomState;
 #[derive(Debug, Default)]
 pub(super) struct RegisteredNames {
     names: HashMap<Box<str>, NameState, RandomState>,
+    /// The bases of keys that register another name than the one they are listed under.
+    ///
+    /// Empty for most kinds of registry.
+    other_bases: HashMap<Box<str>, Vec<Box<str>>, RandomState>,
     /// Number of the last list of names; 0 before the first.
     lists: u32,
     /// Whether the round has had a list of names.
@@ -78,6 +82,28 @@ impl RegisteredNames {
         let awaited = !std::mem::replace(&mut state.listed, true);
         self.awaited -= usize::from(awaited);
         awaited
+    }
+
+    /// Records that a key listed under a name belongs to a base that is not the name's own.
+    pub(super) fn add_base(&mut self, name: &str, base: &str) {
+        let bases = self.other_bases.entry(name.into()).or_default();
+        if !bases.iter().any(|known| **known == *base) {
+            bases.push(base.into());
+        }
+    }
+
+    /// Replaces the bases of a name, apart from its own, after a complete list of its keys.
+    pub(super) fn set_bases(&mut self, name: &str, bases: Vec<Box<str>>) {
+        if bases.is_empty() {
+            self.other_bases.remove(name);
+        } else {
+            self.other_bases.insert(name.into(), bases);
+        }
+    }
+
+    /// Returns the bases to which keys listed under a name belong, apart from the name's own.
+    pub(super) fn other_bases(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.other_bases.get(name).into_iter().flatten().map(|base| &**base)
     }
 
     /// Records that a list of the registry begins, which may bring other names.

@@ -23,8 +23,10 @@ impl Catalog {
         self.ledger.remove_key(registry, hash);
         let built =
             content.and_then(|content| self.build_key(registry, &text, revision, lease, content));
-        let admitted =
-            built.and_then(|(base, key)| self.admit(registry, hash, slot, &text, &base, key));
+        let admitted = built.and_then(|(base, key)| {
+            self.trackers[registry.index()].note_base(&base);
+            self.admit(registry, hash, slot, &text, &base, key)
+        });
         let Err(rejected) = admitted else { return };
         if let Some(slot) = slot {
             self.update_entry(slot, None, EntryState::Removed);

@@ -22,7 +22,12 @@ impl Catalog {
         if tracker.list.is_some() {
             self.mirror.dedup_waiting(registry);
         }
-        tracker.begin(kind, scope, self.mirror.tally(registry).instances, now);
+        let base = match &scope {
+            ListScope::Registry => None,
+            ListScope::Service(name) => base_of(name, &self.settings.zones).ok(),
+        };
+        let base = base.map(|base| base.text);
+        tracker.begin(kind, (scope, base), self.mirror.tally(registry).instances, now);
         self.ledger.begin_list(registry);
     }
 
@@ -32,17 +37,22 @@ impl Catalog {
     pub(super) fn end_list(&mut self, registry: RegistryId, now: Instant) {
         let tracker = &mut self.trackers[registry.index()];
         let (is_checking, generation) = (tracker.is_checking(), tracker.generation);
-        let Some(ListInProgress { scope, in_round }) = tracker.end(now) else { return };
-        let swept = match &scope {
+        let Some(list) = tracker.end(now) else { return };
+        let mut swept = match &list.scope {
             ListScope::Registry => self.mirror.not_in_list(registry, generation),
             ListScope::Service(name) => self.keys_of_name(registry, name, Some(generation)),
         };
+        if !list.unreadable.is_empty() {
+            swept.retain(|slot| list.can_read(&self.mirror.hash_and_text(*slot).1));
+        }
+        let ListInProgress { scope, other_bases, in_round, .. } = list;
         if is_checking {
             self.trackers[registry.index()].differences += swept.len() as u64;
         }
         self.sweep(registry, swept, in_round, now);
         self.end_complete_round(registry, now);
-        if scope != ListScope::Registry {
+        if let ListScope::Service(name) = &scope {
+            self.trackers[registry.index()].names.set_bases(name, other_bases);
             self.hold_mass_expiry(registry, now);
         }
         self.ledger.end_list(registry, &scope, generation);
@@ -74,13 +84,16 @@ impl Catalog {
             let swept = if is_suspicious { &mut in_round } else { &mut others };
             *swept = self.mirror.of_other_names(registry, &prefixes);
         } else {
-            for gone in gone {
+            for gone in &gone {
                 let is_judged = judges_all || (is_suspicious && gone.awaited);
                 let swept = if is_judged { &mut in_round } else { &mut others };
                 swept.extend(self.keys_of_name(registry, &gone.name, None));
             }
         }
         self.ledger.retain_names(registry, names);
+        for gone in gone {
+            self.trackers[registry.index()].names.set_bases(&gone.name, Vec::new());
+        }
         self.sweep(registry, in_round, true, now);
         self.sweep(registry, others, false, now);
         self.end_complete_round(registry, now);
@@ -88,9 +101,13 @@ impl Catalog {
 
     /// Returns the present keys of a name, without those seen in list generation `except`.
     fn keys_of_name(&self, registry: RegistryId, name: &str, except: Option<u32>) -> Vec<u32> {
-        // Without a base, all keys of the name are rejected.
-        let Ok(base) = base_of(name, &self.settings.zones) else { return Vec::new() };
-        let mut slots = self.mirror.with_prefix(registry, &base.text, &key_prefix(name));
+        let prefix = key_prefix(name);
+        // Without a base, no key registers the name itself.
+        let own = base_of(name, &self.settings.zones).ok().map(|base| base.text);
+        let others = self.trackers[registry.index()].names.other_bases(name);
+        let bases = own.as_deref().into_iter().chain(others);
+        let keys = bases.flat_map(|base| self.mirror.with_prefix(registry, base, &prefix));
+        let mut slots: Vec<u32> = keys.collect();
         slots.retain(|slot| {
             self.mirror.state(*slot) == EntryState::Present
                 && except.is_none_or(|generation| self.mirror.generation(*slot) != generation)

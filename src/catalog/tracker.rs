@@ -1,6 +1,6 @@
 //! The state of following one registry: its list in progress, its epoch and its removals.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
@@ -46,8 +46,22 @@ pub(super) struct RegistryTracker {
 pub(super) struct ListInProgress {
     /// The keys that the list covers.
     pub(super) scope: ListScope,
+    /// The base of the listed name, if it is a per-service list of a valid name.
+    base: Option<String>,
+    /// The bases of accepted keys, apart from `base`.
+    pub(super) other_bases: Vec<Box<str>>,
     /// Whether the removals of the list are judged with those of the round.
     pub(super) in_round: bool,
+    /// Keys at which and below which the list cannot tell what the store has.
+    pub(super) unreadable: HashSet<Box<str>>,
+}
+
+impl ListInProgress {
+    /// Returns whether the list can tell that the store lacks a key.
+    pub(super) fn can_read(&self, key: &str) -> bool {
+        let above = key.match_indices('/').map(|(at, _)| &key[..at]);
+        !above.chain([key]).any(|key| self.unreadable.contains(key))
+    }
 }
 
 impl RegistryTracker {
@@ -93,7 +107,7 @@ impl RegistryTracker {
     pub(super) fn begin(
         &mut self,
         kind: ListKind,
-        scope: ListScope,
+        (scope, base): (ListScope, Option<String>),
         instances: usize,
         now: Instant,
     ) {
@@ -115,9 +129,22 @@ impl RegistryTracker {
         if in_round {
             self.join_round(kind, instances, now);
         }
-        self.list = Some(ListInProgress { scope, in_round });
+        let (other_bases, unreadable) = (Vec::new(), HashSet::new());
+        self.list = Some(ListInProgress { scope, base, other_bases, in_round, unreadable });
         self.generation = self.generation.wrapping_add(1);
         self.removals = RecentRemovals::default();
+    }
+
+    /// Records the base of a key that was put.
+    pub(super) fn note_base(&mut self, base: &str) {
+        let Some(list) = &mut self.list else { return };
+        let ListScope::Service(name) = &list.scope else { return };
+        let is_known = list.base.as_deref() == Some(base)
+            || list.other_bases.iter().any(|known| **known == *base);
+        if !is_known {
+            list.other_bases.push(base.into());
+            self.names.add_base(name, base);
+        }
     }
 
     /// Begins a list of the names, abandoning a list in progress.

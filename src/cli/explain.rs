@@ -5,11 +5,11 @@ use std::process::ExitCode;
 
 use super::arguments::ExplainArgs;
 use super::client::AdminClient;
-use super::registries::{self, RegistryReading};
+use super::registries::RegistryReading;
 use super::{FAILED_ANSWER, NOT_FOUND, ServerLocation, names, output};
-use crate::admin::ServerStatus;
+use crate::admin::{RegistryView, ServerStatus};
 use crate::answer::{Explanation, TcpOmission};
-use crate::registry::name_at;
+use crate::registry::{self, name_at};
 use crate::wire::extended_error_text;
 
 pub(super) async fn run(
@@ -17,12 +17,16 @@ pub(super) async fn run(
     command: ExplainArgs,
 ) -> anyhow::Result<ExitCode> {
     let (json, written) = (command.json, command.name.clone());
-    let explanation = if command.flags.0.has("registry") {
+    let (explanation, registries) = if command.flags.0.has("registry") {
         explain_from_registries(location, command).await?
     } else {
         explain_from_server(location, command).await?
     };
-    let text = if json { serde_json::to_string(&explanation)? + "\n" } else { text(&explanation) };
+    let text = if json {
+        serde_json::to_string(&explanation)? + "\n"
+    } else {
+        text(&explanation, notes(&explanation, &registries))
+    };
     output::print(&text)?;
     if explanation.rcode == "NXDOMAIN"
         && let Some(hint) = names::hint(&written, &explanation.name)
@@ -38,27 +42,37 @@ pub(super) async fn run(
     })
 }
 
+/// A followed registry.
+struct FollowedRegistry {
+    name: String,
+    url: String,
+}
+
 /// Requests the explanation from the running server.
 async fn explain_from_server(
     location: &ServerLocation,
     command: ExplainArgs,
-) -> anyhow::Result<Explanation> {
+) -> anyhow::Result<(Explanation, Vec<FollowedRegistry>)> {
     let client = AdminClient::find(location).await?;
     let status: ServerStatus = client.get("/v1/status").await?;
     let name = names::complete(&command.name, &names::zones(&status.zones)?)?;
     let rtype = names::rtype(command.kind.as_deref(), &name)?;
-    client.explain(&name, rtype, command.payload).await
+    let explanation = client.explain(&name, rtype, command.payload).await?;
+    let registries = status.registries.into_iter();
+    let registries =
+        registries.map(|RegistryView { name, url, .. }| FollowedRegistry { name, url }).collect();
+    Ok((explanation, registries))
 }
 
 /// Reads the registries and explains how a server following them would answer.
 async fn explain_from_registries(
     location: &ServerLocation,
     command: ExplainArgs,
-) -> anyhow::Result<Explanation> {
+) -> anyhow::Result<(Explanation, Vec<FollowedRegistry>)> {
     let config = location.configure(command.file.config.as_deref(), command.flags.0)?;
     let name = names::complete(&command.name, &config.zones)?;
     let rtype = names::rtype(command.kind.as_deref(), &name)?;
-    let RegistryReading { answerer, states } = registries::read(&config).await?;
+    let RegistryReading { answerer, states } = super::registries::read(&config).await?;
     for state in &states {
         if let Some(error) = state.report().error {
             output::complain(&format!("{state} could not be read completely: {error}"));
@@ -67,11 +81,30 @@ async fn explain_from_registries(
     let payload = Some(command.payload).filter(|payload| *payload > 0);
     let mut explanation = answerer.explain(&name, rtype, payload, fastrand::u64(..));
     explanation.name_registries(|place| name_at(&states, place));
-    Ok(explanation)
+    let registries = states
+        .iter()
+        .map(|state| FollowedRegistry { name: state.to_string(), url: state.url.clone() })
+        .collect();
+    Ok((explanation, registries))
 }
 
-/// Formats an explanation.
-fn text(explanation: &Explanation) -> String {
+/// Returns the notes on the registries that hold the instances, or a key without one.
+fn notes(explanation: &Explanation, registries: &[FollowedRegistry]) -> Vec<String> {
+    let has_key = |(index, name): (usize, &str)| {
+        explanation.key_registries.contains(&index)
+            || explanation.instances.iter().any(|instance| instance.registry_name == name)
+    };
+    let noted = registries.iter().enumerate();
+    let noted = noted.filter(|(index, registry)| has_key((*index, &registry.name)));
+    noted
+        .filter_map(|(_, FollowedRegistry { name, url })| {
+            Some(format!("{name}: {}", registry::note(url)?))
+        })
+        .collect()
+}
+
+/// Formats an explanation, with notes on its instances.
+fn text(explanation: &Explanation, notes: Vec<String>) -> String {
     let Explanation {
         name,
         rtype,
@@ -81,6 +114,7 @@ fn text(explanation: &Explanation) -> String {
         parsed,
         interpretations,
         instances,
+        key_registries: _,
         precompiled,
         rcode,
         reason,
@@ -129,7 +163,7 @@ fn text(explanation: &Explanation) -> String {
             ),
         ]
     });
-    part("Instances", keys.collect());
+    part("Instances", keys.chain(notes).collect());
     if let Some(elsewhere) = elsewhere {
         part("Response", vec![elsewhere.clone()]);
         return text;

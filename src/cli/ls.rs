@@ -6,8 +6,11 @@ use std::process::ExitCode;
 use super::arguments::LsArgs;
 use super::client::AdminClient;
 use super::{NOT_FOUND, ServerLocation, names, output};
-use crate::admin::{AliasView, ConflictView, RejectionsView, ServerStatus, ServiceView};
+use crate::admin::{
+    AliasView, ConflictView, RegistryView, RejectionsView, ServerStatus, ServiceView,
+};
 use crate::percent;
+use crate::registry;
 
 pub(super) async fn run(location: &ServerLocation, command: LsArgs) -> anyhow::Result<ExitCode> {
     let client = AdminClient::find(location).await?;
@@ -34,12 +37,14 @@ pub(super) async fn run(location: &ServerLocation, command: LsArgs) -> anyhow::R
     } else if command.conflicts {
         conflicts(&serde_json::from_str::<Vec<ConflictView>>(&json)?)
     } else {
-        let services = services(&serde_json::from_str::<Vec<ServiceView>>(&json)?, &status);
-        match (aliases.is_empty(), json == "[]") {
+        let listed: Vec<ServiceView> = serde_json::from_str(&json)?;
+        let services = services(&listed, &status);
+        let text = match (aliases.is_empty(), json == "[]") {
             (true, _) => services,
             (false, true) => format_aliases(&aliases),
             (false, false) => services + "\n" + &format_aliases(&aliases),
-        }
+        };
+        text + &notes(&listed, &status)
     };
     output::print(&text)?;
     if status.registries.iter().any(|registry| !registry.synced) {
@@ -96,6 +101,21 @@ fn services(services: &[ServiceView], status: &ServerStatus) -> String {
         ["NAME", "ENDPOINT", "DEPLOYMENT/NAMESPACE", "VERSION", "WEIGHT", "NOTES"],
         rows,
     )
+}
+
+/// Returns the notes on the registries that have a key of these services.
+fn notes(services: &[ServiceView], status: &ServerStatus) -> String {
+    let has_key = |name: &str| {
+        let mut keys = services.iter().flat_map(|service| &service.keys);
+        keys.any(|key| key.registry_name == name)
+    };
+    let mut text = String::new();
+    for RegistryView { name, url, .. } in &status.registries {
+        if let Some(note) = registry::note(url).filter(|_| has_key(name)) {
+            let _ = writeln!(text, "\n{name}: {note}");
+        }
+    }
+    text
 }
 
 /// Returns the aliases with this base, and those of the service with this base; or all.

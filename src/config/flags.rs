@@ -100,6 +100,9 @@ fn arg(key: &Key, meaning: &str) -> Arg {
         "" => "Settings".to_owned(),
         "tls" => "Settings for TLS and QUIC listeners".to_owned(),
         "consul" => "Settings for Consul".to_owned(),
+        "zookeeper" => "Settings for ZooKeeper".to_owned(),
+        "nacos" => "Settings for Nacos".to_owned(),
+        "polaris" => "Settings for Polaris".to_owned(),
         section => format!("Settings for {section}"),
     };
     let default = key.default_in_words().map_or_else(

@@ -9,7 +9,9 @@ keys! { GENERAL:
     ALLOW = "" "allow" List "CIDR" "networks, such as `10.0.0.0/8`" "[]"
         "Accept queries from these networks, in addition to loopback; other clients get REFUSED.";
     REGISTRY = "" "registry" List "URL"
-        "`etcd://host:port[,host:port]`, `consul://host:port[,host:port]`, `file:///dir`" "[]"
+        "`etcd://host:port[,host:port]`, `consul://host:port[,host:port]`, \
+         `zookeeper://host:port[,host:port]/root`, `nacos://host:port[,host:port]`, \
+         `polaris://host:port[,host:port]`, `file:///dir`" "[]"
         => "GoFrame's `gsvc` in the temp directory, if root or the server's user owns it"
         "Follow these registries. To give a registry its own settings, such as a user, replace \
          this list with one section `[registry.NAME]` per registry in the file.";

@@ -30,6 +30,9 @@ const MAX_EXCERPT_CHARS: usize = 200;
 pub(super) enum ServerKind {
     Etcd,
     Consul,
+    ZooKeeper,
+    Nacos,
+    Polaris,
 }
 
 impl ServerKind {
@@ -38,6 +41,9 @@ impl ServerKind {
         match self {
             Self::Etcd => "etcd",
             Self::Consul => "Consul",
+            Self::ZooKeeper => "ZooKeeper",
+            Self::Nacos => "Nacos",
+            Self::Polaris => "Polaris",
         }
     }
 
@@ -49,16 +55,22 @@ impl ServerKind {
     /// Returns the message for a server that expects TLS.
     pub(super) fn tls_expected(self) -> &'static str {
         match self {
-            Self::Etcd => "it expects TLS: set tls = true",
+            Self::Etcd | Self::ZooKeeper => "it expects TLS: set tls = true",
             Self::Consul => "it expects TLS: use consul+https://",
+            Self::Nacos => "it expects TLS: use nacos+https://",
+            Self::Polaris => "it expects TLS: use polaris+https://",
         }
     }
 
     /// Returns the message for a server that does not speak TLS.
     pub(super) fn no_tls(self) -> &'static str {
         match self {
-            Self::Etcd => "it does not speak TLS: remove tls and the other TLS settings",
+            Self::Etcd | Self::ZooKeeper => {
+                "it does not speak TLS: remove tls and the other TLS settings"
+            }
             Self::Consul => "it does not speak TLS: use consul:// without TLS settings",
+            Self::Nacos => "it does not speak TLS: use nacos:// without TLS settings",
+            Self::Polaris => "it does not speak TLS: use polaris:// without TLS settings",
         }
     }
 
@@ -66,6 +78,11 @@ impl ServerKind {
         match self {
             Self::Etcd => "the default port of etcd is 2379",
             Self::Consul => "the default port of Consul's HTTP interface is 8500",
+            Self::ZooKeeper => "the default port of ZooKeeper is 2181",
+            Self::Nacos => "the default port of Nacos's HTTP interface is 8848",
+            Self::Polaris => {
+                "the default port of Polaris's HTTP interface is 8090; 8091 is its gRPC interface"
+            }
         }
     }
 }
@@ -148,8 +165,14 @@ struct EtcdVersion {
 /// # Errors
 /// Returns an error if there is no connection, or if TLS ends it.
 async fn identify(endpoint: &str, tls: Option<&TlsTarget>) -> io::Result<Option<Found>> {
-    let bytes = request(endpoint, tls, "/version").await?;
-    let Some(answer) = HttpAnswer::parse(&bytes) else { return Ok(kind_of(&bytes)) };
+    let bytes = request(endpoint, tls, &get(endpoint, "/version")).await?;
+    let Some(answer) = HttpAnswer::parse(&bytes) else {
+        // ZooKeeper closes the connection: it takes the request for the length of a message.
+        return Ok(match kind_of(&bytes) {
+            None => zookeeper(&request(endpoint, tls, "srvr").await?),
+            found => found,
+        });
+    };
     if let Ok(EtcdVersion { etcdserver }) = serde_json::from_slice(answer.body) {
         let version = Some(excerpt(etcdserver.as_bytes()));
         return Ok(Some(Found::Kind(ServerKind::Etcd, version)));
@@ -157,25 +180,48 @@ async fn identify(endpoint: &str, tls: Option<&TlsTarget>) -> io::Result<Option<
     let text = excerpt(answer.body).to_ascii_lowercase();
     if text.contains("http request to an https server")
         || text.contains("http request was sent to https port")
+        || text.contains("requires tls")
     {
         return Ok(Some(Found::Tls));
     }
-    let leader = request(endpoint, tls, "/v1/status/leader").await?;
+    let leader = request(endpoint, tls, &get(endpoint, "/v1/status/leader")).await?;
     if HttpAnswer::parse(&leader).is_some_and(|answer| answer.is_consul()) {
         return Ok(Some(Found::Kind(ServerKind::Consul, None)));
+    }
+    let state = request(endpoint, tls, &get(endpoint, "/nacos/v3/admin/core/state")).await?;
+    if let Some(found) = HttpAnswer::parse(&state).and_then(|answer| answer.as_nacos()) {
+        return Ok(Some(found));
+    }
+    let refusal = request(endpoint, tls, &polaris_query(endpoint)).await?;
+    if HttpAnswer::parse(&refusal).is_some_and(|answer| answer.is_polaris()) {
+        return Ok(Some(Found::Kind(ServerKind::Polaris, None)));
     }
     Ok(Some(Found::Other(answer.describe())))
 }
 
+/// Returns a request for a path.
+fn get(endpoint: &str, path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: {endpoint}\r\nConnection: close\r\n\r\n")
+}
+
+/// Returns a query that Polaris refuses, with its own headers.
+fn polaris_query(endpoint: &str) -> String {
+    let body = r#"{"type":"SERVICES"}"#;
+    format!(
+        "POST /v1/Discover HTTP/1.1\r\nHost: {endpoint}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+}
+
 /// Sends a request and returns the start of the answer, empty if there is none.
-async fn request(endpoint: &str, tls: Option<&TlsTarget>, path: &str) -> io::Result<Vec<u8>> {
+async fn request(endpoint: &str, tls: Option<&TlsTarget>, request: &str) -> io::Result<Vec<u8>> {
     let stream = TcpStream::connect(endpoint).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {endpoint}\r\nConnection: close\r\n\r\n");
     match tls {
         Some((connector, name)) => {
-            exchange(connector.connect(name.clone(), stream).await?, &request).await
+            exchange(connector.connect(name.clone(), stream).await?, request).await
         }
-        None => exchange(stream, &request).await,
+        None => exchange(stream, request).await,
     }
 }
 
@@ -232,6 +278,26 @@ impl<'a> HttpAnswer<'a> {
         has_header || has_leader
     }
 
+    /// Returns Nacos if this is its answer to `GET /nacos/v3/admin/core/state`.
+    ///
+    /// Versions before 3 have no such path, and say so in the form of all their errors.
+    fn as_nacos(&self) -> Option<Found> {
+        // The body may have the framing of its chunks.
+        let end = self.body.iter().rposition(|byte| *byte == b'}')?;
+        let start = self.body.iter().position(|byte| *byte == b'{')?;
+        let body: serde_json::Value = serde_json::from_slice(self.body.get(start..=end)?).ok()?;
+        let version = body["data"]["version"].as_str();
+        let is_nacos = version.is_some()
+            || body["path"].as_str().is_some_and(|path| path.starts_with("/nacos/"));
+        let version = version.map(|version| excerpt(version.as_bytes()));
+        is_nacos.then_some(Found::Kind(ServerKind::Nacos, version))
+    }
+
+    /// Returns whether this is Polaris's answer to a query that it refuses.
+    fn is_polaris(&self) -> bool {
+        !self.header("x-polaris-code").is_empty()
+    }
+
     fn describe(&self) -> String {
         let is_page = self.header("content-type").contains("html");
         let kind = if is_page { "a web server" } else { "an HTTP server" };
@@ -239,6 +305,18 @@ impl<'a> HttpAnswer<'a> {
         let server = if server.is_empty() { String::new() } else { format!(" ({server})") };
         format!("{kind}{server}, which answers GET /version with {}", self.status)
     }
+}
+
+/// Recognises ZooKeeper by its answer to the command `srvr`, even if that is turned off.
+fn zookeeper(answer: &[u8]) -> Option<Found> {
+    let text = excerpt(answer);
+    if let Some(rest) = text.strip_prefix("Zookeeper version: ") {
+        let version = rest.split(['-', ',', ' ']).next().map(str::to_owned);
+        return Some(Found::Kind(ServerKind::ZooKeeper, version));
+    }
+    let is_refusal = text.contains("is not executed because it is not in the whitelist")
+        || text.contains("ZooKeeper instance is not currently serving");
+    is_refusal.then_some(Found::Kind(ServerKind::ZooKeeper, None))
 }
 
 /// Returns the kind of a server that sends these bytes first.
@@ -294,6 +372,22 @@ mod tests {
         }
         assert_eq!(kind_of(b""), None);
         assert_eq!(kind_of(b"HTTP/1.0 400 Bad Request\r\n"), None, "its HTTP answer says more");
+    }
+
+    #[test]
+    fn zookeeper_is_identified_by_its_answer_to_a_command() {
+        let found =
+            |text: &str| zookeeper(text.as_bytes())?.describe(ServerKind::Etcd, "10.0.0.1:2181");
+        assert_eq!(
+            found("Zookeeper version: 3.8.0-${mvngit.commit.id}, built on 2022-08-29\nLatency"),
+            Some(
+                "it is not etcd but a ZooKeeper, version 3.8.0: use zookeeper://10.0.0.1:2181"
+                    .to_owned()
+            )
+        );
+        let refusal = "srvr is not executed because it is not in the whitelist.\n";
+        assert!(found(refusal).is_some_and(|text| text.contains("but a ZooKeeper: use")));
+        assert_eq!(found("imok"), None);
     }
 
     #[test]

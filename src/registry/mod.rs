@@ -10,7 +10,11 @@ pub mod consul;
 pub mod etcd;
 pub mod file;
 pub mod gsvc;
+pub mod nacos;
+pub mod polaris;
 pub mod static_services;
+#[cfg(feature = "zookeeper")]
+pub mod zookeeper;
 
 mod attempts;
 mod backoff;
@@ -18,13 +22,16 @@ mod failure;
 mod http;
 mod identify;
 mod members;
+mod polling;
 mod register;
 mod secret;
+mod service_faults;
 mod session;
 mod source;
 mod tls;
 
 pub use attempts::ConnectionTuning;
+pub use polling::PollingTuning;
 pub use register::{RegisterError, RegisterEvent, Registrant};
 pub use secret::{Credential, CredentialError, Secret};
 pub use source::{NamedSource, Source};
@@ -175,6 +182,14 @@ impl fmt::Display for RegistryState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.name.fmt(f)
     }
+}
+
+/// Returns what readers of a registry's services should know, given its URL.
+pub fn note(url: &str) -> Option<&'static str> {
+    url.starts_with("zookeeper://").then_some(
+        "in ZooKeeper, a leaf holds one registration, and GoFrame names it after the service: a \
+         second program of the same service replaces the first",
+    )
 }
 
 /// Returns the name of the registry at an index of the configuration.

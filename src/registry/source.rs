@@ -10,7 +10,11 @@ use tokio_util::sync::CancellationToken;
 use super::consul::{self, ConsulRegistry};
 use super::etcd::{self, EtcdRegistry};
 use super::file::{self, FileRegistry};
+use super::nacos::{self, NacosRegistry};
+use super::polaris::{self, PolarisRegistry};
 use super::static_services::{self, StaticRegistry};
+#[cfg(feature = "zookeeper")]
+use super::zookeeper::{self, ZooKeeperRegistry};
 use super::{Feed, RegisterError, RegisterEvent, Registrant, Registry, RegistryCommand};
 use crate::service::{ListKind, RegistryName};
 
@@ -25,6 +29,13 @@ pub enum Source {
     File(file::Settings),
     /// A Consul datacenter.
     Consul(Box<consul::Settings>),
+    /// A ZooKeeper ensemble.
+    #[cfg(feature = "zookeeper")]
+    ZooKeeper(Box<zookeeper::Settings>),
+    /// A group of services in a Nacos namespace.
+    Nacos(Box<nacos::Settings>),
+    /// A namespace of a Polaris server.
+    Polaris(Box<polaris::Settings>),
     /// The static services of the configuration file.
     Static(static_services::Settings),
 }
@@ -59,6 +70,12 @@ impl Source {
             Self::Etcd(settings) => etcd::register(settings, registrant, stop, events).await,
             Self::File(settings) => file::register(settings, registrant, stop, events).await,
             Self::Consul(settings) => consul::register(settings, registrant, stop, events).await,
+            #[cfg(feature = "zookeeper")]
+            Self::ZooKeeper(settings) => {
+                zookeeper::register(settings, registrant, stop, events).await
+            }
+            Self::Nacos(settings) => nacos::register(settings, registrant, stop, events).await,
+            Self::Polaris(settings) => polaris::register(settings, registrant, stop, events).await,
             Self::Static(_) => {
                 let why = "static services are written in the configuration file";
                 Err(RegisterError::NotWritable(why.to_owned()))
@@ -82,6 +99,10 @@ impl Source {
             Self::Etcd(_) => "etcd",
             Self::File(_) => "file",
             Self::Consul(_) => "consul",
+            #[cfg(feature = "zookeeper")]
+            Self::ZooKeeper(_) => "zookeeper",
+            Self::Nacos(_) => "nacos",
+            Self::Polaris(_) => "polaris",
             Self::Static(_) => "static",
         }
     }
@@ -92,6 +113,10 @@ impl Source {
             Self::Etcd(settings) => &settings.endpoints,
             Self::File(_) | Self::Static(_) => &[],
             Self::Consul(settings) => &settings.endpoints,
+            #[cfg(feature = "zookeeper")]
+            Self::ZooKeeper(settings) => &settings.endpoints,
+            Self::Nacos(settings) => &settings.endpoints,
+            Self::Polaris(settings) => &settings.endpoints,
         }
     }
 
@@ -112,8 +137,8 @@ impl Source {
     /// A process that follows the registry must be able to see it.
     pub fn directory(&self) -> Option<&Path> {
         match self {
-            Self::Etcd(_) | Self::Consul(_) | Self::Static(_) => None,
             Self::File(settings) => Some(&settings.directory),
+            _ => None,
         }
     }
 }
@@ -139,6 +164,19 @@ impl Registry for Source {
                 let registry = ConsulRegistry::new(*settings);
                 Box::pin(registry.follow(first, feed, commands, stop)).await;
             }
+            #[cfg(feature = "zookeeper")]
+            Self::ZooKeeper(settings) => {
+                let registry = ZooKeeperRegistry::new(*settings);
+                Box::pin(registry.follow(first, feed, commands, stop)).await;
+            }
+            Self::Nacos(settings) => {
+                let registry = NacosRegistry::new(*settings);
+                Box::pin(registry.follow(first, feed, commands, stop)).await;
+            }
+            Self::Polaris(settings) => {
+                let registry = PolarisRegistry::new(*settings);
+                Box::pin(registry.follow(first, feed, commands, stop)).await;
+            }
             Self::Static(settings) => {
                 StaticRegistry::new(settings).follow(first, feed, commands, stop).await;
             }
@@ -158,6 +196,10 @@ impl fmt::Display for Source {
             Self::Etcd(settings) => settings.fmt(f),
             Self::File(settings) => settings.fmt(f),
             Self::Consul(settings) => settings.fmt(f),
+            #[cfg(feature = "zookeeper")]
+            Self::ZooKeeper(settings) => settings.fmt(f),
+            Self::Nacos(settings) => settings.fmt(f),
+            Self::Polaris(settings) => settings.fmt(f),
             Self::Static(settings) => settings.fmt(f),
         }
     }

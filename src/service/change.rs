@@ -5,9 +5,9 @@ use super::{Registration, Rejected};
 /// An event of a registry, sent in order through one channel.
 ///
 /// A list consists of `ListBegin`, any number of `Put`s and `ListEnd`. Keys in its scope that the
-/// list does not name are removed, subject to the removal grace. In a routine list, those keys were
-/// removed on purpose; a per-service list reports expired keys as `Delete`s. Outside a list, `Put`
-/// and `Delete` are single events.
+/// list does not name are removed, subject to the removal grace, unless they are `Unreadable`. In a
+/// routine list, those keys were removed on purpose; a per-service list reports expired keys as
+/// `Delete`s. Outside a list, `Put` and `Delete` are single events.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// A complete list of the scope begins, and with it a new epoch.
@@ -40,6 +40,13 @@ pub enum Change {
         /// Reason for the removal, if known.
         removal: Removal,
     },
+    /// The list in progress cannot tell which keys the store has at this key and below it.
+    ///
+    /// Below it are the keys that begin with it and a slash. The catalog keeps all of them.
+    Unreadable {
+        /// The key.
+        key: Box<str>,
+    },
     /// The list is complete as of this revision.
     ListEnd {
         /// The store's revision; 0 if the registry has no revisions.
@@ -67,8 +74,9 @@ pub enum ListScope {
     Registry,
     /// The keys of one registered name, as the store spells it. Costs O(keys of the service).
     ///
-    /// The keys begin with the [`key_prefix`] of the name, and accepted keys register that name.
-    /// Outside lists, only keys of names that were listed are put.
+    /// The keys begin with the [`key_prefix`] of the name. Accepted keys usually register that
+    /// name; those of a store whose names have more parts register one of the parts. Outside
+    /// lists, only keys of names that were listed are put.
     Service(Box<str>),
 }
 

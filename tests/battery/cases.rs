@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use super::kind::{Inapplicable, Instance, Kind, Programs, Secret};
 use super::run::{
-    Run, has, is_gone, is_stale, is_stale_nxdomain, processor_time, status, time_to_answer,
-    wait_for_rejected, weights,
+    Run, has, is_gone, is_stale, is_stale_nxdomain, status, time_to_answer, wait_for_rejected,
+    weights,
 };
 use super::support::dns::{self, Prober};
 use super::support::files::Files;
+use super::support::process::processor_time;
 use super::support::svcdns::Svcdns;
 use super::support::{SOON, eventually, seconds, throughout};
 use super::table::{Times, shown};
@@ -375,7 +376,7 @@ fn stall(run: &mut Run) -> Result<(), Inapplicable> {
 fn secrets(run: &mut Run) -> Result<(), Inapplicable> {
     let login = run.kind.login()?;
     login.require(Secret::First);
-    login.write(Secret::Wrong);
+    Secret::Wrong.write(&login.file());
     let refusal = login.refusal();
     let address = run.kind.store()?.address();
     let good = Instance::new("good.svc", 1);
@@ -392,14 +393,14 @@ fn secrets(run: &mut Run) -> Result<(), Inapplicable> {
     let is_marked = unknown.contains("status: SERVFAIL") || unknown.contains("EDE: 19 ");
     assert!(is_marked, "{unknown}");
     let written = Instant::now();
-    run.kind.login()?.write(Secret::First);
+    Secret::First.write(&run.kind.login()?.file());
     let corrected = time_to_answer(written, || has(server.address, "good.svc", &[&good]));
     run.passed(WRONG_SECRET, shown(corrected));
 
     let probers = ["good.svc", "other.svc"].map(|name| Prober::start(server.address, name));
     run.kind.login()?.require(Secret::Second);
     let written = Instant::now();
-    run.kind.login()?.write(Secret::Second);
+    Secret::Second.write(&run.kind.login()?.file());
     let store = run.kind.store()?;
     store.kill();
     store.start();
@@ -457,7 +458,7 @@ fn many(run: &mut Run) {
     }
     run.passed(MANY_CHANGE, times.to_string());
 
-    let store = run.kind.store().ok().map(|store| store.pid());
+    let store = run.kind.store().ok().and_then(|store| store.pid());
     let before = [Some(server.pid()), store].map(|pid| pid.map(processor_time));
     thread::sleep(seconds(10));
     let after = [Some(server.pid()), store].map(|pid| pid.map(processor_time));

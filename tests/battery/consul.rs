@@ -1,8 +1,8 @@
 //! Consul: a service of an agent, with a TTL check, for each instance.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::kind::{Facts, Inapplicable, Instance, Kind, Login, Program, Programs, Secret, Store};
+use super::kind::{Facts, Instance, Login, Program, Programs, Secret, ServedKind, Store};
 use super::support::consul::{self, Consul};
 use super::support::seconds;
 
@@ -47,10 +47,10 @@ fn id(instance: &Instance) -> String {
     format!("{}--{}:80", instance.name, instance.address)
 }
 
-impl Kind for ConsulKind {
+impl ServedKind for ConsulKind {
     fn section(&self) -> String {
         let login = if self.has_login {
-            format!("token-file = \"{}\"\n", self.directory.path().join("token").display())
+            format!("token-file = \"{}\"\n", self.file().display())
         } else {
             String::new()
         };
@@ -79,18 +79,6 @@ impl Kind for ConsulKind {
             services.entry(instance.name.clone()).or_default().push(endpoint(instance));
         }
         self.consul.fill(services.into_iter());
-    }
-
-    fn programs(&mut self) -> Result<&mut dyn Programs, Inapplicable> {
-        Ok(self)
-    }
-
-    fn store(&mut self) -> Result<&mut dyn Store, Inapplicable> {
-        Ok(self)
-    }
-
-    fn login(&mut self) -> Result<&mut dyn Login, Inapplicable> {
-        Ok(self)
     }
 }
 
@@ -173,8 +161,8 @@ impl Store for ConsulKind {
         self.consul.address().to_string()
     }
 
-    fn pid(&self) -> u32 {
-        self.consul.process().pid()
+    fn pid(&self) -> Option<u32> {
+        Some(self.consul.process().pid())
     }
 
     fn kill(&mut self) {
@@ -218,10 +206,8 @@ impl Login for ConsulKind {
         self.consul.request("PUT", "/v1/acl/token", &token);
     }
 
-    fn write(&mut self, secret: Secret) {
-        let [new, file] = ["new", "token"].map(|name| self.directory.path().join(name));
-        fs::write(&new, secret.text()).unwrap();
-        fs::rename(new, file).unwrap();
+    fn file(&self) -> PathBuf {
+        self.directory.path().join("token")
     }
 
     fn refusal(&self) -> &'static str {

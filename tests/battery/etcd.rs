@@ -1,7 +1,7 @@
 //! etcd: a key on a lease for each instance.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -12,7 +12,9 @@ use tempfile::TempDir;
 use tokio::runtime::{self, Runtime};
 use tokio::time::timeout;
 
-use super::kind::{Facts, Inapplicable, Instance, Kind, Login, Program, Programs, Secret, Store};
+use super::kind::{
+    Facts, Instance, Login, Program, Programs, Secret, ServedKind, Store, login_keys,
+};
 use super::support::etcd::Etcd;
 use super::support::seconds;
 
@@ -75,14 +77,9 @@ async fn is_gone(client: &Client, lease: i64) -> bool {
     matches!(renewed, Ok(Err(Error::LeaseKeepAliveError(text))) if text.contains("not found"))
 }
 
-impl Kind for EtcdKind {
+impl ServedKind for EtcdKind {
     fn section(&self) -> String {
-        let login = if self.has_login {
-            let file = self.directory.path().join("password");
-            format!("username = \"{USER}\"\npassword-file = \"{}\"\n", file.display())
-        } else {
-            String::new()
-        };
+        let login = if self.has_login { login_keys(USER, &self.file()) } else { String::new() };
         format!("[registry.store]\nurl = \"{}\"\n{login}", self.etcd.url())
     }
 
@@ -113,18 +110,6 @@ impl Kind for EtcdKind {
     fn put_many(&mut self, instances: &[Instance]) {
         let entries = instances.iter().map(|instance| (key(instance), instance.metadata()));
         self.runtime.block_on(self.etcd.put_many(entries));
-    }
-
-    fn programs(&mut self) -> Result<&mut dyn Programs, Inapplicable> {
-        Ok(self)
-    }
-
-    fn store(&mut self) -> Result<&mut dyn Store, Inapplicable> {
-        Ok(self)
-    }
-
-    fn login(&mut self) -> Result<&mut dyn Login, Inapplicable> {
-        Ok(self)
     }
 }
 
@@ -190,8 +175,8 @@ impl Store for EtcdKind {
         self.etcd.endpoint(0)
     }
 
-    fn pid(&self) -> u32 {
-        self.etcd.pid(0)
+    fn pid(&self) -> Option<u32> {
+        Some(self.etcd.pid(0))
     }
 
     fn kill(&mut self) {
@@ -228,10 +213,8 @@ impl Login for EtcdKind {
         self.client = self.runtime.block_on(self.etcd.client());
     }
 
-    fn write(&mut self, secret: Secret) {
-        let [new, file] = ["new", "password"].map(|name| self.directory.path().join(name));
-        fs::write(&new, secret.text()).unwrap();
-        fs::rename(new, file).unwrap();
+    fn file(&self) -> PathBuf {
+        self.directory.path().join("password")
     }
 
     fn refusal(&self) -> &'static str {

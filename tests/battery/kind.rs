@@ -1,5 +1,7 @@
 //! What the battery needs from a kind of registry.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
@@ -9,7 +11,7 @@ use std::time::{Duration, Instant};
 /// Reason why a case does not apply to a kind, as the table shows it.
 pub(crate) type Inapplicable = &'static str;
 
-/// A registry of one kind, with its own real store.
+/// A registry of one kind, with its own store: a real one, if a package has its server.
 ///
 /// The methods write what a GoFrame program writes, with a client of the store that is not
 /// svcdns's. They panic if the store refuses.
@@ -33,6 +35,42 @@ pub(crate) trait Kind {
 
     /// Returns the secret that the store requires.
     fn login(&mut self) -> Result<&mut dyn Login, Inapplicable>;
+}
+
+/// A kind to which every case applies: its store has a server, and may require a secret.
+pub(crate) trait ServedKind: Programs + Store + Login {
+    /// See [`Kind::section`].
+    fn section(&self) -> String;
+    /// See [`Kind::put`].
+    fn put(&mut self, instance: &Instance) -> Instant;
+    /// See [`Kind::put_many`].
+    fn put_many(&mut self, instances: &[Instance]);
+}
+
+impl<K: ServedKind> Kind for K {
+    fn section(&self) -> String {
+        ServedKind::section(self)
+    }
+
+    fn put(&mut self, instance: &Instance) -> Instant {
+        ServedKind::put(self, instance)
+    }
+
+    fn put_many(&mut self, instances: &[Instance]) {
+        ServedKind::put_many(self, instances);
+    }
+
+    fn programs(&mut self) -> Result<&mut dyn Programs, Inapplicable> {
+        Ok(self)
+    }
+
+    fn store(&mut self) -> Result<&mut dyn Store, Inapplicable> {
+        Ok(self)
+    }
+
+    fn login(&mut self) -> Result<&mut dyn Login, Inapplicable> {
+        Ok(self)
+    }
 }
 
 /// The programs that have registered the instances of a [`Kind`].
@@ -74,8 +112,8 @@ pub(crate) trait Store {
     fn facts(&self) -> Facts;
     /// Returns the address that messages must name, `host:port`.
     fn address(&self) -> String;
-    /// Returns the process, whose processor time the battery reads.
-    fn pid(&self) -> u32;
+    /// Returns the process, whose processor time the battery reads, if it is one of its own.
+    fn pid(&self) -> Option<u32>;
     /// Ends the server with SIGKILL.
     fn kill(&mut self);
     /// Ends the server with SIGKILL and deletes its data.
@@ -92,8 +130,8 @@ pub(crate) trait Store {
 pub(crate) trait Login {
     /// Makes the store accept this secret only.
     fn require(&mut self, secret: Secret);
-    /// Replaces the file that svcdns reads.
-    fn write(&mut self, secret: Secret);
+    /// Returns the file from which svcdns reads the secret.
+    fn file(&self) -> PathBuf;
     /// Returns a text of the error if the secret is wrong.
     fn refusal(&self) -> &'static str;
 }
@@ -116,8 +154,20 @@ impl Secret {
         }
     }
 
+    /// Replaces a file by one with the secret.
+    pub(crate) fn write(self, file: &Path) {
+        let new = file.with_extension("new");
+        fs::write(&new, self.text()).unwrap();
+        fs::rename(new, file).unwrap();
+    }
+
     /// The text with which every secret begins.
     pub(crate) const START: &str = "5ec4e70";
+}
+
+/// Returns the keys of a user whose password is in a file.
+pub(crate) fn login_keys(user: &str, file: &Path) -> String {
+    format!("username = \"{user}\"\npassword-file = \"{}\"\n", file.display())
 }
 
 /// An instance of a service, with one endpoint.

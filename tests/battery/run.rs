@@ -171,19 +171,6 @@ fn extended_error(server: SocketAddr, name: &str) -> (&'static str, Option<u16>)
     (dns::code_of(&response), info_code)
 }
 
-/// Unit of the times in `/proc/PID/stat`.
-const CLOCK_TICK: Duration = Duration::from_millis(10);
-
-/// Returns the processor time of a process so far, user and system.
-pub(crate) fn processor_time(pid: u32) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // The program's name is in parentheses; utime and stime are fields 14 and 15.
-    let (_, fields) = stat.rsplit_once(')').unwrap();
-    let ticks =
-        fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u32>().unwrap());
-    CLOCK_TICK * ticks.sum()
-}
-
 /// Returns whether the registry is connected, and its error, according to `status`.
 pub(crate) fn status(server: &Svcdns) -> (bool, String) {
     let output = server.run(&["status", "--json"]);

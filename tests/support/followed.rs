@@ -126,6 +126,15 @@ impl Followed {
         self.changes.lock().unwrap().clone()
     }
 
+    /// Returns the kinds of all lists, of services and of names.
+    pub(crate) fn kinds(&self) -> BTreeSet<ListKind> {
+        let kind = |change: &Change| match change {
+            Change::ListBegin { kind, .. } | Change::ServiceNames { kind, .. } => Some(*kind),
+            _ => None,
+        };
+        self.changes().iter().filter_map(|(_, change)| kind(change)).collect()
+    }
+
     /// Stops following, which must end soon and without a panic.
     pub(crate) fn stop(mut self) {
         self.stop.cancel();

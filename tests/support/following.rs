@@ -136,7 +136,9 @@ impl Received {
                 }
                 Change::Connected(connected) => self.connected.push(connected),
                 Change::LeasesChecked(reply) => self.lease_replies.push(reply),
-                Change::ServiceNames { .. } => panic!("etcd lists all its keys"),
+                Change::ServiceNames { .. } | Change::Unreadable { .. } => {
+                    panic!("etcd lists all its keys");
+                }
             }
         }
     }

@@ -18,8 +18,11 @@ pub(crate) mod followed;
 pub(crate) mod former;
 pub(crate) mod go;
 pub(crate) mod machine;
+pub(crate) mod nacos;
 pub(crate) mod netns;
+pub(crate) mod polaris;
 pub(crate) mod process;
+pub(crate) mod replay;
 pub(crate) mod resolved;
 pub(crate) mod resolved_route;
 pub(crate) mod service_manager;
@@ -27,6 +30,8 @@ pub(crate) mod strace;
 pub(crate) mod svcdns;
 pub(crate) mod systemd;
 pub(crate) mod upstream;
+#[cfg(feature = "zookeeper")]
+pub(crate) mod zookeeper;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt;

@@ -67,13 +67,9 @@ impl Process {
         self.folder.path().join("log")
     }
 
-    /// Returns the processor time that the process has used, in ticks of 10 ms.
+    /// Returns the processor time that the process has used.
     pub(crate) fn cpu_time(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-        // The name, in parentheses, may contain spaces.
-        let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
-        let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
-        Duration::from_millis(ticks * 10)
+        processor_time(self.pid())
     }
 
     /// Sends a signal to this process only, not to its children.
@@ -125,6 +121,19 @@ impl Drop for Process {
             }
         }
     }
+}
+
+/// Unit of the times in `/proc/PID/stat`.
+const CLOCK_TICK: Duration = Duration::from_millis(10);
+
+/// Returns the processor time of a process so far, user and system.
+pub(crate) fn processor_time(pid: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // The program's name is in parentheses; utime and stime are fields 14 and 15.
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    let ticks =
+        fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u32>().unwrap());
+    CLOCK_TICK * ticks.sum()
 }
 
 /// Gives later children the default SIGHUP, SIGINT and SIGQUIT.

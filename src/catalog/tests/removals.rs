@@ -65,6 +65,22 @@ fn mass_removals_count_instances_not_keys() {
 }
 
 #[test]
+fn keys_that_a_list_cannot_read_stay() {
+    let mut test = TestCatalog::new();
+    let of = |name: &str| format!("/service/d/n/{name}/latest/10.0.0.1:80");
+    test.list(ListKind::Routine, &["hello.svc", "hello.svc2", "shop", "shop2"].map(of));
+    test.apply(0, Change::list_begin(ListKind::Routine));
+    test.apply(0, Change::Unreadable { key: "/service/d/n/hello.svc".into() });
+    test.apply(0, Change::Unreadable { key: of("shop2").into() });
+    test.apply(0, Change::ListEnd { revision: 0 });
+    test.settle();
+    let served = ["hello", "hello.svc2", "shop", "shop2"].map(|name| test.served(name));
+    assert_eq!(served, [1, 0, 0, 1]);
+    test.list(ListKind::Routine, &[]);
+    assert_eq!((test.served("hello"), test.served("shop2")), (0, 0), "the list could read all");
+}
+
+#[test]
 fn a_put_or_an_explicit_delete_ends_the_hold_of_a_key() {
     let mut test = TestCatalog::new();
     test.list(ListKind::Routine, &hello_keys(0..20));

@@ -446,3 +446,55 @@ fn expired_keys_of_a_restored_store_are_held() {
     test.advance(SECOND);
     assert_eq!(test.services(), (99, 0));
 }
+
+/// Returns the key of an instance that is listed under one name and registers another.
+fn composed_put(listed: &str, registered: &str, instance: u32) -> Put {
+    let Put { content, .. } = service_put(registered, instance);
+    let key = service_put(listed, instance).key;
+    Put { key, revision: 0, lease: 0, content }
+}
+
+impl TestCatalog {
+    /// Sends a complete per-service list of keys that register another name.
+    fn list_composed(&mut self, listed: &str, registered: &[(&str, u32)]) -> Settled {
+        let scope = ListScope::Service(listed.into());
+        self.apply(0, Change::ListBegin { kind: ListKind::Routine, scope });
+        for (registered, instance) in registered {
+            self.apply(0, Change::Put(composed_put(listed, registered, *instance)));
+        }
+        self.apply(0, Change::ListEnd { revision: 0 });
+        self.settle()
+    }
+}
+
+#[test]
+fn keys_may_register_another_name_than_the_one_they_are_listed_under() {
+    let mut test = TestCatalog::new();
+    let [old, new, other] = ["service-d-n-hello-v1", "service-d-n-hello-v2", "other"];
+    test.list_names(ListKind::Routine, &[old, new, other]);
+    test.list_composed(old, &[("hello", 1), ("hello", 2)]);
+    test.list_composed(new, &[("hello", 3)]);
+    test.list_composed(other, &[("other", 4), ("hello", 5)]);
+    assert_eq!((test.served("hello"), test.served("other")), (4, 1));
+    test.list_composed(old, &[("hello", 2)]);
+    assert_eq!(test.served("hello"), 3, "the list removes only keys under its own name");
+    test.list_composed(old, &[("moved", 2)]);
+    assert_eq!((test.served("hello"), test.served("moved")), (2, 1));
+    test.list_composed(other, &[("other", 4)]);
+    assert_eq!((test.served("hello"), test.served("other")), (1, 1));
+    let changed = test.list_names(ListKind::Routine, &[other]).changed;
+    assert_eq!(changed, ["hello".into(), "moved".into()]);
+    assert_eq!(test.served("other"), 1);
+}
+
+#[test]
+fn an_abandoned_list_leaves_no_key_that_registers_another_name() {
+    let mut test = TestCatalog::new();
+    test.list_names(ListKind::Routine, &["composed"]);
+    let scope = || ListScope::Service("composed".into());
+    test.apply(0, Change::ListBegin { kind: ListKind::Routine, scope: scope() });
+    test.apply(0, Change::Put(composed_put("composed", "hello", 1)));
+    test.list_composed("composed", &[("other", 2)]);
+    assert!(test.catalog.service("hello").is_none());
+    assert_eq!(test.served("other"), 1);
+}

@@ -7,9 +7,13 @@ mod consul;
 mod endpoints;
 mod etcd;
 mod file;
+mod login;
+mod nacos;
+mod polaris;
 mod tls;
 mod url;
 mod variables;
+mod zookeeper;
 
 use self::tls::TlsKeys;
 pub(super) use url::{split_urls, without_user};
@@ -28,7 +32,9 @@ use crate::service::{InvalidRegistryName, MAX_REGISTRIES, RegistryName};
 
 keys! { OWN:
     URL = "registry.NAME" "url" Text "URL"
-        "`etcd://host:port[,host:port]`, `consul://host:port[,host:port]` or `file:///dir`" r#""""#
+        "`etcd://host:port[,host:port]`, `consul://host:port[,host:port]`, \
+         `zookeeper://host:port[,host:port]/root`, `nacos://host:port[,host:port]`, \
+         `polaris://host:port[,host:port]` or `file:///dir`" r#""""#
         "URL of the registry; required in every section.";
 }
 
@@ -58,10 +64,8 @@ pub(super) struct RegistryKind {
 type UrlParser = Box<dyn Fn(&str, &str) -> Result<Source, String>>;
 
 /// All kinds, in the order used in messages and documentation.
-pub(super) static KINDS: &[&RegistryKind] = &[&etcd::KIND, &consul::KIND, &file::KIND];
-
-/// Kinds that GoFrame supports and svcdns does not.
-const UNSUPPORTED_KINDS: &[&str] = &["zookeeper", "nacos", "polaris"];
+pub(super) static KINDS: &[&RegistryKind] =
+    &[&etcd::KIND, &consul::KIND, &zookeeper::KIND, &nacos::KIND, &polaris::KIND, &file::KIND];
 
 /// A registry as written, in a section or a list.
 #[derive(Debug)]
@@ -184,13 +188,6 @@ pub(super) fn kind_of_url(url: &str) -> Result<&'static RegistryKind, String> {
     if scheme == STATIC {
         return Err("static services have no URL: write each as a table [[static]]".to_owned());
     }
-    if UNSUPPORTED_KINDS.contains(&&*scheme) {
-        let schemes: Vec<_> = KINDS.iter().map(|kind| format!("{}://", kind.name)).collect();
-        return Err(format!(
-            "registries of kind {scheme} are not supported yet: use {}",
-            alternatives(&schemes)
-        ));
-    }
     let forms = forms();
     Err(format!("unknown kind of registry {scheme:?}: expected a URL such as {forms}"))
 }
@@ -292,7 +289,20 @@ pub(super) fn shared_member(one: &Source, other: &Source) -> Option<String> {
         {
             shared()
         }
-        (Source::Etcd(_) | Source::Consul(_) | Source::File(_) | Source::Static(_), _) => None,
+        // An ensemble has several roots.
+        #[cfg(feature = "zookeeper")]
+        (Source::ZooKeeper(one), Source::ZooKeeper(other)) if one.root == other.root => shared(),
+        // A server of Nacos serves several namespaces and groups.
+        (Source::Nacos(one), Source::Nacos(other))
+            if one.namespace == other.namespace && one.group == other.group =>
+        {
+            shared()
+        }
+        // A server of Polaris serves several namespaces.
+        (Source::Polaris(one), Source::Polaris(other)) if one.namespace == other.namespace => {
+            shared()
+        }
+        _ => None,
     }
 }
 

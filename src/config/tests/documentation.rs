@@ -113,7 +113,10 @@ fn flags_are_grouped_by_section_in_the_help() {
         ("", "Settings"),
         ("consul", "Settings for Consul"),
         ("etcd", "Settings for etcd"),
+        ("nacos", "Settings for Nacos"),
+        ("polaris", "Settings for Polaris"),
         ("tls", "Settings for TLS and QUIC listeners"),
+        ("zookeeper", "Settings for ZooKeeper"),
     ];
     assert_eq!(headings.collect::<BTreeSet<_>>(), BTreeSet::from(expected));
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use insta::assert_snapshot;
 
 use super::*;
-use crate::registry::etcd;
+use crate::registry::{etcd, nacos, polaris};
 
 /// Section of a registry `main`; further keys of the section may follow.
 pub(super) const MAIN: &str = "[registry.main]\nurl = 'etcd://a'\n";
@@ -338,4 +338,62 @@ fn the_example_in_the_documentation_is_valid() {
         let tls = settings.tls.as_ref();
         assert_eq!(tls.and_then(|tls| tls.ca_file.clone()), Some("/etc/svcdns/ca.pem".into()));
     }
+}
+
+#[test]
+fn a_nacos_registry_has_its_own_keys() {
+    let text = "[nacos]\ngroup = 'shared'\n[registry.main]\nurl = 'nacos+https://a,b:1'\n\
+        username = 'reader'\npassword-file = '/password'\nnamespace = 'shop'\nclusters = ['c1']\n\
+        poll-interval = '500ms'\nmax-requests = 50\nca-file = '/ca'\n";
+    let config = read(text, &[]);
+    assert_eq!(urls(&config), ["main nacos+https://a:8848,b:1"]);
+    let Source::Nacos(settings) = &config.registries[0].source else { panic!("{config:?}") };
+    let mut expected = nacos::Settings {
+        username: Some("reader".to_owned()),
+        password: Some(Credential::File("/password".into())),
+        login_keys: Some("registry.main.username and registry.main.password-file".to_owned()),
+        namespace: Some("shop".to_owned()),
+        group: "shared".to_owned(),
+        clusters: vec!["c1".to_owned()],
+        tls: Some(Tls { ca_file: Some("/ca".into()), ..Tls::default() }),
+        ..nacos::Settings::new(vec!["a:8848".to_owned(), "b:1".to_owned()])
+    };
+    expected.tuning.polling.interval = Duration::from_millis(500);
+    expected.tuning.polling.max_requests = 50;
+    assert_eq!(**settings, expected);
+
+    // Groups and namespaces of one server are registries of their own.
+    let text =
+        "[registry.one]\nurl = 'nacos://a'\n[registry.two]\nurl = 'nacos://a'\ngroup = 'g'\n";
+    assert_eq!(urls(&read(text, &[])), ["one nacos://a:8848", "two nacos://a:8848"]);
+}
+
+#[test]
+fn a_polaris_registry_has_its_own_keys() {
+    let text = "heads = ['app']\n[polaris]\nnamespace = 'shared'\n[registry.main]\n\
+        url = 'polaris+https://a,b:1'\ntoken-file = '/token'\nnamespace = 'shop'\n\
+        deployments = ['my-dep']\nnamespaces = ['my-ns', 'other-ns']\nmax-requests = 50\n\
+        ca-file = '/ca'\n";
+    let config = read(text, &[]);
+    assert_eq!(urls(&config), ["main polaris+https://a:8090,b:1"]);
+    let Source::Polaris(settings) = &config.registries[0].source else { panic!("{config:?}") };
+    let mut expected = polaris::Settings {
+        token: Some(Credential::File("/token".into())),
+        token_keys: Some("registry.main.token-file".to_owned()),
+        namespace: "shop".to_owned(),
+        naming: polaris::ServiceNaming {
+            heads: vec!["app".to_owned()],
+            deployments: vec!["my-dep".to_owned()],
+            namespaces: vec!["my-ns".to_owned(), "other-ns".to_owned()],
+        },
+        tls: Some(Tls { ca_file: Some("/ca".into()), ..Tls::default() }),
+        ..polaris::Settings::new(vec!["a:8090".to_owned(), "b:1".to_owned()])
+    };
+    expected.tuning.polling.max_requests = 50;
+    assert_eq!(**settings, expected);
+
+    // Namespaces of one server are registries of their own.
+    let text = "[registry.one]\nurl = 'polaris://a'\n\
+        [registry.two]\nurl = 'polaris://a'\nnamespace = 'n'\n";
+    assert_eq!(urls(&read(text, &[])), ["one polaris://a:8090", "two polaris://a:8090"]);
 }

@@ -7,9 +7,16 @@ use super::*;
 fn invalid_urls_are_rejected() {
     assert_errors(&[
         (
-            "registry = ['etcd://a', 'nacos://b:8848']",
-            "1:25: registry: registries of kind nacos are not supported yet: use etcd://, \
-             consul:// or file://",
+            "registry = ['etcd://a', 'redis://b']",
+            "1:25: registry: unknown kind of registry \"redis\": expected a URL such as \
+             etcd://host:port[,host:port], consul://host:port[,host:port], \
+             zookeeper://host:port[,host:port]/root, nacos://host:port[,host:port], \
+             polaris://host:port[,host:port] or file:///directory",
+        ),
+        (
+            "registry = 'polaris://a,[::1]:8091'",
+            "1:12: registry: 8091 is the port of Polaris's gRPC interface, which GoFrame uses; \
+             svcdns uses the HTTP interface: polaris://[::1]:8090",
         ),
         (
             "registry = 'file://x'",
@@ -18,12 +25,16 @@ fn invalid_urls_are_rejected() {
         (
             "registry = '127.0.0.1:2379'",
             "1:12: registry: expected a URL such as etcd://host:port[,host:port], \
-             consul://host:port[,host:port] or file:///directory",
+             consul://host:port[,host:port], zookeeper://host:port[,host:port]/root, \
+             nacos://host:port[,host:port], polaris://host:port[,host:port] or \
+             file:///directory",
         ),
         (
             "registry = 'Redis://a'",
             "1:12: registry: unknown kind of registry \"redis\": expected a URL such as \
-             etcd://host:port[,host:port], consul://host:port[,host:port] or file:///directory",
+             etcd://host:port[,host:port], consul://host:port[,host:port], \
+             zookeeper://host:port[,host:port]/root, nacos://host:port[,host:port], \
+             polaris://host:port[,host:port] or file:///directory",
         ),
         (
             "registry = 'etcd://a:1/service'",
@@ -33,7 +44,9 @@ fn invalid_urls_are_rejected() {
         (
             "[registry.main]\nurl = ''",
             "2:7: registry.main.url: expected a URL such as etcd://host:port[,host:port], \
-             consul://host:port[,host:port] or file:///directory",
+             consul://host:port[,host:port], zookeeper://host:port[,host:port]/root, \
+             nacos://host:port[,host:port], polaris://host:port[,host:port] or \
+             file:///directory",
         ),
         (
             "[registry.main]\nurl = ['etcd://a']",
@@ -42,13 +55,9 @@ fn invalid_urls_are_rejected() {
         (
             "[registry.main]\nurl = 'redis://a'",
             "2:7: registry.main.url: unknown kind of registry \"redis\": expected a URL such \
-             as etcd://host:port[,host:port], consul://host:port[,host:port] or \
-             file:///directory",
-        ),
-        (
-            "[registry.main]\nurl = 'polaris://a'",
-            "2:7: registry.main.url: registries of kind polaris are not supported yet: use \
-             etcd://, consul:// or file://",
+             as etcd://host:port[,host:port], consul://host:port[,host:port], \
+             zookeeper://host:port[,host:port]/root, nacos://host:port[,host:port], \
+             polaris://host:port[,host:port] or file:///directory",
         ),
         (
             "[registry.main]\nurl = 'etcd://a,file:///x'",
@@ -62,6 +71,60 @@ fn invalid_urls_are_rejected() {
              registry.main.password-file or the environment variable SVCDNS_REGISTRY_MAIN_PASSWORD",
         ),
     ]);
+}
+
+#[test]
+#[cfg(feature = "zookeeper")]
+fn the_root_of_a_zookeeper_url_follows_its_servers() {
+    let parsed =
+        |url: &str| read(&format!("registry = ['{url}']"), &[]).registries.remove(0).source;
+    for (url, expected) in [
+        ("zookeeper://a", "zookeeper://a:2181/microservices"),
+        ("ZooKeeper://a:1,b/", "zookeeper://a:1,b:2181/microservices"),
+        ("zookeeper://a,[::1]/gogf/Services/", "zookeeper://a:2181,[::1]:2181/gogf/Services"),
+    ] {
+        assert_eq!(parsed(url).to_string(), expected);
+    }
+    assert_errors(&[
+        (
+            "registry = 'zookeeper://a/x,b:2181'",
+            "1:12: registry: unexpected \"b:2181\" after the root of a ZooKeeper URL: the root \
+             follows all servers, as in zookeeper://10.0.0.1:2181,10.0.0.2:2181/microservices",
+        ),
+        (
+            "registry = 'zookeeper://a//x'",
+            "1:12: registry: \"//x\" cannot be the path of a node in ZooKeeper: a name in it is \
+             empty",
+        ),
+        (
+            "registry = 'zookeeper://u:hunter2@a/x'",
+            "1:12: registry: a URL cannot hold a user or password, because it appears in process \
+             lists and logs: set zookeeper.username, and zookeeper.password-file or the \
+             environment variable SVCDNS_ZOOKEEPER_PASSWORD",
+        ),
+        (
+            "[registry.main]\nurl = 'zookeeper://a'\nusername = 'u'",
+            "3:12: registry.main.username: a user needs a password and vice versa: set \
+             registry.main.username, and registry.main.password-file or the environment variable \
+             SVCDNS_REGISTRY_MAIN_PASSWORD",
+        ),
+        (
+            "registry = ['zookeeper://a/x', 'zookeeper://A:2181/x/']",
+            "1:32: registry: zookeeper://A:2181/x is listed twice",
+        ),
+    ]);
+    let roots = "registry = ['zookeeper://a/x', 'zookeeper://a/y']";
+    assert_eq!(read(roots, &[]).registries.len(), 2, "two roots are two registries");
+}
+
+#[test]
+#[cfg(not(feature = "zookeeper"))]
+fn a_zookeeper_url_without_the_feature_is_explained() {
+    assert_errors(&[(
+        "registry = 'zookeeper://a'",
+        "1:12: registry: this svcdns was built without ZooKeeper: use one that was built with the \
+         Cargo feature `zookeeper`, which is on by default",
+    )]);
 }
 
 #[test]

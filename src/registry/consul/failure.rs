@@ -74,6 +74,10 @@ pub(super) fn of_status(status: StatusCode, body: &[u8], token_keys: Option<&str
             Failure::new(FailureKind::Settings, format!("the agent refused the request ({quoted})"))
         }
         StatusCode::NOT_FOUND => Failure::new(FailureKind::Missing, quoted),
+        // Consul has no other reason to refuse what svcdns asks.
+        _ if status.is_client_error() => {
+            Failure::new(FailureKind::Answer, format!("the agent answered {quoted}"))
+        }
         _ => Failure::connection(format!("the agent answered {quoted}")),
     }
 }
@@ -106,6 +110,7 @@ mod tests {
                 FailureKind::OtherServer,
                 "use consul+https://",
             ),
+            (415, "415: Unsupported Media Type", FailureKind::Answer, "answered 415"),
             (502, "<html>\n<h1>Bad\x07 Gateway", FailureKind::Connection, "502 <html> <h1>Bad Gat"),
         ] {
             let status = StatusCode::from_u16(status).unwrap();

@@ -58,7 +58,11 @@ fn object(metadata: &Metadata) -> BTreeMap<String, Value> {
 }
 
 fn to_json(object: &BTreeMap<String, Value>) -> String {
-    let plain = serde_json::to_string(object).unwrap_or_default();
+    escape_html(&serde_json::to_string(object).unwrap_or_default())
+}
+
+/// Escapes characters of HTML in JSON, as Go does.
+pub(in crate::registry) fn escape_html(plain: &str) -> String {
     let mut escaped = String::with_capacity(plain.len());
     for c in plain.chars() {
         // JSON has these characters only inside strings.

@@ -1,0 +1,343 @@
+//! The state machine that follows one polled store through its failures.
+
+use std::convert::Infallible;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use super::Revision;
+use super::schedule::{Loss, PollSchedule};
+use super::{
+    PolledAnswer, PolledList, PolledNames, PolledStore, PollingClient, PollingTuning, time_of,
+};
+use crate::registry::RegistryCommand;
+use crate::registry::attempts::ConnectionTuning;
+use crate::registry::failure::{Failure, FailureKind};
+use crate::registry::service_faults::ServiceFaults;
+use crate::registry::session::{SessionEnd, StoreLink, Supervisor};
+use crate::service::{Change, ListKind, ListScope};
+
+/// Share of the queries that may be for the names, beside those for lists.
+const NAMES_SHARE: f64 = 0.05;
+
+/// Follows one polled store through all failures.
+///
+/// The supervisor keeps no copy of the instances, only names, revisions and counts.
+pub(in crate::registry) struct PollingSupervisor<S> {
+    store: S,
+    link: StoreLink,
+    schedule: PollSchedule,
+    tuning: PollingTuning,
+    /// The kind of the next round, unless the names show that the store has lost its data.
+    next_round: ListKind,
+}
+
+impl<S: PolledStore> PollingSupervisor<S> {
+    /// Creates the supervisor of a store.
+    pub(in crate::registry) fn new(
+        store: S,
+        (tuning, connection): (&PollingTuning, &ConnectionTuning),
+        first: ListKind,
+        link: StoreLink,
+    ) -> Self {
+        Self {
+            store,
+            schedule: PollSchedule::new(tuning, connection, link.feed.state().removal_grace),
+            link,
+            tuning: tuning.clone(),
+            next_round: if first == ListKind::Routine { first } else { S::AFTER_OUTAGE },
+        }
+    }
+}
+
+impl<S: PolledStore> Supervisor for PollingSupervisor<S> {
+    fn link(&mut self) -> &mut StoreLink {
+        &mut self.link
+    }
+
+    async fn session(&mut self, endpoint: &str) -> Result<Infallible, SessionEnd> {
+        let client = self.store.connect(endpoint).await?;
+        let names = client.names(None).await?.ok_or_else(no_content)?;
+        self.link.drain_commands();
+        let names_interval = self.tuning.interval;
+        let mut session = PollingSession {
+            supervisor: self,
+            client,
+            queries: JoinSet::new(),
+            names_revision: None,
+            names_interval,
+            names_due: None,
+            round: ListKind::Routine,
+            faults: ServiceFaults::default(),
+        };
+        session.begin_round(names).await?;
+        session.run().await
+    }
+}
+
+/// The result of one query.
+enum PollResult {
+    Names(Result<Option<PolledNames>, Failure>),
+    List(Arc<str>, Result<PolledAnswer, Failure>),
+}
+
+/// A session with one server.
+///
+/// All queries are tasks that end with one result; the session alone decides what follows, and
+/// sends the changes. Dropping it ends all queries.
+struct PollingSession<'a, S: PolledStore> {
+    supervisor: &'a mut PollingSupervisor<S>,
+    client: S::Client,
+    queries: JoinSet<PollResult>,
+    /// The revision of the last names.
+    names_revision: Option<Revision>,
+    names_interval: Duration,
+    /// When the names are read next; `None` while they are read.
+    names_due: Option<Instant>,
+    /// The kind of the round.
+    round: ListKind,
+    /// The lasting failures of single lists.
+    faults: ServiceFaults,
+}
+
+impl<S: PolledStore> PollingSession<'_, S> {
+    async fn run(&mut self) -> Result<Infallible, SessionEnd> {
+        loop {
+            let now = Instant::now();
+            if self.names_due.is_some_and(|due| due <= now) {
+                self.spawn_names();
+            }
+            while let Some((name, known)) = self.supervisor.schedule.next(now) {
+                self.spawn_list(name, known);
+            }
+            let wake = self.supervisor.schedule.wake().into_iter().chain(self.names_due).min();
+            tokio::select! {
+                Some(ended) = self.queries.join_next() => {
+                    match ended {
+                        Ok(result) => self.take(result).await?,
+                        // The daemon follows the registry again after a panic.
+                        Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+                        // An aborted query has no result.
+                        Err(_) => {}
+                    }
+                }
+                Some(RegistryCommand::CheckLeases(leases)) =
+                    self.supervisor.link.commands.recv() =>
+                {
+                    // Only instances that the store takes for dead are deleted.
+                    self.supervisor.link.report_all_gone(leases).await?;
+                }
+                () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
+            }
+        }
+    }
+
+    /// Handles the result of a query.
+    async fn take(&mut self, result: PollResult) -> Result<(), SessionEnd> {
+        match result {
+            PollResult::Names(names) => {
+                self.take_names(names?).await?;
+                self.names_due = Some(Instant::now() + self.names_interval);
+            }
+            // The name has vanished meanwhile.
+            PollResult::List(name, _) if !self.supervisor.schedule.is_reading(&name) => {}
+            PollResult::List(name, Ok(answer)) => self.take_answer(&name, answer).await?,
+            // A refused login concerns all lists.
+            PollResult::List(_, Err(failure)) if failure.kind == FailureKind::Login => {
+                return Err(failure.into());
+            }
+            PollResult::List(name, Err(failure)) => self.take_failure(&name, failure),
+        }
+        self.end_complete_round().await
+    }
+
+    // Rounds
+
+    /// Begins to read all lists once.
+    ///
+    /// A list that cannot be read keeps its instances.
+    async fn begin_round(&mut self, names: PolledNames) -> Result<(), SessionEnd> {
+        let supervisor = &mut *self.supervisor;
+        let now = Instant::now();
+        let vanished = supervisor.schedule.begin_round(&names.names, now).vanished;
+        let lost = if vanished > 0 { ListKind::Restored } else { ListKind::Routine };
+        self.round = supervisor.next_round.max(lost);
+        supervisor.next_round = S::AFTER_OUTAGE.max(self.round);
+        supervisor.warn_of(vanished);
+        self.note_names(names.revision, names.pages);
+        self.names_due = Some(now + self.names_interval);
+        let (kind, names) = (self.round, self.supervisor.schedule.names());
+        self.supervisor.link.feed.send(vec![Change::ServiceNames { kind, names }]).await?;
+        self.end_complete_round().await
+    }
+
+    /// Ends a round in which each list was read: from now on, they are polled.
+    ///
+    /// If a query has failed, the names must first show that the server still answers.
+    async fn end_complete_round(&mut self) -> Result<(), SessionEnd> {
+        if !self.supervisor.schedule.is_round_complete() || self.names_due.is_none() {
+            return Ok(());
+        }
+        self.supervisor.schedule.end_round(Instant::now());
+        self.supervisor.next_round = S::AFTER_OUTAGE;
+        let error = self.faults.text();
+        self.supervisor
+            .link
+            .following(|report| {
+                report.synced = true;
+                report.error = error;
+                report.lists += 1;
+            })
+            .await?;
+        Ok(())
+    }
+
+    // Answers
+
+    /// Takes the answer to a query for the names.
+    async fn take_names(&mut self, names: Option<PolledNames>) -> Result<(), SessionEnd> {
+        let supervisor = &mut *self.supervisor;
+        let has_changed = match names {
+            None => supervisor.schedule.forget_unnamed(),
+            Some(names) => {
+                let outcome = supervisor.schedule.set_names(&names.names, Instant::now());
+                supervisor.warn_of(outcome.vanished);
+                self.note_names(names.revision, names.pages);
+                outcome.changed
+            }
+        };
+        if has_changed {
+            let supervisor = &mut *self.supervisor;
+            let names = supervisor.schedule.names();
+            self.faults.retain(|name| supervisor.schedule.has(name));
+            let change = Change::ServiceNames { kind: ListKind::Routine, names };
+            supervisor.link.feed.send(vec![change]).await?;
+            self.report_faults();
+            self.note_event();
+        }
+        Ok(())
+    }
+
+    /// Records the revision of the names, and how often they may be read.
+    fn note_names(&mut self, revision: Option<Revision>, pages: usize) {
+        let PollingTuning { interval, max_requests, .. } = self.supervisor.tuning;
+        self.names_revision = revision;
+        self.names_interval = interval.max(time_of(pages, max_requests, NAMES_SHARE));
+    }
+
+    /// Takes the answer to a query for a list.
+    async fn take_answer(
+        &mut self,
+        name: &Arc<str>,
+        answer: PolledAnswer,
+    ) -> Result<(), SessionEnd> {
+        let schedule = &mut self.supervisor.schedule;
+        let now = Instant::now();
+        match answer {
+            PolledAnswer::Unchanged if !schedule.has_revision(name) => {
+                self.take_failure(name, no_content());
+                return Ok(());
+            }
+            PolledAnswer::Unchanged => schedule.unchanged(name, now),
+            PolledAnswer::Missing => match schedule.missing(name, now) {
+                Loss::News => self.take_list(name, PolledList::default()).await?,
+                Loss::Doubtful | Loss::Known => {}
+            },
+            PolledAnswer::List(list) if schedule.is_still_empty(name, list.instances) => {
+                schedule.unchanged(name, now);
+            }
+            PolledAnswer::List(list) => self.take_list(name, list).await?,
+        }
+        if self.faults.remove(name) {
+            self.report_faults();
+        }
+        Ok(())
+    }
+
+    /// Sends a list.
+    async fn take_list(&mut self, name: &Arc<str>, list: PolledList) -> Result<(), SessionEnd> {
+        let supervisor = &mut *self.supervisor;
+        let is_unread = supervisor.schedule.is_unread(name);
+        let kind = if is_unread { self.round } else { ListKind::Routine };
+        let scope = ListScope::Service((**name).into());
+        let changes = [Change::ListBegin { kind, scope }]
+            .into_iter()
+            .chain(list.changes)
+            .chain([Change::ListEnd { revision: 0 }])
+            .collect();
+        supervisor.link.feed.send(changes).await?;
+        supervisor.schedule.read(name, list.revision, list.instances, Instant::now());
+        self.note_event();
+        Ok(())
+    }
+
+    /// Records the failure of a query for one list, which keeps its instances.
+    fn take_failure(&mut self, name: &Arc<str>, failure: Failure) {
+        let now = Instant::now();
+        let failed_before = self.supervisor.schedule.failed(name, now);
+        let is_of_connection = failure.kind == FailureKind::Connection || failure.kind.is_crowded();
+        if is_of_connection && self.names_due.is_some() {
+            // If the server has ended, the names end the session.
+            self.spawn_names();
+        }
+        // A round is incomplete without the list, however short the failure.
+        let is_reported = failed_before || !is_of_connection || self.supervisor.schedule.is_round();
+        let text = self.supervisor.link.locate(failure).text;
+        if is_reported && self.faults.set(name, text.clone()) {
+            let registry = self.supervisor.link.feed.state();
+            tracing::warn!(%registry, reason = text, "a service cannot be read, trying again");
+            self.report_faults();
+        }
+    }
+
+    fn report_faults(&self) {
+        let error = self.faults.text();
+        self.supervisor.link.feed.state().update(|report| report.error = error);
+    }
+
+    fn note_event(&self) {
+        let now = SystemTime::now();
+        self.supervisor.link.feed.state().update(|report| report.last_event = Some(now));
+    }
+
+    // Queries
+
+    fn spawn_names(&mut self) {
+        self.names_due = None;
+        let (client, known) = (self.client.clone(), self.names_revision.clone());
+        self.queries.spawn(async move { PollResult::Names(client.names(known.as_ref()).await) });
+    }
+
+    fn spawn_list(&mut self, name: Arc<str>, known: Option<Revision>) {
+        let client = self.client.clone();
+        self.queries.spawn(async move {
+            let result = client.list(&name, known.as_ref()).await;
+            PollResult::List(name, result)
+        });
+    }
+}
+
+impl<S: PolledStore> PollingSupervisor<S> {
+    /// Logs that the names of lists with instances have vanished.
+    fn warn_of(&self, vanished: usize) {
+        if vanished > 0 {
+            let registry = self.link.feed.state();
+            let grace_s = registry.removal_grace.as_secs();
+            tracing::warn!(
+                %registry,
+                names = vanished,
+                grace_s,
+                "names with instances have vanished: the store may have lost its data"
+            );
+        }
+    }
+}
+
+/// Creates the failure of a server that has nothing new although it was asked for everything.
+fn no_content() -> Failure {
+    let text = "the server answers that nothing has changed to a query without a revision";
+    Failure::new(FailureKind::Answer, text)
+}

@@ -17,10 +17,8 @@ use super::owner::{
 };
 use super::settings::Settings;
 use super::table::Snapshot;
-use crate::catalog::{
-    self, Catalog, Group, MalformedKeys, SavedKeys, Service, ServiceChange, SettleOutcome,
-};
-use crate::service::{HostChange, RegistryId, Update};
+use crate::catalog::{self, Catalog, Group, MalformedKeys, Service, ServiceChange, SettleOutcome};
+use crate::service::{HostChange, Put, RegistryId, Update};
 
 /// Maximum services compiled per step.
 ///
@@ -99,17 +97,18 @@ impl Publisher {
         self.answerer.snapshot.store(Arc::new(next));
     }
 
-    /// Takes the keys that a registry had in an earlier run; publishes nothing yet.
+    /// Takes the keys that a registry had in an earlier run, about `count`; publishes nothing yet.
     ///
     /// # Errors
     /// If the keys are malformed; nothing is then restored.
     pub fn restore(
         &mut self,
         registry: RegistryId,
-        keys: SavedKeys<'_>,
+        count: usize,
+        keys: impl IntoIterator<Item = Result<Put, MalformedKeys>>,
         now: Instant,
     ) -> Result<(), MalformedKeys> {
-        self.catalog.restore(registry, keys, now)
+        self.catalog.restore(registry, count, keys, now)
     }
 
     /// Applies updates and publishes the result.

@@ -150,6 +150,12 @@ impl Mirror {
         }
     }
 
+    /// Reserves memory for this many more keys.
+    pub(super) fn reserve(&mut self, keys: usize) {
+        self.entries.reserve(keys);
+        self.index.reserve(keys, |(short, _)| widen(*short));
+    }
+
     /// Returns the counts of a registry.
     pub(super) fn tally(&self, registry: RegistryId) -> &RegistryTally {
         &self.tallies[registry.index()]

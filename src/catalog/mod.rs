@@ -212,7 +212,7 @@ impl Catalog {
                     list.unreadable.insert(key);
                 }
             }
-            Change::ListEnd { .. } => self.end_list(registry, now),
+            Change::ListEnd { revision } => self.end_list(registry, revision, now),
             Change::Connected(connected) => {
                 tracker.disconnected = !connected;
                 tracker.detector.forget_check();

@@ -34,10 +34,10 @@ impl Catalog {
     /// Ends a complete list: removes, or holds, the keys that the list did not name.
     ///
     /// A list of the registry costs O(all keys), a per-service list O(keys of the service).
-    pub(super) fn end_list(&mut self, registry: RegistryId, now: Instant) {
+    pub(super) fn end_list(&mut self, registry: RegistryId, revision: u64, now: Instant) {
         let tracker = &mut self.trackers[registry.index()];
         let (is_checking, generation) = (tracker.is_checking(), tracker.generation);
-        let Some(list) = tracker.end(now) else { return };
+        let Some(list) = tracker.end(revision, now) else { return };
         let mut swept = match &list.scope {
             ListScope::Registry => self.mirror.not_in_list(registry, generation),
             ListScope::Service(name) => self.keys_of_name(registry, name, Some(generation)),

@@ -23,6 +23,8 @@ pub(super) struct RegistryTracker {
     pub(super) list: Option<ListInProgress>,
     /// The lists whose removals are judged together.
     pub(super) round: Option<Round>,
+    /// The newest revision of the keys of an earlier run, until the first complete list.
+    pub(super) restored_revision: u64,
     /// Time of the end of the last suspicious round.
     reconnected: Option<Instant>,
     /// The registered names, if the registry sends per-service lists.
@@ -168,11 +170,18 @@ impl RegistryTracker {
         round.join(kind, now);
     }
 
-    /// Ends the list in progress and returns it, if any.
-    pub(super) fn end(&mut self, now: Instant) -> Option<ListInProgress> {
+    /// Ends the list in progress, which is as of this revision, and returns it, if any.
+    pub(super) fn end(&mut self, revision: u64, now: Instant) -> Option<ListInProgress> {
         let list = self.list.take()?;
         match &list.scope {
             ListScope::Registry => {
+                // While svcdns was down, the store went back in time or was replaced.
+                let known = std::mem::take(&mut self.restored_revision);
+                if (1..known).contains(&revision)
+                    && let Some(round) = &mut self.round
+                {
+                    round.join(ListKind::Restored, now);
+                }
                 self.names.record_all();
                 self.synced = true;
             }

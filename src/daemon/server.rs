@@ -103,9 +103,9 @@ impl Server {
         let snapshots = state_dir.as_deref().filter(|_| config.snapshot).map(|directory| {
             let states = states.iter().cloned().zip(&config.registries);
             let numbered = RegistryId::first(MAX_REGISTRIES).zip(states);
-            let with_servers = numbered
-                .filter(|(_, (_, registry))| registry.source.has_servers())
-                .map(|(registry, (state, _))| (registry, state));
+            let with_servers = numbered.filter_map(|(number, (state, registry))| {
+                Some((number, state, registry.source.store_identity()?))
+            });
             Snapshots::new(directory, config.zones.clone(), config.max_stale, with_servers)
         });
         let context = Arc::new(AdminContext::new(

@@ -19,13 +19,13 @@ if [ "${1-}" = --run ]; then
     exit
 fi
 
-# Programs at once, and tests at once in each of them. They need a third of two cores, so there is
-# little to gain from more.
+# Programs at once, and tests at once in each of them. These keep two cores busy; more of them would
+# only delay each other.
 programs=4
 export RUST_TEST_THREADS="${RUST_TEST_THREADS:-4}"
 
 # Programs that start first, because they take longest.
-first="battery install_owners polaris_registry install_systemd install etcd_login"
+first="install_owners battery install_systemd properties polaris_registry install etcd_login"
 
 # Programs that run by themselves at the end, because they limit the time of an answer.
 alone="forwarded_records install_pages routes server_connections upstream_order"

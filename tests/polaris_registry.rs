@@ -603,8 +603,13 @@ fn register_writes_what_was_recorded_and_takes_it_back() {
     let mut registrant = register(&server);
     let followed = follow(&server, LONG);
     followed.wait_for("byhttp", &["10.9.0.5:9100"]);
-    eventually("a heartbeat", SOON, || {
-        server.writes().iter().any(|(path, _)| path == "/v1/Heartbeat").then_some(())
+    // The times at the server may be late, by different times.
+    let period = seconds(10) + Duration::from_millis(1_500);
+    eventually("two heartbeats with the recorded period", SOON, || {
+        let requests = server.http.requests();
+        let beats = requests.iter().filter(|(_, request)| request.path == "/v1/Heartbeat");
+        let times: Vec<_> = beats.map(|(at, _)| *at).collect();
+        times.windows(2).any(|pair| pair[1] - pair[0] < period).then_some(())
     });
     registrant.terminate();
     followed.wait_until("the end of byhttp", || !followed.knows("byhttp"));

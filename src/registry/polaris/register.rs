@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
@@ -171,11 +171,11 @@ impl StoreRegistration for PolarisRegistration<'_> {
                 progress.registered();
             } else if next_heartbeat <= Instant::now() {
                 self.write(&client, "send a heartbeat of", "/v1/Heartbeat", MISSING).await?;
-                next_heartbeat = Instant::now() + TTL;
+                next_heartbeat = (next_heartbeat + TTL).max(Instant::now());
             }
             progress.refreshed();
             progress.set_working();
-            sleep(LOOK_INTERVAL).await;
+            sleep_until((Instant::now() + LOOK_INTERVAL).min(next_heartbeat)).await;
         }
     }
 

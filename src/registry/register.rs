@@ -3,11 +3,11 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::attempts::{Attempts, ConnectionTuning};
-use super::failure::Failure;
+use super::failure::{Failure, FailureKind};
 use crate::service::{Endpoint, Metadata, ServiceId};
 
 /// Maximum attempts to remove a registration; together they take one request timeout.
@@ -87,6 +87,11 @@ pub(super) trait StoreRegistration {
         None
     }
 
+    /// Returns for how long a login may be refused by a server that has just started.
+    fn login_patience(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Writes the registration through one server, and refreshes it until something fails.
     async fn keep(
         &mut self,
@@ -157,13 +162,16 @@ pub(super) async fn keep_registered(
     events: impl Fn(RegisterEvent),
 ) -> Result<(), RegisterError> {
     let mut progress = RegistrationProgress { attempts, events, written: false, failing: false };
+    let begun = Instant::now();
     loop {
         let ended = tokio::select! {
             () = stop.cancelled() => None,
             failure = attempt(&mut registration, &mut progress) => Some(failure),
         };
         let Some(failure) = ended else { return remove(&mut registration, progress).await };
-        if !progress.written && failure.kind.is_refusal() {
+        let may_be_starting =
+            failure.kind == FailureKind::Login && begun.elapsed() < registration.login_patience();
+        if !progress.written && failure.kind.is_refusal() && !may_be_starting {
             let key = registration.key().to_owned();
             return Err(RegisterError::Refused { key, reason: failure.text });
         }

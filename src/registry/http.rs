@@ -135,7 +135,8 @@ impl HttpClient {
         let (response, connection) = self.respond(request).await?;
         let (head, body) = response.into_parts();
         let (body, permit) = self.read_body(&head.headers, body).await?;
-        if head.status.is_success() {
+        // A server that has too many connections needs this one for others.
+        if head.status != StatusCode::TOO_MANY_REQUESTS {
             self.keep(connection);
         }
         Ok(HttpResponse { status: head.status, headers: head.headers, body, permit })
@@ -362,4 +363,87 @@ pub(super) fn parse_json<'de, T: Deserialize<'de>>(
         let text = format!("the answer is not {server}'s JSON ({error}): {:?}", excerpt(body));
         Failure::new(FailureKind::Answer, text)
     })
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A server that takes requests whose bodies have no empty line.
+    pub(in crate::registry) struct TestServer {
+        pub(in crate::registry) endpoint: String,
+        connections: Arc<AtomicUsize>,
+        requests: Arc<AtomicUsize>,
+    }
+
+    impl TestServer {
+        /// Starts a server; `respond` gets the number of earlier requests.
+        ///
+        /// It returns the response, and the time until it is sent.
+        pub(in crate::registry) async fn start(
+            respond: impl Fn(usize) -> (String, Duration) + Send + Sync + Copy + 'static,
+        ) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let endpoint = listener.local_addr().unwrap().to_string();
+            let (connections, requests) =
+                (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+            let server = Self { endpoint, connections, requests };
+            let (connections, requests) =
+                (Arc::clone(&server.connections), Arc::clone(&server.requests));
+            tokio::spawn(async move {
+                loop {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    connections.fetch_add(1, Ordering::SeqCst);
+                    let requests = Arc::clone(&requests);
+                    tokio::spawn(async move {
+                        let mut stream = BufReader::new(stream);
+                        let mut line = String::new();
+                        while stream.read_line(&mut line).await.is_ok_and(|length| length > 0) {
+                            if line == "\r\n" {
+                                let number = requests.fetch_add(1, Ordering::SeqCst);
+                                let (response, wait) = respond(number);
+                                tokio::time::sleep(wait).await;
+                                if stream.write_all(response.as_bytes()).await.is_err() {
+                                    return;
+                                }
+                            }
+                            line.clear();
+                        }
+                    });
+                }
+            });
+            server
+        }
+
+        pub(in crate::registry) fn request_count(&self) -> usize {
+            self.requests.load(Ordering::SeqCst)
+        }
+    }
+
+    /// Returns a response with this body.
+    pub(in crate::registry) fn response(status: u16, body: &str) -> String {
+        format!("HTTP/1.1 {status} \r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    }
+
+    #[tokio::test]
+    async fn connections_are_kept_after_errors_but_not_after_a_refusal_for_their_number() {
+        for (status, expected) in [(200, 1), (400, 1), (500, 1), (429, 3)] {
+            let respond = move |_| (response(status, "{}"), Duration::ZERO);
+            let server = TestServer::start(respond).await;
+            let tuning = ConnectionTuning::default();
+            let client = HttpClient::new(ServerKind::Polaris, &server.endpoint, None, &tuning);
+            let client = client.await.unwrap();
+            for _ in 0..3 {
+                let request = HttpRequest::new(Method::GET, "/".to_owned());
+                let found = client.send(&request, Duration::from_secs(60)).await.unwrap();
+                assert_eq!(found.status.as_u16(), status);
+            }
+            assert_eq!(server.connections.load(Ordering::SeqCst), expected, "{status}");
+        }
+    }
 }

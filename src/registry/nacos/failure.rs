@@ -117,6 +117,9 @@ mod tests {
         let denied = br#"{"message":"authorization failed!"}"#;
         let failure = of_status(StatusCode::FORBIDDEN, denied, Some("keys"));
         assert_eq!(failure.kind, FailureKind::Permission, "another login does not help");
+        let invalid = br#"{"status":403,"message":"Code: 401, Message: token invalid!."}"#;
+        let failure = of_status(StatusCode::FORBIDDEN, invalid, Some("keys"));
+        assert_eq!(failure.kind, FailureKind::Login, "Nacos 3");
         let page = format!("<html>{}<div>token expired!</div>", " ".repeat(10_000));
         let failure = of_status(StatusCode::FORBIDDEN, page.as_bytes(), Some("keys"));
         assert_eq!(failure.kind, FailureKind::Login, "the error page of Nacos 1.x");

@@ -39,7 +39,6 @@ use super::session;
 use super::{ConnectionTuning, Credential, Feed, Registry, RegistryCommand, Tls};
 use crate::service::ListKind;
 
-pub use parse::INSTANCE_MALFORMED;
 pub use register::register;
 
 /// Nacos's default group, which GoFrame uses.

@@ -19,13 +19,10 @@ use crate::registry::failure::{Failure, FailureKind};
 use crate::registry::gsvc;
 use crate::registry::http;
 use crate::registry::identify::{ServerKind, excerpt};
+use crate::registry::polling::PolledList;
 use crate::service::{
     Change, Endpoint, Metadata, Put, Reason, Registration, Rejected, Removal, ServiceId, key_prefix,
 };
-
-/// The instance is not an object of the known form.
-pub const INSTANCE_MALFORMED: Reason =
-    Reason::new("instance-malformed", "the instance is not an object as Nacos describes it");
 
 /// The cluster of instances that name none.
 pub(super) const DEFAULT_CLUSTER: &str = "DEFAULT";
@@ -150,33 +147,26 @@ impl<'a> InstanceList<'a> {
         }))
     }
 
-    /// Returns the number of instances.
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Returns whether there are no instances.
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Returns a digest that does not depend on the order, which changes from answer to answer.
     pub(super) fn digest(&self, hasher: &RandomState) -> u64 {
         let digests = self.0.iter().map(|raw| hasher.hash_one(raw.get()));
         digests.fold(self.0.len() as u64, u64::wrapping_add)
     }
 
-    /// Returns the changes of a list of the service `name`, of the instances in some clusters.
+    /// Returns the list of the service `name`, of the instances in these clusters.
     ///
     /// An instance that is not healthy is a delete, and one that an operator has taken out of
     /// service is left out. One that cannot be served is rejected and affects no other.
-    pub(super) fn changes(&self, name: &str, clusters: &[String]) -> Vec<Change> {
+    pub(super) fn list(&self, name: &str, clusters: &[String]) -> PolledList {
         let prefix = key_prefix(name);
+        let mut instances = 0;
         let mut changes = Vec::with_capacity(self.0.len());
         let (mut served, mut unhealthy) = (false, false);
         for (position, raw) in self.0.iter().enumerate() {
             let Ok(instance) = serde_json::from_str::<InstanceEntry<'_>>(raw.get()) else {
-                let rejected = Rejected::new(&excerpt(raw.get().as_bytes()), INSTANCE_MALFORMED);
+                let found = excerpt(raw.get().as_bytes());
+                let rejected = Rejected::new(&found, Reason::INSTANCE_MALFORMED);
+                instances += 1;
                 changes.push(put(format!("{prefix}{position}"), Err(rejected)));
                 continue;
             };
@@ -184,6 +174,7 @@ impl<'a> InstanceList<'a> {
             if !clusters.is_empty() && !clusters.iter().any(|wanted| wanted == cluster) {
                 continue;
             }
+            instances += 1;
             // GoFrame's readers skip them, too.
             if instance.enabled == Some(false)
                 || instance.weight.is_some_and(|weight| weight <= 0.0)
@@ -205,7 +196,7 @@ impl<'a> InstanceList<'a> {
             // The service exists, without an instance.
             changes.push(put(prefix, Ok(without_endpoints(name))));
         }
-        changes
+        PolledList { revision: None, instances, changes }
     }
 }
 
@@ -270,7 +261,7 @@ mod tests {
             Change::Delete { key, .. } => format!("-{key}"),
             other => format!("{other:?}"),
         };
-        list.changes("a/b", &clusters).into_iter().map(line).collect()
+        list.list("a/b", &clusters).changes.into_iter().map(line).collect()
     }
 
     fn host(last: u8, mut fields: Value) -> Value {

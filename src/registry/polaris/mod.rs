@@ -30,7 +30,6 @@ use crate::service::ListKind;
 
 use client::PolarisClient;
 pub use naming::ServiceNaming;
-pub use parse::INSTANCE_NOT_JSON;
 pub use register::register;
 
 /// A namespace of a Polaris server that can be followed.

@@ -115,7 +115,7 @@ fn time_of(queries: usize, max_requests: usize, share: f64) -> Duration {
 pub struct PollingTuning {
     /// Shortest time between two queries for one list, or for the names.
     pub interval: Duration,
-    /// Limit on queries for lists per second, at least 1; more lists are polled less often.
+    /// Limit on queries per second, at least 1; more lists are polled less often.
     pub max_requests: usize,
     /// Limit on concurrent queries for lists, at least 1.
     pub max_reads: usize,

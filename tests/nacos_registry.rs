@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use support::followed::Followed;
 use support::nacos::{Nacos, USER, chunked};
 use support::process::Process;
-use support::replay::{HttpServer, Reaction, Recordings, Request};
+use support::replay::{HttpServer, Reaction, Recordings, Request, response};
 use support::svcdns::{Svcdns, command};
 use support::{SOON, eventually, seconds, throughout};
 use svcdns::catalog::Instance;
@@ -89,15 +89,6 @@ fn metadata(followed: &Followed, base: &str) -> BTreeMap<String, Value> {
         };
         service.served().map(of_instance).collect()
     })
-}
-
-/// Returns the kinds of all lists, of services and of names.
-fn kinds(followed: &Followed) -> BTreeSet<ListKind> {
-    let kind = |change: &Change| match change {
-        Change::ListBegin { kind, .. } | Change::ServiceNames { kind, .. } => Some(*kind),
-        _ => None,
-    };
-    followed.changes().iter().filter_map(|(_, change)| kind(change)).collect()
 }
 
 /// Returns how often a service was listed.
@@ -242,6 +233,38 @@ fn recorded_services_of_v3_are_served_with_the_login_of_an_administrator() {
     followed.stop();
 }
 
+#[test]
+fn a_service_without_instances_in_the_selected_clusters_may_have_been_lost() {
+    let list = Recordings::open("nacos/2.4.3").body("32-v1-instances-demo");
+    let answer = move |clusters: &[&str]| {
+        let mut list = list.clone();
+        let host = |cluster: &&str| {
+            let mut host = list["hosts"][0].clone();
+            host["clusterName"] = (*cluster).into();
+            host
+        };
+        let hosts: Vec<_> = clusters.iter().map(host).collect();
+        list["hosts"] = hosts.into();
+        move |request: &Request| {
+            let names = json!({ "count": 1, "doms": ["demo"] });
+            let is_names = request.path.ends_with("service/list");
+            Reaction::Answer(chunked(200, if is_names { &names } else { &list }))
+        }
+    };
+    let server = HttpServer::start(answer(&["DEFAULT", "c2"]));
+    let mut settings = settings(server.address());
+    settings.clusters = vec!["c2".to_owned()];
+    let followed = follow(settings, LONG);
+    followed.wait_for("demo", &["10.9.0.5:8000"]);
+    server.set(answer(&["DEFAULT"]));
+    let before = server.request_count();
+    eventually("further queries", SOON, || (server.request_count() > before + 10).then_some(()));
+    assert_eq!(followed.instances("demo").len(), 1);
+    server.set(answer(&["DEFAULT", "c2"]));
+    followed.wait_for("demo", &["10.9.0.5:8000"]);
+    followed.stop();
+}
+
 /// Follows recorded services, and replays a timeline of one request from now on.
 ///
 /// Returns the time of its start.
@@ -277,7 +300,7 @@ fn a_recorded_program_that_stops_is_removed() {
         let names = ["10-v1-services", "62-v1-instances-second"];
         let (_server, followed, _) = follow_timeline(&recordings, &names, timeline, LONG);
         followed.wait_for("hello", &HELLO);
-        assert_eq!(kinds(&followed), [ListKind::Routine].into());
+        assert_eq!(followed.kinds(), [ListKind::Routine].into());
         followed.stop();
     }
 }
@@ -358,24 +381,25 @@ fn a_recorded_restart_loses_no_name() {
             None => Reaction::Close(Vec::new()),
         }
     });
-    followed.wait_for_report("the outage", |report| !report.connected);
+    followed.wait_for_report("the outage", |report| report.disconnects >= 1);
     followed.wait_for_report("the end of the outage", |report| report.connected);
     throughout("the service is served", Instant::now(), seconds(15), || {
         followed.instances("hello").len() == HELLO.len()
     });
-    assert!(kinds(&followed).contains(&ListKind::Restored));
+    assert!(followed.kinds().contains(&ListKind::Restored));
     followed.stop();
 }
 
 #[test]
 fn recorded_refusals_are_reported_with_a_remedy() {
-    let recordings = Recordings::open("nacos/2.4.3-auth");
-    for (login, expected) in [
-        ("23-login-wrong-password", "(403 user not found!)"),
-        ("24-login-unknown-user", "(500 caused: User nobody not found;)"),
-        ("05b-login-too-early", "(500 caused: User nacos not found;)"),
+    for (version, login, expected) in [
+        ("2.4.3", "23-login-wrong-password", "(403 user not found!)"),
+        ("2.4.3", "24-login-unknown-user", "(500 caused: User nobody not found;)"),
+        ("2.4.3", "05b-login-too-early", "(500 caused: User nacos not found;)"),
+        ("3.0.3", "11-login-too-early", "(403 Access Denied)"),
+        ("3.0.3", "13-login-wrong", "(500 No message available)"),
     ] {
-        let answer = recordings.response(login);
+        let answer = Recordings::open(&format!("nacos/{version}-auth")).response(login);
         let server = HttpServer::start(move |_| Reaction::Answer(answer.clone()));
         let mut settings = settings(server.address());
         settings.username = Some("nacos".to_owned());
@@ -387,17 +411,16 @@ fn recorded_refusals_are_reported_with_a_remedy() {
         assert!(error.contains(&server.address().to_string()), "{error}");
         followed.stop();
     }
-    for (folder, names) in [
-        ("nacos/2.4.3-auth", ["09-v1-services-no-token", "41-v1-no-permission"]),
-        ("nacos/3.0.3-auth", ["24-v1-services", "24-v1-services"]),
+    for (folder, name) in [
+        ("nacos/2.4.3-auth", "09-v1-services-no-token"),
+        ("nacos/2.4.3-auth", "41-v1-no-permission"),
+        ("nacos/3.0.3-auth", "24-v1-services"),
     ] {
-        for name in names {
-            let answer = Recordings::open(folder).response(name);
-            let server = HttpServer::start(move |_| Reaction::Answer(answer.clone()));
-            let followed = follow(settings(server.address()), LONG);
-            followed.wait_for_error("cannot list the services: configure a user");
-            followed.stop();
-        }
+        let answer = Recordings::open(folder).response(name);
+        let server = HttpServer::start(move |_| Reaction::Answer(answer.clone()));
+        let followed = follow(settings(server.address()), LONG);
+        followed.wait_for_error("cannot list the services: configure a user");
+        followed.stop();
     }
 }
 
@@ -460,7 +483,7 @@ fn changes_are_followed() {
     followed.wait_for("hello", &["10.0.0.2:80"]);
     end(&nacos, "demo", 3);
     followed.wait_until("demo to be unknown", || !followed.knows("demo"));
-    assert_eq!(kinds(&followed), [ListKind::Routine].into());
+    assert_eq!(followed.kinds(), [ListKind::Routine].into());
     followed.stop();
 }
 
@@ -533,7 +556,7 @@ fn after_an_outage_removals_are_held_until_the_programs_are_back() {
     throughout("all names keep their instances", Instant::now(), seconds(10), all_served);
     followed.wait_until("the end of what did not return", || !followed.knows("gone"));
     assert!(all_served());
-    assert_eq!(kinds(&followed), [ListKind::Routine, ListKind::Restored].into());
+    assert_eq!(followed.kinds(), [ListKind::Routine, ListKind::Restored].into());
     followed.stop();
 }
 
@@ -774,19 +797,51 @@ fn register_writes_what_goframe_writes_and_takes_itself_back() {
 
 #[test]
 fn register_waits_for_a_server_that_does_not_know_its_users_yet() {
-    let mut nacos = Nacos::start();
+    let nacos = Nacos::start();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("password");
     with_login(&nacos, &file);
-    nacos.kill();
-    nacos.restart();
+    nacos.refuse_early_logins(3);
     let login = ["--nacos-username", USER, "--nacos-password-file", file.to_str().unwrap()];
     let _process = register(&nacos, &login);
-    eventually("a refused login", SOON, || (logins(&nacos) >= 1).then_some(()));
-    eventually("the instance", SOON, || {
-        (nacos.instances("web.svc").len() == 1).then_some(())
+    eventually("the instance", SOON, || (nacos.instances("web.svc").len() == 1).then_some(()));
+    assert_eq!(logins(&nacos), 4);
+}
+
+#[test]
+fn register_takes_back_an_instance_whose_registration_was_not_answered() {
+    let server = HttpServer::start(|request| match &*request.method {
+        "DELETE" => Reaction::Answer(response("200 ", "text/plain;charset=UTF-8", "ok")),
+        _ => Reaction::Close(Vec::new()),
     });
-    assert!(logins(&nacos) >= 2, "the first login was too early");
+    let url = format!("nacos://{}", server.address());
+    let arguments = ["register", "--config", "/dev/null", "--registry", &url, "web", "10.0.0.9:80"];
+    let mut process = Process::start(command().args(arguments));
+    let has = |method: &str| {
+        let requests = server.requests();
+        requests.iter().any(|(_, request)| request.method == method).then_some(())
+    };
+    eventually("a registration", SOON, || has("POST"));
+    process.terminate();
+    eventually("the removal", SOON, || has("DELETE"));
+}
+
+#[test]
+fn register_believes_only_the_answer_of_nacos() {
+    let server = HttpServer::start(|_| {
+        Reaction::Answer(response("200 OK", "text/html", "<html>Welcome to the proxy</html>"))
+    });
+    let url = format!("nacos://{}", server.address());
+    let arguments = ["register", "--config", "/dev/null", "--registry", &url, "web", "10.0.0.9:80"];
+    let _process = Process::start(command().args(arguments));
+    // Heartbeats follow only a registration.
+    eventually("three attempts", SOON, || {
+        let requests = server.requests();
+        let is_write = |(_, request): &&(Instant, Request)| request.method == "POST";
+        (requests.iter().filter(is_write).count() >= 3).then_some(())
+    });
+    let requests = server.requests();
+    assert!(!requests.iter().any(|(_, request)| request.method == "PUT"), "{requests:?}");
 }
 
 #[test]

@@ -63,6 +63,8 @@ struct State {
     next_look: Option<Instant>,
     started: Option<Instant>,
     password: Option<String>,
+    /// Number of logins that the server refuses since it does not know its users yet.
+    early_logins: usize,
     tokens: BTreeMap<String, Instant>,
     token_life: Duration,
 }
@@ -175,6 +177,11 @@ impl Nacos {
     /// Requires a login with this password from now on; earlier tokens stay valid.
     pub(crate) fn require_password(&self, password: &str) {
         self.state(|state, _| state.password = Some(password.to_owned()));
+    }
+
+    /// Refuses this many logins, as a server that does not know its users yet.
+    pub(crate) fn refuse_early_logins(&self, count: usize) {
+        self.state(|state, _| state.early_logins = count);
     }
 
     /// Gives new access tokens this life.
@@ -357,7 +364,9 @@ impl State {
 
     fn log_in(&mut self, user: &str, password: &str, now: Instant) -> Vec<u8> {
         let is_known = self.started.is_some_and(|started| now - started >= USERS_UNKNOWN);
-        if user != USER || !is_known {
+        let is_early = self.early_logins > 0;
+        self.early_logins = self.early_logins.saturating_sub(1);
+        if user != USER || !is_known || is_early {
             return text(500, &format!("caused: User {user} not found;"));
         }
         if self.password.as_deref() != Some(password) {

@@ -20,7 +20,8 @@ build: ## install what the build needs, and build in release mode
 check: ## check the format, and lint code and its documentation with warnings denied
 	@tests/setup.sh build
 	cargo fmt --check
-	cargo clippy --locked --all-targets --test systemd_machine -- -D warnings
+	cargo clippy --locked --all-targets --test systemd_machine --test zookeeper_lists \
+		--test zookeeper_outages -- -D warnings
 	cargo clippy --locked --lib --bins --tests --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
 

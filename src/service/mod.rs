@@ -111,3 +111,16 @@ pub struct Registration {
     /// It then hides all others of its name in its deployment and namespace.
     pub overrides: bool,
 }
+
+impl Registration {
+    /// Creates the registration of a service without instances and metadata.
+    pub fn without_endpoints(id: ServiceId) -> Self {
+        Self {
+            id,
+            endpoints: Vec::new(),
+            rejected: Vec::new(),
+            metadata: Arc::default(),
+            overrides: false,
+        }
+    }
+}

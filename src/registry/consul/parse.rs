@@ -157,14 +157,7 @@ fn parse(name: &str, answer: &Answer) -> Result<Vec<Change>, Failure> {
     }
     if critical && !served {
         // The service exists, without an instance.
-        let id = service_id(name, "");
-        let nothing = Registration {
-            id,
-            endpoints: Vec::new(),
-            rejected: Vec::new(),
-            metadata: Arc::default(),
-            overrides: false,
-        };
+        let nothing = Registration::without_endpoints(service_id(name, ""));
         changes.push(put(prefix, Ok(nothing)));
     }
     Ok(changes)

@@ -1,6 +1,5 @@
 //! The state machine that follows one datacenter through its failures.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -18,6 +17,7 @@ use super::refusal::{BURST, Retries, RoomCheck};
 use super::schedule::{Schedule, WaitingQuery};
 use crate::registry::backoff::Backoff;
 use crate::registry::failure::{Failure, FailureKind};
+use crate::registry::service_faults::ServiceFaults;
 use crate::registry::session::{SessionEnd, StoreLink, Supervisor};
 use crate::registry::{RegistryCommand, RegistryReport};
 use crate::service::{Change, ListKind, ListScope};
@@ -84,7 +84,7 @@ impl Supervisor for ConsulSupervisor {
             round_due: None,
             room_due: Some(Instant::now() + self.settings.tuning.heartbeat_interval),
             round: ListKind::Routine,
-            service_errors: BTreeMap::new(),
+            service_faults: ServiceFaults::default(),
             supervisor: self,
         };
         session.spawn_leader_check(None);
@@ -125,7 +125,7 @@ struct AgentSession<'a> {
     /// The kind of the last round.
     round: ListKind,
     /// The lasting failures of single services.
-    service_errors: BTreeMap<Arc<str>, String>,
+    service_faults: ServiceFaults,
 }
 
 impl AgentSession<'_> {
@@ -240,7 +240,7 @@ impl AgentSession<'_> {
         if names.index > 0 {
             supervisor.position = names.index;
         }
-        self.service_errors.clear();
+        self.service_faults = ServiceFaults::default();
         self.check_names_index(names.index);
         self.supervisor.schedule.begin_round(&names.names, Instant::now());
         if self.supervisor.schedule.is_round_complete() {
@@ -321,7 +321,7 @@ impl AgentSession<'_> {
             }
         }
         if self.supervisor.schedule.set_names(&names.names, Instant::now()) {
-            self.service_errors.retain(|name, _| names.names.contains(&**name));
+            self.service_faults.retain(|name| names.names.contains(name));
             self.report_errors();
             let names = names.names.into_iter().collect();
             let change = Change::ServiceNames { kind: ListKind::Routine, names };
@@ -366,7 +366,7 @@ impl AgentSession<'_> {
             return Ok(());
         }
         self.supervisor.schedule.answered(name, index, Instant::now());
-        if self.service_errors.remove(name).is_some() {
+        if self.service_faults.remove(name) {
             self.report_errors();
         }
         Ok(())
@@ -387,14 +387,13 @@ impl AgentSession<'_> {
         let text = self.supervisor.link.locate(failure).text;
         // A round is incomplete without the service, however short the failure.
         let is_reported = is_lasting || self.supervisor.schedule.is_round();
-        if is_reported && self.service_errors.get(name) != Some(&text) {
+        if is_reported && self.service_faults.set(name, text.clone()) {
             if is_lasting {
                 let registry = self.supervisor.link.feed.state();
                 tracing::warn!(
                     %registry, reason = text, "a service cannot be read, trying again"
                 );
             }
-            self.service_errors.insert(Arc::clone(name), text);
             self.report_errors();
         }
     }
@@ -450,14 +449,7 @@ impl AgentSession<'_> {
 
     /// Returns the fault of the list of names, or else of the first service that has one.
     fn error(&self) -> Option<String> {
-        let first_service = || {
-            let first = self.service_errors.values().next()?;
-            Some(match self.service_errors.len() {
-                1 => first.clone(),
-                count => format!("{first} (and {} more services)", count - 1),
-            })
-        };
-        self.names_error.clone().or_else(first_service)
+        self.names_error.clone().or_else(|| self.service_faults.text())
     }
 
     fn report_errors(&self) {

@@ -10,10 +10,11 @@ use etcd_client::{
 };
 use tokio::time::timeout;
 
+use super::Settings;
 use super::change::revision;
 use super::failure;
-use super::{GOFRAME_HEADS, Settings};
 use crate::registry::failure::{Failure, FailureKind};
+use crate::registry::gsvc::GOFRAME_HEADS;
 use crate::registry::tls::MAX_PEM_FILE_BYTES;
 use crate::registry::{Credential, Secret, Tls};
 use crate::regular_file;

@@ -30,15 +30,13 @@ use tokio_util::sync::CancellationToken;
 
 use self::supervisor::EtcdSupervisor;
 use super::attempts::{Attempts, MAX_DURATION};
+use super::gsvc::GOFRAME_HEADS;
 use super::identify::ServerKind;
 use super::session::{self, StoreLink};
 use super::{ConnectionTuning, Credential, Feed, Registry, RegistryCommand, Tls};
 use crate::service::ListKind;
 
 pub use register::register;
-
-/// The first segments of GoFrame's keys: `service` since v2.3.3, `services` before.
-pub const GOFRAME_HEADS: [&str; 2] = ["service", "services"];
 
 /// An etcd cluster that can be followed.
 #[derive(Clone, Debug)]

@@ -25,6 +25,9 @@ use self::endpoint::{parse_endpoint, parse_file_endpoint, parse_list};
 use self::format::UPDATE_AT;
 use crate::service::{Metadata, Reason, Registration, Rejected, ServiceId};
 
+/// The first segments of GoFrame's keys: `service` since v2.3.3, `services` before.
+pub const GOFRAME_HEADS: [&str; 2] = ["service", "services"];
+
 /// Maximum length of a parsed key, in bytes.
 pub const MAX_KEY_BYTES: usize = 4096;
 

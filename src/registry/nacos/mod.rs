@@ -35,7 +35,7 @@ use super::attempts::Attempts;
 use super::failure::Failure;
 use super::identify::ServerKind;
 use super::polling::{PolledStore, PollingSupervisor, PollingTuning};
-use super::session;
+use super::session::{self, StoreLink};
 use super::{ConnectionTuning, Credential, Feed, Registry, RegistryCommand, Tls};
 use crate::service::ListKind;
 
@@ -65,15 +65,10 @@ impl Registry for NacosRegistry {
         commands: mpsc::Receiver<RegistryCommand>,
         stop: CancellationToken,
     ) {
-        let settings = self.settings.clone();
-        let supervisor = PollingSupervisor::new(
-            self,
-            settings.attempts(),
-            (&settings.tuning.polling, &settings.tuning.connection),
-            first,
-            (feed, commands),
-        );
-        session::follow(supervisor, stop).await;
+        let link = StoreLink::new(self.settings.attempts(), feed, commands);
+        let tuning = self.settings.tuning.clone();
+        let tuning = (&tuning.polling, &tuning.connection);
+        session::follow(PollingSupervisor::new(self, tuning, first, link), stop).await;
     }
 }
 

@@ -212,13 +212,7 @@ fn without_endpoints(name: &str) -> Registration {
         name: name.into(),
         version: "latest".into(),
     };
-    Registration {
-        id,
-        endpoints: Vec::new(),
-        rejected: Vec::new(),
-        metadata: Arc::default(),
-        overrides: false,
-    }
+    Registration::without_endpoints(id)
 }
 
 /// Converts an instance that is healthy and enabled.

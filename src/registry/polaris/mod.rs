@@ -25,7 +25,8 @@ use super::attempts::{Attempts, ConnectionTuning};
 use super::failure::Failure;
 use super::identify::ServerKind;
 use super::polling::{PolledStore, PollingSupervisor, PollingTuning};
-use super::{Credential, Feed, Registry, RegistryCommand, Tls, session};
+use super::session::{self, StoreLink};
+use super::{Credential, Feed, Registry, RegistryCommand, Tls};
 use crate::service::ListKind;
 
 use client::PolarisClient;
@@ -53,15 +54,10 @@ impl Registry for PolarisRegistry {
         commands: mpsc::Receiver<RegistryCommand>,
         stop: CancellationToken,
     ) {
-        let settings = self.settings.clone();
-        let supervisor = PollingSupervisor::new(
-            self,
-            settings.attempts(),
-            (&settings.tuning.polling, &settings.tuning.connection),
-            first,
-            (feed, commands),
-        );
-        session::follow(supervisor, stop).await;
+        let link = StoreLink::new(self.settings.attempts(), feed, commands);
+        let tuning = self.settings.tuning.clone();
+        let tuning = (&tuning.polling, &tuning.connection);
+        session::follow(PollingSupervisor::new(self, tuning, first, link), stop).await;
     }
 }
 

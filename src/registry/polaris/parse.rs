@@ -93,7 +93,7 @@ pub(super) fn list(
     }
     if let Some(id) = left_out.filter(|_| !is_served) {
         // The service exists, without an instance.
-        changes.push(put(prefix, Ok(known_service(id))));
+        changes.push(put(prefix, Ok(Registration::without_endpoints(id))));
     }
     PolledList { revision: answer.revision(), instances: instances.len(), changes }
 }
@@ -119,17 +119,6 @@ fn add<'a>(
 
 fn put(key: String, content: Result<Registration, Rejected>) -> Change {
     Change::Put(Put { key: key.into(), revision: 0, lease: HEALTH_LEASE, content })
-}
-
-/// Returns the registration of a service without an instance.
-fn known_service(id: ServiceId) -> Registration {
-    Registration {
-        id,
-        endpoints: Vec::new(),
-        rejected: Vec::new(),
-        metadata: Arc::default(),
-        overrides: false,
-    }
 }
 
 impl ListedInstance<'_> {

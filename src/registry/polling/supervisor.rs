@@ -5,7 +5,6 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
@@ -14,11 +13,11 @@ use super::schedule::{Loss, PollSchedule};
 use super::{
     PolledAnswer, PolledList, PolledNames, PolledStore, PollingClient, PollingTuning, time_of,
 };
-use crate::registry::attempts::{Attempts, ConnectionTuning};
+use crate::registry::RegistryCommand;
+use crate::registry::attempts::ConnectionTuning;
 use crate::registry::failure::{Failure, FailureKind};
 use crate::registry::service_faults::ServiceFaults;
 use crate::registry::session::{SessionEnd, StoreLink, Supervisor};
-use crate::registry::{Feed, RegistryCommand};
 use crate::service::{Change, ListKind, ListScope};
 
 /// Share of the queries that may be for the names, beside those for lists.
@@ -40,15 +39,14 @@ impl<S: PolledStore> PollingSupervisor<S> {
     /// Creates the supervisor of a store.
     pub(in crate::registry) fn new(
         store: S,
-        attempts: Attempts,
         (tuning, connection): (&PollingTuning, &ConnectionTuning),
         first: ListKind,
-        (feed, commands): (Feed, mpsc::Receiver<RegistryCommand>),
+        link: StoreLink,
     ) -> Self {
         Self {
             store,
-            schedule: PollSchedule::new(tuning, connection, feed.state().removal_grace),
-            link: StoreLink::new(attempts, feed, commands),
+            schedule: PollSchedule::new(tuning, connection, link.feed.state().removal_grace),
+            link,
             tuning: tuning.clone(),
             next_round: if first == ListKind::Routine { first } else { S::AFTER_OUTAGE },
         }

@@ -32,9 +32,11 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use self::supervisor::ZooKeeperSupervisor;
 use super::attempts::{Attempts, ConnectionTuning, MAX_DURATION};
 use super::identify::ServerKind;
-use super::{Credential, Feed, Registry, RegistryCommand, Tls, session};
+use super::session::{self, StoreLink};
+use super::{Credential, Feed, Registry, RegistryCommand, Tls};
 use crate::service::ListKind;
 
 pub use parse::LEAF_NOT_JSON;
@@ -65,8 +67,8 @@ impl Registry for ZooKeeperRegistry {
         commands: mpsc::Receiver<RegistryCommand>,
         stop: CancellationToken,
     ) {
-        let supervisor = supervisor::ZooKeeperSupervisor::new(self.settings, first, feed, commands);
-        session::follow(supervisor, stop).await;
+        let link = StoreLink::new(self.settings.attempts(), feed, commands);
+        session::follow(ZooKeeperSupervisor::new(self.settings, first, link), stop).await;
     }
 }
 
@@ -108,7 +110,7 @@ impl Settings {
             root: DEFAULT_ROOT.to_owned(),
             login: None,
             tls: None,
-            heads: super::etcd::GOFRAME_HEADS.map(str::to_owned).to_vec(),
+            heads: super::gsvc::GOFRAME_HEADS.map(str::to_owned).to_vec(),
             tuning: ZooKeeperTuning::default(),
         }
     }

@@ -5,7 +5,6 @@
 //! the key with hyphens, which the parts may contain.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -65,13 +64,7 @@ impl LeafParser {
     /// The service is known then, although it has no instance. `None` if the name of the folder
     /// can be split in several ways.
     pub(super) fn empty_service(&self, folder: &str) -> Option<Registration> {
-        Some(Registration {
-            id: split_folder(folder, &self.heads)?,
-            endpoints: Vec::new(),
-            rejected: Vec::new(),
-            metadata: Arc::default(),
-            overrides: false,
-        })
+        split_folder(folder, &self.heads).map(Registration::without_endpoints)
     }
 }
 
@@ -99,7 +92,7 @@ fn split_folder(folder: &str, heads: &[String]) -> Option<ServiceId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::etcd::GOFRAME_HEADS;
+    use crate::registry::gsvc::GOFRAME_HEADS;
     use crate::service::Endpoint;
 
     fn parser() -> LeafParser {

@@ -2,8 +2,6 @@
 
 use std::convert::Infallible;
 
-use tokio::sync::mpsc;
-
 use super::Settings;
 use super::connection::ZooKeeperConnection;
 use super::failure::{ErrorCode, malformed};
@@ -11,7 +9,6 @@ use super::follower::Follower;
 use super::wire::{Creation, Session, ZooKeeperRequest};
 use crate::registry::failure::{Failure, FailureKind};
 use crate::registry::session::{SessionEnd, StoreLink, Supervisor};
-use crate::registry::{Feed, RegistryCommand};
 use crate::service::ListKind;
 
 /// Follows one ensemble through all failures.
@@ -36,13 +33,7 @@ pub(super) struct StorePosition {
 }
 
 impl ZooKeeperSupervisor {
-    pub(super) fn new(
-        settings: Settings,
-        first: ListKind,
-        feed: Feed,
-        commands: mpsc::Receiver<RegistryCommand>,
-    ) -> Self {
-        let link = StoreLink::new(settings.attempts(), feed, commands);
+    pub(super) fn new(settings: Settings, first: ListKind, link: StoreLink) -> Self {
         Self { link, settings, position: None, required_list: Some(first) }
     }
 
@@ -140,8 +131,10 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use tokio::sync::mpsc;
+
     use super::*;
-    use crate::registry::RegistryState;
+    use crate::registry::{Feed, RegistryState};
     use crate::service::RegistryId;
 
     #[test]
@@ -152,7 +145,8 @@ mod tests {
         let feed = Feed::new(RegistryId::FIRST, sender, state);
         let (_commands, commands) = mpsc::channel(1);
         let settings = Settings::new(vec!["127.0.0.1:2181".to_owned()]);
-        let mut supervisor = ZooKeeperSupervisor::new(settings, ListKind::Routine, feed, commands);
+        let link = StoreLink::new(settings.attempts(), feed, commands);
+        let mut supervisor = ZooKeeperSupervisor::new(settings, ListKind::Routine, link);
         let root = |time| Some(Creation { zxid: 2, time });
         for (zxid, root, is_complete, kind) in [
             (10, root(1), true, ListKind::Routine),

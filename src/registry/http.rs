@@ -375,17 +375,17 @@ pub(super) mod tests {
     use super::*;
 
     /// A server that takes requests whose bodies have no empty line.
-    pub(in crate::registry) struct TestServer {
-        pub(in crate::registry) endpoint: String,
+    pub(crate) struct HttpTestServer {
+        pub(crate) endpoint: String,
         connections: Arc<AtomicUsize>,
         requests: Arc<AtomicUsize>,
     }
 
-    impl TestServer {
+    impl HttpTestServer {
         /// Starts a server; `respond` gets the number of earlier requests.
         ///
         /// It returns the response, and the time until it is sent.
-        pub(in crate::registry) async fn start(
+        pub(crate) async fn start(
             respond: impl Fn(usize) -> (String, Duration) + Send + Sync + Copy + 'static,
         ) -> Self {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -420,13 +420,13 @@ pub(super) mod tests {
             server
         }
 
-        pub(in crate::registry) fn request_count(&self) -> usize {
+        pub(crate) fn request_count(&self) -> usize {
             self.requests.load(Ordering::SeqCst)
         }
     }
 
     /// Returns a response with this body.
-    pub(in crate::registry) fn response(status: u16, body: &str) -> String {
+    pub(crate) fn response(status: u16, body: &str) -> String {
         format!("HTTP/1.1 {status} \r\nContent-Length: {}\r\n\r\n{body}", body.len())
     }
 
@@ -434,7 +434,7 @@ pub(super) mod tests {
     async fn connections_are_kept_after_errors_but_not_after_a_refusal_for_their_number() {
         for (status, expected) in [(200, 1), (400, 1), (500, 1), (429, 3)] {
             let respond = move |_| (response(status, "{}"), Duration::ZERO);
-            let server = TestServer::start(respond).await;
+            let server = HttpTestServer::start(respond).await;
             let tuning = ConnectionTuning::default();
             let client = HttpClient::new(ServerKind::Polaris, &server.endpoint, None, &tuning);
             let client = client.await.unwrap();

@@ -13,6 +13,9 @@ use crate::service::{Endpoint, Metadata, ServiceId};
 /// Maximum attempts to remove a registration; together they take one request timeout.
 const REMOVAL_ATTEMPTS: u32 = 3;
 
+/// Longest time after its start in which a server does not know its users.
+const MAX_START_TIME: Duration = Duration::from_secs(30);
+
 /// A service to register.
 #[derive(Clone, Debug)]
 pub struct Registrant {
@@ -85,11 +88,6 @@ pub(super) trait StoreRegistration {
     /// Returns the only server that can remove the registration; `None` for any of them.
     fn holder(&self) -> Option<&str> {
         None
-    }
-
-    /// Returns for how long a login may be refused by a server that has just started.
-    fn login_patience(&self) -> Duration {
-        Duration::ZERO
     }
 
     /// Writes the registration through one server, and refreshes it until something fails.
@@ -170,7 +168,7 @@ pub(super) async fn keep_registered(
         };
         let Some(failure) = ended else { return remove(&mut registration, progress).await };
         let may_be_starting =
-            failure.kind == FailureKind::Login && begun.elapsed() < registration.login_patience();
+            failure.kind == FailureKind::UnknownUser && begun.elapsed() < MAX_START_TIME;
         if !progress.written && failure.kind.is_refusal() && !may_be_starting {
             let key = registration.key().to_owned();
             return Err(RegisterError::Refused { key, reason: failure.text });

@@ -221,10 +221,10 @@ impl AccessToken {
 mod tests {
     use super::*;
     use crate::registry::ConnectionTuning;
-    use crate::registry::http::tests::{TestServer, response};
+    use crate::registry::http::tests::{HttpTestServer, response};
 
     /// Creates the login of a user at a server.
-    async fn login(server: &TestServer) -> NacosLogin {
+    async fn login(server: &HttpTestServer) -> NacosLogin {
         let mut settings = Settings::new(vec![server.endpoint.clone()]);
         settings.username = Some("nacos".to_owned());
         settings.password = Some(Credential::Given(Secret::from("password")));
@@ -237,7 +237,7 @@ mod tests {
     #[tokio::test]
     async fn waiting_requests_share_the_failure_of_a_login() {
         let respond = |_| (response(503, "not ready"), Duration::from_millis(500));
-        let server = TestServer::start(respond).await;
+        let server = HttpTestServer::start(respond).await;
         let login = login(&server).await;
         let tokens = tokio::join!(login.token(), login.token(), login.token());
         assert!(tokens.0.is_err() && tokens.1.is_err() && tokens.2.is_err());
@@ -253,7 +253,7 @@ mod tests {
             let token = r#"{"accessToken":"token","tokenTtl":3600}"#;
             (response(200, token), if number == 0 { Duration::ZERO } else { LONG })
         };
-        let server = TestServer::start(respond).await;
+        let server = HttpTestServer::start(respond).await;
         let login = login(&server).await;
         let first = login.token().await.unwrap();
         *login.current() = Some(AccessToken { renew_at: Instant::now(), ..first.clone() });

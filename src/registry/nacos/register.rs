@@ -1,7 +1,6 @@
 //! Registration of a service over HTTP, the only code that writes to Nacos.
 
 use std::convert::Infallible;
-use std::time::Duration;
 
 use hyper::Method;
 use serde::Deserialize;
@@ -24,9 +23,6 @@ use crate::service::Endpoint;
 ///
 /// Nacos counts it as unhealthy after 15 to 21 s, and svcdns then serves it no longer.
 const EXPIRY_SECONDS: u64 = 36;
-
-/// Longest time after its start in which a server refuses the login of a known user.
-const LOGIN_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Code of the answer to a heartbeat of an unknown instance, in v1.
 const RESOURCE_NOT_FOUND: i64 = 20_404;
@@ -164,10 +160,6 @@ impl StoreRegistration for NacosRegistration<'_> {
         EXPIRY_SECONDS
     }
 
-    fn login_patience(&self) -> Duration {
-        LOGIN_PATIENCE
-    }
-
     async fn keep(
         &mut self,
         endpoint: &str,
@@ -284,6 +276,7 @@ fn unexpected(body: &[u8]) -> Failure {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::time::Duration;
 
     use super::*;
     use crate::service::{Metadata, ServiceId};

@@ -3,7 +3,7 @@
 //! Queries are spread evenly over time. A list that has changed lately is polled at the shortest
 //! interval, since changes come in groups; the others share the limit on queries per second.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,6 @@ use tokio::time::Instant;
 use super::{PollingTuning, Revision, time_of};
 use crate::registry::attempts::ConnectionTuning;
 use crate::registry::backoff::Backoff;
-use crate::service::ListKind;
 
 /// Share of the queries for lists that have not changed lately.
 const QUIET_SHARE: f64 = 0.8;
@@ -23,8 +22,11 @@ const QUIET_SHARE: f64 = 0.8;
 /// A query that is never answered takes as long as the time limit of a request.
 const RETRY_SHARE: usize = 4;
 
-/// Number of lists that are emptied only if the store has lost its data, one may be by itself.
+/// Number of lists that do not lose all their instances at about the same time by themselves.
 const MIN_EMPTIED: usize = 2;
+
+/// The same for many lists, as the number of lists of which one may.
+const LISTS_PER_EMPTIED: usize = 100;
 
 /// The lists of a store, each with the time of its next query.
 #[derive(Debug)]
@@ -47,7 +49,9 @@ pub(super) struct PollSchedule {
     backoff: (Duration, Duration),
     /// Time at which names last vanished although their lists had instances.
     vanished: Option<Instant>,
-    /// Time for which a list must be missing before that is believed.
+    /// The latest times at which a list with instances was missing.
+    emptied: VecDeque<Instant>,
+    /// Time for which a loss of data makes other losses doubtful: the removal grace.
     patience: Duration,
 }
 
@@ -64,10 +68,6 @@ struct PollingState {
     revision: Option<Revision>,
     /// Number of instances in the last list.
     instances: usize,
-    /// Time since which it is missing although it had instances.
-    missing: Option<Instant>,
-    /// Time at which it was last missing although it had instances.
-    emptied: Option<Instant>,
     /// Time of the last change.
     changed: Option<Instant>,
     /// The waits between failed queries.
@@ -83,17 +83,6 @@ enum RoundProgress {
     Failed,
     /// It has read it, or there is no round.
     Done,
-}
-
-/// What is known about a list that the store does not have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Loss {
-    /// It had instances a moment ago: not believed yet.
-    Doubtful,
-    /// It has lost its instances, or has not been read in this round.
-    News,
-    /// It had no instance before.
-    Known,
 }
 
 /// What follows from new names.
@@ -124,6 +113,7 @@ impl PollSchedule {
             tuning: tuning.clone(),
             backoff: (connection.backoff_min, connection.backoff_max),
             vanished: None,
+            emptied: VecDeque::new(),
             patience,
         }
     }
@@ -173,8 +163,6 @@ impl PollSchedule {
                 in_round: if self.is_round { RoundProgress::Untried } else { RoundProgress::Done },
                 revision: None,
                 instances: 0,
-                missing: None,
-                emptied: None,
                 changed: None,
                 backoff: None,
             };
@@ -218,7 +206,7 @@ impl PollSchedule {
         for (name, list) in &mut self.lists {
             (list.due, list.is_reading) = (now, false);
             list.in_round = RoundProgress::Untried;
-            (list.revision, list.missing, list.backoff) = (None, None, None);
+            (list.revision, list.backoff) = (None, None);
             self.due.insert((now, Arc::clone(name)));
         }
         self.set_names(names, now)
@@ -239,12 +227,13 @@ impl PollSchedule {
         self.is_round = false;
         let count = u32::try_from(self.lists.len()).unwrap_or(u32::MAX);
         let step = self.quiet_interval() / count.max(1);
-        let mut next = now;
+        let (mut next, attention) = (now, self.tuning.attention);
         for (name, list) in &mut self.lists {
             // A list that could not be read is judged by itself once it can.
             let has_failed = list.is_unread();
             list.in_round = RoundProgress::Done;
-            if !has_failed && !list.is_reading && !list.is_failing() {
+            let is_watched = list.has_changed(attention, now);
+            if !has_failed && !list.is_reading && !list.is_failing() && !is_watched {
                 next += step;
                 self.due.remove(&(list.due, Arc::clone(name)));
                 list.due = next;
@@ -316,53 +305,46 @@ impl PollSchedule {
         self.lists.get(name).is_some_and(PollingState::is_unread)
     }
 
-    /// Records that the store does not have a list; news are to be recorded as read.
-    ///
-    /// In a round, the catalog judges the loss.
-    pub(super) fn missing(&mut self, name: &Arc<str>, now: Instant) -> Loss {
-        self.end_query(name);
-        let Some(list) = self.lists.get_mut(name) else { return Loss::Known };
-        list.backoff = None;
-        let loss = if list.is_unread() {
-            Loss::News
-        } else if list.instances == 0 {
-            Loss::Known
-        } else {
-            let since = *list.missing.get_or_insert(now);
-            list.emptied = Some(now);
-            let is_lasting = now.saturating_duration_since(since) >= self.patience;
-            if is_lasting { Loss::News } else { Loss::Doubtful }
-        };
-        if loss != Loss::News {
-            self.poll_later(name, now);
-        }
-        loss
+    /// Returns whether a list that the store does not have is known to have no instance.
+    pub(super) fn is_known_empty(&self, name: &str) -> bool {
+        self.lists.get(name).is_some_and(|list| !list.is_unread() && list.instances == 0)
     }
 
-    /// Returns the kind of a list outside a round, by what the store may have lost.
-    ///
-    /// The programs of a store that has lost its data register again one after the other, so the
-    /// first lists after that may lack instances.
-    pub(super) fn kind(&self, name: &str, instances: usize, now: Instant) -> ListKind {
-        let Some(list) = self.lists.get(name) else { return ListKind::Routine };
-        let is_recent = |time: Option<Instant>| {
-            time.is_some_and(|time| now.saturating_duration_since(time) < self.patience)
-        };
-        if instances >= list.instances {
-            return ListKind::Routine;
+    /// Records that a list is missing; outside a round, that may be a loss of data.
+    pub(super) fn note_missing(&mut self, name: &str, now: Instant) {
+        let is_emptied = |list: &PollingState| !list.is_unread() && list.instances > 0;
+        if !self.lists.get(name).is_some_and(is_emptied) {
+            return;
         }
-        let emptied = self.lists.values().filter(|list| is_recent(list.emptied));
-        let is_in_doubt = is_recent(list.emptied)
-            || is_recent(self.vanished)
-            || emptied.take(MIN_EMPTIED).count() == MIN_EMPTIED;
-        if is_in_doubt { ListKind::Restored } else { ListKind::Routine }
+        self.emptied.push_back(now);
+        if self.emptied.len() > self.min_emptied() {
+            self.emptied.pop_front();
+        }
+    }
+
+    /// Returns whether a list that lacks instances may be of a store that has lost its data.
+    ///
+    /// Its programs register again one after the other, so the first lists after that may lack
+    /// instances.
+    pub(super) fn is_doubted(&self, name: &str, instances: usize, now: Instant) -> bool {
+        let is_recent = |time: &Instant| now.saturating_duration_since(*time) < self.patience;
+        let is_mass_loss = || {
+            self.vanished.as_ref().is_some_and(is_recent)
+                || self.emptied.iter().filter(|time| is_recent(time)).count() >= self.min_emptied()
+        };
+        self.lists.get(name).is_some_and(|list| instances < list.instances) && is_mass_loss()
+    }
+
+    /// Returns how many lists must lose all their instances until other losses are doubtful.
+    fn min_emptied(&self) -> usize {
+        MIN_EMPTIED.max(self.lists.len() / LISTS_PER_EMPTIED)
     }
 
     /// Records that a list has not changed.
     pub(super) fn unchanged(&mut self, name: &Arc<str>, now: Instant) {
         self.end_query(name);
         let Some(list) = self.lists.get_mut(name) else { return };
-        (list.missing, list.backoff) = (None, None);
+        list.backoff = None;
         self.poll_later(name, now);
     }
 
@@ -386,11 +368,11 @@ impl PollSchedule {
     ) {
         self.end_query(name);
         let Some(list) = self.lists.get_mut(name) else { return };
-        if !list.is_unread() {
+        // What a round has not found may return soon.
+        if !list.is_unread() || instances < list.instances {
             list.changed = Some(now);
         }
-        (list.revision, list.instances) = (revision, instances);
-        (list.missing, list.backoff) = (None, None);
+        (list.revision, list.instances, list.backoff) = (revision, instances, None);
         self.poll_later(name, now);
         if let Some(list) = self.lists.get_mut(name) {
             list.in_round = RoundProgress::Done;
@@ -412,9 +394,7 @@ impl PollSchedule {
     fn poll_later(&mut self, name: &Arc<str>, now: Instant) {
         let quiet = self.quiet_interval();
         let Some(list) = self.lists.get(name) else { return };
-        let is_recent =
-            |changed: Instant| now.saturating_duration_since(changed) < self.tuning.attention;
-        let is_watched = list.missing.is_some() || list.changed.is_some_and(is_recent);
+        let is_watched = list.has_changed(self.tuning.attention, now);
         let interval = if is_watched { self.tuning.interval } else { quiet };
         let next = list.due + interval;
         self.set_due(name, if next > now { next } else { now + interval });
@@ -452,6 +432,11 @@ impl PollSchedule {
 }
 
 impl PollingState {
+    /// Returns whether the list has changed within this time.
+    fn has_changed(&self, within: Duration, now: Instant) -> bool {
+        self.changed.is_some_and(|changed| now.saturating_duration_since(changed) < within)
+    }
+
     /// Returns whether the last query has failed.
     fn is_failing(&self) -> bool {
         self.backoff.is_some()

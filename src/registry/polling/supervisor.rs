@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::Revision;
-use super::schedule::{Loss, PollSchedule};
+use super::schedule::PollSchedule;
 use super::{
     PolledAnswer, PolledList, PolledNames, PolledStore, PollingClient, PollingTuning, time_of,
 };
@@ -164,7 +164,9 @@ impl<S: PolledStore> PollingSession<'_, S> {
                 self.take_answer(&name, answer).await?;
             }
             // A refused login concerns all lists.
-            PollResult::List(_, _, Err(failure)) if failure.kind == FailureKind::Login => {
+            PollResult::List(_, _, Err(failure))
+                if matches!(failure.kind, FailureKind::Login | FailureKind::UnknownUser) =>
+            {
                 return Err(failure.into());
             }
             PollResult::List(name, began, Err(failure)) => {
@@ -263,18 +265,17 @@ impl<S: PolledStore> PollingSession<'_, S> {
                 return Ok(());
             }
             PolledAnswer::Unchanged => schedule.unchanged(name, now),
-            PolledAnswer::Missing => match schedule.missing(name, now) {
-                // Outside a round, that has lasted for the removal grace.
-                Loss::News => {
-                    self.take_list(name, ListKind::Routine, PolledList::default()).await?
-                }
-                Loss::Doubtful | Loss::Known => {}
-            },
+            PolledAnswer::Missing if schedule.is_known_empty(name) => schedule.unchanged(name, now),
+            PolledAnswer::Missing => {
+                schedule.note_missing(name, now);
+                self.take_list(name, ListKind::Doubted, PolledList::default()).await?;
+            }
             PolledAnswer::List(list) if schedule.is_still_empty(name, list.instances) => {
                 schedule.unchanged(name, now);
             }
             PolledAnswer::List(list) => {
-                let kind = schedule.kind(name, list.instances, now);
+                let is_doubted = schedule.is_doubted(name, list.instances, now);
+                let kind = if is_doubted { ListKind::Doubted } else { ListKind::Routine };
                 self.take_list(name, kind, list).await?;
             }
         }

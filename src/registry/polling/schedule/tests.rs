@@ -97,20 +97,37 @@ fn an_empty_list_is_no_change_of_an_empty_one() {
 }
 
 #[test]
-fn a_list_that_is_missing_is_doubted_for_the_removal_grace() {
+fn a_missing_list_is_known_to_be_empty_until_the_next_round() {
     let start = Instant::now();
-    let mut schedule = after_round(200, 2, start);
+    let mut schedule = after_round(200, 1, start);
     let name: Arc<str> = "service-0".into();
-    assert_eq!(schedule.missing(&name, start), Loss::Doubtful);
-    assert_eq!(schedule.missing(&name, start + PATIENCE / 2), Loss::Doubtful);
-    schedule.unchanged(&name, start + PATIENCE / 2);
-    assert_eq!(schedule.missing(&name, start + PATIENCE), Loss::Doubtful, "it was back");
-    assert_eq!(schedule.missing(&name, start + PATIENCE * 2), Loss::News);
-    schedule.read(&name, None, 0, start + PATIENCE * 2);
-    assert_eq!(schedule.missing(&name, start + PATIENCE * 2), Loss::Known);
-    schedule.begin_round(&names(2), start);
-    let other = "service-1".into();
-    assert_eq!(schedule.missing(&other, start), Loss::News, "the catalog judges a round");
+    assert!(!schedule.is_known_empty(&name), "it had an instance");
+    schedule.read(&name, None, 0, start);
+    assert!(schedule.is_known_empty(&name));
+    schedule.begin_round(&names(1), start);
+    assert!(!schedule.is_known_empty(&name), "a round needs each list");
+}
+
+#[test]
+fn lists_that_a_round_finds_emptied_are_watched() {
+    let start = Instant::now();
+    let mut schedule = after_round(10, 80, start);
+    schedule.begin_round(&names(80), start);
+    while let Some((name, _)) = schedule.next(start) {
+        let instances = usize::from(&*name != "service-7");
+        schedule.read(&name, None, instances, start);
+    }
+    schedule.end_round(start);
+    let mut times = Vec::new();
+    for time in milliseconds(3_000) {
+        while let Some((name, _)) = schedule.next(start + time) {
+            if &*name == "service-7" {
+                times.push(time);
+            }
+            schedule.unchanged(&name, start + time);
+        }
+    }
+    assert!(times.len() >= 2, "{times:?}, for an interval of 10 s");
 }
 
 #[test]
@@ -259,25 +276,36 @@ fn new_names_do_not_keep_known_ones_waiting() {
 }
 
 #[test]
-fn a_list_that_lacks_instances_is_doubted_if_the_store_may_have_lost_its_data() {
+fn a_list_that_lacks_instances_is_doubted_if_others_were_emptied() {
     let start = Instant::now();
     let mut schedule = after_round(200, 4, start);
     let [one, two, three]: [Arc<str>; 3] =
         ["service-0".into(), "service-1".into(), "service-2".into()];
-    for name in [&one, &two, &three] {
-        schedule.read(name, None, 3, start);
-    }
-    assert_eq!(schedule.kind(&one, 1, start), ListKind::Routine);
-    schedule.missing(&one, start);
-    assert_eq!(schedule.kind(&two, 1, start), ListKind::Routine, "one may have been stopped");
-    assert_eq!(schedule.kind(&one, 1, start), ListKind::Restored, "it may not be complete yet");
-    assert_eq!(schedule.kind(&one, 3, start), ListKind::Routine, "it is complete");
-    schedule.missing(&two, start);
-    assert_eq!(schedule.kind(&three, 1, start), ListKind::Restored, "two were emptied");
-    schedule.read(&one, None, 1, start);
-    assert_eq!(schedule.kind(&one, 0, start), ListKind::Restored);
+    schedule.read(&three, None, 3, start);
+    let empty = |schedule: &mut PollSchedule, name: &Arc<str>| {
+        schedule.note_missing(name, start);
+        schedule.read(name, None, 0, start);
+    };
+    empty(&mut schedule, &one);
+    empty(&mut schedule, &one);
+    assert!(!schedule.is_doubted(&three, 1, start), "one may have been stopped");
+    empty(&mut schedule, &two);
+    assert!(schedule.is_doubted(&three, 1, start), "two were emptied");
+    assert!(!schedule.is_doubted(&three, 3, start), "it is complete");
     let later = start + PATIENCE;
-    assert_eq!(schedule.kind(&three, 1, later), ListKind::Routine);
-    schedule.set_names(&names(3), later);
-    assert_eq!(schedule.kind(&three, 1, later), ListKind::Restored, "a name has vanished");
+    assert!(!schedule.is_doubted(&three, 1, later));
+    schedule.set_names(&names(2), later);
+    assert!(schedule.is_doubted(&three, 1, later), "a name has vanished");
+}
+
+#[test]
+fn among_many_lists_some_may_be_emptied_without_doubt() {
+    let start = Instant::now();
+    let mut schedule = after_round(200, 1_000, start);
+    schedule.read(&"service-999".into(), None, 3, start);
+    for number in 0..10 {
+        assert!(!schedule.is_doubted("service-999", 2, start), "{number} were emptied");
+        schedule.note_missing(&format!("service-{number}"), start);
+    }
+    assert!(schedule.is_doubted("service-999", 2, start));
 }

@@ -231,7 +231,7 @@ fn an_outage_with_data_loses_nothing() {
     followed.wait_for("hello", &living);
     followed.wait_for_report("connected", |report| report.connected && report.error.is_none());
     followed.wait_for("hello", &living);
-    assert_eq!(followed.kinds(), [ListKind::Routine, ListKind::Reconnect].into());
+    assert_eq!(followed.kinds(), [ListKind::Routine, ListKind::Restored].into());
     followed.stop();
 }
 
@@ -646,12 +646,12 @@ fn register_writes_what_was_recorded_and_takes_it_back() {
     let followed = follow(&server, LONG);
     followed.wait_for("byhttp", &["10.9.0.5:9100"]);
     // The times at the server may be late, by different times.
-    let period = seconds(10) + Duration::from_millis(1_500);
-    eventually("two heartbeats with the recorded period", SOON, || {
+    let period = seconds(9)..Duration::from_millis(11_500);
+    eventually("a heartbeat after the recorded period", SOON, || {
         let requests = server.http.requests();
-        let beats = requests.iter().filter(|(_, request)| request.path == "/v1/Heartbeat");
-        let times: Vec<_> = beats.map(|(at, _)| *at).collect();
-        times.windows(2).any(|pair| pair[1] - pair[0] < period).then_some(())
+        let is_write = |(_, request): &&(Instant, Request)| request.path != "/v1/Discover";
+        let times: Vec<_> = requests.iter().filter(is_write).map(|(at, _)| *at).collect();
+        times.windows(2).any(|pair| period.contains(&(pair[1] - pair[0]))).then_some(())
     });
     registrant.terminate();
     followed.wait_until("the end of byhttp", || !followed.knows("byhttp"));
@@ -751,18 +751,26 @@ fn fill(server: &PolarisServer, services: usize, last: u8) {
     }));
 }
 
-/// Measures polling at the default pace: queries per second while nothing changes, and the times
-/// from changes in the server to the catalog.
-fn measure_polling(services: usize) -> (f64, Vec<Duration>) {
+/// Follows this many services at the default pace.
+fn follow_at_default_pace(services: usize) -> (PolarisServer, Followed) {
     let server = PolarisServer::start();
     fill(&server, services, 1);
     let settings = Settings::new(vec![server.address().to_string()]);
     let followed = follow_with(settings, LONG);
     followed.wait_until_synced();
+    (server, followed)
+}
+
+/// Measures the queries per second while nothing changes.
+fn measure_rate(server: &PolarisServer, period: Duration) -> f64 {
     let (before, start) = (server.http.request_count(), Instant::now());
-    thread::sleep(seconds(10));
+    thread::sleep(period);
     let count = server.http.request_count() - before;
-    let rate = f64::from(u32::try_from(count).unwrap()) / start.elapsed().as_secs_f64();
+    f64::from(u32::try_from(count).unwrap()) / start.elapsed().as_secs_f64()
+}
+
+/// Measures the times from changes in the server to the catalog, in ascending order.
+fn measure_changes(server: &PolarisServer, followed: &Followed, services: usize) -> Vec<Duration> {
     let mut times = Vec::new();
     for number in (0..services).step_by((services / 7).max(1)) {
         let start = Instant::now();
@@ -775,16 +783,26 @@ fn measure_polling(services: usize) -> (f64, Vec<Duration>) {
         times.push(start.elapsed());
     }
     times.sort_unstable();
-    followed.stop();
-    (rate, times)
+    times
 }
 
 #[test]
 fn polling_stays_below_the_limit_on_requests() {
+    let (server, followed) = follow_at_default_pace(1_000);
+    let rate = measure_rate(&server, seconds(3));
+    assert!(rate <= 202.0, "{rate} queries/s");
+    followed.stop();
+}
+
+#[test]
+#[ignore = "a measurement of minutes: see docs/registries/polaris.md"]
+fn measure_the_cost_of_polling() {
     for services in [1, 100, 1_000] {
-        let (rate, times) = measure_polling(services);
+        let (server, followed) = follow_at_default_pace(services);
+        let rate = measure_rate(&server, seconds(10));
+        let times = measure_changes(&server, &followed, services);
         let (median, longest) = (times[times.len() / 2], times[times.len() - 1]);
         println!("{services} services: {rate:.0} queries/s, {median:.1?}, max {longest:.1?}");
-        assert!(rate <= 202.0, "{rate} queries/s for {services} services");
+        followed.stop();
     }
 }

@@ -10,6 +10,7 @@ use hyper::header::{ACCEPT, CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, USER_A
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -365,70 +366,17 @@ pub(super) fn parse_json<'de, T: Deserialize<'de>>(
     })
 }
 
+/// Parses the entries of a list; one that is malformed affects no other.
+pub(super) fn valid_entries<'a, T: Deserialize<'a>>(
+    entries: &[&'a RawValue],
+) -> impl Iterator<Item = T> {
+    entries.iter().filter_map(|entry| serde_json::from_str(entry.get()).ok())
+}
+
 #[cfg(test)]
-pub(super) mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-    use tokio::net::TcpListener;
-
+mod tests {
     use super::*;
-
-    /// A server that takes requests whose bodies have no empty line.
-    pub(crate) struct HttpTestServer {
-        pub(crate) endpoint: String,
-        connections: Arc<AtomicUsize>,
-        requests: Arc<AtomicUsize>,
-    }
-
-    impl HttpTestServer {
-        /// Starts a server; `respond` gets the number of earlier requests.
-        ///
-        /// It returns the response, and the time until it is sent.
-        pub(crate) async fn start(
-            respond: impl Fn(usize) -> (String, Duration) + Send + Sync + Copy + 'static,
-        ) -> Self {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let endpoint = listener.local_addr().unwrap().to_string();
-            let (connections, requests) =
-                (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-            let server = Self { endpoint, connections, requests };
-            let (connections, requests) =
-                (Arc::clone(&server.connections), Arc::clone(&server.requests));
-            tokio::spawn(async move {
-                loop {
-                    let (stream, _) = listener.accept().await.unwrap();
-                    connections.fetch_add(1, Ordering::SeqCst);
-                    let requests = Arc::clone(&requests);
-                    tokio::spawn(async move {
-                        let mut stream = BufReader::new(stream);
-                        let mut line = String::new();
-                        while stream.read_line(&mut line).await.is_ok_and(|length| length > 0) {
-                            if line == "\r\n" {
-                                let number = requests.fetch_add(1, Ordering::SeqCst);
-                                let (response, wait) = respond(number);
-                                tokio::time::sleep(wait).await;
-                                if stream.write_all(response.as_bytes()).await.is_err() {
-                                    return;
-                                }
-                            }
-                            line.clear();
-                        }
-                    });
-                }
-            });
-            server
-        }
-
-        pub(crate) fn request_count(&self) -> usize {
-            self.requests.load(Ordering::SeqCst)
-        }
-    }
-
-    /// Returns a response with this body.
-    pub(crate) fn response(status: u16, body: &str) -> String {
-        format!("HTTP/1.1 {status} \r\nContent-Length: {}\r\n\r\n{body}", body.len())
-    }
+    use crate::registry::test_server::{HttpTestServer, response};
 
     #[tokio::test]
     async fn connections_are_kept_after_errors_but_not_after_a_refusal_for_their_number() {
@@ -443,7 +391,7 @@ pub(super) mod tests {
                 let found = client.send(&request, Duration::from_secs(60)).await.unwrap();
                 assert_eq!(found.status.as_u16(), status);
             }
-            assert_eq!(server.connections.load(Ordering::SeqCst), expected, "{status}");
+            assert_eq!(server.connection_count(), expected, "{status}");
         }
     }
 }

@@ -221,7 +221,7 @@ impl AccessToken {
 mod tests {
     use super::*;
     use crate::registry::ConnectionTuning;
-    use crate::registry::http::tests::{HttpTestServer, response};
+    use crate::registry::test_server::{HttpTestServer, response};
 
     /// Creates the login of a user at a server.
     async fn login(server: &HttpTestServer) -> NacosLogin {

@@ -57,22 +57,25 @@ impl<T> Envelope<T> {
 }
 
 #[derive(Deserialize)]
-struct NamesV1 {
+struct NamesV1<'a> {
     count: usize,
-    doms: Vec<Box<str>>,
+    #[serde(borrow)]
+    doms: Vec<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
-struct NamesV2 {
+struct NamesV2<'a> {
     count: usize,
-    services: Vec<Box<str>>,
+    #[serde(borrow)]
+    services: Vec<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct NamesV3 {
+struct NamesV3<'a> {
     total_count: usize,
-    page_items: Vec<NamedService>,
+    #[serde(borrow)]
+    page_items: Vec<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -105,21 +108,23 @@ struct InstanceEntry<'a> {
 
 /// Parses a page of the list of services.
 pub(super) fn names(api: ApiVersion, body: &[u8]) -> Result<NamePage, Failure> {
-    let ungrouped = |names: Vec<Box<str>>| names.into_iter().map(|name| (name, None)).collect();
+    let ungrouped =
+        |names: &[&RawValue]| http::valid_entries(names).map(|name| (name, None)).collect();
     Ok(match api {
         ApiVersion::V1 => {
             let NamesV1 { count, doms } = http::parse_json(ServerKind::Nacos, body)?;
-            NamePage { total: count, names: ungrouped(doms) }
+            NamePage { total: count, names: ungrouped(&doms) }
         }
         ApiVersion::V2 => {
-            let envelope: Envelope<NamesV2> = http::parse_json(ServerKind::Nacos, body)?;
+            let envelope: Envelope<NamesV2<'_>> = http::parse_json(ServerKind::Nacos, body)?;
             let NamesV2 { count, services } = envelope.content()?;
-            NamePage { total: count, names: ungrouped(services) }
+            NamePage { total: count, names: ungrouped(&services) }
         }
         ApiVersion::V3 => {
-            let envelope: Envelope<NamesV3> = http::parse_json(ServerKind::Nacos, body)?;
+            let envelope: Envelope<NamesV3<'_>> = http::parse_json(ServerKind::Nacos, body)?;
             let NamesV3 { total_count, page_items } = envelope.content()?;
-            let names = page_items.into_iter().map(|found| (found.name, found.group_name));
+            let found = http::valid_entries(&page_items);
+            let names = found.map(|NamedService { name, group_name }| (name, group_name));
             NamePage { total: total_count, names: names.collect() }
         }
     })
@@ -363,12 +368,13 @@ mod tests {
             let [one, two] = groups.map(|group| group.map(Into::into));
             NamePage { total: 9, names: vec![("a".into(), one), ("b".into(), two)] }
         };
-        let v1 = page(ApiVersion::V1, json!({ "count": 9, "doms": ["a", "b"] }));
-        assert_eq!(v1.unwrap(), names([None, None]));
+        let v1 = page(ApiVersion::V1, json!({ "count": 9, "doms": ["a", null, ["b"], "b"] }));
+        assert_eq!(v1.unwrap(), names([None, None]), "malformed entries affect no other");
         let data = json!({ "count": 9, "services": ["a", "b"] });
         let v2 = page(ApiVersion::V2, json!({ "code": 0, "data": data }));
         assert_eq!(v2.unwrap(), names([None, None]));
-        let items = json!([{ "name": "a", "groupName": "g" }, { "name": "b", "groupName": "h" }]);
+        let items =
+            json!([{ "name": "a", "groupName": "g" }, 1, { "name": "b", "groupName": "h" }]);
         let data = json!({ "totalCount": 9, "pageItems": items });
         let v3 = page(ApiVersion::V3, json!({ "code": 0, "data": data }));
         assert_eq!(v3.unwrap(), names([Some("g"), Some("h")]));

@@ -47,9 +47,9 @@ pub(super) struct PollSchedule {
     is_round: bool,
     tuning: PollingTuning,
     backoff: (Duration, Duration),
-    /// Time at which names last vanished although their lists had instances.
+    /// Time outside a round at which names last vanished although their lists had instances.
     vanished: Option<Instant>,
-    /// The latest times at which a list with instances was missing.
+    /// The latest times outside a round at which a list with instances was missing.
     emptied: VecDeque<Instant>,
     /// Time for which a loss of data makes other losses doubtful: the removal grace.
     patience: Duration,
@@ -141,7 +141,7 @@ impl PollSchedule {
             let was_named = std::mem::replace(&mut list.is_named, is_named);
             vanished += usize::from(was_named && !is_named && list.instances > 0);
         }
-        if vanished > 0 {
+        if vanished > 0 && !self.is_round {
             self.vanished = Some(now);
         }
         let mut changed = self.forget_unnamed();
@@ -174,20 +174,17 @@ impl PollSchedule {
     }
 
     /// Forgets the lists without a name and instances; returns whether there were any.
+    ///
+    /// One with a query in progress is forgotten later.
     pub(super) fn forget_unnamed(&mut self) -> bool {
         let before = self.lists.len();
-        let Self { lists, due, retries, reading, retrying, untried, .. } = self;
+        let Self { lists, due, retries, untried, .. } = self;
         lists.retain(|name, list| {
-            let stays = list.is_named || list.instances > 0;
+            let stays = list.is_named || list.instances > 0 || list.is_reading;
             if !stays {
                 *untried -= usize::from(list.in_round == RoundProgress::Untried);
-                if list.is_reading {
-                    *reading -= 1;
-                    *retrying -= usize::from(list.is_failing());
-                } else {
-                    let queue = if list.is_failing() { &mut *retries } else { &mut *due };
-                    queue.remove(&(list.due, Arc::clone(name)));
-                }
+                let queue = if list.is_failing() { &mut *retries } else { &mut *due };
+                queue.remove(&(list.due, Arc::clone(name)));
             }
             stays
         });
@@ -286,11 +283,6 @@ impl PollSchedule {
             let slot = self.next_slot.map_or(now, |slot| slot.max(now));
             self.next_slot = Some(slot + time_of(queries, self.tuning.max_requests, 1.0));
         }
-    }
-
-    /// Returns whether a query for the list is in progress.
-    pub(super) fn is_reading(&self, name: &str) -> bool {
-        self.lists.get(name).is_some_and(|list| list.is_reading)
     }
 
     // Answers

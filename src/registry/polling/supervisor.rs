@@ -14,7 +14,6 @@ use super::{
     PolledAnswer, PolledList, PolledNames, PolledStore, PollingClient, PollingTuning, time_of,
 };
 use crate::registry::RegistryCommand;
-use crate::registry::attempts::ConnectionTuning;
 use crate::registry::failure::{Failure, FailureKind};
 use crate::registry::service_faults::ServiceFaults;
 use crate::registry::session::{SessionEnd, StoreLink, Supervisor};
@@ -23,32 +22,32 @@ use crate::service::{Change, ListKind, ListScope};
 /// Share of the queries that may be for the names, beside those for lists.
 const NAMES_SHARE: f64 = 0.05;
 
+/// Kind of the lists after an outage: a server that was restarted may have lost its data.
+const AFTER_OUTAGE: ListKind = ListKind::Restored;
+
 /// Follows one polled store through all failures.
 ///
 /// The supervisor keeps no copy of the instances, only names, revisions and counts.
-pub(in crate::registry) struct PollingSupervisor<S> {
+pub(super) struct PollingSupervisor<S> {
     store: S,
     link: StoreLink,
     schedule: PollSchedule,
     tuning: PollingTuning,
-    /// The kind of the next round, unless the names show that the store has lost its data.
+    /// The kind of the next round.
     next_round: ListKind,
 }
 
 impl<S: PolledStore> PollingSupervisor<S> {
     /// Creates the supervisor of a store.
-    pub(in crate::registry) fn new(
-        store: S,
-        (tuning, connection): (&PollingTuning, &ConnectionTuning),
-        first: ListKind,
-        link: StoreLink,
-    ) -> Self {
+    pub(super) fn new(store: S, first: ListKind, link: StoreLink) -> Self {
+        let (tuning, connection) = store.tuning();
+        let tuning = tuning.clone();
         Self {
+            schedule: PollSchedule::new(&tuning, connection, link.feed.state().removal_grace),
             store,
-            schedule: PollSchedule::new(tuning, connection, link.feed.state().removal_grace),
             link,
-            tuning: tuning.clone(),
-            next_round: if first == ListKind::Routine { first } else { S::AFTER_OUTAGE },
+            tuning,
+            next_round: if first == ListKind::Routine { first } else { AFTER_OUTAGE },
         }
     }
 }
@@ -157,8 +156,6 @@ impl<S: PolledStore> PollingSession<'_, S> {
                 (self.answered, self.is_doubted) = (Instant::now(), false);
                 self.names_due = Some(Instant::now() + self.names_interval);
             }
-            // The name has vanished meanwhile.
-            PollResult::List(name, ..) if !self.supervisor.schedule.is_reading(&name) => {}
             PollResult::List(name, _, Ok(answer)) => {
                 self.answered = Instant::now();
                 self.take_answer(&name, answer).await?;
@@ -185,9 +182,7 @@ impl<S: PolledStore> PollingSession<'_, S> {
         let supervisor = &mut *self.supervisor;
         let now = Instant::now();
         let vanished = supervisor.schedule.begin_round(&names.names, now).vanished;
-        let lost = if vanished > 0 { ListKind::Restored } else { ListKind::Routine };
-        self.round = supervisor.next_round.max(lost);
-        supervisor.next_round = S::AFTER_OUTAGE.max(self.round);
+        self.round = std::mem::replace(&mut supervisor.next_round, AFTER_OUTAGE);
         supervisor.warn_of(vanished);
         self.note_names(names.revision, names.pages);
         self.names_due = Some(now + self.names_interval);
@@ -205,7 +200,6 @@ impl<S: PolledStore> PollingSession<'_, S> {
             return Ok(());
         }
         self.supervisor.schedule.end_round(Instant::now());
-        self.supervisor.next_round = S::AFTER_OUTAGE;
         let error = self.faults.text();
         self.supervisor
             .link

@@ -167,16 +167,21 @@ fn a_failed_query_is_tried_again_and_completes_a_round() {
 }
 
 #[test]
-fn concurrent_queries_are_limited_and_forgotten_names_end_theirs() {
+fn concurrent_queries_are_limited_and_names_are_forgotten_after_theirs() {
     let start = Instant::now();
     let connection = ConnectionTuning::default();
     let tuning = PollingTuning { max_reads: 2, ..PollingTuning::default() };
     let mut schedule = PollSchedule::new(&tuning, &connection, PATIENCE);
     schedule.begin_round(&names(4), start);
-    assert!(schedule.next(start).is_some() && schedule.next(start).is_some());
+    let reading = [schedule.next(start).unwrap().0, schedule.next(start).unwrap().0];
     assert_eq!((schedule.next(start), schedule.wake()), (None, None));
     schedule.set_names(&BTreeSet::new(), start);
-    assert!(schedule.is_round_complete() && schedule.reading == 0);
+    assert_eq!((schedule.names().len(), schedule.wake()), (2, None));
+    for name in &reading {
+        schedule.read(name, None, 0, start);
+    }
+    assert!(schedule.is_round_complete() && schedule.forget_unnamed());
+    assert!(schedule.names().is_empty());
     assert!(schedule.set_names(&names(1), start).changed);
     assert_eq!(read_all(&mut schedule, start), 1);
 }

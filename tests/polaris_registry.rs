@@ -426,10 +426,7 @@ fn expect_fault_of_one_service(reaction: Reaction, message: &str) {
     let followed = follow_with(settings, LONG);
     followed.wait_until_synced();
     server.misbehave(move |request| is_for(request, "-demo-").then(|| reaction.clone()));
-    let error = followed.wait_for_error(message);
-    assert!(error.contains("read the service \"service-default-default-demo-latest\""), "{error}");
-    assert!(error.contains(&server.address().to_string()) && !error.contains(TOKEN), "{error}");
-    assert!(followed.state.report().connected);
+    followed.wait_for_fault_of("service-default-default-demo-latest", message, &[TOKEN]);
     assert!(followed.knows("demo") && followed.knows("hello"));
     // Changes of others are seen meanwhile.
     let mut second = Recordings::open("polaris").body("30-instance-hello-second");

@@ -21,7 +21,8 @@ where
 {
     thread::scope(|scope| {
         let (sender, receiver) = sync_channel(MAX_WAITING_BATCHES);
-        let mut ahead = items();
+        // Asked again after its end, when a batch was not full.
+        let mut ahead = items().fuse();
         let run = move || {
             loop {
                 let batch: Vec<_> = ahead.by_ref().take(BATCH_ITEMS).collect();
@@ -48,6 +49,14 @@ mod tests {
             let all: Vec<usize> = run_ahead(|| 0..count, |items| items.collect());
             assert!(all.into_iter().eq(0..count), "{count}");
         }
+    }
+
+    #[test]
+    fn an_iterator_that_has_ended_is_not_asked_again() {
+        let mut items = [Some(1), None, Some(2)].into_iter();
+        let items = std::iter::from_fn(move || items.next().flatten());
+        let all: Vec<u64> = run_ahead(|| items.clone(), |items| items.collect());
+        assert_eq!(all, [1]);
     }
 
     #[test]

@@ -29,6 +29,8 @@ mod service_faults;
 mod session;
 mod source;
 mod store_identity;
+#[cfg(test)]
+mod test_server;
 mod tls;
 
 pub use attempts::ConnectionTuning;

@@ -602,13 +602,14 @@ fn odd_names_are_served_or_rejected_alone() {
     ] {
         followed.wait_for(base, &[endpoint]);
     }
-    let rejected: BTreeSet<String> =
-        followed.rejections().into_iter().map(|(code, key)| format!("{code} {key}")).collect();
     let key = |name: &str, last: u8| {
         format!("name-not-dns service-default-default-{name}-latest/10.0.0.{last}:80")
     };
-    let expected = [key("sla%2Fsh", 7), key("_tcp", 8), key("blank name", 9)];
-    assert_eq!(rejected, expected.into());
+    let expected = BTreeSet::from([key("sla%2Fsh", 7), key("_tcp", 8), key("blank name", 9)]);
+    eventually("all rejections", SOON, || {
+        let rejected = followed.rejections().into_iter().map(|(code, key)| format!("{code} {key}"));
+        (rejected.collect::<BTreeSet<_>>() == expected).then_some(())
+    });
     followed.stop();
 }
 

@@ -16,7 +16,7 @@ use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use serde_json::{Value, json};
 use support::consul::Consul;
 use support::etcd::Etcd;
-use support::nacos::Nacos;
+use support::nacos::{self, Nacos};
 use support::polaris::{self, PolarisServer};
 use support::svcdns::Svcdns;
 use support::zookeeper::{ZooKeeper, put_leaf};
@@ -201,7 +201,8 @@ fn a_start_without_nacos_answers_from_the_snapshot() {
     nacos.require_password("its-password");
     let folder = tempfile::tempdir().unwrap();
     let (url, file) = (nacos.url(), secret_file(&folder, "its-password"));
-    let flags = ["--registry", &url, "--nacos-username", "nacos", "--nacos-password-file", &file];
+    let flags =
+        ["--registry", &url, "--nacos-username", nacos::USER, "--nacos-password-file", &file];
     check_start_without(&flags, &["its-password", "its-secret-file"], || nacos.kill());
 }
 

@@ -19,6 +19,7 @@ use support::etcd::Etcd;
 use support::nacos::{self, Nacos};
 use support::polaris::{self, PolarisServer};
 use support::svcdns::Svcdns;
+#[cfg(feature = "zookeeper")]
 use support::zookeeper::{ZooKeeper, put_leaf};
 use support::{SOON, dns, eventually, free_address, netns, skip, strace};
 use tempfile::TempDir;
@@ -234,6 +235,7 @@ fn a_start_without_consul_answers_from_the_snapshot() {
     check_start_without(&flags, &[&token, "its-secret-file"], || consul.kill());
 }
 
+#[cfg(feature = "zookeeper")]
 #[test]
 fn a_start_without_zookeeper_answers_from_the_snapshot() {
     let test = "a_start_without_zookeeper_answers_from_the_snapshot";

@@ -1178,7 +1178,7 @@ fn status_and_readiness_explain_a_vanished_directory() {
     fs::rename(&path, &old).unwrap();
     let note = format!(
         "{} no longer exists: it, or a directory above it, was moved away or unmounted; \
-         its registrations (2) are served for 60 s (removal-grace): put it back, or let the \
+         its registrations (2) are served for at most 60 s (removal-grace): put it back, or let the \
          programs register again",
         path.display()
     );

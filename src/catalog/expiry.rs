@@ -273,6 +273,14 @@ impl ExpiryDetector {
         .collect()
     }
 
+    /// Takes out all tombstones, and forgets the mass expiry: later deletes are judged anew.
+    pub(super) fn take_all(&mut self) -> Vec<Tombstone> {
+        self.unpublished = 0;
+        self.instances = 0;
+        self.mass_expiry = None;
+        std::mem::take(&mut self.recent).into_iter().chain(self.unanswered.drain(..)).collect()
+    }
+
     /// Returns when the window moves on, or the next check is due.
     pub(super) fn wake(&self, now: Instant) -> Option<Instant> {
         let oldest = self.recent.front().map(|tombstone| tombstone.at + BURST_WINDOW);

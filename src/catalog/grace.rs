@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::holds::{HoldCause, PerCause};
 use super::key::RegistryKey;
 use crate::service::ListKind;
 
@@ -47,7 +48,7 @@ pub(super) struct Round {
     /// Number of instances of those keys.
     instances: usize,
     /// The keys that are held until the last list.
-    pub(super) held: Vec<Hold>,
+    pub(super) held: Vec<HeldKey>,
     /// End of the round if it makes no progress.
     pub(super) deadline: Instant,
 }
@@ -80,6 +81,14 @@ impl Round {
         self.kind == ListKind::Restored
     }
 
+    /// Returns the cause of holding the removals of the round.
+    pub(super) fn cause(&self) -> HoldCause {
+        match self.kind {
+            ListKind::Routine | ListKind::Reconnect => HoldCause::Reconnect,
+            ListKind::Restored => HoldCause::Restored,
+        }
+    }
+
     /// Adds keys that are missing from a list.
     pub(super) fn add(&mut self, keys: usize, instances: usize) {
         self.keys += keys;
@@ -108,31 +117,57 @@ pub(super) fn is_large(gone: usize, before: usize) -> bool {
     gone >= MIN_MASS_INSTANCES && gone * 100 >= before * MASS_PERCENT
 }
 
-/// The holds of one registry by end time.
-///
-/// A hold whose key was put again stays here without effect until its end.
+/// The held keys of one registry.
 #[derive(Debug, Default)]
-pub(super) struct Holds(BTreeMap<Instant, Vec<Hold>>);
+pub(super) struct HeldKeys {
+    /// The keys by the end of their hold.
+    ///
+    /// A key that was put again stays here without effect until then.
+    by_end: BTreeMap<Instant, Vec<HeldKey>>,
+    /// First removal and last end of the current or last hold of each cause.
+    periods: PerCause<Option<(Instant, Instant)>>,
+    /// Number of holds since startup.
+    pub(super) begun: PerCause<u64>,
+}
 
 /// A key that its registry has removed and that is still served.
 #[derive(Debug)]
-pub(super) struct Hold {
+pub(super) struct HeldKey {
     /// The key's entry in the mirror, valid only while the entry has this very `key`.
     pub(super) slot: u32,
     /// The key as held.
     pub(super) key: Arc<RegistryKey>,
 }
 
-impl Holds {
-    /// Adds a hold that ends at this time.
-    pub(super) fn add(&mut self, until: Instant, hold: Hold) {
-        self.0.entry(until).or_default().push(hold);
+impl HeldKeys {
+    /// Adds a key removed at `since`, whose hold ends at `until`.
+    ///
+    /// `is_first` says that no other key is held for this cause: a hold begins.
+    pub(super) fn add(
+        &mut self,
+        key: HeldKey,
+        cause: HoldCause,
+        (since, until): (Instant, Instant),
+        is_first: bool,
+    ) {
+        self.by_end.entry(until).or_default().push(key);
+        let period = self.periods.get_mut(cause);
+        *period = match *period {
+            Some((first, last)) if !is_first => Some((first.min(since), last.max(until))),
+            _ => Some((since, until)),
+        };
+        *self.begun.get_mut(cause) += u64::from(is_first);
     }
 
-    /// Removes and returns the holds that have ended.
-    pub(super) fn take_ended(&mut self, now: Instant) -> Vec<Hold> {
+    /// Returns the first removal and the last end of the current or last hold of a cause.
+    pub(super) fn period(&self, cause: HoldCause) -> Option<(Instant, Instant)> {
+        *self.periods.get(cause)
+    }
+
+    /// Removes and returns the keys whose hold has ended.
+    pub(super) fn take_ended(&mut self, now: Instant) -> Vec<HeldKey> {
         let mut ended = Vec::new();
-        while let Some(first) = self.0.first_entry() {
+        while let Some(first) = self.by_end.first_entry() {
             if *first.key() > now {
                 break;
             }
@@ -141,8 +176,13 @@ impl Holds {
         ended
     }
 
-    /// Returns when the next hold ends.
+    /// Removes and returns all keys.
+    pub(super) fn take_all(&mut self) -> Vec<HeldKey> {
+        std::mem::take(&mut self.by_end).into_values().flatten().collect()
+    }
+
+    /// Returns when the next hold of a key ends.
     pub(super) fn wake(&self) -> Option<Instant> {
-        self.0.first_key_value().map(|(until, _)| *until)
+        self.by_end.first_key_value().map(|(until, _)| *until)
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::Catalog;
-use super::grace::Hold;
+use super::grace::HeldKey;
 use super::mirror::EntryState;
 use super::tracker::ListInProgress;
 use crate::name::base_of;
@@ -128,20 +128,21 @@ impl Catalog {
         let tracker = &mut self.trackers[registry.index()];
         let (grace, is_last) = (tracker.grace, tracker.names.are_listed());
         let round = tracker.round.as_mut().filter(|_| in_round && !grace.is_zero());
-        let hold = round.is_some_and(|round| {
+        let hold = round.and_then(|round| {
             round.add(swept.len(), instances);
-            if is_last {
+            let is_held = if is_last {
                 round.should_hold(keys_left, instances_left)
             } else {
                 round.is_suspicious()
-            }
+            };
+            is_held.then(|| round.cause())
         });
         for slot in swept {
-            if hold {
-                let held = self.hold(registry, slot, now + grace);
+            if let Some(cause) = hold {
+                let held = self.hold(registry, slot, cause, (now, now + grace));
                 let round = self.trackers[registry.index()].round.as_mut().filter(|_| !is_last);
                 if let (Some(round), Some(key)) = (round, held) {
-                    round.held.push(Hold { slot, key });
+                    round.held.push(HeldKey { slot, key });
                 }
             } else {
                 self.update_entry(slot, None, EntryState::Removed);

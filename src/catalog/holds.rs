@@ -1,0 +1,176 @@
+//! Holds: removals that are reported but not applied yet, for each registry and cause.
+
+use std::fmt;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::Catalog;
+use crate::service::{RegistryId, RegistrySet, Release, WallClock};
+
+/// Reason why removals are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HoldCause {
+    /// A list of a restored or replaced store lacks the keys.
+    Restored,
+    /// The lists after a reconnect lack the keys.
+    Reconnect,
+    /// Many keys expired within seconds.
+    Expiry,
+}
+
+impl HoldCause {
+    /// All causes.
+    pub const ALL: [Self; 3] = [Self::Restored, Self::Reconnect, Self::Expiry];
+
+    /// Returns the code of the cause, for scripts and metrics.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Restored => "restored",
+            Self::Reconnect => "reconnect",
+            Self::Expiry => "expiry",
+        }
+    }
+}
+
+impl fmt::Display for HoldCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Restored => "the store was restored, replaced or wiped, and lacks these keys",
+            Self::Reconnect => "after a reconnect, the store lacks these keys",
+            Self::Expiry => "many keys expired at the same time",
+        })
+    }
+}
+
+/// The held removals of one registry that have one cause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// The registry that has removed the keys.
+    pub registry: RegistryId,
+    /// Reason for the hold.
+    pub cause: HoldCause,
+    /// Number of held keys.
+    pub keys: usize,
+    /// Time of the first removal.
+    pub since: Instant,
+    /// Time at which the last of the keys is removed, unless it is put again.
+    pub until: Instant,
+}
+
+/// A hold in wall-clock time, as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HoldView {
+    /// Code of the cause, for scripts.
+    pub cause: String,
+    /// The cause, for people.
+    pub message: String,
+    /// Number of held keys.
+    pub keys: usize,
+    /// Time of the first removal, in seconds since 1970-01-01 UTC.
+    pub since: u64,
+    /// Time by which all of the keys are removed, in seconds since 1970-01-01 UTC.
+    pub until: u64,
+}
+
+impl Hold {
+    /// Returns the view of the hold, with times of this clock.
+    pub fn view(&self, clock: &WallClock) -> HoldView {
+        HoldView {
+            cause: self.cause.code().to_owned(),
+            message: self.cause.to_string(),
+            keys: self.keys,
+            since: clock.time_of(self.since).0,
+            until: clock.time_of(self.until).0,
+        }
+    }
+}
+
+/// The result of a [`Release`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Released {
+    /// The number of the request.
+    pub ticket: u64,
+    /// The holds that ended, as they were before.
+    pub holds: Vec<Hold>,
+}
+
+/// A value for each [`HoldCause`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct PerCause<T>([T; HoldCause::ALL.len()]);
+
+impl<T> PerCause<T> {
+    /// Returns the value of a cause.
+    pub fn get(&self, cause: HoldCause) -> &T {
+        &self.0[cause as usize]
+    }
+
+    /// Returns the value of a cause, to change it.
+    pub(super) fn get_mut(&mut self, cause: HoldCause) -> &mut T {
+        &mut self.0[cause as usize]
+    }
+}
+
+impl PerCause<usize> {
+    /// Returns the sum over all causes.
+    pub fn total(&self) -> usize {
+        self.0.iter().sum()
+    }
+}
+
+impl Catalog {
+    /// Returns the current holds, in the order of the registries.
+    pub fn holds(&self) -> Vec<Hold> {
+        self.registries().flat_map(|registry| self.holds_of(registry)).collect()
+    }
+
+    fn holds_of(&self, registry: RegistryId) -> impl Iterator<Item = Hold> {
+        let counts = self.mirror.tally(registry).held;
+        let held_keys = &self.trackers[registry.index()].held_keys;
+        HoldCause::ALL.into_iter().filter_map(move |cause| {
+            let keys = *counts.get(cause);
+            let (since, until) = held_keys.period(cause).filter(|_| keys > 0)?;
+            Some(Hold { registry, cause, keys, since, until })
+        })
+    }
+
+    /// Applies the held removals of registries, and forgets what may become a hold.
+    ///
+    /// Later removals are judged anew.
+    pub(super) fn release(&mut self, Release { ticket, registries }: Release) {
+        let known = self.registries().collect::<RegistrySet>().intersection(registries);
+        let holds = known.iter().flat_map(|registry| self.holds_of(registry)).collect();
+        for registry in known.iter() {
+            let tracker = &mut self.trackers[registry.index()];
+            if let Some(round) = &mut tracker.round {
+                round.held.clear();
+            }
+            let (tombstones, held_keys) =
+                (tracker.detector.take_all(), tracker.held_keys.take_all());
+            for tombstone in tombstones {
+                self.finalize(&tombstone);
+            }
+            self.end_holds(held_keys);
+        }
+        self.released.push(Released { ticket, holds });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cause_has_its_own_code_and_place() {
+        for (index, cause) in HoldCause::ALL.into_iter().enumerate() {
+            assert_eq!(cause as usize, index);
+            assert!(cause.code().bytes().all(|byte| byte.is_ascii_lowercase()), "{cause}");
+        }
+        let mut codes = HoldCause::ALL.map(HoldCause::code).to_vec();
+        codes.sort_unstable();
+        codes.dedup();
+        assert_eq!(codes.len(), HoldCause::ALL.len());
+    }
+}

@@ -35,6 +35,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
         &[
             "admin",
             "answer",
+            "catalog",
             "config",
             "descriptors",
             "directory",

@@ -64,7 +64,7 @@ mod tests {
         let [first, second, third] = [0, 1, 2].map(|index| RegistryId::new(index).unwrap());
         let hold = |registry, cause, keys, seconds| {
             let until = now + Duration::from_secs(seconds);
-            Hold { registry, cause, keys, since: now, until }
+            Hold { registry, cause, keys, since: now, until, is_certain: true }
         };
         let names = ["etcd", "abcdefghijklmnop"].map(|name| name.parse().unwrap());
         let clock = WallClock::now();

@@ -131,6 +131,11 @@ impl ExpiryDetector {
         self.recent.push_back(tombstone);
     }
 
+    /// Returns whether deletes before the window are held because the registry has not replied.
+    pub(super) fn has_unanswered(&self) -> bool {
+        !self.unanswered.is_empty()
+    }
+
     /// Returns whether the recent deletes may be part of a mass expiry.
     fn is_in_doubt(&self) -> bool {
         self.mass_expiry.is_some() || self.is_mass(self.instances)

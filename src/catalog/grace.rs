@@ -124,10 +124,21 @@ pub(super) struct HeldKeys {
     ///
     /// A key that was put again stays here without effect until then.
     by_end: BTreeMap<Instant, Vec<HeldKey>>,
-    /// First removal and last end of the current or last hold of each cause.
-    periods: PerCause<Option<(Instant, Instant)>>,
-    /// Number of holds since startup.
+    /// The current or last hold of each cause.
+    periods: PerCause<Option<HoldPeriod>>,
+    /// Number of certain holds since startup.
     pub(super) begun: PerCause<u64>,
+}
+
+/// The times of the held keys of one cause.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HoldPeriod {
+    /// Time of the first removal.
+    pub(super) since: Instant,
+    /// End of the last hold of a key.
+    pub(super) until: Instant,
+    /// Whether this is known to be a mass removal.
+    pub(super) is_certain: bool,
 }
 
 /// A key that its registry has removed and that is still served.
@@ -151,16 +162,27 @@ impl HeldKeys {
         is_first: bool,
     ) {
         self.by_end.entry(until).or_default().push(key);
-        let period = self.periods.get_mut(cause);
-        *period = match *period {
-            Some((first, last)) if !is_first => Some((first.min(since), last.max(until))),
-            _ => Some((since, until)),
-        };
-        *self.begun.get_mut(cause) += u64::from(is_first);
+        match self.periods.get_mut(cause) {
+            Some(period) if !is_first => {
+                period.since = period.since.min(since);
+                period.until = period.until.max(until);
+            }
+            period => *period = Some(HoldPeriod { since, until, is_certain: false }),
+        }
     }
 
-    /// Returns the first removal and the last end of the current or last hold of a cause.
-    pub(super) fn period(&self, cause: HoldCause) -> Option<(Instant, Instant)> {
+    /// Records that the held keys of a cause are a mass removal.
+    pub(super) fn confirm(&mut self, cause: HoldCause) {
+        if let Some(period) = self.periods.get_mut(cause).as_mut()
+            && !period.is_certain
+        {
+            period.is_certain = true;
+            *self.begun.get_mut(cause) += 1;
+        }
+    }
+
+    /// Returns the current or last hold of a cause.
+    pub(super) fn period(&self, cause: HoldCause) -> Option<HoldPeriod> {
         *self.periods.get(cause)
     }
 

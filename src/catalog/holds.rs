@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::Catalog;
+use super::grace::HoldPeriod;
 use crate::service::{RegistryId, RegistrySet, Release, WallClock};
 
 /// Reason why removals are held.
@@ -56,6 +57,10 @@ pub struct Hold {
     pub since: Instant,
     /// Time at which the last of the keys is removed, unless it is put again.
     pub until: Instant,
+    /// Whether this is known to be a mass removal.
+    ///
+    /// Otherwise, svcdns waits for a reply about the keys' leases, or for more lists.
+    pub is_certain: bool,
 }
 
 /// A hold in wall-clock time, as JSON.
@@ -131,9 +136,17 @@ impl Catalog {
         let held_keys = &self.trackers[registry.index()].held_keys;
         HoldCause::ALL.into_iter().filter_map(move |cause| {
             let keys = *counts.get(cause);
-            let (since, until) = held_keys.period(cause).filter(|_| keys > 0)?;
-            Some(Hold { registry, cause, keys, since, until })
+            let HoldPeriod { since, until, is_certain } =
+                held_keys.period(cause).filter(|_| keys > 0)?;
+            Some(Hold { registry, cause, keys, since, until, is_certain })
         })
+    }
+
+    /// Records that the held keys of a cause, if any, are a mass removal.
+    pub(super) fn confirm_hold(&mut self, registry: RegistryId, cause: HoldCause) {
+        if *self.mirror.tally(registry).held.get(cause) > 0 {
+            self.trackers[registry.index()].held_keys.confirm(cause);
+        }
     }
 
     /// Applies the held removals of registries, and forgets what may become a hold.

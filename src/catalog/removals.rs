@@ -98,6 +98,7 @@ impl Catalog {
 
     /// Holds the keys of a mass expiry for the rest of the removal grace.
     fn hold_expired(&mut self, registry: RegistryId, expired: Vec<Tombstone>, now: Instant) {
+        let is_mass_expiry = !expired.is_empty();
         for tombstone in expired {
             let until = tombstone.at + self.grace(registry);
             if tombstone.held_until.is_some() || !is_pending(&self.mirror, &tombstone) {
@@ -110,6 +111,9 @@ impl Catalog {
                 self.finalize(&tombstone);
             }
         }
+        if is_mass_expiry {
+            self.confirm_hold(registry, HoldCause::Expiry);
+        }
     }
 
     /// Ends the tombstones, the holds and the round whose time has passed.
@@ -120,6 +124,9 @@ impl Catalog {
             self.finalize(&tombstone);
         }
         self.end_holds(held);
+        if self.trackers[registry.index()].detector.has_unanswered() {
+            self.confirm_hold(registry, HoldCause::Expiry);
+        }
         if self.trackers[registry.index()].round_wake().is_some_and(|wake| wake <= now) {
             self.end_round(registry, now);
         }

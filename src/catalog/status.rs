@@ -84,7 +84,7 @@ pub struct RegistryStats {
     pub instances: usize,
     /// Held keys: removed by the registry, but still served.
     pub held: usize,
-    /// Holds since startup for each cause.
+    /// Holds since startup for each cause, without those that turned out to be no mass removal.
     pub holds: PerCause<u64>,
     /// Changes since startup that routine lists found but no event had reported.
     ///

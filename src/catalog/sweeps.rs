@@ -149,6 +149,9 @@ impl Catalog {
             }
             self.mirror.mark_changed(self.mirror.base(slot), None);
         }
+        if let Some(cause) = hold.filter(|_| is_last) {
+            self.confirm_hold(registry, cause);
+        }
     }
 
     /// Ends the round if it has listed each name.
@@ -162,7 +165,9 @@ impl Catalog {
     pub(super) fn end_round(&mut self, registry: RegistryId, now: Instant) {
         let Some(round) = self.trackers[registry.index()].end_round(now) else { return };
         let tally = self.mirror.tally(registry);
-        if !round.should_hold(tally.present, tally.instances) {
+        if round.should_hold(tally.present, tally.instances) {
+            self.confirm_hold(registry, round.cause());
+        } else {
             self.end_holds(round.held);
         }
     }

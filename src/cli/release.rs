@@ -63,7 +63,8 @@ mod tests {
         };
         assert_eq!(
             format_released(&[released], None),
-            "etcd: removed 12 keys, on hold since 14:03:05 UTC: many keys expired at the same time\n"
+            "etcd: removed 12 keys, on hold since 14:03:05 UTC: \
+             many keys expired at the same time\n"
         );
         assert_eq!(format_released(&[], None), "no removal is on hold\n");
         assert_eq!(format_released(&[], Some("etcd")), "no removal of etcd is on hold\n");

@@ -8,11 +8,11 @@ use crate::catalog::Hold;
 use crate::registry::RegistryState;
 use crate::service::WallClock;
 
-/// Logs the begin and the end of each hold.
+/// Logs the begin and the end of each certain hold.
 #[derive(Debug)]
 pub(super) struct HoldLog {
     registries: Vec<Arc<RegistryState>>,
-    /// The holds of the last publication, each with its largest number of keys.
+    /// The certain holds of the last publication, each with its largest number of keys.
     known: Vec<Hold>,
 }
 
@@ -34,7 +34,7 @@ impl HoldLog {
                 );
             }
         }
-        let mut now = holds.to_vec();
+        let mut now: Vec<Hold> = holds.iter().filter(|hold| hold.is_certain).copied().collect();
         for hold in &mut now {
             if let Some(known) = self.known.iter().find(|known| is_same(known, hold)) {
                 hold.keys = hold.keys.max(known.keys);

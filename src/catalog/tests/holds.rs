@@ -12,10 +12,15 @@ impl TestCatalog {
         let holds = self.catalog.holds().into_iter();
         let seconds = |time: Instant| (time - start).as_secs();
         holds
-            .map(|Hold { registry, cause, keys, since, until }| {
+            .map(|Hold { registry, cause, keys, since, until, .. }| {
                 (registry, cause, keys, seconds(since), seconds(until))
             })
             .collect()
+    }
+
+    /// Returns the number of certain holds of the first registry since startup.
+    fn begun(&self, cause: HoldCause) -> u64 {
+        *self.catalog.stats().registries[0].holds.get(cause)
     }
 
     /// Releases the holds of registries; returns their number of keys.
@@ -82,8 +87,32 @@ fn a_hold_whose_keys_are_back_is_over_and_the_next_begins_anew() {
     test.now += 2 * SECOND;
     test.list(ListKind::Restored, &hello_keys(0..19));
     assert_eq!(test.holds(start), [(id(0), HoldCause::Restored, 1, 2, 14)]);
-    let begun = test.catalog.stats().registries[0].holds;
-    assert_eq!(HoldCause::ALL.map(|cause| *begun.get(cause)), [2, 0, 0]);
+    assert_eq!(test.begun(HoldCause::Restored), 2);
+}
+
+#[test]
+fn a_hold_counts_once_it_is_certain_that_it_is_a_mass_removal() {
+    let begun = |test: &TestCatalog| {
+        let certain = test.catalog.holds().first().map(|hold| hold.is_certain);
+        (test.begun(HoldCause::Expiry), certain)
+    };
+    // Programs that stop together look like a mass expiry until the registry has replied.
+    let (mut test, _) = burst(40, 12);
+    assert_eq!((test.held_keys(), begun(&test)), (12, (0, Some(false))));
+    test.reply([], 1..=12);
+    assert_eq!((test.held_keys(), begun(&test)), (0, (0, None)));
+    // Leases that are gone are one.
+    let (mut test, _) = burst(40, 12);
+    test.reply(1..=12, []);
+    assert_eq!((test.held_keys(), begun(&test)), (12, (1, Some(true))));
+    test.now += SECOND;
+    remove(&mut test, 12..14);
+    test.settle();
+    assert_eq!((test.held_keys(), begun(&test)), (14, (1, Some(true))), "still the same hold");
+    // So are removals about which the registry does not reply.
+    let (mut test, _) = burst(40, 12);
+    test.advance(5 * SECOND);
+    assert_eq!((test.held_keys(), begun(&test)), (12, (1, Some(true))));
 }
 
 #[test]
@@ -166,9 +195,11 @@ fn a_release_during_the_lists_after_a_reconnect_ends_the_holds_so_far() {
     names[..5].iter().for_each(|name| list(&mut test, ListKind::Reconnect, name, 0));
     test.settle();
     assert_eq!((test.catalog.services().count(), test.held_keys()), (20, 5));
+    assert_eq!(test.begun(HoldCause::Reconnect), 0, "it may turn out to be no mass removal");
     assert_eq!(test.release(&[0]), [(id(0), HoldCause::Reconnect, 5)]);
     assert_eq!((test.catalog.services().count(), test.held_keys()), (15, 0));
     names[5..].iter().for_each(|name| list(&mut test, ListKind::Reconnect, name, 0));
     test.settle();
     assert_eq!((test.catalog.services().count(), test.held_keys()), (15, 15));
+    assert_eq!(test.begun(HoldCause::Reconnect), 1);
 }

@@ -109,6 +109,11 @@ pub struct RegistryView {
     /// The holds of the registry; none from an older server.
     #[serde(default)]
     pub holds: Vec<HoldView>,
+    /// Time since the data in the registry's snapshot was current, in seconds.
+    ///
+    /// `None` if there is no snapshot.
+    #[serde(default)]
+    pub snapshot_age: Option<u64>,
 }
 
 /// A service with its keys and instances.
@@ -301,15 +306,14 @@ impl ServerStatus {
         };
         let registry = |(index, (state, stats)): (_, (&Arc<RegistryState>, &RegistryStats))| {
             let report = state.report();
+            let age = |at| SystemTime::now().duration_since(at).unwrap_or_default().as_secs();
             RegistryView {
                 name: state.name.to_string(),
                 url: state.url.clone(),
                 connected: report.connected,
                 synced: report.synced,
                 revision: report.revision,
-                last_event_age: report
-                    .last_event
-                    .map(|at| SystemTime::now().duration_since(at).unwrap_or_default().as_secs()),
+                last_event_age: report.last_event.map(age),
                 error: report.error,
                 lists: report.lists,
                 disconnects: report.disconnects,
@@ -317,6 +321,7 @@ impl ServerStatus {
                 instances: stats.instances,
                 differences: stats.differences,
                 holds: holds_of(index),
+                snapshot_age: report.snapshot.map(age),
             }
         };
         Self {

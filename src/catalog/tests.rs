@@ -4,6 +4,7 @@ mod conflicts;
 mod holds;
 mod rejections;
 mod removals;
+mod saved;
 mod services;
 
 use std::collections::BTreeMap;

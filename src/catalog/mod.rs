@@ -19,6 +19,7 @@ mod one_or_many;
 mod properties;
 mod puts;
 mod rejections;
+mod release;
 mod removals;
 mod rules;
 mod saved;

@@ -98,7 +98,7 @@ fn a_hold_is_shown_everywhere_until_it_is_released() {
     etcd.put(&key(1), HTTP);
     eventually("11 held removals", SOON, || (holding(&server) == 11).then_some(()));
     let operations = include_str!("../docs/operations.md");
-    let cause = "the store was restored, replaced or wiped, and lacks these keys";
+    let cause = "the store may have lost its data, and lacks these keys";
 
     let status = normalized(&stdout(&server.run(&["status"])), &etcd);
     let held = format!(

@@ -221,6 +221,7 @@ fn add_registry_metrics(page: &mut Page, status: &ServerStatus) {
 }
 
 /// Adds the holds of each registry, by cause.
+#[expect(clippy::cast_precision_loss, reason = "counts and seconds below 2^53")]
 fn add_hold_metrics(page: &mut Page, status: &ServerStatus, stats: &Stats) {
     let labels = |registry: &RegistryView, cause: &str| -> MetricLabels {
         vec![("registry", registry.name.clone()), ("cause", cause.to_owned())]

@@ -35,7 +35,7 @@ impl HoldCause {
 impl fmt::Display for HoldCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Restored => "the store was restored, replaced or wiped, and lacks these keys",
+            Self::Restored => "the store may have lost its data, and lacks these keys",
             Self::Reconnect => "after an outage, the store lacks these keys",
             Self::Expiry => "many keys expired at the same time",
         })

@@ -189,16 +189,22 @@ fn a_release_during_the_lists_after_a_reconnect_ends_the_holds_so_far() {
     };
     let mut test = TestCatalog::new();
     test.apply(0, names_change(ListKind::Routine));
-    names.iter().for_each(|name| list(&mut test, ListKind::Routine, name, 1));
+    for name in &names {
+        list(&mut test, ListKind::Routine, name, 1);
+    }
     test.settle();
     test.apply(0, names_change(ListKind::Reconnect));
-    names[..5].iter().for_each(|name| list(&mut test, ListKind::Reconnect, name, 0));
+    for name in &names[..5] {
+        list(&mut test, ListKind::Reconnect, name, 0);
+    }
     test.settle();
     assert_eq!((test.catalog.services().count(), test.held_keys()), (20, 5));
     assert_eq!(test.begun(HoldCause::Reconnect), 0, "it may turn out to be no mass removal");
     assert_eq!(test.release(&[0]), [(id(0), HoldCause::Reconnect, 5)]);
     assert_eq!((test.catalog.services().count(), test.held_keys()), (15, 0));
-    names[5..].iter().for_each(|name| list(&mut test, ListKind::Reconnect, name, 0));
+    for name in &names[5..] {
+        list(&mut test, ListKind::Reconnect, name, 0);
+    }
     test.settle();
     assert_eq!((test.catalog.services().count(), test.held_keys()), (15, 15));
     assert_eq!(test.begun(HoldCause::Reconnect), 1);

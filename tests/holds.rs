@@ -65,10 +65,10 @@ fn request(server: &Svcdns, method: &str, path: &str) -> (String, String) {
 /// Replaces the times of day and the port of etcd, so that the text equals that of a page.
 fn normalized(text: &str, etcd: &Etcd) -> String {
     let text = text.replace(&etcd.endpoint(0), "10.0.0.1:2379");
-    let mut words = text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-    for at in 0..words.len().saturating_sub(1) {
-        if words[at].matches(':').count() == 2 && words[at + 1].starts_with("UTC") {
-            words[at] = "14:03:05".to_owned();
+    let mut words: Vec<&str> = text.split(' ').collect();
+    for at in 1..words.len() {
+        if words[at].starts_with("UTC") && words[at - 1].matches(':').count() == 2 {
+            words[at - 1] = "14:03:05";
         }
     }
     words.join(" ")

@@ -85,6 +85,7 @@ impl Round {
     pub(super) fn cause(&self) -> HoldCause {
         match self.kind {
             ListKind::Routine | ListKind::Reconnect => HoldCause::Reconnect,
+            ListKind::Doubted => HoldCause::Doubt,
             ListKind::Restored => HoldCause::Restored,
         }
     }
@@ -107,7 +108,7 @@ impl Round {
             ListKind::Reconnect => {
                 self.keys > 0 && (leaves_nothing || is_large(self.instances, self.before))
             }
-            ListKind::Restored => self.keys > 0,
+            ListKind::Doubted | ListKind::Restored => self.keys > 0,
         }
     }
 }

@@ -16,11 +16,15 @@ pub enum HoldCause {
     Reconnect,
     /// Many keys expired within seconds.
     Expiry,
+    /// The list of one service lacks the keys, and may be incomplete.
+    ///
+    /// No mass removal: such a hold is never certain.
+    Doubt,
 }
 
 impl HoldCause {
     /// All causes.
-    pub const ALL: [Self; 3] = [Self::Restored, Self::Reconnect, Self::Expiry];
+    pub const ALL: [Self; 4] = [Self::Restored, Self::Reconnect, Self::Expiry, Self::Doubt];
 
     /// Returns the code of the cause, for scripts and metrics.
     pub fn code(self) -> &'static str {
@@ -28,6 +32,7 @@ impl HoldCause {
             Self::Restored => "restored",
             Self::Reconnect => "reconnect",
             Self::Expiry => "expiry",
+            Self::Doubt => "doubt",
         }
     }
 }
@@ -38,6 +43,7 @@ impl fmt::Display for HoldCause {
             Self::Restored => "the store may have lost its data, and lacks these keys",
             Self::Reconnect => "after an outage, the store lacks these keys",
             Self::Expiry => "many keys expired at the same time",
+            Self::Doubt => "the list of a service lacks these keys, and may be incomplete",
         })
     }
 }

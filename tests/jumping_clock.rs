@@ -147,8 +147,15 @@ fn a_wall_clock_that_jumps_has_no_effect_on_etcd_and_consul() {
     etcd.wipe();
     etcd.start_all();
     eventually("a held removal", SOON, || (registries(&server).1 == 1).then_some(()));
+    let begun = Timestamp::now();
     for set in [SignedDuration::ZERO, day, -day] {
         clock.set(set);
+        // The status shows the end of the hold on the clock as it is now.
+        let end = (begun + set + hour).as_second();
+        let until = || registries(&server).0[0]["holds"][0]["until"].as_i64().unwrap();
+        eventually("the end of the hold", SOON, || {
+            ((until() - end).abs() <= TOLERANCE.as_secs()).then_some(())
+        });
         throughout("the removal is held", Instant::now(), seconds(2), || {
             registries(&server).1 == 1
         });

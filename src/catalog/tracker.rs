@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use foldhash::fast::RandomState;
 
 use super::expiry::{BURST_WINDOW, ExpiryDetector};
-use super::grace::{Holds, MAX_REMOVAL_GRACE, Round};
+use super::grace::{HeldKeys, MAX_REMOVAL_GRACE, Round};
 use super::names::RegisteredNames;
 use crate::service::{ListKind, ListScope};
 
@@ -40,7 +40,7 @@ pub(super) struct RegistryTracker {
     /// Recent deletes of leased keys.
     pub(super) detector: ExpiryDetector,
     /// Keys that the registry has removed and that are still served.
-    pub(super) holds: Holds,
+    pub(super) held_keys: HeldKeys,
 }
 
 /// A list that has begun and not ended.

@@ -116,6 +116,13 @@ pub struct RegistryView {
     pub snapshot_age: Option<u64>,
 }
 
+impl RegistryView {
+    /// Returns whether svcdns knows nothing of the registry: it has read neither it nor a snapshot.
+    pub fn is_unread(&self) -> bool {
+        !self.synced && self.snapshot_age.is_none()
+    }
+}
+
 /// A service with its keys and instances.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -292,7 +292,7 @@ fn registries(status: &ServerStatus) -> Vec<Finding> {
     for registry in &status.registries {
         let reason = registry.error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
         let name = &registry.name;
-        findings.push(if !registry.synced {
+        findings.push(if registry.is_unread() {
             let says = format!("{name} could not be read yet{reason}.");
             Finding::broken(CHECK, says).typing("svcdns status")
         } else if !registry.connected {

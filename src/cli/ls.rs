@@ -48,7 +48,7 @@ pub(super) async fn run(location: &ServerLocation, command: LsArgs) -> anyhow::R
         text + &notes(&listed, &status)
     };
     output::print(&text)?;
-    if status.registries.iter().any(|registry| !registry.synced) {
+    if status.registries.iter().any(RegistryView::is_unread) {
         output::complain("incomplete: not every registry has been read yet (svcdns status)");
     } else if status.stale {
         output::complain(

@@ -88,7 +88,11 @@ fn readiness(status: &ServerStatus) -> &'static str {
 
 fn format_registry(registry: &RegistryView) -> String {
     let connected = if registry.connected { "connected" } else { "disconnected" };
-    let synced = if registry.synced { "synced" } else { "not synced" };
+    let synced = match (registry.synced, registry.is_unread()) {
+        (true, _) => "synced",
+        (false, true) => "not synced",
+        (false, false) => "answering from the snapshot",
+    };
     let age = registry.last_event_age.map(|age| format!(", last activity {age} s ago"));
     let keys = counted(registry.keys as u64, "key", "keys");
     let instances = counted(registry.instances as u64, "instance", "instances");
@@ -219,6 +223,14 @@ mod tests {
             format_registry(&down),
             "etcd  etcd://10.0.0.1:2379\n  disconnected, not synced, revision 4711\n  \
              2 keys, 2 instances, 2 lists, 2 lost connections\n  connection refused"
+        );
+        let restored = RegistryView { snapshot_age: Some(60), ..down };
+        assert_eq!(
+            format_registry(&restored),
+            "etcd  etcd://10.0.0.1:2379\n  \
+             disconnected, answering from the snapshot, revision 4711\n  \
+             2 keys, 2 instances, 2 lists, 2 lost connections, snapshot 60 s old\n  \
+             connection refused"
         );
         let hold = HoldView {
             cause: "expiry".to_owned(),

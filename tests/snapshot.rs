@@ -126,7 +126,11 @@ fn a_stopped_server_starts_again_without_its_registry() {
     assert_eq!((&registry["connected"], &registry["synced"]), (&false.into(), &false.into()));
     assert!(registry["snapshot-age"].is_u64() && registry["instances"] == 2, "{registry}");
     let text = server.run(&["status"]).stdout;
-    assert!(String::from_utf8_lossy(&text).contains(" s old"));
+    let text = String::from_utf8_lossy(&text);
+    assert!(text.contains("disconnected, answering from the snapshot, "), "{text}");
+    assert!(text.contains(" s old"), "{text}");
+    let warning = server.run(&["ls"]).stderr;
+    assert!(String::from_utf8_lossy(&warning).starts_with("svcdns: stale: "), "{warning:?}");
 
     // A second stop without the registry keeps the data and its age.
     let state = server.stop_and_keep();
@@ -155,6 +159,39 @@ fn a_killed_server_starts_again_without_its_registry() {
     etcd.kill();
     let server = Svcdns::serve_again(state, &flags(&etcd));
     check_answers_from_snapshot(&server);
+}
+
+#[test]
+fn a_start_without_the_registry_does_not_rewrite_its_snapshot() {
+    let mut etcd = hello();
+    let server = Svcdns::serve(&flags(&etcd));
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    let state = server.stop_and_keep();
+    etcd.kill();
+    let before = fs::read(snapshot(state.path())).unwrap();
+    // Another configuration leaves out a part of the keys, until it is corrected.
+    let fewer = [&flags(&etcd)[..], &["--max-instances-per-service=1".to_owned()]].concat();
+    let server = Svcdns::serve_again(state, &fewer);
+    assert_eq!(dns::addresses(server.address, "hello.svc").unwrap().len(), 1);
+    let state = server.stop_and_keep();
+    assert_eq!(fs::read(snapshot(state.path())).unwrap(), before);
+    let server = Svcdns::serve_again(state, &flags(&etcd));
+    check_answers_from_snapshot(&server);
+}
+
+#[test]
+fn a_registry_without_keys_is_saved_once_it_has_been_read() {
+    let mut etcd = Etcd::start();
+    let server = Svcdns::serve(&flags(&etcd));
+    server.wait_for_code("absent.svc", "NXDOMAIN");
+    eventually("the snapshot", SOON, || {
+        snapshots(server.state_dir()).iter().any(|path| path.extension().is_none()).then_some(())
+    });
+    let state = server.kill();
+    etcd.kill();
+    let server = Svcdns::serve_again(state, &flags(&etcd));
+    let text = dig(&server, "absent.svc");
+    assert!(text.contains("status: NXDOMAIN") && text.contains("EDE: 19 "), "{text}");
 }
 
 /// Checks that a server answers `hello.svc` from its snapshot once `kill` has ended its registry.
@@ -265,7 +302,9 @@ fn a_server_killed_while_it_saves_leaves_a_usable_snapshot() {
         state = server.kill();
         let names = snapshots(state.path());
         unfinished += names.iter().filter(|path| path.extension().is_some()).count();
-        assert!(!names.iter().any(|path| path.ends_with(".unusable")), "{names:?}");
+        let is_unusable =
+            |path: &PathBuf| path.extension().is_some_and(|suffix| suffix == "unusable");
+        assert!(!names.iter().any(is_unusable), "{names:?}");
     }
     eprintln!("{unfinished} of 20 writes were unfinished");
     etcd.kill();

@@ -243,15 +243,16 @@ fn start_publisher(
                     next = pipeline.next() => next,
                 };
                 let Some((published, took)) = next else { return };
+                let snapshot = context.answerer.snapshot();
                 if let Some(unsaved) = &unsaved {
-                    unsaved.add(&published.changed);
+                    unsaved.add(&published.changed, snapshot.registry_status());
                 }
                 tracing::debug!(
                     services = published.changed.len(),
                     duration_us = took.as_micros(),
                     "published a snapshot"
                 );
-                hold_log.update(context.answerer.snapshot().holds());
+                hold_log.update(snapshot.holds());
                 context.note_publication(published, took);
             }
         });

@@ -16,7 +16,7 @@ use super::follow::RegistryPipeline;
 use super::run_ahead::run_ahead;
 use super::snapshot_file::{SnapshotFile, SnapshotHeader};
 use crate::answer::{Answerer, Snapshot};
-use crate::catalog::{SavedKeys, ServiceChange, save_keys};
+use crate::catalog::{RegistryStatus, SavedKeys, ServiceChange, save_keys};
 use crate::directory::snapshot_name;
 use crate::name::Zones;
 use crate::registry::{RegistryState, StoreIdentity};
@@ -61,17 +61,26 @@ struct RegistrySnapshot {
 pub(super) struct UnsavedChanges {
     /// The registries that have a snapshot.
     saved: RegistrySet,
+    /// The registries that were read since startup, not only their snapshots.
+    ///
+    /// Others are not saved: their files are complete, and what was restored from them may not be,
+    /// because the zones or a limit have changed.
+    read: AtomicU16,
     changed: AtomicU16,
     notify: Notify,
 }
 
 impl UnsavedChanges {
-    /// Adds the registries of changed services.
+    /// Adds the registries of changed services, and those that were read for the first time.
     ///
-    /// Nearly always O(1): it ends once every registry with a snapshot has been added.
-    pub(super) fn add(&self, changes: &[ServiceChange]) {
+    /// Even if nothing has changed in the latter, their data is now known to be current. Nearly
+    /// always O(1): it ends once every registry with a snapshot has been added.
+    pub(super) fn add(&self, changes: &[ServiceChange], status: RegistryStatus) {
         let before = RegistrySet::from_bits(self.changed.load(Ordering::Relaxed));
         let mut changed = before;
+        let read = read_in(status).intersection(self.saved).bits();
+        let first = read & !self.read.fetch_or(read, Ordering::AcqRel);
+        changed = changed.union(RegistrySet::from_bits(first));
         let services = changes.iter().flat_map(|change| change.before.iter().chain(&change.after));
         for key in services.flat_map(|service| service.keys()) {
             if self.saved.is_subset_of(changed) {
@@ -80,14 +89,25 @@ impl UnsavedChanges {
             changed.insert(key.registry());
         }
         if changed != before {
-            self.changed.fetch_or(changed.bits(), Ordering::Relaxed);
+            self.changed.fetch_or(changed.bits(), Ordering::Release);
             self.notify.notify_one();
         }
     }
 
     fn take(&self) -> RegistrySet {
-        RegistrySet::from_bits(self.changed.swap(0, Ordering::Relaxed))
+        RegistrySet::from_bits(self.changed.swap(0, Ordering::Acquire))
     }
+
+    fn read(&self) -> RegistrySet {
+        RegistrySet::from_bits(self.read.load(Ordering::Acquire))
+    }
+}
+
+/// Returns the registries that have been read and are reachable.
+///
+/// A restored registry counts as unreachable until it has been read.
+fn read_in(status: RegistryStatus) -> RegistrySet {
+    RegistrySet::from_bits(status.known.bits() & !status.disconnected.bits())
 }
 
 impl Snapshots {
@@ -111,6 +131,7 @@ impl Snapshots {
             .collect();
         let unsaved = UnsavedChanges {
             saved: registries.iter().map(|snapshot| snapshot.registry).collect(),
+            read: AtomicU16::new(0),
             changed: AtomicU16::new(0),
             notify: Notify::new(),
         };
@@ -144,14 +165,15 @@ impl Snapshots {
                 }
                 () = tokio::time::sleep_until(pace.due()) => false,
             };
-            let mut registries = unsaved.take();
-            if is_last || pace.is_refresh() {
-                registries = unsaved.saved;
-            }
+            // In this order, each generation has what the record before it says.
+            let (changed, read) = (unsaved.take(), unsaved.read());
+            let published = answerer.snapshot();
+            let read = read.union(read_in(published.registry_status()));
+            let wanted = if is_last || pace.is_refresh() { unsaved.saved } else { changed };
+            let due = wanted.intersection(read);
             let began = Instant::now();
-            let answerer = Arc::clone(&answerer);
             let write = spawn_blocking(move || {
-                let failed = snapshots.write(registries, &answerer.snapshot());
+                let failed = snapshots.write(due, &published);
                 (snapshots, failed)
             });
             let Ok((returned, failed)) = write.await else {
@@ -242,14 +264,10 @@ impl RegistrySnapshot {
         }
     }
 
-    /// Writes the snapshot unless the registry was never read; returns `false` if that failed.
+    /// Writes the snapshot; returns `false` if that failed.
     fn write(&mut self, published: &Snapshot, zones: &Zones) -> bool {
-        let status = published.registry_status();
-        if !status.known.contains(self.registry) {
-            return true;
-        }
         let now = SystemTime::now();
-        let is_current = !status.disconnected.contains(self.registry);
+        let is_current = !published.registry_status().disconnected.contains(self.registry);
         let current_at = self.current_at.filter(|_| !is_current).unwrap_or(now);
         let header = SnapshotHeader {
             registry: self.state.name.to_string(),

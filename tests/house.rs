@@ -35,6 +35,8 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
         &[
             "admin",
             "answer",
+            "catalog",
+            "checks",
             "config",
             "descriptors",
             "directory",
@@ -55,6 +57,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
         &[
             "answer",
             "catalog",
+            "checks",
             "directory",
             "name",
             "registry",
@@ -69,6 +72,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
         &[
             "answer",
             "catalog",
+            "checks",
             "directory",
             "metrics",
             "name",
@@ -97,6 +101,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     ),
     ("answer", &["catalog", "metrics", "name", "service", "wire"]),
     ("catalog", &["name", "service"]),
+    ("checks", &["descriptors", "metrics", "service"]),
     ("registry", &["percent", "regular_file", "service", "tls_error"]),
     ("name", &[]),
     ("service", &[]),

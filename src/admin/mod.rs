@@ -4,6 +4,7 @@
 //! loopback port. It is read-only and not on the query path.
 
 mod changes;
+mod checks;
 mod forwarding;
 mod http;
 mod page;
@@ -14,6 +15,7 @@ mod streams;
 mod views;
 
 pub use changes::ChangeFeed;
+pub use checks::{CheckFailureView, ChecksView};
 pub use forwarding::{CacheView, ForwardingView, UpstreamListView, UpstreamView};
 pub use http::{AdminListener, serve};
 pub use resolv_conf::{ResolvConfState, ResolvConfView};
@@ -32,6 +34,7 @@ use tokio::sync::Semaphore;
 use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::answer::Answerer;
+use crate::checks::CheckMonitor;
 use crate::metrics::DurationHistogram;
 use crate::registry::RegistryState;
 use crate::server::Counters;
@@ -53,6 +56,8 @@ pub struct AdminContext {
     pub server: Arc<Counters>,
     /// The forwarder, unless forwarding is off.
     pub forwarder: Option<Arc<Forwarder>>,
+    /// The checks of endpoints, unless they are off.
+    pub checks: Option<Arc<CheckMonitor>>,
     /// Durations of publications.
     pub publications: DurationHistogram,
     /// Counter of log lines lost because the log's reader was too slow.
@@ -93,6 +98,7 @@ impl AdminContext {
         registries: Vec<Arc<RegistryState>>,
         server: Arc<Counters>,
         forwarder: Option<Arc<Forwarder>>,
+        checks: Option<Arc<CheckMonitor>>,
         lost_log_lines: ErrorCounter,
     ) -> Self {
         Self {
@@ -101,6 +107,7 @@ impl AdminContext {
             registries,
             server,
             forwarder,
+            checks,
             publications: DurationHistogram::new(),
             lost_log_lines,
             changes: ChangeFeed::default(),

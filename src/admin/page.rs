@@ -1,7 +1,7 @@
 //! The metrics page.
 
 use super::views::ServerStatus;
-use super::{AdminContext, RegistryView, forwarding};
+use super::{AdminContext, RegistryView, checks, forwarding};
 use crate::metrics::{Counter, MetricLabels, Page};
 use crate::server::StreamCounters;
 use crate::wire::rcode_name;
@@ -14,6 +14,9 @@ pub(super) fn metrics(context: &AdminContext) -> Page {
     add_registry_metrics(&mut page, &status);
     if let Some(view) = &status.forwarding {
         forwarding::add_metrics(&mut page, view);
+    }
+    if let Some((monitor, view)) = context.checks.as_deref().zip(status.checks.as_ref()) {
+        checks::add_metrics(&mut page, monitor, view);
     }
     page.gauge("svcdns_services", "Published services", status.services);
     page.gauge(

@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::AdminContext;
+use super::checks::{CheckFailureView, ChecksView};
 use super::forwarding::ForwardingView;
 use super::resolv_conf::ResolvConfView;
 use crate::answer::{self, AliasTarget, Answerer};
@@ -17,6 +18,7 @@ use crate::catalog::{
     self, ConflictKind, ExclusionReason, Instance, RegistryStats, Rejections, Service,
     conflicts_with_alias,
 };
+use crate::checks::CheckMonitor;
 use crate::registry::{RegistryState, name_at};
 use crate::service::Rejected;
 
@@ -75,6 +77,9 @@ pub struct ServerStatus {
     pub rejected: u64,
     /// Generation of the published snapshot.
     pub generation: u64,
+    /// The checks of endpoints; `None` if they are off, or from an older server.
+    #[serde(default)]
+    pub checks: Option<ChecksView>,
 }
 
 /// The state of a registry.
@@ -178,6 +183,9 @@ pub struct InstanceView {
     pub held: bool,
     /// Reason for dropping the instance; `None` if it is served.
     pub left_out: Option<String>,
+    /// The failure of its endpoint's check, even if the instance is served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<CheckFailureView>,
 }
 
 /// A key of a registry.
@@ -333,6 +341,7 @@ impl ServerStatus {
             instances: stats.registries.iter().map(|stats| stats.instances).sum(),
             rejected: answerer.rejections().counts.values().sum(),
             generation: snapshot.generation(),
+            checks: context.checks.as_deref().map(|checks| ChecksView::new(checks, stats.left_out)),
         }
     }
 }
@@ -343,6 +352,7 @@ impl ServiceView {
         service: &Service,
         settings: &answer::Settings,
         registries: &[Arc<RegistryState>],
+        checks: Option<&CheckMonitor>,
     ) -> Self {
         let zone = settings.zones.first().text();
         let keys = service.keys().iter().map(|key| KeyView {
@@ -367,7 +377,7 @@ impl ServiceView {
                 .collect(),
             instances: service
                 .instances()
-                .map(|instance| InstanceView::new(&instance, registries))
+                .map(|instance| InstanceView::new(&instance, registries, checks))
                 .collect(),
             keys: keys.collect(),
         }
@@ -417,8 +427,16 @@ impl EndpointView {
 }
 
 impl InstanceView {
-    fn new(instance: &Instance<'_>, registries: &[Arc<RegistryState>]) -> Self {
+    fn new(
+        instance: &Instance<'_>,
+        registries: &[Arc<RegistryState>],
+        checks: Option<&CheckMonitor>,
+    ) -> Self {
         let key = instance.key;
+        let check = CheckFailureView::of(checks, instance);
+        let failed =
+            check.as_ref().filter(|_| instance.excluded == Some(ExclusionReason::CheckFailed));
+        let failed = failed.map(|check| ExclusionReason::check_failed(&check.message));
         let preceded = instance
             .preceding_registry()
             .map(|registry| ExclusionReason::preceded_by(&name_at(registries, registry.index())));
@@ -433,7 +451,10 @@ impl InstanceView {
             registry: key.registry().index(),
             registry_name: name_at(registries, key.registry().index()),
             held: key.held(),
-            left_out: preceded.or_else(|| instance.excluded.map(|reason| reason.to_string())),
+            left_out: preceded
+                .or(failed)
+                .or_else(|| instance.excluded.map(|reason| reason.to_string())),
+            check,
         }
     }
 }

@@ -18,7 +18,7 @@ use super::owner::{
 use super::settings::Settings;
 use super::table::Snapshot;
 use crate::catalog::{self, Catalog, Group, Service, ServiceChange, SettleOutcome};
-use crate::service::{HostChange, RegistryId, Update};
+use crate::service::{CheckChange, HostChange, RegistryId, Update};
 
 /// Maximum services compiled per step.
 ///
@@ -46,6 +46,10 @@ pub struct Published {
     ///
     /// Their addresses come back as [`Update::Hosts`].
     pub hosts: Vec<HostChange>,
+    /// Endpoints to check from now on, or no longer.
+    ///
+    /// The verdicts come back as [`Update::Checks`].
+    pub checks: Vec<CheckChange>,
     /// Leases for each registry to check: do they still exist?
     pub lease_checks: Vec<(RegistryId, Vec<i64>)>,
     /// Time to call [`Publisher::apply`] again, even without updates.
@@ -202,7 +206,7 @@ impl Publication<'_> {
         while self.compile_next() {}
         let Self {
             publisher,
-            outcome: SettleOutcome { changed, lease_checks, hosts, wake },
+            outcome: SettleOutcome { changed, lease_checks, hosts, checks, wake },
             next,
             ..
         } = self;
@@ -211,7 +215,7 @@ impl Publication<'_> {
         }
         publisher.answerer.rejections.store(publisher.catalog.rejections());
         publisher.answerer.stats.store(Arc::new(publisher.catalog.stats()));
-        Published { changed, hosts, lease_checks, wake }
+        Published { changed, hosts, checks, lease_checks, wake }
     }
 }
 

@@ -79,6 +79,9 @@ fn services(services: &[ServiceView], status: &ServerStatus) -> String {
             let endpoint = &instance.endpoint;
             let mut notes: Vec<String> = Vec::new();
             notes.extend(instance.left_out.as_ref().map(|reason| format!("dropped: {reason}")));
+            if let Some(check) = instance.check.as_ref().filter(|_| instance.left_out.is_none()) {
+                notes.push(format!("served, although its check fails: {}", check.message));
+            }
             if instance.held {
                 notes.push("removal held".to_owned());
             }

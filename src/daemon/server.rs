@@ -16,12 +16,13 @@ use super::resolv_conf::follow_line;
 use super::{Log, Responder, ServerError, StartError};
 use crate::admin::{AdminContext, AdminListener, ServerInfo, SocketFile};
 use crate::answer::Answerer;
+use crate::checks::CheckMonitor;
 use crate::config::Config;
 use crate::name::Name;
 use crate::server::BindError;
 use crate::service::Update;
 use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
-use crate::{admin, descriptors, server};
+use crate::{admin, checks, descriptors, server};
 
 /// Maximum wait for the DNS server to end, and then for all tasks.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -84,8 +85,16 @@ impl Server {
         let forwarder =
             upstream.map(|settings| Arc::new(Forwarder::start(settings, &tracker, &stop)));
         let requests = forwarder.is_some().then(Arc::<HostRequests>::default);
-        let (pipeline, PipelineHandles { answerer, states, updates }) =
+        let (mut pipeline, PipelineHandles { answerer, states, updates }) =
             RegistryPipeline::new(config, &addresses, requests.clone());
+        let checks = config.checks.as_ref().map(|checks| {
+            let settings = checks.settings.clone().within_descriptors();
+            let monitor = Arc::<CheckMonitor>::default();
+            let (requests, updates) = (pipeline.check_requests(), updates.clone());
+            let stop = stop.clone();
+            tracker.spawn(checks::follow(settings, requests, Arc::clone(&monitor), updates, stop));
+            monitor
+        });
         if let Some((forwarder, requests)) = forwarder.clone().zip(requests) {
             tracker.spawn(look_up_hosts(forwarder, requests, updates, stop.clone()));
         }
@@ -105,6 +114,7 @@ impl Server {
             states,
             counters,
             forwarder.clone(),
+            checks,
             log.lost_lines(),
         ));
         for listener in [Some(AdminListener::Socket(socket)), port].into_iter().flatten() {

@@ -18,11 +18,28 @@ use nix::unistd::Uid;
 /// The state directory of a server that runs as root.
 pub const ROOT_STATE_DIRECTORY: &str = "/var/lib/svcdns";
 
-/// The names of all files that a server creates in its state directory.
-pub const STATE_FILES: [&str; 1] = [LOCK_FILE];
-
 /// The name of the file that is locked while a server runs.
-const LOCK_FILE: &str = "svcdns.lock";
+pub const LOCK_FILE: &str = "svcdns.lock";
+
+/// The beginning of the name of each snapshot; the name of its registry follows.
+const SNAPSHOT_PREFIX: &str = "snapshot-";
+
+/// The ends of the names of an unfinished snapshot and of one that was set aside.
+const SNAPSHOT_SUFFIXES: [&str; 2] = [".new", ".unusable"];
+
+/// Returns the name of the file with the snapshot of a registry.
+pub fn snapshot_name(registry: &str) -> String {
+    format!("{SNAPSHOT_PREFIX}{registry}")
+}
+
+/// Returns whether a server creates files with this name in its state directory.
+pub fn is_state_file(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix(SNAPSHOT_PREFIX) else { return name == LOCK_FILE };
+    let suffix = SNAPSHOT_SUFFIXES.into_iter().find_map(|suffix| rest.strip_suffix(suffix));
+    let registry = suffix.unwrap_or(rest);
+    !registry.is_empty()
+        && registry.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+}
 
 /// The purpose of a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

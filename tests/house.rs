@@ -43,6 +43,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
             "name",
             "path_watch",
             "registry",
+            "regular_file",
             "resolv_conf",
             "server",
             "service",

@@ -4,6 +4,7 @@ mod checks;
 mod conflicts;
 mod rejections;
 mod removals;
+mod saved;
 mod services;
 
 use std::collections::BTreeMap;

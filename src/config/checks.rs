@@ -39,7 +39,7 @@ pub(super) fn read(layers: &Layers) -> Result<Option<CheckConfig>, ConfigError> 
     };
     let time = |key| one(layers, key, |text| duration(text, TIMES.0, TIMES.1));
     let path = text(layers, keys::CHECKS_PATH);
-    if let Some(why) = path.as_deref().and_then(|path| path_fault(path)) {
+    if let Some(why) = path.as_deref().and_then(path_fault) {
         return Err(invalid(&layers.one(keys::CHECKS_PATH), why));
     }
     let rules = CheckRules {

@@ -50,7 +50,7 @@ fn a_section_overrides_the_settings_of_its_kind() {
     let (main, second) = (settings(&config, "main"), settings(&config, "second"));
     assert_eq!(main.username.as_deref(), Some("shared"));
     assert_eq!(password(&config, "main").as_deref(), Some("/main"));
-    assert_eq!(second.username.as_deref(), Some("hidden"));
+    assert_eq!(second.username.as_deref(), Some("second"));
     assert_eq!(password(&config, "second").as_deref(), Some("/second"));
     assert_eq!((&*main.heads, second.heads.len()), (&["x".to_owned()][..], 2));
     let tls =

@@ -47,7 +47,17 @@ impl Settings {
     /// A check uses a descriptor for at most the timeout.
     #[must_use]
     pub fn within_descriptors(self) -> Self {
-        self.within(descriptors::limit() / DESCRIPTOR_SHARE)
+        let configured = self.max_per_second;
+        let settings = self.within(descriptors::limit() / DESCRIPTOR_SHARE);
+        let max_per_second = settings.max_per_second;
+        if max_per_second < configured {
+            tracing::warn!(
+                configured,
+                max_per_second,
+                "the limit on open files allows fewer checks than checks.max-per-second"
+            );
+        }
+        settings
     }
 
     fn within(mut self, open: usize) -> Self {

@@ -105,7 +105,7 @@ async fn servers_can_send_a_whole_response_before_the_connection_ends() {
             let head = "HTTP/1.1 200 OK\r\ncontent-length: 50000\r\n\r\n";
             stream.write_all(head.as_bytes()).await.unwrap();
             tokio::time::sleep(Duration::from_millis(100)).await;
-            let written = stream.write_all(&[b'x'; 50_000]).await;
+            let written = stream.write_all("x".repeat(50_000).as_bytes()).await;
             let read = stream.read(&mut [0]).await;
             sender.send((written.is_ok(), read.ok())).await.unwrap();
         }

@@ -82,9 +82,10 @@ impl DiscoverAnswer<'_> {
 
     /// Returns the names of the services.
     fn names(&self) -> impl Iterator<Item = Box<str>> {
-        let services = http::valid_entries(self.services.as_deref().unwrap_or_default());
-        let names = services.filter_map(|service: ListedService<'_>| Some(service.name?.into()));
-        names.filter(|name: &Box<str>| !name.is_empty())
+        let services = self.services.as_deref().unwrap_or_default();
+        let services = http::valid_entries::<ListedService<'_>>(services);
+        let names = services.filter_map(|service| service.name);
+        names.filter(|name| !name.is_empty()).map(Into::into)
     }
 }
 

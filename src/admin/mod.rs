@@ -1,13 +1,15 @@
 //! The HTTP interface: health, metrics, and the state of the server as JSON.
 //!
 //! The interface is served on the socket in the runtime directory, which the commands use, and on a
-//! loopback port. It is read-only and not on the query path.
+//! loopback port. It is not on the query path, and read-only, except that root and the server's own
+//! user may end holds through the socket.
 
 mod changes;
 mod checks;
 mod forwarding;
 mod http;
 mod page;
+mod release;
 mod resolv_conf;
 mod routes;
 mod socket;
@@ -18,6 +20,7 @@ pub use changes::ChangeFeed;
 pub use checks::{CheckFailureView, ChecksView};
 pub use forwarding::{CacheView, ForwardingView, UpstreamListView, UpstreamView};
 pub use http::{AdminListener, serve};
+pub use release::ReleasedView;
 pub use resolv_conf::{ResolvConfState, ResolvConfView};
 pub use socket::{SocketError, SocketFile, listen, socket_path};
 pub use views::{
@@ -28,17 +31,19 @@ pub use views::{
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tracing_appender::non_blocking::ErrorCounter;
 
-use crate::answer::Answerer;
+use crate::answer::{Answerer, Published};
 use crate::checks::CheckMonitor;
 use crate::metrics::DurationHistogram;
 use crate::registry::RegistryState;
 use crate::server::Counters;
+use crate::service::Update;
 use crate::upstream::Forwarder;
+use release::Releases;
 
 /// Limit on the open change streams of all connections.
 const MAX_STREAMS: usize = 32;
@@ -66,6 +71,7 @@ pub struct AdminContext {
     pub changes: ChangeFeed,
     /// Whether the machine's resolv.conf names this server.
     pub resolv_conf: ResolvConfState,
+    releases: Releases,
     stream_permits: Arc<Semaphore>,
 }
 
@@ -91,7 +97,7 @@ pub struct ServerInfo {
 }
 
 impl AdminContext {
-    /// Creates the context of a server.
+    /// Creates the context of a server, whose publisher receives `updates`.
     pub fn new(
         info: ServerInfo,
         answerer: Arc<Answerer>,
@@ -99,11 +105,13 @@ impl AdminContext {
         server: Arc<Counters>,
         forwarder: Option<Arc<Forwarder>>,
         checks: Option<Arc<CheckMonitor>>,
+        updates: mpsc::Sender<Update>,
         lost_log_lines: ErrorCounter,
     ) -> Self {
         Self {
             info,
             answerer,
+            releases: Releases::new(registries.clone(), updates),
             registries,
             server,
             forwarder,
@@ -114,5 +122,12 @@ impl AdminContext {
             resolv_conf: ResolvConfState::default(),
             stream_permits: Arc::new(Semaphore::new(MAX_STREAMS)),
         }
+    }
+
+    /// Takes note of a publication: its duration, and what it means for clients that wait.
+    pub fn note_publication(&self, published: Published, took: Duration) {
+        self.publications.observe(took);
+        self.changes.send(&published.changed);
+        self.releases.complete(published.released);
     }
 }

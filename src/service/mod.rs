@@ -17,7 +17,7 @@ pub use metadata::Metadata;
 pub use registry::{InvalidRegistryName, MAX_REGISTRIES, RegistryId, RegistryName, RegistrySet};
 pub use rejection::{Reason, Rejected};
 pub use resolution::{Addresses, HostChange};
-pub use update::Update;
+pub use update::{Release, Update};
 pub use wall_clock::{UnixTime, WallClock};
 
 use std::fmt;

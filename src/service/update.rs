@@ -1,6 +1,6 @@
-//! Updates of the served data, from registries, host name lookups and checks.
+//! Updates of the served data, from registries, host name lookups, checks and operators.
 
-use super::{Addresses, Change, CheckVerdict, RegistryId};
+use super::{Addresses, Change, CheckVerdict, RegistryId, RegistrySet};
 
 /// An update of the served data, with its source.
 ///
@@ -14,15 +14,27 @@ pub enum Update {
     Hosts(Vec<(Box<str>, Addresses)>),
     /// New verdicts on checked endpoints.
     Checks(Vec<CheckVerdict>),
+    /// An operator ends holds by hand.
+    Release(Release),
+}
+
+/// A request to apply the held removals of registries at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Release {
+    /// Number of the request, by which its sender recognizes the result.
+    pub ticket: u64,
+    /// The registries whose holds end.
+    pub registries: RegistrySet,
 }
 
 impl Update {
-    /// Returns the number of events, lookup results and verdicts in the update.
+    /// Returns the number of events, lookup results, verdicts and requests in the update.
     pub fn len(&self) -> usize {
         match self {
             Self::Registry(_, changes) => changes.len(),
             Self::Hosts(hosts) => hosts.len(),
             Self::Checks(verdicts) => verdicts.len(),
+            Self::Release(_) => 1,
         }
     }
 

@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod answer;
 pub mod catalog;
+pub mod checks;
 pub mod cli;
 pub mod config;
 pub mod daemon;

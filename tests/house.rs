@@ -36,6 +36,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
             "admin",
             "answer",
             "catalog",
+            "checks",
             "config",
             "descriptors",
             "directory",
@@ -57,6 +58,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
         &[
             "answer",
             "catalog",
+            "checks",
             "directory",
             "name",
             "registry",
@@ -71,6 +73,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
         &[
             "answer",
             "catalog",
+            "checks",
             "directory",
             "metrics",
             "name",
@@ -99,6 +102,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     ),
     ("answer", &["catalog", "metrics", "name", "service", "wire"]),
     ("catalog", &["name", "service"]),
+    ("checks", &["descriptors", "metrics", "service"]),
     ("registry", &["percent", "regular_file", "service", "tls_error"]),
     ("name", &[]),
     ("service", &[]),

@@ -5,6 +5,7 @@
 //! user may end holds through the socket.
 
 mod changes;
+mod checks;
 mod forwarding;
 mod http;
 mod page;
@@ -16,6 +17,7 @@ mod streams;
 mod views;
 
 pub use changes::ChangeFeed;
+pub use checks::{CheckFailureView, ChecksView};
 pub use forwarding::{CacheView, ForwardingView, UpstreamListView, UpstreamView};
 pub use http::{AdminListener, serve};
 pub use release::ReleasedView;
@@ -35,6 +37,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::answer::{Answerer, Published};
+use crate::checks::CheckMonitor;
 use crate::metrics::DurationHistogram;
 use crate::registry::RegistryState;
 use crate::server::Counters;
@@ -58,6 +61,8 @@ pub struct AdminContext {
     pub server: Arc<Counters>,
     /// The forwarder, unless forwarding is off.
     pub forwarder: Option<Arc<Forwarder>>,
+    /// The checks of endpoints, unless they are off.
+    pub checks: Option<Arc<CheckMonitor>>,
     /// Durations of publications.
     pub publications: DurationHistogram,
     /// Counter of log lines lost because the log's reader was too slow.
@@ -99,6 +104,7 @@ impl AdminContext {
         registries: Vec<Arc<RegistryState>>,
         server: Arc<Counters>,
         forwarder: Option<Arc<Forwarder>>,
+        checks: Option<Arc<CheckMonitor>>,
         updates: mpsc::Sender<Update>,
         lost_log_lines: ErrorCounter,
     ) -> Self {
@@ -109,6 +115,7 @@ impl AdminContext {
             registries,
             server,
             forwarder,
+            checks,
             publications: DurationHistogram::new(),
             lost_log_lines,
             changes: ChangeFeed::default(),

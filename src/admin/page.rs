@@ -1,7 +1,7 @@
 //! The metrics page.
 
 use super::views::ServerStatus;
-use super::{AdminContext, RegistryView, forwarding};
+use super::{AdminContext, RegistryView, checks, forwarding};
 use crate::catalog::{HoldCause, HoldView, Stats};
 use crate::metrics::{Counter, MetricLabels, Page};
 use crate::server::StreamCounters;
@@ -16,6 +16,9 @@ pub(super) fn metrics(context: &AdminContext) -> Page {
     add_hold_metrics(&mut page, &status, &context.answerer.stats());
     if let Some(view) = &status.forwarding {
         forwarding::add_metrics(&mut page, view);
+    }
+    if let Some((monitor, view)) = context.checks.as_deref().zip(status.checks.as_ref()) {
+        checks::add_metrics(&mut page, monitor, view);
     }
     page.gauge("svcdns_services", "Published services", status.services);
     page.gauge(

@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::AdminContext;
+use super::checks::{CheckFailureView, ChecksView};
 use super::forwarding::ForwardingView;
 use super::resolv_conf::ResolvConfView;
 use crate::answer::{self, AliasTarget, Answerer, Snapshot};
@@ -17,6 +18,7 @@ use crate::catalog::{
     self, ConflictKind, ExclusionReason, HoldView, Instance, RegistryStats, Rejections, Service,
     conflicts_with_alias,
 };
+use crate::checks::CheckMonitor;
 use crate::registry::{RegistryState, name_at};
 use crate::service::{Rejected, WallClock};
 
@@ -75,6 +77,9 @@ pub struct ServerStatus {
     pub rejected: u64,
     /// Generation of the published snapshot.
     pub generation: u64,
+    /// The checks of endpoints; `None` if they are off, or from an older server.
+    #[serde(default)]
+    pub checks: Option<ChecksView>,
 }
 
 /// The state of a registry.
@@ -196,6 +201,9 @@ pub struct InstanceView {
     pub hold: Option<HoldView>,
     /// Reason for dropping the instance; `None` if it is served.
     pub left_out: Option<String>,
+    /// The failure of its endpoint's check, even if the instance is served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<CheckFailureView>,
 }
 
 /// A key of a registry.
@@ -361,6 +369,7 @@ impl ServerStatus {
             instances: stats.registries.iter().map(|stats| stats.instances).sum(),
             rejected: answerer.rejections().counts.values().sum(),
             generation: snapshot.generation(),
+            checks: context.checks.as_deref().map(|checks| ChecksView::new(checks, stats.left_out)),
         }
     }
 }
@@ -372,6 +381,7 @@ impl ServiceView {
         snapshot: &Snapshot,
         settings: &answer::Settings,
         registries: &[Arc<RegistryState>],
+        checks: Option<&CheckMonitor>,
     ) -> Self {
         let zone = settings.zones.first().text();
         let keys = service.keys().iter().map(|key| KeyView {
@@ -396,7 +406,7 @@ impl ServiceView {
                 .collect(),
             instances: service
                 .instances()
-                .map(|instance| InstanceView::new(&instance, snapshot, registries))
+                .map(|instance| InstanceView::new(&instance, snapshot, registries, checks))
                 .collect(),
             keys: keys.collect(),
         }
@@ -450,8 +460,13 @@ impl InstanceView {
         instance: &Instance<'_>,
         snapshot: &Snapshot,
         registries: &[Arc<RegistryState>],
+        checks: Option<&CheckMonitor>,
     ) -> Self {
         let key = instance.key;
+        let check = CheckFailureView::of(checks, instance);
+        let failed =
+            check.as_ref().filter(|_| instance.excluded == Some(ExclusionReason::CheckFailed));
+        let failed = failed.map(|check| ExclusionReason::check_failed(&check.message));
         let preceded = instance
             .preceding_registry()
             .map(|registry| ExclusionReason::preceded_by(&name_at(registries, registry.index())));
@@ -467,7 +482,10 @@ impl InstanceView {
             registry_name: name_at(registries, key.registry().index()),
             held: key.held(),
             hold: snapshot.hold_of(key).map(|hold| hold.view(&WallClock::now())),
-            left_out: preceded.or_else(|| instance.excluded.map(|reason| reason.to_string())),
+            left_out: preceded
+                .or(failed)
+                .or_else(|| instance.excluded.map(|reason| reason.to_string())),
+            check,
         }
     }
 }

@@ -21,7 +21,7 @@ use super::table::Snapshot;
 use crate::catalog::{
     self, Catalog, Group, MalformedKeys, Released, Service, ServiceChange, SettleOutcome,
 };
-use crate::service::{HostChange, Put, RegistryId, Update, WallClock};
+use crate::service::{CheckChange, HostChange, Put, RegistryId, Update, WallClock};
 
 /// Maximum services compiled per step.
 ///
@@ -49,6 +49,10 @@ pub struct Published {
     ///
     /// Their addresses come back as [`Update::Hosts`].
     pub hosts: Vec<HostChange>,
+    /// Endpoints to check from now on, or no longer.
+    ///
+    /// The verdicts come back as [`Update::Checks`].
+    pub checks: Vec<CheckChange>,
     /// Leases for each registry to check: do they still exist?
     pub lease_checks: Vec<(RegistryId, Vec<i64>)>,
     /// The holds that ended by hand.
@@ -249,7 +253,7 @@ impl Publication<'_> {
         while self.compile_next() {}
         let Self {
             publisher,
-            outcome: SettleOutcome { changed, lease_checks, hosts, released, wake },
+            outcome: SettleOutcome { changed, lease_checks, hosts, checks, released, wake },
             next,
             ..
         } = self;
@@ -258,7 +262,7 @@ impl Publication<'_> {
         }
         publisher.answerer.rejections.store(publisher.catalog.rejections());
         publisher.answerer.stats.store(Arc::new(publisher.catalog.stats()));
-        Published { changed, hosts, lease_checks, released, wake }
+        Published { changed, hosts, checks, lease_checks, released, wake }
     }
 }
 

@@ -4,6 +4,7 @@
 //! value keeps its origin ([`Config::effective`]).
 
 mod aliases;
+mod checks;
 mod directories;
 mod document;
 mod effective;
@@ -27,6 +28,7 @@ mod values;
 mod warning;
 
 pub use aliases::ConfiguredAlias;
+pub use checks::CheckConfig;
 pub use directories::runtime_directories;
 pub use document::{markdown, registry_markdown, static_markdown, template};
 pub use effective::EffectiveValue;
@@ -109,6 +111,8 @@ pub struct Config {
     pub forward_opcodes: bool,
     /// Addresses and certificate for DNS over TLS and QUIC.
     pub encrypted: EncryptedSettings,
+    /// Checks of endpoints; `None` turns them off.
+    pub checks: Option<CheckConfig>,
     /// Address of metrics, health and the JSON interface; `None` for only the socket.
     pub admin_listen: Option<SocketAddr>,
     /// Runtime directory, if `runtime-dir` or `state-dir` is set.

@@ -17,6 +17,7 @@ impl Config {
             removal_graces: registries.map(|registry| registry.removal_grace).collect(),
             max_instances_per_service: self.max_instances_per_service,
             max_keys: self.max_keys,
+            checks: self.checks.as_ref().map(|checks| checks.rules.clone()),
             ..catalog::Settings::new(self.zones.clone(), self.registries.len())
         }
     }

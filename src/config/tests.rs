@@ -1,4 +1,5 @@
 mod aliases;
+mod checks;
 mod documentation;
 mod errors;
 mod registries;

@@ -13,7 +13,7 @@ use crate::answer::{Answerer, Published, Publisher};
 use crate::catalog::MalformedKeys;
 use crate::config::Config;
 use crate::registry::{Feed, NamedSource, Registry, RegistryCommand, RegistryState, Source};
-use crate::service::{Change, ListKind, MAX_REGISTRIES, Put, RegistryId, Update};
+use crate::service::{Change, CheckChange, ListKind, MAX_REGISTRIES, Put, RegistryId, Update};
 use crate::upstream::HostRequests;
 
 /// Limit on updates that wait for publication; at the limit, their sources wait.
@@ -45,6 +45,8 @@ pub struct RegistryPipeline {
     commands: Vec<mpsc::Sender<RegistryCommand>>,
     /// Receives the host names to look up, if forwarding is on.
     hosts: Option<Arc<HostRequests>>,
+    /// Receives the endpoints to check, if there is a checker.
+    checks: Option<mpsc::UnboundedSender<Vec<CheckChange>>>,
     wake: Option<Instant>,
 }
 
@@ -98,8 +100,16 @@ impl RegistryPipeline {
             commands.push(sender_of_commands);
             states.push(state);
         }
-        let pipeline = Self { pending, publisher, updates, commands, hosts, wake: None };
+        let pipeline =
+            Self { pending, publisher, updates, commands, hosts, checks: None, wake: None };
         (pipeline, PipelineHandles { answerer, states, updates: sender })
+    }
+
+    /// Returns the changes of the endpoints to check, from now on.
+    pub fn check_requests(&mut self) -> mpsc::UnboundedReceiver<Vec<CheckChange>> {
+        let (sender, requests) = mpsc::unbounded_channel();
+        self.checks = Some(sender);
+        requests
     }
 
     /// Takes the keys that a registry had in an earlier run, about `count`.
@@ -178,6 +188,10 @@ impl RegistryPipeline {
         self.wake = published.wake;
         if let Some(hosts) = &self.hosts {
             hosts.update(std::mem::take(&mut published.hosts));
+        }
+        if let Some(checks) = self.checks.as_ref().filter(|_| !published.checks.is_empty()) {
+            // The checker ends before the pipeline only if the server stops.
+            let _ = checks.send(std::mem::take(&mut published.checks));
         }
         for (registry, leases) in published.lease_checks.drain(..) {
             if let Some(commands) = self.commands.get(registry.index()) {

@@ -3,6 +3,7 @@
 //! The model is independent of DNS and of any particular registry. It imports no other module.
 
 mod change;
+mod check;
 mod metadata;
 mod registry;
 mod rejection;
@@ -11,6 +12,7 @@ mod update;
 mod wall_clock;
 
 pub use change::{Change, LeaseReply, ListKind, ListScope, Put, Removal, key_prefix};
+pub use check::{CheckChange, CheckTarget, CheckVerdict, Probe};
 pub use metadata::Metadata;
 pub use registry::{InvalidRegistryName, MAX_REGISTRIES, RegistryId, RegistryName, RegistrySet};
 pub use rejection::{Reason, Rejected};

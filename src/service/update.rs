@@ -1,6 +1,6 @@
-//! Updates of the served data, from registries, host name lookups and operators.
+//! Updates of the served data, from registries, host name lookups, checks and operators.
 
-use super::{Addresses, Change, RegistryId, RegistrySet};
+use super::{Addresses, Change, CheckVerdict, RegistryId, RegistrySet};
 
 /// An update of the served data, with its source.
 ///
@@ -12,6 +12,8 @@ pub enum Update {
     Registry(RegistryId, Vec<Change>),
     /// Results of looking up host names of endpoints.
     Hosts(Vec<(Box<str>, Addresses)>),
+    /// New verdicts on checked endpoints.
+    Checks(Vec<CheckVerdict>),
     /// An operator ends holds by hand.
     Release(Release),
 }
@@ -26,11 +28,12 @@ pub struct Release {
 }
 
 impl Update {
-    /// Returns the number of events, lookup results and requests in the update.
+    /// Returns the number of events, lookup results, verdicts and requests in the update.
     pub fn len(&self) -> usize {
         match self {
             Self::Registry(_, changes) => changes.len(),
             Self::Hosts(hosts) => hosts.len(),
+            Self::Checks(verdicts) => verdicts.len(),
             Self::Release(_) => 1,
         }
     }

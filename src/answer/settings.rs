@@ -5,6 +5,7 @@ use std::num::NonZeroU16;
 
 use super::aliases::Aliases;
 use crate::name::Zones;
+use crate::service::RegistryName;
 
 /// Settings of the authoritative side.
 #[derive(Clone, Debug)]
@@ -29,6 +30,8 @@ pub struct Settings {
     pub forwarding: bool,
     /// Aliases of services and of names outside the zones.
     pub aliases: Aliases,
+    /// The names of the registries, in the order of the configuration, for EDE texts.
+    pub registry_names: Vec<RegistryName>,
 }
 
 impl Settings {
@@ -46,6 +49,7 @@ impl Settings {
             listen: Vec::new(),
             forwarding: false,
             aliases: Aliases::default(),
+            registry_names: Vec::new(),
         }
     }
 }

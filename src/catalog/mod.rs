@@ -7,6 +7,7 @@
 mod conflicts;
 mod expiry;
 mod grace;
+mod holds;
 mod hosts;
 mod intern;
 mod key;
@@ -18,6 +19,7 @@ mod one_or_many;
 mod properties;
 mod puts;
 mod rejections;
+mod release;
 mod removals;
 mod rules;
 mod saved;
@@ -29,6 +31,7 @@ mod text;
 mod tracker;
 
 pub use conflicts::{Conflict, ConflictKind, conflicts, conflicts_with_alias, spelling};
+pub use holds::{Hold, HoldCause, HoldView, PerCause, Released};
 pub use hosts::HostAddresses;
 pub use key::{Group, RegistryKey};
 pub use mirror::ServiceChange;
@@ -130,6 +133,8 @@ pub struct Catalog {
     hosts: HostIndex,
     /// The registries that had not completed a list at the last [`Self::settle`].
     unsynced: RegistrySet,
+    /// The results of releases since the last [`Self::settle`].
+    released: Vec<Released>,
     /// The time of the first call.
     started: Option<Instant>,
 }
@@ -145,6 +150,8 @@ pub struct SettleOutcome {
     ///
     /// The addresses come back as [`Update::Hosts`].
     pub hosts: Vec<HostChange>,
+    /// The holds that ended by hand.
+    pub released: Vec<Released>,
     /// Time of the next [`Catalog::settle`], even if no change arrives.
     pub wake: Option<Instant>,
 }
@@ -169,6 +176,7 @@ impl Catalog {
             ledger: Ledger::new(registries),
             hosts: HostIndex::default(),
             unsynced: RegistryId::first(registries).collect(),
+            released: Vec::new(),
             started: None,
         }
     }
@@ -191,6 +199,7 @@ impl Catalog {
                     }
                 }
             }
+            Update::Release(release) => self.release(release),
         }
     }
 
@@ -212,7 +221,7 @@ impl Catalog {
                     list.unreadable.insert(key);
                 }
             }
-            Change::ListEnd { .. } => self.end_list(registry, now),
+            Change::ListEnd { revision } => self.end_list(registry, revision, now),
             Change::Connected(connected) => {
                 tracker.disconnected = !connected;
                 tracker.detector.forget_check();
@@ -235,10 +244,10 @@ impl Catalog {
             self.advance_time(registry, now);
             self.hold_unpublished(registry, now);
             let Self { mirror, trackers, .. } = &mut *self;
-            let RegistryTracker { detector, holds, .. } = &mut trackers[registry.index()];
+            let RegistryTracker { detector, held_keys, .. } = &mut trackers[registry.index()];
             let leases = detector.take_lease_check(now, |tombstone| is_pending(mirror, tombstone));
             outcome.lease_checks.extend(leases.map(|leases| (registry, leases)));
-            outcome.wake = earlier(outcome.wake, earlier(detector.wake(now), holds.wake()));
+            outcome.wake = earlier(outcome.wake, earlier(detector.wake(now), held_keys.wake()));
             outcome.wake = earlier(outcome.wake, trackers[registry.index()].round_wake());
         }
         self.note_synced();
@@ -247,6 +256,7 @@ impl Catalog {
         // A list arrives in key order, and a stable sort is fast on nearly sorted input.
         outcome.changed.sort_by(|a, b| a.base().cmp(b.base()));
         outcome.hosts = self.hosts.update(&outcome.changed);
+        outcome.released = std::mem::take(&mut self.released);
         self.remove_unused();
         if !self.registry_status(now).synced && self.trackers.iter().any(|tracker| tracker.synced) {
             outcome.wake = earlier(outcome.wake, Some(started + MAX_SYNC_WAIT));
@@ -295,9 +305,12 @@ impl Catalog {
                 .collect(),
             with_held_keys: self
                 .registries()
-                .filter(|registry| self.mirror.tally(*registry).held > 0)
+                .filter(|registry| self.mirror.tally(*registry).held.total() > 0)
                 .collect(),
-            held_keys: self.registries().map(|registry| self.mirror.tally(registry).held).sum(),
+            held_keys: self
+                .registries()
+                .map(|registry| self.mirror.tally(registry).held.total())
+                .sum(),
         }
     }
 
@@ -310,11 +323,14 @@ impl Catalog {
     pub fn stats(&self) -> Stats {
         let of = |registry| {
             let tally = self.mirror.tally(registry);
+            let held = tally.held.total();
+            let tracker = &self.trackers[registry.index()];
             RegistryStats {
-                keys: tally.present + tally.held,
+                keys: tally.present + held,
                 instances: tally.instances + tally.held_instances,
-                held: tally.held,
-                differences: self.trackers[registry.index()].differences,
+                held,
+                holds: tracker.held_keys.begun,
+                differences: tracker.differences,
             }
         };
         Stats { registries: self.registries().map(of).collect() }

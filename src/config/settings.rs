@@ -42,6 +42,7 @@ impl Config {
             listen: addresses,
             forwarding: self.upstream.servers != Servers::Off,
             aliases: self.alias_targets.clone(),
+            registry_names: self.registries.iter().map(|registry| registry.name.clone()).collect(),
         }
     }
 

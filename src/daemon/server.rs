@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::directories::Directories;
 use super::follow::{PipelineHandles, RegistryPipeline};
+use super::hold_log::HoldLog;
 use super::listen_error::{ListenError, report_not_listening};
 use super::resolv_conf::follow_line;
 use super::snapshots::Snapshots;
@@ -88,7 +89,7 @@ impl Server {
         let (pipeline, PipelineHandles { answerer, states, updates }) =
             RegistryPipeline::new(config, &addresses, requests.clone());
         if let Some((forwarder, requests)) = forwarder.clone().zip(requests) {
-            tracker.spawn(look_up_hosts(forwarder, requests, updates, stop.clone()));
+            tracker.spawn(look_up_hosts(forwarder, requests, updates.clone(), stop.clone()));
         }
         let info = ServerInfo {
             listen: addresses.clone(),
@@ -103,9 +104,9 @@ impl Server {
         let snapshots = state_dir.as_deref().filter(|_| config.snapshot).map(|directory| {
             let states = states.iter().cloned().zip(&config.registries);
             let numbered = RegistryId::first(MAX_REGISTRIES).zip(states);
-            let with_servers = numbered
-                .filter(|(_, (_, registry))| registry.source.has_servers())
-                .map(|(registry, (state, _))| (registry, state));
+            let with_servers = numbered.filter_map(|(number, (state, registry))| {
+                Some((number, state, registry.source.store_identity()?))
+            });
             Snapshots::new(directory, config.zones.clone(), config.max_stale, with_servers)
         });
         let context = Arc::new(AdminContext::new(
@@ -114,6 +115,7 @@ impl Server {
             states,
             counters,
             forwarder.clone(),
+            updates,
             log.lost_lines(),
         ));
         for listener in [Some(AdminListener::Socket(socket)), port].into_iter().flatten() {
@@ -221,6 +223,7 @@ fn start_publisher(
         .enable_all()
         .build()
         .map_err(StartError::Thread)?;
+    let mut hold_log = HoldLog::new(context.registries.clone());
     let (ending, ended) = oneshot::channel();
     let (loading, loaded) = oneshot::channel();
     let thread = std::thread::Builder::new().name("registries".to_owned()).spawn(move || {
@@ -240,8 +243,6 @@ fn start_publisher(
                     next = pipeline.next() => next,
                 };
                 let Some((published, took)) = next else { return };
-                context.publications.observe(took);
-                context.changes.send(&published.changed);
                 if let Some(unsaved) = &unsaved {
                     unsaved.add(&published.changed);
                 }
@@ -250,6 +251,8 @@ fn start_publisher(
                     duration_us = took.as_micros(),
                     "published a snapshot"
                 );
+                hold_log.update(context.answerer.snapshot().holds());
+                context.note_publication(published, took);
             }
         });
         // Shut down without waiting for a blocking call to a hanging file system.

@@ -1,6 +1,6 @@
-//! Updates of the served data, from registries and host name lookups.
+//! Updates of the served data, from registries, host name lookups and operators.
 
-use super::{Addresses, Change, RegistryId};
+use super::{Addresses, Change, RegistryId, RegistrySet};
 
 /// An update of the served data, with its source.
 ///
@@ -12,14 +12,26 @@ pub enum Update {
     Registry(RegistryId, Vec<Change>),
     /// Results of looking up host names of endpoints.
     Hosts(Vec<(Box<str>, Addresses)>),
+    /// An operator ends holds by hand.
+    Release(Release),
+}
+
+/// A request to apply the held removals of registries at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Release {
+    /// Number of the request, by which its sender recognizes the result.
+    pub ticket: u64,
+    /// The registries whose holds end.
+    pub registries: RegistrySet,
 }
 
 impl Update {
-    /// Returns the number of events and lookup results in the update.
+    /// Returns the number of events, lookup results and requests in the update.
     pub fn len(&self) -> usize {
         match self {
             Self::Registry(_, changes) => changes.len(),
             Self::Hosts(hosts) => hosts.len(),
+            Self::Release(_) => 1,
         }
     }
 

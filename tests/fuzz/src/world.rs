@@ -416,6 +416,7 @@ fn settings(choices: &mut Choices<'_>) -> (catalog::Settings, Settings) {
         listen: listen[..choices.below(4)].to_vec(),
         forwarding: choices.one_in(3),
         aliases: aliases(choices),
+        registry_names: vec!["etcd".parse().unwrap()],
     };
     (catalog, settings)
 }

@@ -97,15 +97,14 @@ pub struct ServerInfo {
 }
 
 impl AdminContext {
-    /// Creates the context of a server, whose publisher receives `updates`.
+    /// Creates the context of a server, whose publisher fills `answerer` and receives `updates`.
     pub fn new(
         info: ServerInfo,
-        answerer: Arc<Answerer>,
+        (answerer, updates): (Arc<Answerer>, mpsc::Sender<Update>),
         registries: Vec<Arc<RegistryState>>,
         server: Arc<Counters>,
         forwarder: Option<Arc<Forwarder>>,
         checks: Option<Arc<CheckMonitor>>,
-        updates: mpsc::Sender<Update>,
         lost_log_lines: ErrorCounter,
     ) -> Self {
         Self {

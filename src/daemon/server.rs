@@ -120,12 +120,11 @@ impl Server {
         });
         let context = Arc::new(AdminContext::new(
             info,
-            Arc::clone(&answerer),
+            (Arc::clone(&answerer), updates),
             states,
             counters,
             forwarder.clone(),
             checks,
-            updates,
             log.lost_lines(),
         ));
         for listener in [Some(AdminListener::Socket(socket)), port].into_iter().flatten() {

@@ -19,7 +19,13 @@ use nix::unistd::Uid;
 pub const ROOT_STATE_DIRECTORY: &str = "/var/lib/svcdns";
 
 /// The names of all files that a server creates in its state directory.
-pub const STATE_FILES: [&str; 1] = [LOCK_FILE];
+pub const STATE_FILES: [&str; 4] =
+    [LOCK_FILE, BRIDGE_FILE, "bridge-addresses.new", "bridge-addresses.unusable"];
+
+/// The name of the file with the addresses of the port bridge.
+///
+/// While it is written, and if it is unusable, another suffix follows.
+pub const BRIDGE_FILE: &str = "bridge-addresses";
 
 /// The name of the file that is locked while a server runs.
 const LOCK_FILE: &str = "svcdns.lock";

@@ -35,6 +35,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
         &[
             "admin",
             "answer",
+            "bridge",
             "config",
             "descriptors",
             "directory",
@@ -54,6 +55,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
         "config",
         &[
             "answer",
+            "bridge",
             "catalog",
             "directory",
             "name",
@@ -68,6 +70,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
         "admin",
         &[
             "answer",
+            "bridge",
             "catalog",
             "directory",
             "metrics",
@@ -96,6 +99,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("answer", &["catalog", "metrics", "name", "service", "wire"]),
+    ("bridge", &["descriptors", "directory", "metrics", "regular_file", "service"]),
     ("catalog", &["name", "service"]),
     ("registry", &["percent", "regular_file", "service", "tls_error"]),
     ("name", &[]),

@@ -11,6 +11,7 @@
 mod address_index;
 mod aliases;
 mod answerer;
+mod bridging;
 mod choice;
 mod compile;
 mod counters;
@@ -41,6 +42,7 @@ pub use answerer::Answerer;
 pub use counters::Counters;
 pub use explain::{ConsideredInstance, Explanation, TcpOmission, TriedInterpretation};
 pub use lookahead::Lookahead;
+pub use message::Recipient;
 pub use publish::{Publication, Published, Publisher};
 pub use respond::AnswerOutcome;
 pub use settings::{Answers, Settings};

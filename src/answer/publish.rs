@@ -8,7 +8,6 @@ use std::time::{Instant, SystemTime};
 use arc_swap::ArcSwap;
 
 use super::answerer::Answerer;
-use super::compile;
 use super::counters::Counters;
 use super::full::{self, NameForm, NameLookup};
 use super::node::{NodeBuilder, put_alias, put_marker};
@@ -17,8 +16,9 @@ use super::owner::{
 };
 use super::settings::Settings;
 use super::table::Snapshot;
+use super::{bridging, compile};
 use crate::catalog::{self, Catalog, Group, Service, ServiceChange, SettleOutcome};
-use crate::service::{HostChange, RegistryId, Update};
+use crate::service::{BridgeChange, HostChange, RegistryId, Update};
 
 /// Maximum services compiled per step.
 ///
@@ -46,6 +46,8 @@ pub struct Published {
     ///
     /// Their addresses come back as [`Update::Hosts`].
     pub hosts: Vec<HostChange>,
+    /// Names for the port bridge, if it is on. Their addresses come back as [`Update::Bridged`].
+    pub bridge: Vec<BridgeChange>,
     /// Leases for each registry to check: do they still exist?
     pub lease_checks: Vec<(RegistryId, Vec<i64>)>,
     /// Time to call [`Publisher::apply`] again, even without updates.
@@ -118,19 +120,24 @@ impl Publisher {
         let outcome = self.catalog.settle(now);
         let registry_status = self.catalog.registry_status(now);
         let before = self.answerer.snapshot.load();
-        let is_new = !outcome.changed.is_empty() || before.registry_status != registry_status;
+        let is_rebridged = !outcome.rebridged.is_empty();
+        let is_new = !outcome.changed.is_empty()
+            || is_rebridged
+            || before.registry_status != registry_status;
         let mut with_aliases = None;
         let next = is_new.then(|| {
             let mut next = before.with_registry_status(registry_status);
-            if !outcome.changed.is_empty() {
+            if !outcome.changed.is_empty() || is_rebridged {
                 next.advance();
+                next.bridged = self.catalog.bridged().clone();
                 next.hosts = self.catalog.hosts().clone();
                 with_aliases = self.answerer.settings.aliases.expand(&outcome.changed, &mut next);
                 next.update_services(with_aliases.as_ref().unwrap_or(&outcome.changed));
             }
             next
         });
-        Publication { publisher: self, outcome, with_aliases, next, compiled: 0 }
+        let bridge = Vec::new();
+        Publication { publisher: self, outcome, with_aliases, next, compiled: 0, bridge }
     }
 
     /// Makes a generation the one that readers load.
@@ -144,7 +151,14 @@ impl Publisher {
     }
 
     /// Compiles the nodes affected by changed services and by names above them.
-    fn compile(&self, next: &mut Snapshot, changed: &[ServiceChange], toggled: &[Box<str>]) {
+    ///
+    /// Returns what changed for the port bridge, if it is on.
+    fn compile(
+        &self,
+        next: &mut Snapshot,
+        changed: &[ServiceChange],
+        toggled: &[Box<str>],
+    ) -> Vec<BridgeChange> {
         let settings = &self.answerer.settings;
         let owners = AffectedOwners::of(settings, next, changed, toggled);
         let mut builder = NodeBuilder::default();
@@ -162,6 +176,11 @@ impl Publisher {
                 .zip(nodes)
                 .map(|((owner, _), node)| (owner, (!node.is_empty()).then_some(node))),
         );
+        if settings.bridge {
+            bridging::changes(next, settings, owners.iter().map(|(owner, _)| owner), changed)
+        } else {
+            Vec::new()
+        }
     }
 }
 
@@ -177,6 +196,8 @@ pub struct Publication<'p> {
     next: Option<Snapshot>,
     /// Number of changed services that are completely compiled.
     compiled: usize,
+    /// What changed for the port bridge so far.
+    bridge: Vec<BridgeChange>,
 }
 
 impl Publication<'_> {
@@ -184,15 +205,20 @@ impl Publication<'_> {
     ///
     /// Returns `false` once all nodes are compiled and only [`Self::publish`] is left to call.
     pub fn compile_next(&mut self) -> bool {
-        let Self { publisher, outcome, with_aliases, next, compiled } = self;
+        let Self { publisher, outcome, with_aliases, next, compiled, bridge } = self;
         let all = with_aliases.as_ref().unwrap_or(&outcome.changed);
         let rest = all.get(*compiled..).unwrap_or_default();
         let changed = &rest[..rest.len().min(publisher.services_per_step)];
+        // The bridge knows the names that it gave addresses to: it is not told about them again.
+        let rebridged = std::mem::take(&mut outcome.rebridged);
+        if let Some(next) = next.as_mut().filter(|_| !rebridged.is_empty()) {
+            publisher.compile(next, &[], &rebridged);
+        }
         let Some(next) = next.as_mut().filter(|_| !changed.is_empty()) else { return false };
         // Several steps may compile the same owner; the last step sees everything that affects it.
         let toggled = next.update_ancestors(ancestor_changes(changed));
         next.update_addresses(changed.iter().flat_map(address_changes));
-        publisher.compile(next, changed, &toggled);
+        bridge.extend(publisher.compile(next, changed, &toggled));
         *compiled += changed.len();
         *compiled < all.len()
     }
@@ -202,8 +228,9 @@ impl Publication<'_> {
         while self.compile_next() {}
         let Self {
             publisher,
-            outcome: SettleOutcome { changed, lease_checks, hosts, wake },
+            outcome: SettleOutcome { changed, lease_checks, hosts, wake, .. },
             next,
+            bridge,
             ..
         } = self;
         if let Some(next) = next {
@@ -211,7 +238,7 @@ impl Publication<'_> {
         }
         publisher.answerer.rejections.store(publisher.catalog.rejections());
         publisher.answerer.stats.store(Arc::new(publisher.catalog.stats()));
-        Published { changed, hosts, lease_checks, wake }
+        Published { changed, hosts, bridge, lease_checks, wake }
     }
 }
 
@@ -245,6 +272,7 @@ fn compile_node(
         let mut groups = selection.instances.iter().map(|instance| instance.key.group());
         if selection.service.visible_groups().any(is_shortest) && groups.all(is_shortest) {
             compile::node(settings, &snapshot.hosts, Some(owner), &selection, builder);
+            builder.set_bridge(bridging::address(snapshot, settings, &labels, &selection));
             builder.build(out);
             return;
         }

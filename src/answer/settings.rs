@@ -29,6 +29,8 @@ pub struct Settings {
     pub forwarding: bool,
     /// Aliases of services and of names outside the zones.
     pub aliases: Aliases,
+    /// Whether the port bridge is on, and told about every name.
+    pub bridge: bool,
 }
 
 impl Settings {
@@ -46,6 +48,7 @@ impl Settings {
             listen: Vec::new(),
             forwarding: false,
             aliases: Aliases::default(),
+            bridge: false,
         }
     }
 }

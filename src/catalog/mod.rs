@@ -4,6 +4,7 @@
 //! [`Catalog::apply`] and [`Catalog::settle`]; `settle` returns the services that changed and the
 //! leases to check with each registry.
 
+mod bridged;
 mod conflicts;
 mod expiry;
 mod grace;
@@ -27,6 +28,7 @@ mod tests;
 mod text;
 mod tracker;
 
+pub use bridged::BridgedAddresses;
 pub use conflicts::{Conflict, ConflictKind, conflicts, conflicts_with_alias, spelling};
 pub use hosts::HostAddresses;
 pub use key::{Group, RegistryKey};
@@ -42,6 +44,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
+use ipnet::Ipv4Net;
 
 use crate::name::Zones;
 use crate::service::{
@@ -90,6 +93,8 @@ pub struct Settings {
     pub max_instances_per_service: usize,
     /// Limit on the accepted keys of one registry; at most [`MAX_KEYS`].
     pub max_keys: usize,
+    /// The addresses of the port bridge, which no endpoint may have.
+    pub bridge_pool: Option<Ipv4Net>,
 }
 
 impl Settings {
@@ -102,6 +107,7 @@ impl Settings {
             layers: Merge::Union.layers((0..registries).map(|_| false)),
             max_instances_per_service: 10_000,
             max_keys: 2_000_000,
+            bridge_pool: None,
         }
     }
 }
@@ -126,6 +132,9 @@ pub struct Catalog {
     cleanups_due: u8,
     ledger: Ledger,
     hosts: HostIndex,
+    bridged: BridgedAddresses,
+    /// Names whose address the bridge changed since the last [`Self::settle`].
+    rebridged: Vec<Box<str>>,
     /// The registries that had not completed a list at the last [`Self::settle`].
     unsynced: RegistrySet,
     /// The time of the first call.
@@ -143,6 +152,8 @@ pub struct SettleOutcome {
     ///
     /// The addresses come back as [`Update::Hosts`].
     pub hosts: Vec<HostChange>,
+    /// Names in front of the zone whose address the port bridge changed.
+    pub rebridged: Vec<Box<str>>,
     /// Time of the next [`Catalog::settle`], even if no change arrives.
     pub wake: Option<Instant>,
 }
@@ -166,6 +177,8 @@ impl Catalog {
             cleanups_due: 0,
             ledger: Ledger::new(registries),
             hosts: HostIndex::default(),
+            bridged: BridgedAddresses::default(),
+            rebridged: Vec::new(),
             unsynced: RegistryId::first(registries).collect(),
             started: None,
         }
@@ -188,6 +201,10 @@ impl Catalog {
                         self.mirror.mark_changed(base, None);
                     }
                 }
+            }
+            Update::Bridged(names) => {
+                self.bridged.update(&names);
+                self.rebridged.extend(names.into_iter().map(|bridged| bridged.name));
             }
         }
     }
@@ -245,6 +262,7 @@ impl Catalog {
         // A list arrives in key order, and a stable sort is fast on nearly sorted input.
         outcome.changed.sort_by(|a, b| a.base().cmp(b.base()));
         outcome.hosts = self.hosts.update(&outcome.changed);
+        outcome.rebridged = std::mem::take(&mut self.rebridged);
         self.remove_unused();
         if !self.registry_status(now).synced && self.trackers.iter().any(|tracker| tracker.synced) {
             outcome.wake = earlier(outcome.wake, Some(started + MAX_SYNC_WAIT));
@@ -267,6 +285,11 @@ impl Catalog {
     /// New host names appear with [`Self::settle`], new addresses with [`Self::apply`].
     pub fn hosts(&self) -> &HostAddresses {
         &self.hosts.addresses
+    }
+
+    /// Returns the addresses of bridged names, as of the last [`Self::apply`].
+    pub fn bridged(&self) -> &BridgedAddresses {
+        &self.bridged
     }
 
     /// Returns the freshness of the registries' data at this time.

@@ -35,7 +35,11 @@ impl Flags {
     pub fn written(&self) -> Vec<String> {
         let words = |(key, values): &(&'static Key, Vec<String>)| {
             let flag = format!("--{}", key.flag());
-            values.iter().flat_map(move |value| [flag.clone(), value.clone()]).collect::<Vec<_>>()
+            let words = |value: &String| match key.is_switch() {
+                true => vec![format!("{flag}={value}")],
+                false => vec![flag.clone(), value.clone()],
+            };
+            values.iter().flat_map(words).collect::<Vec<_>>()
         };
         self.given.iter().flat_map(words).collect()
     }
@@ -99,6 +103,7 @@ fn arg(key: &Key, meaning: &str) -> Arg {
     let heading = match key.section {
         "" => "Settings".to_owned(),
         "tls" => "Settings for TLS and QUIC listeners".to_owned(),
+        "bridge" => "Settings for the port bridge".to_owned(),
         "consul" => "Settings for Consul".to_owned(),
         "zookeeper" => "Settings for ZooKeeper".to_owned(),
         "nacos" => "Settings for Nacos".to_owned(),
@@ -117,7 +122,10 @@ fn arg(key: &Key, meaning: &str) -> Arg {
         .value_name(key.placeholder)
         .help(format!("{meaning} [{}] [default: {default}]", key.variable()))
         .help_heading(heading);
-    if key.form == ValueForm::List {
+    if key.is_switch() {
+        let arg = arg.num_args(0..=1).require_equals(true).default_missing_value("true");
+        arg.action(ArgAction::Set).overrides_with(key.flag())
+    } else if key.form == ValueForm::List {
         arg.action(ArgAction::Append)
     } else {
         // The last value counts, so that a script can append flags to a given command line.

@@ -84,7 +84,12 @@ impl Key {
 
     /// Returns the name of the environment variable: `SVCDNS_ETCD_USERNAME`.
     pub fn variable(&self) -> String {
-        format!("SVCDNS_{}", self.path().to_uppercase().replace(['-', '.'], "_"))
+        format!("SVCDNS_{}", self.flag().to_uppercase().replace('-', "_"))
+    }
+
+    /// Returns whether the key turns its section on: its flag needs no value.
+    pub(super) fn is_switch(&self) -> bool {
+        self.name == "enabled"
     }
 
     /// Returns the default in words if `default` is an empty string or list.
@@ -98,9 +103,9 @@ impl Key {
         }
     }
 
-    /// Returns the flag without its dashes: `etcd-username`.
+    /// Returns the flag without its dashes: `etcd-username`; `bridge` for `bridge.enabled`.
     pub fn flag(&self) -> String {
-        self.path().replace('.', "-")
+        if self.is_switch() { self.section.to_owned() } else { self.path().replace('.', "-") }
     }
 }
 

@@ -4,6 +4,7 @@
 //! value keeps its origin ([`Config::effective`]).
 
 mod aliases;
+mod bridge;
 mod directories;
 mod document;
 mod effective;
@@ -109,6 +110,8 @@ pub struct Config {
     pub forward_opcodes: bool,
     /// Addresses and certificate for DNS over TLS and QUIC.
     pub encrypted: EncryptedSettings,
+    /// The port bridge; `None` if it is off.
+    pub bridge: Option<crate::bridge::Settings>,
     /// Address of metrics, health and the JSON interface; `None` for only the socket.
     pub admin_listen: Option<SocketAddr>,
     /// Runtime directory, if `runtime-dir` or `state-dir` is set.

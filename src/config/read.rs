@@ -19,7 +19,9 @@ use super::values::{
     boolean, domain, duration, invalid, key_segment, list, number, one, path, removal_grace,
 };
 use super::warning::ConfigWarning;
-use super::{Config, aliases, directories, encrypted, keys, registry, static_services, upstream};
+use super::{
+    Config, aliases, bridge, directories, encrypted, keys, registry, static_services, upstream,
+};
 use crate::answer::Answers;
 use crate::catalog::{Docker0, MAX_INSTANCES_PER_SERVICE, MAX_KEYS, Merge};
 use crate::name::{Name, Zones};
@@ -73,6 +75,7 @@ pub(super) fn read(sources: &MergedSources) -> Result<Config, ConfigError> {
         rebinding: rebinding(layers)?,
         forward_opcodes: boolean(layers, keys::FORWARD_OPCODES)?,
         encrypted: encrypted::read(layers)?,
+        bridge: bridge::read(layers)?,
         admin_listen: one(layers, keys::ADMIN_LISTEN, admin_address)?,
         runtime_dir: directories::runtime(layers),
         state_dir: path(layers, keys::STATE_DIR),

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::answer::{Answerer, Published, Publisher};
+use crate::bridge::BridgeRequests;
 use crate::config::Config;
 use crate::registry::{Feed, NamedSource, Registry, RegistryCommand, RegistryState, Source};
 use crate::service::{Change, ListKind, MAX_REGISTRIES, RegistryId, Update};
@@ -44,6 +45,8 @@ pub struct RegistryPipeline {
     commands: Vec<mpsc::Sender<RegistryCommand>>,
     /// Receives the host names to look up, if forwarding is on.
     hosts: Option<Arc<HostRequests>>,
+    /// Receives the names that may be bridged, if the bridge is on.
+    bridge: Option<Arc<BridgeRequests>>,
     wake: Option<Instant>,
 }
 
@@ -90,8 +93,14 @@ impl RegistryPipeline {
             commands.push(sender_of_commands);
             states.push(state);
         }
-        let pipeline = Self { pending, publisher, updates, commands, hosts, wake: None };
+        let pipeline =
+            Self { pending, publisher, updates, commands, hosts, bridge: None, wake: None };
         (pipeline, PipelineHandles { answerer, states, updates: sender })
+    }
+
+    /// Sends the names that may be bridged to a bridge. Call it before [`Self::start`].
+    pub fn set_bridge(&mut self, requests: Arc<BridgeRequests>) {
+        self.bridge = Some(requests);
     }
 
     /// Starts tasks of the current runtime that follow all registries until `stop`.
@@ -130,6 +139,9 @@ impl RegistryPipeline {
         self.wake = published.wake;
         if let Some(hosts) = &self.hosts {
             hosts.update(std::mem::take(&mut published.hosts));
+        }
+        if let Some(bridge) = &self.bridge {
+            bridge.update(std::mem::take(&mut published.bridge));
         }
         for (registry, leases) in published.lease_checks.drain(..) {
             if let Some(commands) = self.commands.get(registry.index()) {

@@ -16,6 +16,7 @@ use super::resolv_conf::follow_line;
 use super::{Log, Responder, ServerError, StartError};
 use crate::admin::{AdminContext, AdminListener, ServerInfo, SocketFile};
 use crate::answer::Answerer;
+use crate::bridge::Bridge;
 use crate::config::Config;
 use crate::name::Name;
 use crate::server::BindError;
@@ -46,6 +47,10 @@ pub struct Server {
     dns: tokio::task::JoinHandle<Result<(), BindError>>,
     publisher: oneshot::Receiver<()>,
     tracker: TaskTracker,
+    /// The task of the port bridge, which ends once its connections have drained.
+    bridge_tasks: TaskTracker,
+    /// The longest time that the connections of the port bridge may take.
+    bridge_drain: Duration,
     stop: CancellationToken,
     /// Dropped before the directories: the socket is removed while they are locked.
     _socket: SocketFile,
@@ -62,7 +67,7 @@ impl Server {
         log: &Log,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
-        // The limit is raised before the server and the forwarder divide the descriptors.
+        // The limit is raised before the server, the forwarder and the bridge divide the descriptors.
         descriptors::raise_limit();
         // Check the length of the path before anything is created.
         admin::socket_path(&config.runtime_directory().path)?;
@@ -84,8 +89,12 @@ impl Server {
         let forwarder =
             upstream.map(|settings| Arc::new(Forwarder::start(settings, &tracker, &stop)));
         let requests = forwarder.is_some().then(Arc::<HostRequests>::default);
-        let (pipeline, PipelineHandles { answerer, states, updates }) =
+        let (mut pipeline, PipelineHandles { answerer, states, updates }) =
             RegistryPipeline::new(config, &addresses, requests.clone());
+        let bridge_tasks = TaskTracker::new();
+        let bridge = start_bridge(config, &state_dir, &addresses, &updates, &bridge_tasks, &stop)
+            .await
+            .inspect(|bridge| pipeline.set_bridge(Arc::clone(bridge.requests())));
         if let Some((forwarder, requests)) = forwarder.clone().zip(requests) {
             tracker.spawn(look_up_hosts(forwarder, requests, updates, stop.clone()));
         }
@@ -129,6 +138,8 @@ impl Server {
             dns,
             publisher,
             tracker,
+            bridge_drain: bridge.map_or(Duration::ZERO, |bridge| bridge.settings().drain),
+            bridge_tasks,
             stop,
             _socket: socket_file,
             _directories: directories,
@@ -156,6 +167,11 @@ impl Server {
         if tokio::time::timeout(SHUTDOWN_TIMEOUT, self.tracker.wait()).await.is_err() {
             tracing::warn!(tasks = self.tracker.len(), "some tasks did not end in time");
         }
+        self.bridge_tasks.close();
+        let limit = self.bridge_drain + SHUTDOWN_TIMEOUT;
+        if tokio::time::timeout(limit, self.bridge_tasks.wait()).await.is_err() {
+            tracing::warn!("the port bridge did not end in time");
+        }
         ended
     }
 }
@@ -172,6 +188,29 @@ async fn look_up_hosts(
         async move { forwarder.addresses(&Name::from_text(&host).map_err(|_| LookupFailed)?).await }
     };
     follow_hosts(&requests, lookup, updates, stop).await;
+}
+
+/// Starts the port bridge, if it is configured; the server also runs without it.
+async fn start_bridge(
+    config: &Config,
+    state_dir: &Option<PathBuf>,
+    own: &[SocketAddr],
+    updates: &mpsc::Sender<Update>,
+    tracker: &TaskTracker,
+    stop: &CancellationToken,
+) -> Option<Bridge> {
+    let settings = config.bridge.clone()?;
+    let (updates, stop) = (updates.clone(), stop.clone());
+    match Bridge::start(settings, state_dir.as_deref(), own, updates, tracker, stop).await {
+        Ok(bridge) => Some(bridge),
+        Err(error) => {
+            tracing::warn!(
+                %error,
+                "the port bridge stays off: clients get the addresses of the instances"
+            );
+            None
+        }
+    }
 }
 
 /// Opens the TCP listener of the HTTP interface; the server also runs without it.

@@ -2,6 +2,7 @@
 //!
 //! The model is independent of DNS and of any particular registry. It imports no other module.
 
+mod bridging;
 mod change;
 mod metadata;
 mod registry;
@@ -9,6 +10,7 @@ mod rejection;
 mod resolution;
 mod update;
 
+pub use bridging::{BridgeCandidate, BridgeChange, BridgedName, ReachableRegistration};
 pub use change::{Change, LeaseReply, ListKind, ListScope, Put, Removal, key_prefix};
 pub use metadata::Metadata;
 pub use registry::{InvalidRegistryName, MAX_REGISTRIES, RegistryId, RegistryName, RegistrySet};

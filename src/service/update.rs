@@ -1,6 +1,6 @@
-//! Updates of the served data, from registries and host name lookups.
+//! Updates of the served data, from registries, host name lookups and the port bridge.
 
-use super::{Addresses, Change, RegistryId};
+use super::{Addresses, BridgedName, Change, RegistryId};
 
 /// An update of the served data, with its source.
 ///
@@ -12,14 +12,17 @@ pub enum Update {
     Registry(RegistryId, Vec<Change>),
     /// Results of looking up host names of endpoints.
     Hosts(Vec<(Box<str>, Addresses)>),
+    /// Addresses that the port bridge gave to names, or took from them.
+    Bridged(Vec<BridgedName>),
 }
 
 impl Update {
-    /// Returns the number of events and lookup results in the update.
+    /// Returns the number of events, lookup results and addresses in the update.
     pub fn len(&self) -> usize {
         match self {
             Self::Registry(_, changes) => changes.len(),
             Self::Hosts(hosts) => hosts.len(),
+            Self::Bridged(names) => names.len(),
         }
     }
 

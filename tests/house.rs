@@ -15,6 +15,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
         &[
             "admin",
             "answer",
+            "bridge",
             "catalog",
             "config",
             "daemon",

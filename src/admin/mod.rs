@@ -3,6 +3,7 @@
 //! The interface is served on the socket in the runtime directory, which the commands use, and on a
 //! loopback port. It is read-only and not on the query path.
 
+mod bridge;
 mod changes;
 mod forwarding;
 mod http;
@@ -13,6 +14,7 @@ mod socket;
 mod streams;
 mod views;
 
+pub use bridge::{BridgeState, BridgeView, BridgedNameView};
 pub use changes::ChangeFeed;
 pub use forwarding::{CacheView, ForwardingView, UpstreamListView, UpstreamView};
 pub use http::{AdminListener, serve};
@@ -53,6 +55,8 @@ pub struct AdminContext {
     pub server: Arc<Counters>,
     /// The forwarder, unless forwarding is off.
     pub forwarder: Option<Arc<Forwarder>>,
+    /// The port bridge.
+    pub bridge: BridgeState,
     /// Durations of publications.
     pub publications: DurationHistogram,
     /// Counter of log lines lost because the log's reader was too slow.
@@ -93,6 +97,7 @@ impl AdminContext {
         registries: Vec<Arc<RegistryState>>,
         server: Arc<Counters>,
         forwarder: Option<Arc<Forwarder>>,
+        bridge: BridgeState,
         lost_log_lines: ErrorCounter,
     ) -> Self {
         Self {
@@ -101,6 +106,7 @@ impl AdminContext {
             registries,
             server,
             forwarder,
+            bridge,
             publications: DurationHistogram::new(),
             lost_log_lines,
             changes: ChangeFeed::default(),

@@ -1,7 +1,7 @@
 //! The metrics page.
 
 use super::views::ServerStatus;
-use super::{AdminContext, RegistryView, forwarding};
+use super::{AdminContext, RegistryView, bridge, forwarding};
 use crate::metrics::{Counter, MetricLabels, Page};
 use crate::server::StreamCounters;
 use crate::wire::rcode_name;
@@ -15,6 +15,7 @@ pub(super) fn metrics(context: &AdminContext) -> Page {
     if let Some(view) = &status.forwarding {
         forwarding::add_metrics(&mut page, view);
     }
+    bridge::add_metrics(&mut page, &context.bridge);
     page.gauge("svcdns_services", "Published services", status.services);
     page.gauge(
         "svcdns_instances",

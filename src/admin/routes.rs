@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::streams::StreamCount;
 use super::views::{ConflictView, RejectionsView, ServerStatus, ServiceView};
-use super::{AdminContext, page};
+use super::{AdminContext, bridge, page};
 use crate::metrics;
 use crate::name::{Name, reverse_name};
 use crate::registry::{RegistryState, name_at};
@@ -105,8 +105,8 @@ async fn services(
 ) -> Response {
     json(move || {
         let AdminContext { answerer, registries, .. } = &*state.context;
-        let (snapshot, settings) = (answerer.snapshot(), answerer.settings());
-        let view = |service: &Arc<_>| ServiceView::new(service, settings, registries);
+        let snapshot = answerer.snapshot();
+        let view = |service: &Arc<_>| ServiceView::new(service, answerer, registries);
         let mut views: Vec<ServiceView> = if let Some(base) = params.base {
             let found = snapshot.service(&base);
             let service = found.and_then(|service| service.alias_target()).or(found);
@@ -166,6 +166,7 @@ async fn explain(State(state): State<RouteState>, Query(params): Query<ExplainPa
     let draw = fastrand::u64(..);
     let mut explanation = state.context.answerer.explain(&name, rtype, payload, draw);
     explanation.name_registries(|place| name_at(&state.context.registries, place));
+    explanation.bridge = bridge::describe(&state.context, &name);
     if let (Some(elsewhere), Some(forwarder)) =
         (&mut explanation.elsewhere, &state.context.forwarder)
     {

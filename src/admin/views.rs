@@ -10,9 +10,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::AdminContext;
+use super::bridge::{BridgeView, BridgedNameView};
 use super::forwarding::ForwardingView;
 use super::resolv_conf::ResolvConfView;
-use crate::answer::{self, AliasTarget, Answerer};
+use crate::answer::{AliasTarget, Answerer};
 use crate::catalog::{
     self, ConflictKind, ExclusionReason, Instance, RegistryStats, Rejections, Service,
     conflicts_with_alias,
@@ -61,6 +62,9 @@ pub struct ServerStatus {
     pub registries: Vec<RegistryView>,
     /// The forwarder; `None` if forwarding is off.
     pub forwarding: Option<ForwardingView>,
+    /// The port bridge; `None` if it is not configured, or from an older server.
+    #[serde(default)]
+    pub bridge: Option<BridgeView>,
     /// Whether the machine's resolv.conf names this server; `None` unless `install` changed it.
     #[serde(default)]
     pub resolv_conf: Option<ResolvConfView>,
@@ -119,6 +123,9 @@ pub struct ServiceView {
     /// Names of the service's aliases in the first served zone; none from an older server.
     #[serde(default)]
     pub aliases: Vec<String>,
+    /// Its names that have an address of the port bridge; none from an older server.
+    #[serde(default)]
+    pub bridged: Vec<BridgedNameView>,
     /// The instances, including dropped ones.
     pub instances: Vec<InstanceView>,
     /// The registry keys of the service.
@@ -327,6 +334,7 @@ impl ServerStatus {
             holding: registry_status.held_keys,
             registries: registries.iter().zip(&stats.registries).map(registry).collect(),
             forwarding: context.forwarder.as_deref().map(ForwardingView::new),
+            bridge: BridgeView::new(&context.bridge),
             resolv_conf: context.resolv_conf.view(),
             aliases: AliasView::all(answerer),
             services: snapshot.len(),
@@ -341,9 +349,10 @@ impl ServiceView {
     /// Creates the view of a registered service.
     pub(super) fn new(
         service: &Service,
-        settings: &answer::Settings,
+        answerer: &Answerer,
         registries: &[Arc<RegistryState>],
     ) -> Self {
+        let settings = answerer.settings();
         let zone = settings.zones.first().text();
         let keys = service.keys().iter().map(|key| KeyView {
             key: service.text(key),
@@ -365,6 +374,7 @@ impl ServiceView {
                 .of_service(service.base())
                 .map(|alias| format!("{alias}.{zone}"))
                 .collect(),
+            bridged: BridgedNameView::of(service, answerer),
             instances: service
                 .instances()
                 .map(|instance| InstanceView::new(&instance, registries))

@@ -3,7 +3,7 @@
 //! A connection holds no buffer while it is idle: each thread has one, from which received bytes
 //! are written at once. Only bytes that the receiver does not take yet are kept with the
 //! connection, and nothing more is read from the sender until they are written (back pressure).
-//! `splice` was measured too; it costs two pipes and more system calls per connection.
+//! Large transfers pass through a pipe instead, without being copied to this process.
 //!
 //! The end of one direction is passed on as the end of that direction (half-close); an error ends
 //! the connection with a reset on both sides.
@@ -19,10 +19,16 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::counters::ServiceCounters;
+use super::pipe::Pipe;
 use super::sockets::reset_on_close;
 
 /// Size of a thread's buffer, in bytes: the most that one system call moves.
 const BUFFER_BYTES: usize = 128 * 1024;
+
+/// Bytes of one read from which on a transfer is large.
+const LARGE_READ_BYTES: usize = 32 * 1024;
+/// Bytes of one read below which a transfer is no longer large.
+const SMALL_READ_BYTES: usize = 8 * 1024;
 
 thread_local! {
     /// The buffer of this thread, used during a single poll.
@@ -52,6 +58,10 @@ struct Direction {
     progress: Progress,
     /// Bytes that were written.
     bytes: u64,
+    /// Whether the transfer is large.
+    is_large: bool,
+    /// The pipe with bytes of a large transfer.
+    pipe: Option<Pipe>,
 }
 
 /// How far a direction is.
@@ -133,6 +143,9 @@ impl<'c> Forwarding<'c> {
 
 impl Drop for Forwarding<'_> {
     fn drop(&mut self) {
+        for direction in [&mut self.request, &mut self.response] {
+            direction.pipe.take().into_iter().for_each(Pipe::give_back);
+        }
         let is_closed = |direction: &Direction| direction.progress == Progress::Closed;
         if !(is_closed(&self.request) && is_closed(&self.response)) {
             // A plain close would look like the end of the data.
@@ -152,7 +165,12 @@ impl Direction {
     ) -> Poll<io::Result<()>> {
         loop {
             ready!(self.poll_backlog(receiver, context))?;
+            ready!(self.poll_pipe(receiver, context))?;
             match self.progress {
+                Progress::Open if self.is_large => match Pipe::take() {
+                    Some(pipe) => ready!(self.poll_fill(pipe, sender, context))?,
+                    None => ready!(self.poll_sender(sender, receiver, context))?,
+                },
                 Progress::Open => ready!(self.poll_sender(sender, receiver, context))?,
                 Progress::Ended => {
                     match ready!(Pin::new(&mut *receiver).poll_shutdown(context)) {
@@ -185,6 +203,43 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
+    /// Writes what is in the pipe, and returns it to its thread.
+    fn poll_pipe(
+        &mut self,
+        receiver: &TcpStream,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Some(pipe) = &mut self.pipe {
+            while !pipe.is_empty() {
+                self.bytes += ready!(pipe.poll_drain(receiver, context))? as u64;
+            }
+            self.pipe.take().into_iter().for_each(Pipe::give_back);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Receives once into a pipe, which the direction keeps if there are bytes in it.
+    fn poll_fill(
+        &mut self,
+        mut pipe: Pipe,
+        sender: &TcpStream,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        match pipe.poll_fill(sender, context) {
+            Poll::Ready(Ok(received @ 1..)) => {
+                self.is_large = received >= SMALL_READ_BYTES;
+                self.pipe = Some(pipe);
+                Poll::Ready(Ok(()))
+            }
+            other => {
+                pipe.give_back();
+                ready!(other)?;
+                self.progress = Progress::Ended;
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+
     /// Receives once, and writes as much of it as the receiver takes.
     fn poll_sender(
         &mut self,
@@ -205,6 +260,7 @@ impl Direction {
                 Poll::Pending => 0,
             };
             self.bytes += written as u64;
+            self.is_large = received.len() >= LARGE_READ_BYTES;
             if written < received.len() {
                 self.backlog = received[written..].to_vec();
             }

@@ -26,7 +26,7 @@
 //! - **The choice** (`choice`): the fewest open connections for the weight. An instance that fails
 //!   is set aside for up to 10 s (`instance`), but never the last one.
 //! - **Bytes** (`forward`) pass unchanged, with half-close, reset and back pressure. An idle
-//!   connection holds no buffer.
+//!   connection holds no buffer, and large transfers are not copied (`pipe`).
 //!
 //! The bridge knows no DNS: names are texts to it, and the daemon decides what they stand for.
 
@@ -39,6 +39,7 @@ mod counters;
 mod forward;
 mod in_use;
 mod instance;
+mod pipe;
 mod pool;
 mod pool_file;
 mod proxy_header;
@@ -52,7 +53,7 @@ mod sockets;
 mod workers;
 
 pub use counters::{Counters, ServiceCounts};
-pub use redirect::{RedirectError, TABLE_PREFIX};
+pub use redirect::{RedirectError, table_name};
 pub use requests::BridgeRequests;
 pub use running::{Bridge, BridgeError};
 pub use settings::{

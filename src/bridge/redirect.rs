@@ -19,7 +19,7 @@ use tokio::process::Command;
 const NFT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Beginning of the names of all tables of bridges; the pool follows.
-pub const TABLE_PREFIX: &str = "svcdns_bridge_";
+const TABLE_PREFIX: &str = "svcdns_bridge_";
 
 /// The directories of administrators' programs, which are not on every PATH.
 const SYSTEM_DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
@@ -84,7 +84,7 @@ impl Redirect {
 }
 
 /// Returns the name of the table of a pool.
-fn table_name(pool: Ipv4Net) -> String {
+pub fn table_name(pool: Ipv4Net) -> String {
     let pool = pool.trunc().to_string().replace(['.', '/'], "_");
     format!("{TABLE_PREFIX}{pool}")
 }

@@ -1,7 +1,7 @@
 //! The running bridge.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -175,7 +175,8 @@ async fn redirect(
     workers: &Workers,
     stop: &CancellationToken,
 ) -> Result<Redirect, BridgeError> {
-    let mut address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+    // No service has this address of the pool.
+    let mut address = SocketAddrV4::new(pool.network(), 0);
     for _ in 0..workers.count() {
         let listener = listen(address, true)?;
         if let SocketAddr::V4(bound) = listener.local_addr()? {

@@ -75,7 +75,7 @@ impl NamePattern {
 
 impl Policy {
     /// Returns why a name with these protocols is not bridged, or `None` if it is.
-    pub(super) fn refusal<'p>(
+    pub fn refusal<'p>(
         &self,
         name: &str,
         namespace: &str,

@@ -14,7 +14,7 @@ use super::follow::{PipelineHandles, RegistryPipeline};
 use super::listen_error::{ListenError, report_not_listening};
 use super::resolv_conf::follow_line;
 use super::{Log, Responder, ServerError, StartError};
-use crate::admin::{AdminContext, AdminListener, ServerInfo, SocketFile};
+use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo, SocketFile};
 use crate::answer::Answerer;
 use crate::bridge::Bridge;
 use crate::config::Config;
@@ -92,9 +92,14 @@ impl Server {
         let (mut pipeline, PipelineHandles { answerer, states, updates }) =
             RegistryPipeline::new(config, &addresses, requests.clone());
         let bridge_tasks = TaskTracker::new();
-        let bridge = start_bridge(config, &state_dir, &addresses, &updates, &bridge_tasks, &stop)
-            .await
-            .inspect(|bridge| pipeline.set_bridge(Arc::clone(bridge.requests())));
+        let bridge =
+            start_bridge(config, state_dir.as_deref(), &addresses, &updates, &bridge_tasks, &stop)
+                .await;
+        let mut bridge_drain = Duration::ZERO;
+        if let BridgeState::Running(bridge) = &bridge {
+            pipeline.set_bridge(Arc::clone(bridge.requests()));
+            bridge_drain = bridge.settings().drain;
+        }
         if let Some((forwarder, requests)) = forwarder.clone().zip(requests) {
             tracker.spawn(look_up_hosts(forwarder, requests, updates, stop.clone()));
         }
@@ -114,6 +119,7 @@ impl Server {
             states,
             counters,
             forwarder.clone(),
+            bridge,
             log.lost_lines(),
         ));
         for listener in [Some(AdminListener::Socket(socket)), port].into_iter().flatten() {
@@ -138,7 +144,7 @@ impl Server {
             dns,
             publisher,
             tracker,
-            bridge_drain: bridge.map_or(Duration::ZERO, |bridge| bridge.settings().drain),
+            bridge_drain,
             bridge_tasks,
             stop,
             _socket: socket_file,
@@ -193,22 +199,22 @@ async fn look_up_hosts(
 /// Starts the port bridge, if it is configured; the server also runs without it.
 async fn start_bridge(
     config: &Config,
-    state_dir: &Option<PathBuf>,
+    state_dir: Option<&Path>,
     own: &[SocketAddr],
     updates: &mpsc::Sender<Update>,
     tracker: &TaskTracker,
     stop: &CancellationToken,
-) -> Option<Bridge> {
-    let settings = config.bridge.clone()?;
+) -> BridgeState {
+    let Some(settings) = config.bridge.clone() else { return BridgeState::Off };
     let (updates, stop) = (updates.clone(), stop.clone());
-    match Bridge::start(settings, state_dir.as_deref(), own, updates, tracker, stop).await {
-        Ok(bridge) => Some(bridge),
+    match Bridge::start(settings, state_dir, own, updates, tracker, stop).await {
+        Ok(bridge) => BridgeState::Running(bridge),
         Err(error) => {
             tracing::warn!(
                 %error,
                 "the port bridge stays off: clients get the addresses of the instances"
             );
-            None
+            BridgeState::Failed(error.to_string())
         }
     }
 }

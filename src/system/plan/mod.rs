@@ -17,7 +17,7 @@ pub use describe::describe;
 pub(super) use drop_in::DROP_INS;
 use drop_in::{DNSMASQ, DropIn, NETWORK_MANAGER};
 pub(super) use own_files::unit_steps;
-pub use own_files::{check_state_directory, plan_file, plan_unit};
+pub use own_files::{check_state_directory, plan_file, plan_server, plan_unit};
 pub(super) use resolv_conf::resolv_conf_steps;
 pub(super) use resolvconf::leftover_record;
 pub(super) use systemd_resolved::leftover_link;

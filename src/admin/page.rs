@@ -192,6 +192,12 @@ fn add_registry_metrics(page: &mut Page, status: &ServerStatus) {
         "Time since the last event or other activity",
         ages,
     );
+    let ages = values(|registry| registry.snapshot_age.map(|age| age as f64));
+    page.gauges(
+        "svcdns_snapshot_age_seconds",
+        "Time since the data in the snapshot was current",
+        ages,
+    );
     let counts = |number: fn(&RegistryView) -> u64| -> Vec<(MetricLabels, u64)> {
         registries.iter().map(|registry| (label(registry), number(registry))).collect()
     };

@@ -110,6 +110,11 @@ pub struct RegistryView {
     pub instances: usize,
     /// Changes that routine lists found although no event had reported them.
     pub differences: u64,
+    /// Time since the data in the registry's snapshot was current, in seconds.
+    ///
+    /// `None` if there is no snapshot.
+    #[serde(default)]
+    pub snapshot_age: Option<u64>,
 }
 
 /// A service with its keys and instances.
@@ -298,21 +303,21 @@ impl ServerStatus {
         let stats = answerer.stats();
         let registry = |(state, stats): (&Arc<RegistryState>, &RegistryStats)| {
             let report = state.report();
+            let age = |at| SystemTime::now().duration_since(at).unwrap_or_default().as_secs();
             RegistryView {
                 name: state.name.to_string(),
                 url: state.url.clone(),
                 connected: report.connected,
                 synced: report.synced,
                 revision: report.revision,
-                last_event_age: report
-                    .last_event
-                    .map(|at| SystemTime::now().duration_since(at).unwrap_or_default().as_secs()),
+                last_event_age: report.last_event.map(age),
                 error: report.error,
                 lists: report.lists,
                 disconnects: report.disconnects,
                 keys: stats.keys,
                 instances: stats.instances,
                 differences: stats.differences,
+                snapshot_age: report.snapshot.map(age),
             }
         };
         Self {

@@ -41,7 +41,10 @@ impl<'a> QueryContext<'a> {
         let name = self.query.name();
         let owner = name.get(..usize::from(key.owner_length))?;
         let zone = self.settings().zones.get(usize::from(key.zone_index))?;
-        if self.query.qclass != rtype::IN || matches!(self.query.qtype, rtype::AXFR | rtype::IXFR) {
+        if self.snapshot.is_uncompiled
+            || self.query.qclass != rtype::IN
+            || matches!(self.query.qtype, rtype::AXFR | rtype::IXFR)
+        {
             return None;
         }
         match self.probe(name, owner, key.hash) {

@@ -17,7 +17,9 @@ use super::owner::{
 use super::settings::Settings;
 use super::table::Snapshot;
 use super::{bridging, compile};
-use crate::catalog::{self, Catalog, Group, Service, ServiceChange, SettleOutcome};
+use crate::catalog::{
+    self, Catalog, Group, MalformedKeys, SavedKeys, Service, ServiceChange, SettleOutcome,
+};
 use crate::service::{BridgeChange, HostChange, RegistryId, Update};
 
 /// Maximum services compiled per step.
@@ -99,6 +101,19 @@ impl Publisher {
         self.answerer.snapshot.store(Arc::new(next));
     }
 
+    /// Takes the keys that a registry had in an earlier run; publishes nothing yet.
+    ///
+    /// # Errors
+    /// If the keys are malformed; nothing is then restored.
+    pub fn restore(
+        &mut self,
+        registry: RegistryId,
+        keys: SavedKeys<'_>,
+        now: Instant,
+    ) -> Result<(), MalformedKeys> {
+        self.catalog.restore(registry, keys, now)
+    }
+
     /// Applies updates and publishes the result.
     ///
     /// Call it without updates to apply the effects of time (see [`Published::wake`]).
@@ -136,8 +151,8 @@ impl Publisher {
             }
             next
         });
-        let bridge = Vec::new();
-        Publication { publisher: self, outcome, with_aliases, next, compiled: 0, bridge }
+        let (indexed, bridge) = (None, Vec::new());
+        Publication { publisher: self, outcome, with_aliases, next, indexed, compiled: 0, bridge }
     }
 
     /// Makes a generation the one that readers load.
@@ -194,6 +209,8 @@ pub struct Publication<'p> {
     with_aliases: Option<Vec<ServiceChange>>,
     /// The new generation, with all its services; `None` if nothing changed.
     next: Option<Snapshot>,
+    /// The names that came or went, once [`Self::publish_services`] has indexed all changes.
+    indexed: Option<Vec<Box<str>>>,
     /// Number of changed services that are completely compiled.
     compiled: usize,
     /// What changed for the port bridge so far.
@@ -201,11 +218,24 @@ pub struct Publication<'p> {
 }
 
 impl Publication<'_> {
+    /// Publishes a generation without nodes of the changed services, before they are compiled.
+    ///
+    /// Until the next generation, every query takes the full path. At the start of a server, that
+    /// is better than no answer: compiling a million services takes a second.
+    pub fn publish_services(&mut self) {
+        let Self { publisher, outcome, with_aliases, next, indexed, .. } = self;
+        let Some(next) = next.as_mut() else { return };
+        let changed = with_aliases.as_ref().unwrap_or(&outcome.changed);
+        *indexed = Some(next.update_ancestors(ancestor_changes(changed)));
+        next.update_addresses(changed.iter().flat_map(address_changes));
+        publisher.store(next.uncompiled());
+    }
+
     /// Compiles the nodes of the next 100,000 changed services and aliases at most.
     ///
     /// Returns `false` once all nodes are compiled and only [`Self::publish`] is left to call.
     pub fn compile_next(&mut self) -> bool {
-        let Self { publisher, outcome, with_aliases, next, compiled, bridge } = self;
+        let Self { publisher, outcome, with_aliases, next, indexed, compiled, bridge } = self;
         let all = with_aliases.as_ref().unwrap_or(&outcome.changed);
         let rest = all.get(*compiled..).unwrap_or_default();
         let changed = &rest[..rest.len().min(publisher.services_per_step)];
@@ -216,8 +246,12 @@ impl Publication<'_> {
         }
         let Some(next) = next.as_mut().filter(|_| !changed.is_empty()) else { return false };
         // Several steps may compile the same owner; the last step sees everything that affects it.
-        let toggled = next.update_ancestors(ancestor_changes(changed));
-        next.update_addresses(changed.iter().flat_map(address_changes));
+        let toggled = if let Some(toggled) = indexed {
+            std::mem::take(toggled)
+        } else {
+            next.update_addresses(changed.iter().flat_map(address_changes));
+            next.update_ancestors(ancestor_changes(changed))
+        };
         bridge.extend(publisher.compile(next, changed, &toggled));
         *compiled += changed.len();
         *compiled < all.len()

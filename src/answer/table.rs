@@ -28,6 +28,8 @@ type AncestorShard = Arc<[(Box<str>, u32)]>;
 pub struct Snapshot {
     hasher: RandomState,
     generation: u64,
+    /// Whether nodes are missing, so that every query needs the full path.
+    pub(super) is_uncompiled: bool,
     /// Freshness of the registries' data.
     pub(super) registry_status: RegistryStatus,
     /// Number of services, and of aliases of services.
@@ -67,9 +69,19 @@ impl Snapshot {
         Self { registry_status, ..self.clone() }
     }
 
+    /// Returns a copy for readers before its nodes are compiled.
+    pub(super) fn uncompiled(&self) -> Self {
+        Self { is_uncompiled: true, ..self.clone() }
+    }
+
     /// Returns the generation, which grows by one with each publication of changes.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Returns the freshness of the registries' data in this generation.
+    pub fn registry_status(&self) -> RegistryStatus {
+        self.registry_status
     }
 
     /// Returns the number of services, without aliases.

@@ -232,6 +232,64 @@ fn a_publication_is_compiled_in_steps_and_published_atomically() {
 }
 
 #[test]
+fn services_published_before_their_nodes_get_the_same_answers() {
+    let mut test = Harness::empty(settings());
+    test.publisher.services_per_step = 2;
+    let keys = [
+        ("/service/default/default/hello.svc/latest/10.0.0.1:80", r#"{"env":"gray"}"#),
+        ("/service/default/default/hello.svc/v1.2/10.0.0.2:80", "{}"),
+        ("/service/default/prod/only/latest/10.0.0.3:80", "{}"),
+        ("/service/default/default/a.b.c/latest/10.0.0.4:80,[fd00::4]:81", "{}"),
+        ("/service/default/default/host/latest/web.example:80", "{}"),
+    ];
+    let changes = [Change::list_begin(ListKind::Routine)]
+        .into_iter()
+        .chain(keys.iter().map(|(key, value)| put(key, value)))
+        .chain([Change::ListEnd { revision: 0 }, Change::Connected(true)]);
+    let names = [
+        "hello.svc",
+        "HELLO.internal",
+        "v1.2.hello.svc",
+        "gray._env.hello.svc",
+        "only.svc",
+        "only.prod.svc",
+        "a.b.c.svc",
+        "b.c.svc",
+        "c.svc",
+        "10-0-0-4.a.b.c.svc",
+        "host.svc",
+        "absent.svc",
+        "absent.hello.svc",
+        "svc",
+        "ns.svc",
+        "prod.svc",
+        "default.svc",
+        "4.0.0.10.in-addr.arpa",
+        "9.0.0.10.in-addr.arpa",
+    ];
+    let answerer = Arc::clone(&test.answerer);
+    let responses = || -> Vec<_> {
+        let types = [rtype::A, rtype::AAAA, rtype::SRV, rtype::TXT, rtype::PTR];
+        let queries =
+            names.iter().flat_map(|name| types.map(|rtype| query(name, rtype, Some(1232))));
+        queries.map(|query| respond(&answerer, &query, Transport::Udp, 7)).collect()
+    };
+    let mut publication = test.publisher.begin([update(changes)], test.now);
+    publication.publish_services();
+    let before = responses();
+    assert!(test.answerer.snapshot().is_uncompiled);
+    publication.publish();
+    assert!(!test.answerer.snapshot().is_uncompiled);
+    for (at, (before, after)) in before.iter().zip(responses()).enumerate() {
+        // The serial of the SOA record is that of the generation, which is the same.
+        assert_eq!(*before, after, "{}", names[at / 5]);
+    }
+    // Later publications index their changes as usual.
+    test.apply([put("/service/default/default/new/latest/10.0.0.9:80", "{}")]);
+    assert_eq!(test.a("new.svc"), "10.0.0.9");
+}
+
+#[test]
 fn host_names_are_srv_targets_but_never_cnames() {
     let harness = Harness::of(&[(
         "/service/default/default/web/latest/web-1.example:9000,localhost:9001",

@@ -74,15 +74,15 @@ pub(super) struct SharedKeyFields {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct KeyLayout {
     /// Text before whichever of base and endpoints comes first.
-    before: Box<str>,
+    pub(super) before: Box<str>,
     /// Text between the base and the endpoints.
-    between: Box<str>,
+    pub(super) between: Box<str>,
     /// Text after whichever of base and endpoints comes last.
-    after: Box<str>,
+    pub(super) after: Box<str>,
     /// Whether the endpoints come before the base.
-    endpoints_first: bool,
+    pub(super) endpoints_first: bool,
     /// The character between host and port, and for each `:` of an IPv6 address.
-    port_separator: char,
+    pub(super) port_separator: char,
 }
 
 /// Characters that may separate a host from its port, the most common first.
@@ -126,7 +126,12 @@ impl KeyLayout {
     }
 
     /// Writes the key's text.
-    fn write(&self, out: &mut impl Write, base: &str, endpoints: &[Endpoint]) -> fmt::Result {
+    pub(super) fn write(
+        &self,
+        out: &mut impl Write,
+        base: &str,
+        endpoints: &[Endpoint],
+    ) -> fmt::Result {
         out.write_str(&self.before)?;
         if self.endpoints_first {
             write_endpoints(out, endpoints, self.port_separator)?;
@@ -311,7 +316,7 @@ impl RegistryKey {
     }
 
     /// Returns the key's text if it is stored with the key rather than as a layout.
-    fn own_text(&self) -> Option<&str> {
+    pub(super) fn own_text(&self) -> Option<&str> {
         self.uncommon.as_ref()?.text.as_deref()
     }
 

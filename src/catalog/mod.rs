@@ -21,6 +21,7 @@ mod puts;
 mod rejections;
 mod removals;
 mod rules;
+mod saved;
 mod status;
 mod sweeps;
 #[cfg(test)]
@@ -38,6 +39,7 @@ pub use one_or_many::OneOrMany;
 pub use puts::reject_host;
 pub use rejections::{MAX_LISTED_REJECTIONS, RejectedKey, Rejections};
 pub use rules::{Docker0, Merge, ServiceRules};
+pub use saved::{MalformedKeys, SavedKeys, save_keys};
 pub use status::{RegistryStats, RegistryStatus, Staleness, Stats};
 
 use std::sync::Arc;
@@ -302,6 +304,10 @@ impl Catalog {
         RegistryStatus {
             registries: self.registries().collect(),
             synced,
+            known: self
+                .registries()
+                .filter(|registry| self.trackers[registry.index()].synced)
+                .collect(),
             disconnected: self
                 .registries()
                 .filter(|registry| self.trackers[registry.index()].is_disconnected())

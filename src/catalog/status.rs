@@ -11,6 +11,8 @@ pub struct RegistryStatus {
     ///
     /// True once every registry has completed a list, or one has and 10 s have passed.
     pub synced: bool,
+    /// The registries with a complete list, from the registry or from an earlier run.
+    pub known: RegistrySet,
     /// The registries that have completed a list and are unreachable now.
     pub disconnected: RegistrySet,
     /// The registries without a complete list, once svcdns no longer waits for them.

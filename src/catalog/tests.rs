@@ -3,6 +3,7 @@
 mod conflicts;
 mod rejections;
 mod removals;
+mod saved;
 mod services;
 
 use std::collections::BTreeMap;

@@ -109,14 +109,16 @@ fn format_registry(registry: &RegistryView) -> String {
     let instances = counted(registry.instances as u64, "instance", "instances");
     let lists = counted(registry.lists, "list", "lists");
     let disconnects = counted(registry.disconnects, "lost connection", "lost connections");
+    let snapshot = registry.snapshot_age.map(|age| format!(", snapshot {age} s old"));
     let error = registry.error.as_ref().map(|error| format!("\n  {error}"));
     format!(
         "{}  {}\n  {connected}, {synced}, revision {}{}\n  {keys}, {instances}, {lists}, \
-         {disconnects}{}",
+         {disconnects}{}{}",
         registry.name,
         registry.url,
         registry.revision,
         age.unwrap_or_default(),
+        snapshot.unwrap_or_default(),
         error.unwrap_or_default()
     )
 }
@@ -193,6 +195,7 @@ mod tests {
             keys: size,
             instances: size,
             differences: 0,
+            snapshot_age: None,
         }
     }
 

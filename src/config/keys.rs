@@ -111,6 +111,11 @@ keys! { GENERAL:
         => "$STATE_DIRECTORY (set by systemd), else /var/lib/svcdns for root, else \
             $XDG_STATE_HOME/svcdns, else ~/.local/state/svcdns"
         "Directory of the data kept across restarts. If set, also the default of `runtime-dir`.";
+    SNAPSHOT = "" "snapshot" Bool "BOOL" "" "true"
+        "Save the keys of each registry with servers to the state directory, and answer from them \
+         if svcdns starts while the registry is unreachable.";
+    MAX_STALE = "" "max-stale" Duration "DURATION" "1m to 365days" r#""7days""#
+        "Do not answer from a snapshot that is older than this when svcdns starts.";
     LOG = "" "log" Text "FILTER"
         "level (`error` to `trace`), or per module: `info,svcdns::upstream=debug`"
         r#""info""#

@@ -118,6 +118,10 @@ pub struct Config {
     pub runtime_dir: Option<PathBuf>,
     /// State directory, if set.
     pub state_dir: Option<PathBuf>,
+    /// Whether to save the registries' keys, and to answer from them after a start.
+    pub snapshot: bool,
+    /// Age from which a snapshot is not used.
+    pub max_stale: Duration,
     /// Filter of the log, in the syntax of `tracing`.
     pub log: String,
     /// Logs one of this many queries per thread; 0 logs none.

@@ -27,6 +27,7 @@ use crate::catalog::{Docker0, MAX_INSTANCES_PER_SERVICE, MAX_KEYS, Merge};
 use crate::name::{Name, Zones};
 
 const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -79,6 +80,8 @@ pub(super) fn read(sources: &MergedSources) -> Result<Config, ConfigError> {
         admin_listen: one(layers, keys::ADMIN_LISTEN, admin_address)?,
         runtime_dir: directories::runtime(layers),
         state_dir: path(layers, keys::STATE_DIR),
+        snapshot: boolean(layers, keys::SNAPSHOT)?,
+        max_stale: between(keys::MAX_STALE, MINUTE, 365 * DAY)?,
         log: one(layers, keys::LOG, log_filter)?,
         log_queries: one(layers, keys::LOG_QUERIES, number_or_zero)?,
         secrets: registries.iter().flat_map(ConfiguredSecret::of).collect(),

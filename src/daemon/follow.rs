@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::answer::{Answerer, Published, Publisher};
 use crate::bridge::BridgeRequests;
+use crate::catalog::{MalformedKeys, SavedKeys};
 use crate::config::Config;
 use crate::registry::{Feed, NamedSource, Registry, RegistryCommand, RegistryState, Source};
 use crate::service::{Change, ListKind, MAX_REGISTRIES, RegistryId, Update};
@@ -54,6 +55,8 @@ pub struct RegistryPipeline {
 #[derive(Debug)]
 struct PendingRegistry {
     source: Source,
+    /// The kind of its first list.
+    first: ListKind,
     feed: Feed,
     commands: mpsc::Receiver<RegistryCommand>,
 }
@@ -89,7 +92,12 @@ impl RegistryPipeline {
             let state = Arc::new(RegistryState::new(name, source.to_string(), removal_grace));
             let (sender_of_commands, receiver) = mpsc::channel(MAX_WAITING_COMMANDS);
             let feed = Feed::new(registry, sender.clone(), Arc::clone(&state));
-            pending.push(PendingRegistry { source, feed, commands: receiver });
+            pending.push(PendingRegistry {
+                source,
+                first: ListKind::Routine,
+                feed,
+                commands: receiver,
+            });
             commands.push(sender_of_commands);
             states.push(state);
         }
@@ -103,10 +111,33 @@ impl RegistryPipeline {
         self.bridge = Some(requests);
     }
 
+    /// Takes the keys that a registry had in an earlier run.
+    ///
+    /// Call it before [`Self::start`], and [`Self::publish_restored`] after the last registry.
+    ///
+    /// # Errors
+    /// If the keys are malformed; nothing is then restored.
+    pub fn restore(
+        &mut self,
+        registry: RegistryId,
+        keys: SavedKeys<'_>,
+    ) -> Result<(), MalformedKeys> {
+        self.publisher.restore(registry, keys, Instant::now())?;
+        if let Some(pending) = self.pending.get_mut(registry.index()) {
+            pending.first = ListKind::Reconnect;
+        }
+        Ok(())
+    }
+
+    /// Publishes what was restored; calls `ready` as soon as queries can be answered.
+    pub async fn publish_restored(&mut self, ready: impl FnOnce()) -> Published {
+        self.publish(std::iter::empty(), Instant::now(), Some(ready)).await
+    }
+
     /// Starts tasks of the current runtime that follow all registries until `stop`.
     pub fn start(&mut self, tracker: &TaskTracker, stop: &CancellationToken) {
-        for PendingRegistry { source, feed, commands } in self.pending.drain(..) {
-            tracker.spawn(keep_following(source, feed, commands, stop.clone()));
+        for PendingRegistry { source, first, feed, commands } in self.pending.drain(..) {
+            tracker.spawn(keep_following(source, first, feed, commands, stop.clone()));
         }
     }
 
@@ -122,15 +153,31 @@ impl RegistryPipeline {
             () = tokio::time::sleep_until(deadline), if wake.is_some() => None,
         };
         let start = Instant::now();
-        let Self { publisher, updates, .. } = self;
         let mut taken = 0;
         let waiting = std::iter::from_fn(|| {
-            let update =
-                (taken < MAX_CHANGES_PER_PUBLICATION).then(|| updates.try_recv().ok()).flatten()?;
+            let is_room = taken < MAX_CHANGES_PER_PUBLICATION;
+            let update = is_room.then(|| self.updates.try_recv().ok()).flatten()?;
             taken += update.len();
             Some(update)
         });
-        let mut publication = publisher.begin(first.into_iter().chain(waiting), start);
+        let all: Vec<Update> = first.into_iter().chain(waiting).collect();
+        Some((self.publish(all, start, None::<fn()>).await, start.elapsed()))
+    }
+
+    /// Applies updates, publishes the result, and passes on the work that it asks for.
+    ///
+    /// With `ready`, publishes the services first, and calls it then.
+    async fn publish(
+        &mut self,
+        updates: impl IntoIterator<Item = Update>,
+        now: Instant,
+        ready: Option<impl FnOnce()>,
+    ) -> Published {
+        let mut publication = self.publisher.begin(updates, now);
+        if let Some(ready) = ready {
+            publication.publish_services();
+            ready();
+        }
         while publication.compile_next() {
             // Let the other tasks of this thread run: their connections must answer pings.
             yield_now().await;
@@ -150,18 +197,18 @@ impl RegistryPipeline {
                 let _ = commands.try_send(RegistryCommand::CheckLeases(leases));
             }
         }
-        Some((published, start.elapsed()))
+        published
     }
 }
 
 /// Follows a registry until `stop`; restarts its follower after a panic.
 async fn keep_following(
     registry: impl Registry + Clone,
+    mut first: ListKind,
     feed: Feed,
     mut commands: mpsc::Receiver<RegistryCommand>,
     stop: CancellationToken,
 ) {
-    let mut first = ListKind::Routine;
     loop {
         let (to_follower, received) = mpsc::channel(MAX_WAITING_COMMANDS);
         let mut follower =
@@ -254,7 +301,13 @@ mod tests {
             )),
         );
         let stop = CancellationToken::new();
-        let kept = tokio::spawn(keep_following(Panicking::default(), feed, received, stop.clone()));
+        let kept = tokio::spawn(keep_following(
+            Panicking::default(),
+            ListKind::Routine,
+            feed,
+            received,
+            stop.clone(),
+        ));
 
         let mut catalog =
             Catalog::new(catalog::Settings::new(Zones::new(&["svc".to_owned()]).unwrap(), 1));

@@ -12,6 +12,8 @@ mod resolv_conf;
 mod responder;
 mod server;
 mod signals;
+mod snapshot_file;
+mod snapshots;
 
 pub use error::{ServerError, StartError};
 pub use follow::{PipelineHandles, RegistryPipeline};

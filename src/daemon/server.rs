@@ -13,6 +13,7 @@ use super::directories::Directories;
 use super::follow::{PipelineHandles, RegistryPipeline};
 use super::listen_error::{ListenError, report_not_listening};
 use super::resolv_conf::follow_line;
+use super::snapshots::Snapshots;
 use super::{Log, Responder, ServerError, StartError};
 use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo, SocketFile};
 use crate::answer::Answerer;
@@ -20,7 +21,7 @@ use crate::bridge::Bridge;
 use crate::config::Config;
 use crate::name::Name;
 use crate::server::BindError;
-use crate::service::Update;
+use crate::service::{MAX_REGISTRIES, RegistryId, Update};
 use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
 use crate::{admin, descriptors, server};
 
@@ -113,6 +114,14 @@ impl Server {
             started: SystemTime::now(),
             started_at: Instant::now(),
         };
+        let snapshots = state_dir.as_deref().filter(|_| config.snapshot).map(|directory| {
+            let states = states.iter().cloned().zip(&config.registries);
+            let numbered = RegistryId::first(MAX_REGISTRIES).zip(states);
+            let with_servers = numbered
+                .filter(|(_, (_, registry))| registry.source.has_servers())
+                .map(|(registry, (state, _))| (registry, state));
+            Snapshots::new(directory, config.zones.clone(), config.max_stale, with_servers)
+        });
         let context = Arc::new(AdminContext::new(
             info,
             Arc::clone(&answerer),
@@ -126,7 +135,13 @@ impl Server {
             tracker.spawn(admin::serve(listener, Arc::clone(&context), stop.clone()));
         }
         tracker.spawn(follow_line(Arc::clone(&context), addresses.clone(), stop.clone()));
-        let publisher = start_publisher(pipeline, context, tracker.clone(), stop.clone())?;
+        let (publisher, loaded) =
+            start_publisher(pipeline, context, snapshots, tracker.clone(), stop.clone())?;
+        // No query is answered before the snapshots are. An error means that the thread has ended,
+        // which `finish` reports.
+        if let Ok(Some(snapshots)) = loaded.await {
+            tracker.spawn(snapshots.keep(Arc::clone(&answerer), stop.clone()));
+        }
         let lane = forwarder.map(|forwarder| forwarder.lane());
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),
@@ -238,23 +253,31 @@ async fn admin_port(address: Option<SocketAddr>) -> Option<AdminListener> {
 
 /// Starts the thread that follows the registries and publishes snapshots.
 ///
-/// The thread is separate, so a large change delays no response. The receiver is closed when the
-/// thread ends.
+/// The thread is separate, so a large change delays no response. It first reads the snapshots, and
+/// gives them back through the second receiver. The first receiver is closed when the thread ends.
 fn start_publisher(
     mut pipeline: RegistryPipeline,
     context: Arc<AdminContext>,
+    mut snapshots: Option<Snapshots>,
     tracker: TaskTracker,
     stop: CancellationToken,
-) -> Result<oneshot::Receiver<()>, StartError> {
+) -> Result<(oneshot::Receiver<()>, oneshot::Receiver<Option<Snapshots>>), StartError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(StartError::Thread)?;
     let (ending, ended) = oneshot::channel();
+    let (loading, loaded) = oneshot::channel();
     let thread = std::thread::Builder::new().name("registries".to_owned()).spawn(move || {
         // Dropped at the end of the thread, even after a panic.
         let _ending: oneshot::Sender<()> = ending;
         runtime.block_on(async {
+            let unsaved = snapshots.as_ref().map(Snapshots::unsaved);
+            if let Some(snapshots) = &mut snapshots {
+                snapshots.load(&mut pipeline);
+            }
+            let ready = || drop(loading.send(snapshots));
+            context.changes.send(&pipeline.publish_restored(ready).await.changed);
             pipeline.start(&tracker, &stop);
             loop {
                 let next = tokio::select! {
@@ -264,6 +287,9 @@ fn start_publisher(
                 let Some((published, took)) = next else { return };
                 context.publications.observe(took);
                 context.changes.send(&published.changed);
+                if let Some(unsaved) = &unsaved {
+                    unsaved.add(&published.changed);
+                }
                 tracing::debug!(
                     services = published.changed.len(),
                     duration_us = took.as_micros(),
@@ -275,5 +301,5 @@ fn start_publisher(
         runtime.shutdown_background();
     });
     thread.map_err(StartError::Thread)?;
-    Ok(ended)
+    Ok((ended, loaded))
 }

@@ -152,6 +152,9 @@ pub struct RegistryReport {
     /// For example, the store denies a permission, or is of another kind.
     #[serde(skip)]
     pub refused: bool,
+    /// Time when the keys in the last snapshot were current; `None` without a snapshot.
+    #[serde(skip)]
+    pub snapshot: Option<SystemTime>,
     /// Number of lists completed.
     pub lists: u64,
     /// Number of connections lost.

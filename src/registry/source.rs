@@ -120,6 +120,11 @@ impl Source {
         }
     }
 
+    /// Returns whether the registry has servers, which may be unreachable while svcdns runs.
+    pub fn has_servers(&self) -> bool {
+        !self.endpoints().is_empty()
+    }
+
     /// Returns the hosts of the registry's servers, as names or addresses.
     pub fn hosts(&self) -> impl Iterator<Item = &str> {
         self.endpoints()

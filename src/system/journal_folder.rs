@@ -16,7 +16,7 @@ use super::Root;
 use super::journal_error::{JournalError, UnsafePath, at};
 use super::path_state::{self, PathState};
 use super::port_owner::find_openers;
-use crate::directory::{ROOT_STATE_DIRECTORY, STATE_FILES};
+use crate::directory::{ROOT_STATE_DIRECTORY, is_state_file};
 
 /// The directory of the journal and the files that belong to it.
 pub const JOURNAL_FOLDER: &str = "/var/lib/svcdns-install";
@@ -185,8 +185,9 @@ pub(super) fn remove_state_directory(root: &Root) -> Result<Option<String>, Jour
         return Ok(None);
     }
     let directory = root.path(&found);
-    for file in STATE_FILES {
-        path_state::remove(&directory.join(file)).map_err(at(name))?;
+    let entries = fs::read_dir(&directory).into_iter().flatten().filter_map(Result::ok);
+    for file in entries.filter(|entry| entry.file_name().to_str().is_some_and(is_state_file)) {
+        path_state::remove(&file.path()).map_err(at(name))?;
     }
     if !path_state::remove_empty_folder(&directory).map_err(at(name))? {
         return Ok(Some(format!("{ROOT_STATE_DIRECTORY}: kept, other files are in it")));
@@ -360,7 +361,8 @@ mod tests {
             }
             // Root does not follow a link in the directory of the service.
             write(&root, "/var/precious", "mine");
-            symlink("../../../precious", root.path(real).join(STATE_FILES[0])).unwrap();
+            symlink("../../../precious", root.path(real).join(crate::directory::LOCK_FILE))
+                .unwrap();
             write(&root, &format!("{real}/mine"), "mine");
             let left = remove_state_directory(&root).unwrap();
             assert_eq!(left.as_deref(), Some("/var/lib/svcdns: kept, other files are in it"));

@@ -33,7 +33,7 @@ use changes::ChangeTimes;
 use figures::{Spread, megabytes};
 use keys::INSTANCES;
 use reading::{Aim, Reading};
-use startup::{Memory, Server, Starts};
+use startup::{Memory, Server, SnapshotFigures, Starts};
 use support::etcd::Etcd;
 use support::seconds;
 
@@ -145,7 +145,7 @@ fn measure_many_instances(scale: &Scale) {
             Aim::AtMost(1.1).line(&format!("{name} of svcdns over the watcher's"), ratio)
         );
     }
-    server.stop();
+    print_snapshot(server, etcd, &keys::name(scale.services - 1), scale.starts);
 }
 
 /// Measures starts and memory with a million services of a single instance.
@@ -162,7 +162,25 @@ fn measure_million(scale: &Scale) {
     );
     print_starts(&starts, 6000.0);
     print_memory(&server, empty, scale.million, scale.settle, 400);
-    server.stop();
+    print_snapshot(server, etcd, &keys::single_name(scale.million - 1), scale.million_starts);
+}
+
+/// Measures and prints the snapshot of a server, and starts from it without the registry.
+fn print_snapshot(server: Server, etcd: Etcd, last: &str, starts: usize) {
+    let SnapshotFigures { bytes, write_ms, peaks_kib: [before, after], first_answer, memory } =
+        startup::measure_snapshot(server, etcd, last, starts);
+    println!(
+        "\nSnapshot: {:.1} MB, written in {write_ms} ms; peak memory {:.1} MB before it, {:.1} MB \
+         after it",
+        bytes as f64 / 1e6,
+        megabytes(before),
+        megabytes(after)
+    );
+    println!("Time to the first answer without etcd, ms               min  median     max");
+    row("exec of svcdns to an A record of the last service", &Reading::values(&first_answer));
+    let aim = Aim::AtMost(1000.0);
+    println!("{}", aim.line("median time in ms", Reading::median(&first_answer)));
+    memory_row("after a start from the snapshot", memory, None);
 }
 
 fn print_content(keys: usize, services: usize, (bytes, filling): (usize, Duration)) {

@@ -13,7 +13,7 @@ use super::keys::runtime;
 use super::reading::Reading;
 use super::support::etcd::Etcd;
 use super::support::process::Process;
-use super::support::{dns, free_address, seconds, svcdns};
+use super::support::{dns, eventually, free_address, seconds, svcdns};
 use super::udp_client::{self, UdpClient};
 
 /// Longest wait for a list; generous, because the machine may be busy.
@@ -23,7 +23,7 @@ const LIST_TIMEOUT: Duration = seconds(600);
 pub(crate) struct Server {
     pub(crate) process: Process,
     pub(crate) address: SocketAddr,
-    _state: TempDir,
+    state: TempDir,
 }
 
 /// Memory of a process, in KiB.
@@ -35,7 +35,12 @@ pub(crate) struct Memory {
 
 impl Server {
     fn start(etcd: &Etcd) -> Self {
-        let (address, state) = (free_address(), tempfile::tempdir().unwrap());
+        Self::start_in(tempfile::tempdir().unwrap(), etcd)
+    }
+
+    /// Starts a server in the state directory of an earlier one.
+    fn start_in(state: TempDir, etcd: &Etcd) -> Self {
+        let address = free_address();
         let mut command = svcdns::command();
         command.args([
             "serve",
@@ -47,9 +52,11 @@ impl Server {
             "off",
             "--upstream",
             "off",
+            "--log",
+            "debug",
         ]);
         command.arg("--state-dir").arg(state.path());
-        Self { process: Process::start(&mut command), address, _state: state }
+        Self { process: Process::start(&mut command), address, state }
     }
 
     /// Queries every half millisecond until a response is `right`.
@@ -78,6 +85,15 @@ impl Server {
         }
     }
 
+    /// Waits until the server has written a snapshot; returns how long that took, in milliseconds.
+    fn wait_for_write(&mut self) -> u64 {
+        eventually("the snapshot", LIST_TIMEOUT, || {
+            let log = self.process.log();
+            let line = log.lines().rfind(|line| line.contains("saved the snapshot"))?;
+            line.split("duration_ms=").nth(1)?.split(' ').next()?.parse().ok()
+        })
+    }
+
     pub(crate) fn memory(&self) -> Memory {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid())).unwrap();
         let kib = |name| {
@@ -87,9 +103,15 @@ impl Server {
         Memory { resident_kib: kib("VmRSS:"), peak_kib: kib("VmHWM:") }
     }
 
-    pub(crate) fn stop(mut self) {
+    pub(crate) fn stop(self) {
+        drop(self.stop_and_keep());
+    }
+
+    /// Stops the server; returns its state directory.
+    fn stop_and_keep(mut self) -> TempDir {
         let status = self.process.terminate();
         assert!(status.success(), "svcdns ended with {status}:\n{}", self.process.log());
+        self.state
     }
 }
 
@@ -144,6 +166,47 @@ pub(crate) fn measure(
     }
     let lists = pages.iter().copied().zip(lists.into_iter().map(Spread::of)).collect();
     (running.unwrap(), Starts { first_answer, lists })
+}
+
+/// Size and times of a snapshot, and memory around it.
+pub(crate) struct SnapshotFigures {
+    /// Size of the file, in bytes.
+    pub(crate) bytes: u64,
+    /// Time to write the file, in milliseconds, as the server logs it.
+    pub(crate) write_ms: u64,
+    /// Peak memory before the first write, and after it.
+    pub(crate) peaks_kib: [u64; 2],
+    /// Time from `exec` to the first answer without the registry, in milliseconds.
+    pub(crate) first_answer: Vec<Reading>,
+    /// Memory of the last server that started from the snapshot.
+    pub(crate) memory: Memory,
+}
+
+/// Waits for a server's snapshot, kills its registry, and starts svcdns several times.
+pub(crate) fn measure_snapshot(
+    mut server: Server,
+    mut etcd: Etcd,
+    last: &str,
+    starts: usize,
+) -> SnapshotFigures {
+    let before = server.memory().peak_kib;
+    let write_ms = server.wait_for_write();
+    let peaks_kib = [before, server.memory().peak_kib];
+    etcd.kill();
+    let mut first_answer = Vec::new();
+    for _ in 0..starts {
+        let state = server.stop_and_keep();
+        let begun = Instant::now();
+        server = Server::start_in(state, &etcd);
+        let seen =
+            server.wait(last, |response| udp_client::answer_count(response).is_some_and(|n| n > 0));
+        let [low, high] = seen.map(|at| (at - begun).as_secs_f64() * 1e3);
+        first_answer.push(Reading { low, value: high, high });
+    }
+    let memory = server.memory();
+    let state = server.stop_and_keep();
+    let bytes = fs::metadata(state.path().join("snapshot-etcd")).unwrap().len();
+    SnapshotFigures { bytes, write_ms, peaks_kib, first_answer, memory }
 }
 
 /// Lists the same keys at one revision, and returns how long it took.

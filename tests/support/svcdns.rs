@@ -39,7 +39,20 @@ impl Svcdns {
         flags: &[S],
         change: impl FnOnce(&mut Command),
     ) -> Self {
-        let state = tempfile::tempdir().unwrap();
+        Self::serve_in(tempfile::tempdir().unwrap(), listen, flags, change)
+    }
+
+    /// Starts a server in the state directory of an earlier one.
+    pub(crate) fn serve_again<S: AsRef<str>>(state: TempDir, flags: &[S]) -> Self {
+        Self::serve_in(state, (Ipv4Addr::LOCALHOST, 0).into(), flags, |_| {})
+    }
+
+    fn serve_in<S: AsRef<str>>(
+        state: TempDir,
+        listen: SocketAddr,
+        flags: &[S],
+        change: impl FnOnce(&mut Command),
+    ) -> Self {
         let mut command = command();
         command
             .arg("serve")
@@ -94,8 +107,19 @@ impl Svcdns {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
+    /// Kills the server; returns its state directory.
+    pub(crate) fn kill(mut self) -> TempDir {
+        self.process.kill();
+        self.state
+    }
+
     /// Stops the server with SIGTERM; fails the test unless it exits with 0.
-    pub(crate) fn stop(mut self) {
+    pub(crate) fn stop(self) {
+        drop(self.stop_and_keep());
+    }
+
+    /// Stops the server like [`Self::stop`]; returns its state directory.
+    pub(crate) fn stop_and_keep(mut self) -> TempDir {
         self.process.signal(Signal::SIGTERM);
         let status = self.process.wait(SOON);
         assert!(
@@ -103,6 +127,7 @@ impl Svcdns {
             "svcdns serve ended with {status} on SIGTERM:\n{}",
             self.process.log()
         );
+        self.state
     }
 
     /// Waits until the name has exactly these addresses, which must be sorted.

@@ -9,7 +9,7 @@ use super::super::install_step::{CommandStep, FileStep, IfEdited, InstallStep};
 use super::super::path_state::PathState;
 use super::super::unit;
 use super::PlanError;
-use crate::directory::{ROOT_STATE_DIRECTORY, STATE_FILES};
+use crate::directory::{ROOT_STATE_DIRECTORY, is_state_file};
 
 /// Plans one of svcdns's own files, and the directories that it needs.
 ///
@@ -106,7 +106,7 @@ pub fn check_state_directory(root: &Root) -> Result<(), PlanError> {
     let entries =
         fs::read_dir(&path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let others: Vec<String> = names.filter(|name| !STATE_FILES.contains(&name.as_str())).collect();
+    let others: Vec<String> = names.filter(|name| !is_state_file(name)).collect();
     if others.is_empty() {
         return Ok(());
     }

@@ -1,0 +1,385 @@
+//! The file with the snapshot of one registry, replaced as a whole.
+//!
+//! The file is the magic bytes, the format version, when the data was last known to be current, the
+//! name and URL of the registry, its keys ([`crate::catalog::save_keys`]), and the SHA-256 of all
+//! this. Every version ends with that digest.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use ring::digest::{Context, SHA256, SHA256_OUTPUT_LEN, digest};
+
+use crate::regular_file;
+
+/// The first bytes of every snapshot.
+const MAGIC: [u8; 8] = *b"svcdns\0\n";
+
+/// The version of the format that is written, and the only one that is read.
+const VERSION: u32 = 1;
+
+/// Limit on the size of a snapshot, in bytes: some 100 million keys.
+const MAX_BYTES: u64 = 4 << 30;
+
+/// Mode of a snapshot: other users than the server's may be given access through its group.
+const MODE: u32 = 0o640;
+
+/// The path of a registry's snapshot.
+///
+/// A path with the suffix `.new` is the next snapshot, unfinished until it is renamed; one with
+/// `.unusable` was set aside.
+#[derive(Clone, Debug)]
+pub(super) struct SnapshotFile {
+    path: PathBuf,
+}
+
+/// What a snapshot says about its keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SnapshotHeader {
+    /// The name of the registry.
+    pub(super) registry: String,
+    /// The URL of the registry, without secrets.
+    pub(super) url: String,
+    /// Last time when the keys were known to be those of the registry, in whole seconds.
+    pub(super) current_at: SystemTime,
+}
+
+/// A snapshot whose digest is right.
+#[derive(Debug)]
+pub(super) struct ReadSnapshot {
+    pub(super) header: SnapshotHeader,
+    bytes: Vec<u8>,
+    /// Start of the keys in `bytes`.
+    keys: usize,
+}
+
+/// Reason why a snapshot cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum UnusableSnapshot {
+    /// The file is not as it was written.
+    #[error("it is damaged")]
+    Damaged,
+    /// A newer svcdns wrote the file.
+    #[error("a newer svcdns wrote it (format {0}, this one reads {VERSION})")]
+    Newer(u32),
+    /// The file is of another registry.
+    #[error("it is of registry {registry} ({url})")]
+    OtherRegistry {
+        /// The name of that registry.
+        registry: String,
+        /// The URL of that registry.
+        url: String,
+    },
+    /// The file cannot be read.
+    #[error("it cannot be read: {0}")]
+    Unreadable(#[from] io::Error),
+}
+
+impl ReadSnapshot {
+    /// Returns the keys, as [`crate::catalog::save_keys`] wrote them.
+    pub(super) fn keys(&self) -> &[u8] {
+        let end = self.bytes.len().saturating_sub(SHA256_OUTPUT_LEN);
+        self.bytes.get(self.keys..end).unwrap_or_default()
+    }
+}
+
+impl SnapshotFile {
+    /// Returns the snapshot with this file name, in this directory.
+    pub(super) fn new(directory: &Path, name: &str) -> Self {
+        Self { path: directory.join(name) }
+    }
+
+    /// Returns the path.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads the snapshot of a registry; returns `None` if there is none.
+    ///
+    /// # Errors
+    /// If the file cannot be read, was damaged, or is of another version or registry.
+    pub(super) fn read(
+        &self,
+        registry: &str,
+        url: &str,
+    ) -> Result<Option<ReadSnapshot>, UnusableSnapshot> {
+        let file = match regular_file::open_no_follow(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let bytes = regular_file::read_open(file, MAX_BYTES)?;
+        let read = parse(bytes)?;
+        let SnapshotHeader { registry: other, url: other_url, .. } = &read.header;
+        if (other.as_str(), other_url.as_str()) != (registry, url) {
+            let (registry, url) = (other.clone(), other_url.clone());
+            return Err(UnusableSnapshot::OtherRegistry { registry, url });
+        }
+        Ok(Some(read))
+    }
+
+    /// Renames the snapshot, so that it is neither read nor replaced; returns its new path.
+    ///
+    /// # Errors
+    /// If the directory cannot be changed.
+    pub(super) fn set_aside(&self) -> io::Result<PathBuf> {
+        let aside = self.with_suffix(".unusable");
+        fs::rename(&self.path, &aside)?;
+        Ok(aside)
+    }
+
+    /// Replaces the snapshot; `write_keys` writes its keys. Returns the size in bytes.
+    ///
+    /// After a power cut at any moment, the old or the new snapshot is there: the new one is on
+    /// disk before it gets its name, and the directory before this returns.
+    ///
+    /// # Errors
+    /// If the directory or the disk does not allow it; the old snapshot remains.
+    pub(super) fn replace(
+        &self,
+        header: &SnapshotHeader,
+        write_keys: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<u64> {
+        let new = self.with_suffix(".new");
+        let written = write(&new, header, write_keys);
+        if written.is_err() {
+            // Unfinished bytes would also take room on a full disk.
+            let _ = remove(&new);
+        }
+        let size = written?;
+        fs::rename(&new, &self.path)?;
+        let directory = self.path.parent().unwrap_or_else(|| Path::new("."));
+        File::open(directory)?.sync_all()?;
+        Ok(size)
+    }
+
+    fn with_suffix(&self, suffix: &str) -> PathBuf {
+        let mut path = self.path.clone().into_os_string();
+        path.push(suffix);
+        path.into()
+    }
+}
+
+/// Writes a whole snapshot to a new file, and to the disk.
+fn write(
+    path: &Path,
+    header: &SnapshotHeader,
+    write_keys: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<u64> {
+    remove(path)?;
+    // In a named directory, another user may place a link: `create_new` does not follow it.
+    let file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(path)?;
+    file.set_permissions(Permissions::from_mode(MODE))?;
+    let mut out = DigestWriter { out: BufWriter::new(file), digest: Context::new(&SHA256) };
+    out.write_all(&MAGIC)?;
+    out.write_all(&VERSION.to_be_bytes())?;
+    out.write_all(&seconds(header.current_at).to_be_bytes())?;
+    for text in [&header.registry, &header.url] {
+        out.write_all(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes())?;
+        out.write_all(text.as_bytes())?;
+    }
+    write_keys(&mut out)?;
+    let DigestWriter { mut out, digest } = out;
+    out.write_all(digest.finish().as_ref())?;
+    let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.sync_all()?;
+    Ok(file.metadata()?.len())
+}
+
+/// Removes a file, which may be missing.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Checks the bytes of a snapshot and reads its header.
+fn parse(bytes: Vec<u8>) -> Result<ReadSnapshot, UnusableSnapshot> {
+    let (content, found) =
+        bytes.split_last_chunk::<SHA256_OUTPUT_LEN>().ok_or(UnusableSnapshot::Damaged)?;
+    if digest(&SHA256, content).as_ref() != found {
+        return Err(UnusableSnapshot::Damaged);
+    }
+    let mut rest = content;
+    if take(&mut rest) != Some(MAGIC) {
+        return Err(UnusableSnapshot::Damaged);
+    }
+    match take(&mut rest).map(u32::from_be_bytes) {
+        Some(VERSION) => {}
+        Some(version @ VERSION..) => return Err(UnusableSnapshot::Newer(version)),
+        _ => return Err(UnusableSnapshot::Damaged),
+    }
+    let mut header = || {
+        let since = Duration::from_secs(u64::from_be_bytes(take(&mut rest)?));
+        let current_at = SystemTime::UNIX_EPOCH.checked_add(since)?;
+        let mut text = || {
+            let length = usize::try_from(u32::from_be_bytes(take(&mut rest)?)).ok()?;
+            let (text, after) = rest.split_at_checked(length)?;
+            rest = after;
+            String::from_utf8(text.to_vec()).ok()
+        };
+        Some(SnapshotHeader { registry: text()?, url: text()?, current_at })
+    };
+    let header = header().ok_or(UnusableSnapshot::Damaged)?;
+    let keys = content.len() - rest.len();
+    Ok(ReadSnapshot { header, bytes, keys })
+}
+
+/// Takes bytes from the front.
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (array, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(*array)
+}
+
+/// Returns the seconds since 1970; 0 if the clock is before that.
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Writes to a file, and adds all bytes to a digest.
+struct DigestWriter {
+    out: BufWriter<File>,
+    digest: Context,
+}
+
+impl Write for DigestWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.digest.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(seconds: u64) -> SnapshotHeader {
+        let current_at = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        SnapshotHeader { registry: "main".into(), url: "etcd://a:1".into(), current_at }
+    }
+
+    fn replace(file: &SnapshotFile, seconds: u64, keys: &[u8]) -> io::Result<u64> {
+        file.replace(&header(seconds), |out| out.write_all(keys))
+    }
+
+    fn read(file: &SnapshotFile) -> Result<Option<ReadSnapshot>, UnusableSnapshot> {
+        file.read("main", "etcd://a:1")
+    }
+
+    #[test]
+    fn a_snapshot_is_read_as_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = SnapshotFile::new(folder.path(), "snapshot-main");
+        assert!(read(&file).unwrap().is_none());
+        for (seconds, keys) in [(1_800_000_000, &b"the keys"[..]), (7, b"")] {
+            let size = replace(&file, seconds, keys).unwrap();
+            assert_eq!(fs::metadata(file.path()).unwrap().len(), size);
+            assert_eq!(fs::metadata(file.path()).unwrap().permissions().mode() & 0o7777, MODE);
+            let found = read(&file).unwrap().unwrap();
+            assert_eq!((&found.header, found.keys()), (&header(seconds), keys));
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn any_flipped_bit_and_any_missing_end_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = SnapshotFile::new(folder.path(), "snapshot-main");
+        replace(&file, 5, b"some keys").unwrap();
+        let whole = fs::read(file.path()).unwrap();
+        for bit in 0..whole.len() * 8 {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            fs::write(file.path(), bytes).unwrap();
+            assert!(matches!(read(&file), Err(UnusableSnapshot::Damaged)), "bit {bit}");
+        }
+        for length in 0..whole.len() {
+            fs::write(file.path(), &whole[..length]).unwrap();
+            assert!(matches!(read(&file), Err(UnusableSnapshot::Damaged)), "{length} bytes");
+        }
+        fs::write(file.path(), [&whole[..], b"\0"].concat()).unwrap();
+        assert!(matches!(read(&file), Err(UnusableSnapshot::Damaged)));
+    }
+
+    #[test]
+    fn snapshots_of_newer_versions_and_other_registries_are_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = SnapshotFile::new(folder.path(), "snapshot-main");
+        replace(&file, 5, b"keys").unwrap();
+        let why = |found: Result<_, UnusableSnapshot>| found.map(drop).unwrap_err().to_string();
+        assert_eq!(why(file.read("main", "etcd://b:1")), "it is of registry main (etcd://a:1)");
+        assert_eq!(why(file.read("other", "etcd://a:1")), "it is of registry main (etcd://a:1)");
+        let mut bytes = fs::read(file.path()).unwrap();
+        let end = bytes.len() - SHA256_OUTPUT_LEN;
+        bytes[MAGIC.len() + 3] = 2;
+        let right = digest(&SHA256, &bytes[..end]);
+        bytes[end..].copy_from_slice(right.as_ref());
+        fs::write(file.path(), bytes).unwrap();
+        assert_eq!(why(read(&file)), "a newer svcdns wrote it (format 2, this one reads 1)");
+        let aside = file.set_aside().unwrap();
+        assert_eq!(aside, folder.path().join("snapshot-main.unusable"));
+        assert!(read(&file).unwrap().is_none() && aside.exists());
+    }
+
+    #[test]
+    fn a_power_cut_at_any_point_leaves_the_old_or_the_new_snapshot() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = SnapshotFile::new(folder.path(), "snapshot-main");
+        replace(&file, 2, b"the new keys").unwrap();
+        let new = fs::read(file.path()).unwrap();
+        let unfinished = file.with_suffix(".new");
+        // Before the rename, any beginning of the new file may be there, followed by zeros.
+        for written in 0..=new.len() {
+            for zeros in [0, new.len() - written] {
+                replace(&file, 1, b"the old keys").unwrap();
+                fs::write(&unfinished, [&new[..written], &vec![0; zeros]].concat()).unwrap();
+                let found = read(&file).unwrap().unwrap();
+                assert_eq!(found.keys(), b"the old keys", "{written} bytes");
+                // The next run replaces what is left.
+                replace(&file, 3, b"later keys").unwrap();
+                assert_eq!(read(&file).unwrap().unwrap().keys(), b"later keys");
+                assert!(!unfinished.exists());
+            }
+        }
+        // `sync_all` comes before the rename, so the renamed file is complete.
+        replace(&file, 1, b"the old keys").unwrap();
+        fs::write(&unfinished, &new).unwrap();
+        fs::rename(&unfinished, file.path()).unwrap();
+        assert_eq!(read(&file).unwrap().unwrap().keys(), b"the new keys");
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_snapshot_and_no_unfinished_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = SnapshotFile::new(folder.path(), "snapshot-main");
+        replace(&file, 1, b"the old keys").unwrap();
+        let full = |out: &mut dyn Write| {
+            out.write_all(&vec![1; 100_000])?;
+            Err(io::Error::from(ErrorKind::StorageFull))
+        };
+        assert_eq!(file.replace(&header(2), full).unwrap_err().kind(), ErrorKind::StorageFull);
+        assert_eq!(read(&file).unwrap().unwrap().keys(), b"the old keys");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_link_in_place_of_the_unfinished_snapshot_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = SnapshotFile::new(folder.path(), "snapshot-main");
+        let precious = folder.path().join("precious");
+        fs::write(&precious, "mine").unwrap();
+        std::os::unix::fs::symlink(&precious, file.with_suffix(".new")).unwrap();
+        replace(&file, 1, b"keys").unwrap();
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "mine");
+        assert_eq!(read(&file).unwrap().unwrap().keys(), b"keys");
+    }
+}

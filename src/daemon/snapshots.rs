@@ -1,0 +1,361 @@
+//! Snapshots of the registries' keys, kept for a start while a registry is unreachable.
+//!
+//! Only registries with servers have snapshots: files and static services are read at every start,
+//! as fast as a snapshot would be.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::follow::RegistryPipeline;
+use super::snapshot_file::{SnapshotFile, SnapshotHeader};
+use crate::answer::{Answerer, Snapshot};
+use crate::catalog::{SavedKeys, ServiceChange, save_keys};
+use crate::directory::snapshot_name;
+use crate::name::Zones;
+use crate::registry::RegistryState;
+use crate::service::{RegistryId, RegistrySet};
+
+/// Time from the first unsaved change to the next write.
+const SAVE_DELAY: Duration = Duration::from_secs(10);
+
+/// Minimum pause after a write, as a multiple of the time that the write took.
+const PAUSE_FACTOR: u32 = 50;
+
+/// Time after which snapshots are written even without a change.
+///
+/// Otherwise a snapshot of a registry that never changes would be taken as old after a power cut.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// The snapshots of all registries that have one.
+#[derive(Debug)]
+pub(super) struct Snapshots {
+    registries: Vec<RegistrySnapshot>,
+    zones: Zones,
+    /// Age from which a snapshot is not used.
+    max_age: Duration,
+    unsaved: Arc<UnsavedChanges>,
+}
+
+/// The snapshot of one registry.
+#[derive(Debug)]
+struct RegistrySnapshot {
+    registry: RegistryId,
+    file: SnapshotFile,
+    state: Arc<RegistryState>,
+    /// Last time when the keys were known to be those of the registry.
+    current_at: Option<SystemTime>,
+    /// Whether the last write failed.
+    failed: bool,
+}
+
+/// The registries whose keys have changed since they were last saved.
+#[derive(Debug)]
+pub(super) struct UnsavedChanges {
+    /// The registries that have a snapshot.
+    saved: RegistrySet,
+    changed: AtomicU16,
+    notify: Notify,
+}
+
+impl UnsavedChanges {
+    /// Adds the registries of changed services.
+    ///
+    /// Nearly always O(1): it ends once every registry with a snapshot has been added.
+    pub(super) fn add(&self, changes: &[ServiceChange]) {
+        let before = RegistrySet::from_bits(self.changed.load(Ordering::Relaxed));
+        let mut changed = before;
+        let services = changes.iter().flat_map(|change| change.before.iter().chain(&change.after));
+        for key in services.flat_map(|service| service.keys()) {
+            if self.saved.is_subset_of(changed) {
+                break;
+            }
+            changed.insert(key.registry());
+        }
+        if changed != before {
+            self.changed.fetch_or(changed.bits(), Ordering::Relaxed);
+            self.notify.notify_one();
+        }
+    }
+
+    fn take(&self) -> RegistrySet {
+        RegistrySet::from_bits(self.changed.swap(0, Ordering::Relaxed))
+    }
+}
+
+impl Snapshots {
+    /// Returns the snapshots of those registries of a configuration that have servers.
+    pub(super) fn new(
+        directory: &std::path::Path,
+        zones: Zones,
+        max_age: Duration,
+        registries: impl IntoIterator<Item = (RegistryId, Arc<RegistryState>)>,
+    ) -> Self {
+        let registries: Vec<_> = registries
+            .into_iter()
+            .map(|(registry, state)| RegistrySnapshot {
+                registry,
+                file: SnapshotFile::new(directory, &snapshot_name(state.name.as_str())),
+                state,
+                current_at: None,
+                failed: false,
+            })
+            .collect();
+        let unsaved = UnsavedChanges {
+            saved: registries.iter().map(|snapshot| snapshot.registry).collect(),
+            changed: AtomicU16::new(0),
+            notify: Notify::new(),
+        };
+        Self { registries, zones, max_age, unsaved: Arc::new(unsaved) }
+    }
+
+    /// Returns the record of unsaved changes, for the thread that publishes them.
+    pub(super) fn unsaved(&self) -> Arc<UnsavedChanges> {
+        Arc::clone(&self.unsaved)
+    }
+
+    /// Reads all snapshots into the pipeline, before it starts.
+    pub(super) fn load(&mut self, pipeline: &mut RegistryPipeline) {
+        for snapshot in &mut self.registries {
+            snapshot.load(self.max_age, pipeline);
+        }
+    }
+
+    /// Writes snapshots as their registries change, and all of them at the end, until `stop`.
+    pub(super) async fn keep(self, answerer: Arc<Answerer>, stop: CancellationToken) {
+        let unsaved = self.unsaved();
+        let mut snapshots = self;
+        let mut pace = SavePace::new(Instant::now());
+        loop {
+            let is_last = tokio::select! {
+                biased;
+                () = stop.cancelled() => true,
+                () = unsaved.notify.notified() => {
+                    pace.note_change(Instant::now());
+                    continue;
+                }
+                () = tokio::time::sleep_until(pace.due()) => false,
+            };
+            let mut registries = unsaved.take();
+            if is_last || pace.is_refresh() {
+                registries = unsaved.saved;
+            }
+            let began = Instant::now();
+            let answerer = Arc::clone(&answerer);
+            let write = spawn_blocking(move || {
+                let failed = snapshots.write(registries, &answerer.snapshot());
+                (snapshots, failed)
+            });
+            let Ok((returned, failed)) = write.await else {
+                tracing::error!("the task that writes snapshots panicked; please report this");
+                return;
+            };
+            if is_last {
+                return;
+            }
+            snapshots = returned;
+            pace.note_write(began, Instant::now());
+            if !failed.is_empty() {
+                unsaved.changed.fetch_or(failed.bits(), Ordering::Relaxed);
+                pace.note_change(Instant::now());
+            }
+        }
+    }
+
+    /// Writes the snapshots of these registries; returns those whose writes failed.
+    fn write(&mut self, registries: RegistrySet, published: &Snapshot) -> RegistrySet {
+        let due = self.registries.iter_mut().filter(|one| registries.contains(one.registry));
+        due.filter_map(|one| (!one.write(published, &self.zones)).then_some(one.registry)).collect()
+    }
+}
+
+impl RegistrySnapshot {
+    /// Reads the snapshot, if there is one, into the pipeline.
+    fn load(&mut self, max_age: Duration, pipeline: &mut RegistryPipeline) {
+        let path = self.file.path().display();
+        let began = Instant::now();
+        let read = match self.file.read(self.state.name.as_str(), &self.state.url) {
+            Ok(Some(read)) => read,
+            Ok(None) => return,
+            Err(reason) => return self.set_aside(&reason),
+        };
+        let current_at = read.header.current_at;
+        match SystemTime::now().duration_since(current_at) {
+            Ok(age) if age > max_age => {
+                tracing::warn!(
+                    registry = %self.state,
+                    %path,
+                    age = %whole_seconds(age),
+                    max_stale = %whole_seconds(max_age),
+                    "not answering from the snapshot, because it is older than max-stale, or the \
+                     clock is wrong; it is kept until the registry has been read"
+                );
+                return;
+            }
+            Ok(_) => {}
+            Err(_) => tracing::warn!(
+                registry = %self.state,
+                %path,
+                "the snapshot is from the future: the clock has gone back, and its age is unknown"
+            ),
+        }
+        if let Err(reason) = pipeline.restore(self.registry, SavedKeys::new(read.keys())) {
+            return self.set_aside(&reason);
+        }
+        self.current_at = Some(current_at);
+        self.state.update(|report| report.snapshot = Some(current_at));
+        tracing::info!(
+            registry = %self.state,
+            age = %whole_seconds(SystemTime::now().duration_since(current_at).unwrap_or_default()),
+            duration_ms = began.elapsed().as_millis(),
+            "answering from the snapshot until the registry has been read"
+        );
+    }
+
+    /// Renames a snapshot that cannot be used.
+    fn set_aside(&self, reason: &dyn std::error::Error) {
+        let path = self.file.path().display();
+        match self.file.set_aside() {
+            Ok(aside) => tracing::warn!(
+                registry = %self.state,
+                %path,
+                "cannot use the snapshot: {reason}; it is now {}",
+                aside.display()
+            ),
+            Err(error) => tracing::warn!(
+                registry = %self.state,
+                %path,
+                %error,
+                "cannot use the snapshot: {reason}; it cannot be renamed either"
+            ),
+        }
+    }
+
+    /// Writes the snapshot unless the registry was never read; returns `false` if that failed.
+    fn write(&mut self, published: &Snapshot, zones: &Zones) -> bool {
+        let status = published.registry_status();
+        if !status.known.contains(self.registry) {
+            return true;
+        }
+        let now = SystemTime::now();
+        let is_current = !status.disconnected.contains(self.registry);
+        let current_at = self.current_at.filter(|_| !is_current).unwrap_or(now);
+        let header = SnapshotHeader {
+            registry: self.state.name.to_string(),
+            url: self.state.url.clone(),
+            current_at,
+        };
+        let began = Instant::now();
+        let services = published.services().chain(published.replaced());
+        let written =
+            self.file.replace(&header, |out| save_keys(services, self.registry, zones, out));
+        let path = self.file.path().display();
+        match written {
+            Ok(bytes) => {
+                if std::mem::take(&mut self.failed) {
+                    tracing::info!(registry = %self.state, %path, "saved the snapshot again");
+                }
+                let duration_ms = began.elapsed().as_millis();
+                tracing::debug!(registry = %self.state, bytes, duration_ms, "saved the snapshot");
+                self.current_at = Some(current_at);
+                self.state.update(|report| report.snapshot = Some(current_at));
+                true
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.failed, true) {
+                    tracing::warn!(
+                        registry = %self.state,
+                        %path,
+                        %error,
+                        "cannot save the snapshot, and will try again; if svcdns restarts without \
+                         the registry, it has the previous snapshot, if any"
+                    );
+                }
+                false
+            }
+        }
+    }
+}
+
+/// Formats a duration in whole seconds: `2days 3h`.
+fn whole_seconds(duration: Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_secs(duration.as_secs()))
+}
+
+/// Decides when the next write is due.
+#[derive(Debug)]
+struct SavePace {
+    /// Time of the first change that is not saved.
+    changed: Option<Instant>,
+    /// End of the last write, or start of the server.
+    written: Instant,
+    /// Pause after the last write.
+    pause: Duration,
+}
+
+impl SavePace {
+    fn new(now: Instant) -> Self {
+        Self { changed: None, written: now, pause: Duration::ZERO }
+    }
+
+    fn note_change(&mut self, now: Instant) {
+        self.changed.get_or_insert(now);
+    }
+
+    fn note_write(&mut self, began: Instant, ended: Instant) {
+        self.changed = None;
+        self.written = ended;
+        self.pause = ended.saturating_duration_since(began) * PAUSE_FACTOR;
+    }
+
+    /// Returns when the next write is due.
+    fn due(&self) -> Instant {
+        let wanted = match self.changed {
+            Some(changed) => changed + SAVE_DELAY,
+            None => self.written + REFRESH_INTERVAL,
+        };
+        wanted.max(self.written + self.pause)
+    }
+
+    /// Returns whether the next write is due although nothing has changed.
+    fn is_refresh(&self) -> bool {
+        self.changed.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_write_is_due_ten_seconds_after_the_first_unsaved_change() {
+        let start = Instant::now();
+        let mut pace = SavePace::new(start);
+        assert_eq!((pace.due(), pace.is_refresh()), (start + REFRESH_INTERVAL, true));
+        pace.note_change(start + 2 * SECOND);
+        pace.note_change(start + 9 * SECOND);
+        assert_eq!((pace.due(), pace.is_refresh()), (start + 12 * SECOND, false));
+    }
+
+    #[test]
+    fn writes_take_at_most_a_fiftieth_of_the_time() {
+        let start = Instant::now();
+        let mut pace = SavePace::new(start);
+        pace.note_write(start, start + SECOND);
+        assert_eq!(pace.due(), start + SECOND + REFRESH_INTERVAL);
+        pace.note_change(start + 2 * SECOND);
+        assert_eq!(pace.due(), start + 51 * SECOND);
+        pace.note_change(start + 50 * SECOND);
+        assert_eq!(pace.due(), start + 51 * SECOND);
+        pace.note_write(start + 51 * SECOND, start + 51 * SECOND + SECOND / 100);
+        pace.note_change(start + 60 * SECOND);
+        assert_eq!(pace.due(), start + 70 * SECOND);
+    }
+}

@@ -1,0 +1,371 @@
+//! Starts without the registry, from snapshots of its keys.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::Signal;
+use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
+use serde_json::Value;
+use support::etcd::Etcd;
+use support::svcdns::Svcdns;
+use support::{SOON, dns, eventually, free_address, netns, skip, strace};
+
+const HTTP: &str = r#"{"protocol":"http"}"#;
+
+/// Offsets in a snapshot: after the magic bytes come the version and the time.
+const VERSION_AT: usize = 8;
+const TIME_AT: usize = 12;
+
+fn key(name: &str, last: usize) -> String {
+    format!("/service/default/default/{name}/latest/10.0.0.{last}:80")
+}
+
+/// Starts an etcd with the service `hello` at 10.0.0.1 and 10.0.0.2.
+fn hello() -> Etcd {
+    let etcd = Etcd::start();
+    etcd.put(&key("hello.svc", 1), HTTP);
+    etcd.put(&key("hello.svc", 2), HTTP);
+    etcd
+}
+
+fn flags(etcd: &Etcd) -> [String; 2] {
+    ["--registry".to_owned(), etcd.url()]
+}
+
+/// Returns the snapshots in a state directory.
+fn snapshots(state: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(state).unwrap().map(|entry| entry.unwrap().path());
+    let mut found: Vec<_> = entries
+        .filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("snapshot-"))
+        .collect();
+    found.sort();
+    found
+}
+
+/// Returns the only snapshot in a state directory.
+fn snapshot(state: &Path) -> PathBuf {
+    let found = snapshots(state);
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.into_iter().next().unwrap()
+}
+
+/// Changes the snapshot, and makes its digest right again.
+fn rewrite(path: &Path, change: impl FnOnce(&mut [u8])) {
+    let mut bytes = fs::read(path).unwrap();
+    let end = bytes.len() - SHA256_OUTPUT_LEN;
+    change(&mut bytes[..end]);
+    let right = digest(&SHA256, &bytes[..end]);
+    bytes[end..].copy_from_slice(right.as_ref());
+    fs::write(path, bytes).unwrap();
+}
+
+/// Returns the response for a name as dig prints it.
+fn dig(server: &Svcdns, name: &str) -> String {
+    dns::dig(server.address, &[name])
+}
+
+fn registries(server: &Svcdns) -> Value {
+    let output = server.run(&["status", "--json"]);
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+    status["registries"].clone()
+}
+
+/// Checks that the very first answers come from the snapshot, and say so.
+fn check_answers_from_snapshot(server: &Svcdns) {
+    let text = dig(server, "hello.svc");
+    for part in ["status: NOERROR", "EDE: 3 ", "\t5\tIN\tA\t10.0.0.1", "\t5\tIN\tA\t10.0.0.2"] {
+        assert!(text.replace(' ', "\t").contains(&part.replace(' ', "\t")), "{part}: {text}");
+    }
+    let text = dig(server, "absent.svc");
+    assert!(text.contains("status: NXDOMAIN") && text.contains("EDE: 19 "), "{text}");
+}
+
+/// Checks that nothing is known.
+fn check_knows_nothing(server: &Svcdns) {
+    let text = dig(server, "hello.svc");
+    assert!(text.contains("status: SERVFAIL") && text.contains("EDE: 14 "), "{text}");
+}
+
+#[test]
+fn a_stopped_server_starts_again_without_its_registry() {
+    let mut etcd = hello();
+    let server = Svcdns::serve(&flags(&etcd));
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    // SIGTERM writes the snapshot, even if no write is due.
+    let state = server.stop_and_keep();
+    let mode = fs::metadata(snapshot(state.path())).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o640);
+    etcd.delete(&key("hello.svc", 2));
+    etcd.put(&key("hello.svc", 3), HTTP);
+    etcd.put(&key("new.svc", 4), HTTP);
+    etcd.kill();
+
+    let server = Svcdns::serve_again(state, &flags(&etcd));
+    check_answers_from_snapshot(&server);
+    assert!(server.log().contains("answering from the snapshot"), "{}", server.log());
+    let registry = &registries(&server)[0];
+    assert_eq!((&registry["connected"], &registry["synced"]), (&false.into(), &false.into()));
+    assert!(registry["snapshot-age"].is_u64() && registry["instances"] == 2, "{registry}");
+    let text = server.run(&["status"]).stdout;
+    assert!(String::from_utf8_lossy(&text).contains(" s old"));
+
+    // A second stop without the registry keeps the data and its age.
+    let state = server.stop_and_keep();
+    let server = Svcdns::serve_again(state, &flags(&etcd));
+    check_answers_from_snapshot(&server);
+    // The first list is applied as a difference.
+    etcd.start_all();
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.3"]);
+    server.wait_for("new.svc", &["10.0.0.4"]);
+    eventually("fresh answers", SOON, || {
+        (!dig(&server, "hello.svc").contains("EDE")).then_some(())
+    });
+    server.wait_for_code("absent.svc", "NXDOMAIN");
+    assert!(!dig(&server, "absent.svc").contains("EDE"));
+}
+
+#[test]
+fn a_killed_server_starts_again_without_its_registry() {
+    let mut etcd = hello();
+    let server = Svcdns::serve(&flags(&etcd));
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    eventually("the snapshot", SOON, || {
+        snapshots(server.state_dir()).iter().any(|path| path.extension().is_none()).then_some(())
+    });
+    let state = server.kill();
+    etcd.kill();
+    let server = Svcdns::serve_again(state, &flags(&etcd));
+    check_answers_from_snapshot(&server);
+}
+
+#[test]
+fn the_first_list_of_a_wiped_registry_is_held_for_the_removal_grace() {
+    let mut etcd = hello();
+    let server = Svcdns::serve(&flags(&etcd));
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    let state = server.stop_and_keep();
+    etcd.wipe();
+    etcd.start_all();
+    etcd.put(&key("other.svc", 9), HTTP);
+    etcd.delete(&key("other.svc", 9));
+    let flags = [&flags(&etcd)[..], &["--removal-grace".to_owned(), "1h".to_owned()]].concat();
+    let server = Svcdns::serve_again(state, &flags);
+    eventually("the first list", SOON, || (registries(&server)[0]["synced"] == true).then_some(()));
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    assert!(dig(&server, "hello.svc").contains("EDE: 3 "), "held data is stale");
+}
+
+#[test]
+fn unusable_snapshots_are_set_aside() {
+    let mut etcd = hello();
+    let server = Svcdns::serve(&flags(&etcd));
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    let mut state = server.stop_and_keep();
+    etcd.kill();
+    let path = snapshot(state.path());
+    let whole = fs::read(&path).unwrap();
+    let aside =
+        path.with_file_name(path.file_name().unwrap().to_str().unwrap().to_owned() + ".unusable");
+    let middle = whole.len() / 2;
+    let flip = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        bytes
+    };
+    let newer = || {
+        fs::write(&path, &whole).unwrap();
+        rewrite(&path, |bytes| bytes[VERSION_AT + 3] = 2);
+        fs::read(&path).unwrap()
+    };
+    for (bytes, reason) in [
+        (flip(0), "it is damaged"),
+        (flip(middle), "it is damaged"),
+        (flip(whole.len() - 1), "it is damaged"),
+        (whole[..middle].to_vec(), "it is damaged"),
+        (Vec::new(), "it is damaged"),
+        (newer(), "a newer svcdns wrote it (format 2, this one reads 1)"),
+    ] {
+        let _ = fs::remove_file(&aside);
+        fs::write(&path, &bytes).unwrap();
+        let server = Svcdns::serve_again(state, &flags(&etcd));
+        check_knows_nothing(&server);
+        assert!(server.log().contains(reason), "{reason}: {}", server.log());
+        assert!(server.log().contains(".unusable"), "{}", server.log());
+        assert_eq!(fs::read(&aside).unwrap(), bytes, "{reason}");
+        // Without data, nothing is saved.
+        state = server.stop_and_keep();
+        assert!(!path.exists(), "{reason}");
+    }
+    // The snapshot of another registry with the same name.
+    fs::write(&path, &whole).unwrap();
+    let other = format!("etcd://{}", free_address());
+    let server = Svcdns::serve_again(state, &["--registry", &other]);
+    check_knows_nothing(&server);
+    assert!(server.log().contains(&etcd.url()), "{}", server.log());
+    assert!(!path.exists() && aside.exists());
+}
+
+#[test]
+fn the_age_of_a_snapshot_decides_whether_it_is_used() {
+    let mut etcd = hello();
+    let server = Svcdns::serve(&flags(&etcd));
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    let state = server.stop_and_keep();
+    etcd.kill();
+    let path = snapshot(state.path());
+    let now = std::time::SystemTime::now();
+    let now = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let set_time = |seconds: u64| {
+        rewrite(&path, |bytes| {
+            bytes[TIME_AT..TIME_AT + 8].copy_from_slice(&seconds.to_be_bytes());
+        });
+    };
+    // Six days are not too old, and seven days and an hour are.
+    set_time(now - 6 * 86_400);
+    let server = Svcdns::serve_again(state, &flags(&etcd));
+    check_answers_from_snapshot(&server);
+    // A stop without the registry does not make the data younger.
+    let state = server.stop_and_keep();
+    let server = Svcdns::serve_again(
+        state,
+        &[&flags(&etcd)[..], &["--max-stale=5days".to_owned()]].concat(),
+    );
+    check_knows_nothing(&server);
+    let state = server.stop_and_keep();
+    set_time(now - 7 * 86_400 - 3_600);
+    let server = Svcdns::serve_again(state, &flags(&etcd));
+    check_knows_nothing(&server);
+    assert!(server.log().contains("older than max-stale"), "{}", server.log());
+    // The file stays: if the clock was wrong, a later start can use it.
+    let state = server.stop_and_keep();
+    let longer = [&flags(&etcd)[..], &["--max-stale=8days".to_owned()]].concat();
+    let server = Svcdns::serve_again(state, &longer);
+    check_answers_from_snapshot(&server);
+    // The clock has gone back by years.
+    let state = server.stop_and_keep();
+    set_time(now + 5 * 365 * 86_400);
+    let server = Svcdns::serve_again(state, &flags(&etcd));
+    check_answers_from_snapshot(&server);
+    assert!(server.log().contains("the clock has gone back"), "{}", server.log());
+}
+
+#[test]
+fn of_two_registries_only_the_unreachable_one_is_stale() {
+    let (mut one, two) = (hello(), Etcd::start());
+    two.put(&key("second.svc", 7), HTTP);
+    let both = [flags(&one), flags(&two)].concat();
+    let server = Svcdns::serve(&both);
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    server.wait_for("second.svc", &["10.0.0.7"]);
+    let state = server.stop_and_keep();
+    assert_eq!(snapshots(state.path()).len(), 2);
+    one.kill();
+    two.put(&key("second.svc", 8), HTTP);
+    let server = Svcdns::serve_again(state, &both);
+    check_answers_from_snapshot(&server);
+    server.wait_for("second.svc", &["10.0.0.7", "10.0.0.8"]);
+    eventually("fresh answers of the second", SOON, || {
+        (!dig(&server, "second.svc").contains("EDE")).then_some(())
+    });
+    assert!(dig(&server, "hello.svc").contains("EDE: 3 "));
+    assert!(dig(&server, "absent.svc").contains("EDE: 19 "));
+}
+
+#[test]
+fn nothing_is_saved_if_snapshots_are_off() {
+    let etcd = hello();
+    let off = [&flags(&etcd)[..], &["--snapshot=false".to_owned()]].concat();
+    let server = Svcdns::serve(&off);
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    let state = server.stop_and_keep();
+    assert_eq!(snapshots(state.path()), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_snapshot_is_on_disk_before_it_gets_its_name() {
+    if !strace::can_trace() {
+        return skip("a_snapshot_is_on_disk_before_it_gets_its_name", "strace cannot trace");
+    }
+    let etcd = hello();
+    let server = Svcdns::serve(&flags(&etcd));
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    let output = tempfile::tempdir().unwrap();
+    let trace = output.path().join("trace");
+    let mut tracer = Command::new("strace")
+        .args(["-f", "-y", "-e", "trace=write,fsync,rename", "-o", trace.to_str().unwrap(), "-p"])
+        .arg(server.pid().to_string())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let tasks = format!("/proc/{}/task", server.pid());
+    eventually("strace to attach", SOON, || {
+        let mut tasks = fs::read_dir(&tasks).unwrap();
+        let traced = |task: &Path| {
+            let status = fs::read_to_string(task.join("status")).unwrap_or_default();
+            !status.contains("TracerPid:\t0")
+        };
+        tasks.all(|task| traced(&task.unwrap().path())).then_some(())
+    });
+    let state = server.stop_and_keep();
+    tracer.wait().unwrap();
+    let trace = fs::read_to_string(&trace).unwrap();
+    let name = snapshot(state.path()).to_str().unwrap().to_owned();
+    let directory = state.path().to_str().unwrap();
+    let position = |what: &str, parts: &[&str]| {
+        let lines: Vec<&str> = trace.lines().collect();
+        let is = |line: &&str| parts.iter().all(|part| line.contains(part));
+        lines.iter().rposition(is).unwrap_or_else(|| panic!("no {what} in\n{trace}"))
+    };
+    let steps = [
+        position("write", &["write(", &format!("<{name}.new>")]),
+        position("fsync of the file", &["fsync(", &format!("<{name}.new>")]),
+        position("rename", &["rename(", &format!("\"{name}.new\", \"{name}\"")]),
+        position("fsync of the directory", &["fsync(", &format!("<{directory}>")]),
+    ];
+    assert!(steps.is_sorted(), "{steps:?} in\n{trace}");
+}
+
+#[test]
+fn a_full_or_read_only_disk_stops_only_the_snapshots() {
+    netns::inside("a_full_or_read_only_disk_stops_only_the_snapshots", "127.0.0.1", || {
+        let disk = tempfile::tempdir().unwrap();
+        let path = disk.path().to_str().unwrap();
+        netns::run("mount", &["-t", "tmpfs", "-o", "size=256k", "disk", path]);
+        let etcd = hello();
+        let state = tempfile::tempdir_in(path).unwrap();
+        let server = Svcdns::serve_again(state, &flags(&etcd));
+        let filler = disk.path().join("filler");
+        // Writes until the disk is full.
+        let _ = fs::write(&filler, vec![1; 1 << 20]);
+        server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+        let warnings = |text: &str| server.log().matches(text).count();
+        let wait_for = |text: &str, count: usize| {
+            eventually(text, SOON, || (warnings(text) == count).then_some(()));
+        };
+        wait_for("cannot save the snapshot", 1);
+        etcd.put(&key("hello.svc", 3), HTTP);
+        server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+        fs::remove_file(&filler).unwrap();
+        wait_for("saved the snapshot again", 1);
+        let saved = fs::read(snapshot(server.state_dir())).unwrap();
+        assert_eq!(warnings("cannot save the snapshot"), 1, "{}", server.log());
+
+        // The lock is open for writing, so the disk itself cannot become read-only here.
+        let directory = server.state_dir().to_str().unwrap().to_owned();
+        netns::run("mount", &["-t", "tmpfs", "-o", "ro", "disk", &directory]);
+        etcd.put(&key("hello.svc", 4), HTTP);
+        wait_for("cannot save the snapshot", 2);
+        server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"]);
+        assert!(server.log().contains("Read-only file system"), "{}", server.log());
+        netns::run("umount", &[&directory]);
+        assert_eq!(fs::read(snapshot(server.state_dir())).unwrap(), saved);
+        server.signal(Signal::SIGTERM);
+        let mut server = server;
+        eventually("the end", SOON, || (!server.is_running()).then_some(()));
+    });
+}

@@ -33,6 +33,7 @@ test: check ## install what the tests need, check, run all tests
 	cargo test --locked --bench forward -- --short
 	cargo test --locked --bench peers -- --short
 	cargo test --locked --bench storm -- --short
+	cargo test --locked --bench bridge -- --short
 	cargo test --locked --bench micro -- --short
 	@tests/skipped.sh $(SKIPPED_TESTS)
 
@@ -61,6 +62,7 @@ bench: ## measure the figures of docs/benchmarks.md and docs/performance.md
 	cargo bench --locked --bench registry
 	cargo bench --locked --bench forward
 	cargo bench --locked --bench storm
+	cargo bench --locked --bench bridge
 	cargo bench --locked --bench micro
 
 micro: ## measure single steps, and how they grow with the registry: part of make bench

@@ -89,9 +89,9 @@ impl Bridged {
     /// Waits until clients get an address for the name, or none.
     fn announcement(&mut self, name: &str) -> Option<Ipv4Addr> {
         while !self.announced.contains_key(name) {
-            let next = tokio::time::timeout(SOON, self.updates.recv());
-            let Ok(Some(Update::Bridged(names))) = self.runtime.block_on(async { next.await })
-            else {
+            let updates = &mut self.updates;
+            let next = async { tokio::time::timeout(SOON, updates.recv()).await };
+            let Ok(Some(Update::Bridged(names))) = self.runtime.block_on(next) else {
                 panic!("no announcement of {name}")
             };
             self.announced.extend(names.into_iter().map(|one| (one.name, one.address)));
@@ -113,8 +113,8 @@ impl Bridged {
     fn stop(self) {
         self.stop.cancel();
         self.tracker.close();
-        let end = tokio::time::timeout(SOON, self.tracker.wait());
-        self.runtime.block_on(async { end.await }).unwrap();
+        let end = async { tokio::time::timeout(SOON, self.tracker.wait()).await };
+        self.runtime.block_on(end).unwrap();
     }
 }
 
@@ -158,7 +158,7 @@ fn read_all(mut stream: TcpStream) -> io::Result<String> {
 
 /// Returns the bytes at these positions of an endless text that does not repeat soon.
 fn pattern(start: usize, length: usize) -> Vec<u8> {
-    let byte = |at: usize| (at.wrapping_mul(0x9E37_79B9) >> 16) as u8;
+    let byte = |at: usize| at.wrapping_mul(0x9E37_79B9).to_le_bytes()[2];
     (start..start + length).map(byte).collect()
 }
 
@@ -409,7 +409,7 @@ fn ten_thousand_idle_connections_are_open_at_once() {
     let clients: Vec<_> = (0..count).map(|_| connect(address)).collect();
     eventually("all connections to be open", SOON, || {
         let counts = bridge.view("idle").unwrap().counts;
-        (counts.connections as usize == count && counts.open == count).then_some(())
+        (counts.connections == count as u64 && counts.open == count).then_some(())
     });
     drop(clients);
     eventually("all connections to end", SOON, || {

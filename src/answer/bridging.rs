@@ -7,14 +7,12 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use super::answerer::Answerer;
 use super::compile::addresses_of;
 use super::full::{self, NameForm, NameLookup, Selection, join_labels};
 use super::owner::{owner_labels, service_owner};
 use super::settings::Settings;
 use super::table::Snapshot;
-use crate::catalog::{Group, RegistryKey, Service, ServiceChange};
-use crate::name::Name;
+use crate::catalog::{RegistryKey, Service, ServiceChange};
 use crate::service::{BridgeCandidate, BridgeChange, Host, ReachableRegistration};
 
 /// Returns the address of the port bridge for what these labels select, if it has one.
@@ -53,7 +51,7 @@ pub(super) fn changes<'o>(
 }
 
 /// Returns the names of a service's versions, except `latest`, which is the service's own name.
-fn versions(settings: &Settings, service: &Service) -> impl Iterator<Item = String> {
+pub(super) fn versions(settings: &Settings, service: &Service) -> impl Iterator<Item = String> {
     let others = service.visible_groups().filter(|group| &*group.version != "latest");
     others.filter_map(|group| {
         let name = text_of(&service_owner(settings, service.base(), group)?)?;
@@ -61,54 +59,8 @@ fn versions(settings: &Settings, service: &Service) -> impl Iterator<Item = Stri
     })
 }
 
-impl Answerer {
-    /// Returns the names of a service that have an address of the port bridge.
-    pub fn bridged_names(&self, service: &Service) -> Vec<(String, Ipv4Addr)> {
-        let (settings, snapshot) = (&self.settings, self.snapshot.load());
-        if snapshot.bridged.is_empty() {
-            return Vec::new();
-        }
-        let own = |group: &Arc<Group>| text_of(&service_owner(settings, service.base(), group)?);
-        let mut names: BTreeSet<_> = service.visible_groups().filter_map(own).collect();
-        names.extend(versions(settings, service));
-        let is_own = |name: &String| {
-            resolve(&snapshot, settings, name)
-                .is_some_and(|found| found.service.base() == service.base())
-        };
-        let address = |name: String| snapshot.bridged.address(&name).map(|found| (name, found));
-        names.into_iter().filter(is_own).filter_map(address).collect()
-    }
-
-    /// Returns the address of the port bridge that clients on this machine get for a name.
-    pub fn bridged_address(&self, name: &Name) -> Option<Ipv4Addr> {
-        let (_, zone) = self.settings.zones.find(name)?;
-        let (snapshot, labels) = (self.snapshot.load(), zone.relative_labels(name));
-        let labels: Vec<&[u8]> = labels.collect();
-        match full::resolve(&snapshot, &self.settings, &labels, |_| {}) {
-            NameLookup::Selection(found) => address(&snapshot, &self.settings, &labels, &found),
-            NameLookup::NoData | NameLookup::NxDomain => None,
-        }
-    }
-
-    /// Returns what the port bridge was told about the shortest name of what a name selects.
-    pub fn bridge_candidate(&self, name: &Name) -> Option<BridgeCandidate> {
-        let (_, zone) = self.settings.zones.find(name)?;
-        let (snapshot, labels) = (self.snapshot.load(), zone.relative_labels(name));
-        let labels: Vec<&[u8]> = labels.collect();
-        let NameLookup::Selection(found) =
-            full::resolve(&snapshot, &self.settings, &labels, |_| {})
-        else {
-            return None;
-        };
-        match change_of(&snapshot, &self.settings, found.plain_name.as_deref()?) {
-            BridgeChange::Put(candidate) => Some(candidate),
-            BridgeChange::Removed(_) => None,
-        }
-    }
-}
-
 /// Returns what the bridge has to know about a name.
-fn change_of(snapshot: &Snapshot, settings: &Settings, name: &str) -> BridgeChange {
+pub(super) fn change_of(snapshot: &Snapshot, settings: &Settings, name: &str) -> BridgeChange {
     let selection =
         resolve(snapshot, settings, name).filter(|one| one.plain_name.as_deref() == Some(name));
     let Some(selection) = selection.filter(|one| !one.instances.is_empty()) else {
@@ -150,7 +102,11 @@ fn change_of(snapshot: &Snapshot, settings: &Settings, name: &str) -> BridgeChan
 }
 
 /// Resolves a name in front of the zone to a service or version.
-fn resolve<'s>(snapshot: &'s Snapshot, settings: &Settings, name: &str) -> Option<Selection<'s>> {
+pub(super) fn resolve<'s>(
+    snapshot: &'s Snapshot,
+    settings: &Settings,
+    name: &str,
+) -> Option<Selection<'s>> {
     let labels: Vec<&[u8]> = name.split('.').map(str::as_bytes).collect();
     match full::resolve(snapshot, settings, &labels, |_| {}) {
         NameLookup::Selection(selection) if selection.form == NameForm::Service => Some(selection),
@@ -159,7 +115,7 @@ fn resolve<'s>(snapshot: &'s Snapshot, settings: &Settings, name: &str) -> Optio
 }
 
 /// Returns an owner as text.
-fn text_of(owner: &[u8]) -> Option<String> {
+pub(super) fn text_of(owner: &[u8]) -> Option<String> {
     let labels: Vec<&[u8]> = owner_labels(owner).collect();
     let mut text = String::new();
     join_labels(&labels, &mut text).then_some(text)

@@ -11,6 +11,7 @@
 mod address_index;
 mod aliases;
 mod answerer;
+mod bridged;
 mod bridging;
 mod choice;
 mod compile;

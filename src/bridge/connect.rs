@@ -39,7 +39,7 @@ pub(super) struct Established {
 
 /// Reason why no instance was reached.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectError {
+pub(super) enum ConnectFailure {
     /// No attempt succeeded; the reason of the last failure, if one was reported.
     #[error("no instance could be reached{}", .last.as_ref().map_or_else(String::new, |error|
         format!(": {error}")))]
@@ -55,7 +55,7 @@ pub(super) enum ConnectError {
 }
 
 /// An attempt in progress.
-struct Attempt {
+struct ConnectAttempt {
     count: OpenCount,
     started: Instant,
     connecting: Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>,
@@ -66,7 +66,7 @@ struct Race<'i> {
     instances: &'i [WeightedInstance],
     clock: PauseClock,
     tried: Vec<SocketAddr>,
-    attempts: Vec<Attempt>,
+    attempts: Vec<ConnectAttempt>,
     last_error: Option<io::Error>,
 }
 
@@ -77,7 +77,7 @@ struct Race<'i> {
 pub(super) async fn connect(
     instances: &[WeightedInstance],
     clock: PauseClock,
-) -> Result<Established, ConnectError> {
+) -> Result<Established, ConnectFailure> {
     let mut race =
         Race { instances, clock, tried: Vec::new(), attempts: Vec::new(), last_error: None };
     let mut next_start = race.start_next()?;
@@ -87,7 +87,7 @@ pub(super) async fn connect(
         tokio::select! {
             biased;
             (index, connected) = race.next_ended() => {
-                let Attempt { count, .. } = race.attempts.remove(index);
+                let ConnectAttempt { count, .. } = race.attempts.remove(index);
                 match connected {
                     Ok(stream) => {
                         count.instance().record_success();
@@ -95,7 +95,7 @@ pub(super) async fn connect(
                         let attempts = race.tried.len();
                         return Ok(Established { stream, count, attempts });
                     }
-                    Err(error) if is_local(&error) => return Err(ConnectError::Local(error)),
+                    Err(error) if is_local(&error) => return Err(ConnectFailure::Local(error)),
                     Err(error) => {
                         count.instance().record_failure(clock.now());
                         race.last_error = Some(error);
@@ -114,20 +114,20 @@ pub(super) async fn connect(
         }
     }
     let Race { tried, last_error, .. } = race;
-    Err(ConnectError::Unreachable { attempts: tried.len(), last: last_error })
+    Err(ConnectFailure::Unreachable { attempts: tried.len(), last: last_error })
 }
 
 impl Race<'_> {
     /// Starts an attempt at an instance that was not tried yet.
     ///
     /// Returns the time for the attempt after that; `None` if there is none to start.
-    fn start_next(&mut self) -> Result<Option<Instant>, ConnectError> {
+    fn start_next(&mut self) -> Result<Option<Instant>, ConnectFailure> {
         let chosen =
             choose(self.instances, &self.tried, self.clock.now(), |below| fastrand::u64(..below));
         let Some(state) = chosen.filter(|_| self.tried.len() < MAX_ATTEMPTS) else {
             return Ok(None);
         };
-        self.start(Arc::clone(state)).map_err(ConnectError::Local)?;
+        self.start(Arc::clone(state)).map_err(ConnectFailure::Local)?;
         let may_start_another =
             self.tried.len() < MAX_ATTEMPTS && self.tried.len() < self.instances.len();
         Ok(may_start_another.then(|| Instant::now() + RACE_DELAY))
@@ -137,7 +137,7 @@ impl Race<'_> {
         let address = state.address;
         let socket = outgoing(address)?;
         self.tried.push(address);
-        self.attempts.push(Attempt {
+        self.attempts.push(ConnectAttempt {
             count: OpenCount::new(state),
             started: Instant::now(),
             connecting: Box::pin(socket.connect(address)),
@@ -261,14 +261,14 @@ mod tests {
         let clock = PauseClock::start();
         let refusing: Vec<_> = (0..5).map(|_| weighted(refusing())).collect();
         let error = connect(&refusing, clock).await.unwrap_err();
-        assert!(matches!(error, ConnectError::Unreachable { attempts: 3, last: Some(_) }));
+        assert!(matches!(error, ConnectFailure::Unreachable { attempts: 3, last: Some(_) }));
         assert!(error.to_string().starts_with("no instance could be reached: "), "{error}");
         let silent = Silent::new();
         let error = connect(&[weighted(silent.address)], clock).await.unwrap_err();
-        assert!(matches!(error, ConnectError::Unreachable { attempts: 1, last: None }));
+        assert!(matches!(error, ConnectFailure::Unreachable { attempts: 1, last: None }));
         assert!(matches!(
             connect(&[], clock).await,
-            Err(ConnectError::Unreachable { attempts: 0, .. })
+            Err(ConnectFailure::Unreachable { attempts: 0, .. })
         ));
     }
 }

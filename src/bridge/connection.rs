@@ -8,8 +8,8 @@ use std::time::Instant;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use super::connect::{ConnectError, Established, connect};
-use super::counters::Admission;
+use super::connect::{ConnectFailure, Established, connect};
+use super::counters::CountedConnection;
 use super::forward::{ForwardEnd, Forwarding};
 use super::proxy_header::proxy_header;
 use super::shared::Shared;
@@ -28,7 +28,7 @@ pub(super) async fn serve(
         return reset_on_close(&stream);
     };
     let of_service = &*service.counters;
-    let Some(_admission) = Admission::new(
+    let Some(_admission) = CountedConnection::new(
         (&counters.open, settings.connections),
         (&of_service.open, settings.connections_per_service),
     ) else {
@@ -48,12 +48,12 @@ pub(super) async fn serve(
         Ok(established) => established,
         Err(error) => {
             match &error {
-                ConnectError::Local(error) => {
+                ConnectFailure::Local(error) => {
                     if counters.local_failures.increment().is_power_of_two() {
                         tracing::warn!(%error, "the bridge cannot open a connection");
                     }
                 }
-                ConnectError::Unreachable { attempts, .. } => {
+                ConnectFailure::Unreachable { attempts, .. } => {
                     let attempts = *attempts as u64;
                     of_service.retries.fetch_add(attempts, Ordering::Relaxed);
                     of_service.failures.fetch_add(1, Ordering::Relaxed);

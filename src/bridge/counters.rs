@@ -85,12 +85,12 @@ impl ServiceCounters {
 
 /// An open connection, counted in total and at its service until it is dropped.
 #[derive(Debug)]
-pub(super) struct Admission<'c> {
+pub(super) struct CountedConnection<'c> {
     total: &'c AtomicUsize,
     service: &'c AtomicUsize,
 }
 
-impl<'c> Admission<'c> {
+impl<'c> CountedConnection<'c> {
     /// Counts a connection, unless that would exceed one of the limits.
     pub(super) fn new(
         (total, max_total): (&'c AtomicUsize, usize),
@@ -109,7 +109,7 @@ impl<'c> Admission<'c> {
     }
 }
 
-impl Drop for Admission<'_> {
+impl Drop for CountedConnection<'_> {
     fn drop(&mut self) {
         self.total.fetch_sub(1, Ordering::Relaxed);
         self.service.fetch_sub(1, Ordering::Relaxed);
@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn connections_are_admitted_up_to_both_limits() {
         let (total, [first, second]) = (AtomicUsize::new(0), [(); 2].map(|()| AtomicUsize::new(0)));
-        let admit = |service| Admission::new((&total, 3), (service, 2));
+        let admit = |service| CountedConnection::new((&total, 3), (service, 2));
         let held = [admit(&first).unwrap(), admit(&first).unwrap()];
         assert!(admit(&first).is_none(), "the limit of the service");
         let other = admit(&second).unwrap();

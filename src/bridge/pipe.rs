@@ -22,7 +22,7 @@ const PIPE_BYTES: i32 = 1 << 20;
 const MAX_PIPES_PER_THREAD: usize = 8;
 
 thread_local! {
-    static PIPES: RefCell<PipePool> = const { RefCell::new(PipePool { idle: Vec::new(), open: 0 }) };
+    static PIPES: RefCell<PipePool> = const { RefCell::new(PipePool::EMPTY) };
 }
 
 /// The pipes of a thread.
@@ -32,6 +32,11 @@ struct PipePool {
     idle: Vec<Pipe>,
     /// Number of all pipes.
     open: usize,
+}
+
+impl PipePool {
+    /// The pool of a new thread.
+    const EMPTY: Self = Self { idle: Vec::new(), open: 0 };
 }
 
 /// A pipe with the bytes that are in it.

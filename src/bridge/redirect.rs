@@ -98,12 +98,11 @@ fn removal(table: &str) -> [Value; 2] {
 
 /// Returns the commands that replace the table.
 fn install_commands(table: &str, pool: Ipv4Net, listener: SocketAddrV4) -> Value {
-    let of_field = |protocol: &str, field: &str| json!({ "payload": { "protocol": protocol, "field": field } });
     let pool = pool.trunc();
     let network = json!({ "prefix": { "addr": pool.addr(), "len": pool.prefix_len() } });
     let expressions = json!([
-        { "match": { "op": "==", "left": of_field("ip", "daddr"), "right": network } },
-        { "match": { "op": "!=", "left": of_field("tcp", "dport"), "right": 0 } },
+        { "match": { "op": "==", "left": header_field("ip", "daddr"), "right": network } },
+        { "match": { "op": "!=", "left": header_field("tcp", "dport"), "right": 0 } },
         { "dnat": { "addr": listener.ip(), "port": listener.port() } },
     ]);
     let chain = json!({ "chain": {
@@ -115,6 +114,11 @@ fn install_commands(table: &str, pool: Ipv4Net, listener: SocketAddrV4) -> Value
     } });
     let [add, delete] = removal(table);
     json!({ "nftables": [add.clone(), delete, add, { "add": chain }, { "add": rule }] })
+}
+
+/// Returns the expression for a field of a packet's headers.
+fn header_field(protocol: &str, field: &str) -> Value {
+    json!({ "payload": { "protocol": protocol, "field": field } })
 }
 
 /// Returns the path of `nft`, if it is installed.

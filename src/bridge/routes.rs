@@ -32,8 +32,8 @@ pub(super) struct Routes {
     loops: Box<[SocketAddr]>,
 }
 
-/// Weights by the address of the endpoint.
-type Weights = BTreeMap<SocketAddr, u32>;
+/// EndpointWeights by the address of the endpoint.
+type EndpointWeights = BTreeMap<SocketAddr, u32>;
 
 impl Routes {
     /// Builds the routes of a name; `state` returns the state of an instance.
@@ -52,14 +52,14 @@ impl Routes {
         let mut loops: Vec<_> = all().map(|(_, e)| *e).filter(is_loop).collect();
         loops.sort_unstable();
         loops.dedup();
-        let mut ports: BTreeMap<u16, Weights> = BTreeMap::new();
+        let mut ports: BTreeMap<u16, EndpointWeights> = BTreeMap::new();
         for (registration, endpoint) in all().filter(|(_, endpoint)| !is_loop(endpoint)) {
             let weights = ports.entry(endpoint.port()).or_default();
             add(weights, *endpoint, registration.weight);
         }
         for port in listed_ports {
             let first_ports = |protocol: Option<&str>| {
-                let mut weights = Weights::new();
+                let mut weights = EndpointWeights::new();
                 for (registration, endpoint) in all().filter(|(_, endpoint)| !is_loop(endpoint)) {
                     let is_wanted =
                         protocol.is_none() || registration.protocol.as_deref() == protocol;
@@ -108,7 +108,7 @@ impl Routes {
     }
 }
 
-fn add(weights: &mut Weights, endpoint: SocketAddr, weight: u16) {
+fn add(weights: &mut EndpointWeights, endpoint: SocketAddr, weight: u16) {
     let sum = weights.entry(endpoint).or_default();
     *sum = sum.saturating_add(weight.into());
 }

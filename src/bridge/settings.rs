@@ -116,7 +116,10 @@ pub enum PolicyRefusal {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPool {
     /// The pool is not part of 127.0.0.0/8, or too small.
-    #[error("{0} is no pool for the bridge: use a network within 127.0.0.0/8, at most /28")]
+    #[error(
+        "{0} is no pool for the bridge: use a network within 127.0.0.0/8, at most /28, without \
+         127.0.0.0/24"
+    )]
     NotLoopback(Ipv4Net),
     /// The pool contains an address that is in use.
     #[error("the bridge's pool {pool} contains {address}, which is in use: choose another pool")]

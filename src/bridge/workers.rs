@@ -154,14 +154,11 @@ async fn accept(
         match listener.accept().await {
             Ok((stream, SocketAddr::V4(client))) => {
                 shared.counters.accepted.increment();
-                match destination_of(&stream, destination) {
-                    Some(destination) => {
-                        connections.spawn(serve(stream, client, destination, Arc::clone(shared)));
-                    }
-                    None => {
-                        shared.counters.unknown.increment();
-                        reset_on_close(&stream);
-                    }
+                if let Some(destination) = destination_of(&stream, destination) {
+                    connections.spawn(serve(stream, client, destination, Arc::clone(shared)));
+                } else {
+                    shared.counters.unknown.increment();
+                    reset_on_close(&stream);
                 }
             }
             Ok((stream, SocketAddr::V6(_))) => reset_on_close(&stream),

@@ -60,7 +60,10 @@ impl Catalog {
             Rejected::new(&id.name, reason)
         })?;
         endpoints.retain(|endpoint| {
-            let is_in_pool = |pool: Ipv4Net| matches!(endpoint.host, Host::V4(address) if pool.contains(&address));
+            let is_in_pool = |pool: Ipv4Net| match &endpoint.host {
+                Host::V4(address) => pool.contains(address),
+                Host::V6(_) | Host::Name(_) => false,
+            };
             let reason = match self.settings.bridge_pool {
                 Some(pool) if is_in_pool(pool) => Some(Reason::ENDPOINT_OF_BRIDGE),
                 _ => reject_host(&endpoint.host, &self.settings.zones),

@@ -2,7 +2,7 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
-use super::key::{Key, ValueForm};
+use super::key::Key;
 use super::keys;
 use super::registry::kind_of;
 use super::table::KEYS;
@@ -35,9 +35,12 @@ impl Flags {
     pub fn written(&self) -> Vec<String> {
         let words = |(key, values): &(&'static Key, Vec<String>)| {
             let flag = format!("--{}", key.flag());
-            let words = |value: &String| match key.is_switch() {
-                true => vec![format!("{flag}={value}")],
-                false => vec![flag.clone(), value.clone()],
+            let words = |value: &String| {
+                if key.is_switch() {
+                    vec![format!("{flag}={value}")]
+                } else {
+                    vec![flag.clone(), value.clone()]
+                }
             };
             values.iter().flat_map(words).collect::<Vec<_>>()
         };
@@ -125,7 +128,7 @@ fn arg(key: &Key, meaning: &str) -> Arg {
     if key.is_switch() {
         let arg = arg.num_args(0..=1).require_equals(true).default_missing_value("true");
         arg.action(ArgAction::Set).overrides_with(key.flag())
-    } else if key.form == ValueForm::List {
+    } else if key.form.is_list() {
         arg.action(ArgAction::Append)
     } else {
         // The last value counts, so that a script can append flags to a given command line.

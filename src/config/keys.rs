@@ -139,10 +139,11 @@ keys! { GENERAL:
     BRIDGE_ENABLED = "bridge" "enabled" Bool "BOOL" "" "false"
         "Give each bridged service a loopback address, and carry connections of this machine to \
          that address to an instance, whatever its port.";
-    BRIDGE_POOL = "bridge" "pool" Text "CIDR" "network within 127.0.0.0/8, at most /28"
+    BRIDGE_POOL = "bridge" "pool" Text "CIDR"
+        "network within 127.0.0.0/8, at most /28, without 127.0.0.0/24"
         r#""127.83.0.0/16""#
         "Take the addresses of bridged services from this network.";
-    BRIDGE_PORTS = "bridge" "ports" List "PORT" "ports" r#"["80", "443"]"#
+    BRIDGE_PORTS = "bridge" "ports" NumberList "PORT" "ports, 1 to 65535" "[80, 443]"
         "Ports that lead to the first port of each registration: 80 to those with protocol `http`, \
          443 to those with `https`, or `http` where nothing is `https`; any other one to all. \
          Further ports lead to the endpoints with that port.";

@@ -1,4 +1,5 @@
 mod aliases;
+mod bridge;
 mod documentation;
 mod errors;
 mod registries;

@@ -141,7 +141,7 @@ impl Respond for Responder {
 
     fn respond(&self, request: Request<'_>, ahead: &Lookahead, out: &mut Vec<u8>) -> Disposition {
         let Request { message, index, client, now, random } = request;
-        let recipient = recipient(&client);
+        let recipient = recipient(client);
         let transport = recipient.transport;
         let parsed = Query::parse(message);
         if let (Parsed::Bad { query, .. }, Some(lane)) = (&parsed, &self.lane)

@@ -68,7 +68,7 @@ impl Server {
         log: &Log,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
-        // The limit is raised before the server, the forwarder and the bridge divide the descriptors.
+        // The limit is raised before server, forwarder and bridge divide the descriptors.
         descriptors::raise_limit();
         // Check the length of the path before anything is created.
         admin::socket_path(&config.runtime_directory().path)?;

@@ -139,8 +139,9 @@ fn haproxy(backend: SocketAddr) -> Result<Carrier, String> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("haproxy.cfg");
     let text = format!(
-        "global\n  maxconn 25000\ndefaults\n  mode tcp\n  timeout connect 1s\n  timeout client 1h\n  \
-         timeout server 1h\nlisten bench\n  bind 127.0.0.1:{port}\n  server one {backend}\n"
+        "global\n  maxconn 25000\n\
+         defaults\n  mode tcp\n  timeout connect 1s\n  timeout client 1h\n  timeout server 1h\n\
+         listen bench\n  bind 127.0.0.1:{port}\n  server one {backend}\n"
     );
     fs::write(&file, text).unwrap();
     let process = Process::start(Command::new(program).arg("-db").arg("-f").arg(&file));

@@ -401,16 +401,24 @@ fn ten_thousand_idle_connections_are_open_at_once() {
         settings.connections = 20_000;
         settings.connections_per_service = 20_000;
     });
-    // A backlog of std's size holds few connections: one thread accepts all of them.
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    // One thread accepts all of them, and the queue of the kernel holds as many as come at once.
+    let listener =
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    listener.listen(4096).unwrap();
+    let listener = TcpListener::from(listener);
     let instance = listener.local_addr().unwrap();
     thread::spawn(move || listener.incoming().flatten().collect::<Vec<_>>());
     let address = bridge.serve("idle", &[instance]);
-    let clients: Vec<_> = (0..count).map(|_| connect(address)).collect();
-    eventually("all connections to be open", SOON, || {
-        let counts = bridge.view("idle").unwrap().counts;
-        (counts.connections == count as u64 && counts.open == count).then_some(())
-    });
+    let mut clients = Vec::new();
+    while clients.len() < count {
+        clients.extend((0..1000.min(count - clients.len())).map(|_| connect(address)));
+        eventually("all connections to be open", SOON, || {
+            let counts = bridge.view("idle").unwrap().counts;
+            (counts.connections == clients.len() as u64 && counts.open == clients.len())
+                .then_some(())
+        });
+    }
     drop(clients);
     eventually("all connections to end", SOON, || {
         (bridge.bridge.counters().open() == 0).then_some(())

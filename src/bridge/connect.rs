@@ -21,8 +21,12 @@ use super::sockets::outgoing;
 
 /// Time before a silent attempt is raced by another one.
 const RACE_DELAY: Duration = Duration::from_millis(200);
-/// Longest time of an attempt.
+/// Longest time of an attempt, unless it is the last one.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest time of all attempts.
+///
+/// The kernel repeats a SYN after 1 s: a busy instance whose queue was full may accept that one.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1900);
 /// Limit on the attempts of one connection, each at another instance.
 const MAX_ATTEMPTS: usize = 3;
 
@@ -73,7 +77,7 @@ struct Race<'i> {
 /// Connects to one of the instances.
 ///
 /// # Errors
-/// If no instance accepts a connection within 1.4 s, or this machine cannot open one.
+/// If no instance accepts a connection within 1.9 s, or this machine cannot open one.
 pub(super) async fn connect(
     instances: &[WeightedInstance],
     clock: PauseClock,
@@ -81,8 +85,10 @@ pub(super) async fn connect(
     let mut race =
         Race { instances, clock, tried: Vec::new(), attempts: Vec::new(), last_error: None };
     let mut next_start = race.start_next()?;
+    let end = Instant::now() + CONNECT_TIMEOUT;
     while let Some(first) = race.attempts.first() {
-        let expiry = first.started + ATTEMPT_TIMEOUT;
+        let is_last = race.attempts.len() == 1 && next_start.is_none();
+        let expiry = if is_last { end } else { first.started + ATTEMPT_TIMEOUT };
         let wake = next_start.map_or(expiry, |start| start.min(expiry));
         tokio::select! {
             biased;

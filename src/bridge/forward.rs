@@ -133,7 +133,9 @@ impl<'c> Forwarding<'c> {
                 counter.fetch_add(more, Ordering::Relaxed);
             }
         }
-        if requested?.is_ready() && responded?.is_ready() {
+        // A failure of one direction ends both, whatever the state of the other one.
+        let (requested, responded) = (requested?, responded?);
+        if requested.is_ready() && responded.is_ready() {
             Poll::Ready(Ok(()))
         } else {
             Poll::Pending

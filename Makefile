@@ -28,13 +28,9 @@ check: ## check the format, and lint code and its documentation with warnings de
 test: check ## install what the tests need, check, run all tests
 	@tests/setup.sh test
 	@rm -rf $(SKIPPED_TESTS) && mkdir -p $(SKIPPED_TESTS)
-	cargo test --locked
-	cargo test --locked --bench registry -- --short
-	cargo test --locked --bench forward -- --short
-	cargo test --locked --bench peers -- --short
-	cargo test --locked --bench storm -- --short
-	cargo test --locked --bench bridge -- --short
-	cargo test --locked --bench micro -- --short
+	tests/all.sh
+	cargo test --locked --bench registry --bench forward --bench peers --bench storm \
+		--bench bridge --bench micro -- --short
 	@tests/skipped.sh $(SKIPPED_TESTS)
 
 # Consul takes 4 minutes to build, once. Maven fetches releases of ZooKeeper, once.

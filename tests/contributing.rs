@@ -94,7 +94,7 @@ fn scripts_and_test_programs_on_the_page_exist() {
         .collect();
     assert_eq!(
         scripts.iter().copied().collect::<Vec<_>>(),
-        ["tests/debian.sh", "tests/fresh-machine.sh", "tests/setup.sh"]
+        ["tests/all.sh", "tests/debian.sh", "tests/fresh-machine.sh", "tests/setup.sh"]
     );
     for script in scripts {
         let mode = fs::metadata(root.join(script)).unwrap().permissions().mode();

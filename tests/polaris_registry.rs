@@ -63,15 +63,6 @@ fn recorded_server() -> PolarisServer {
     server
 }
 
-/// Returns the kinds of all lists, of services and of names.
-fn kinds(followed: &Followed) -> BTreeSet<ListKind> {
-    let kind = |change: &Change| match change {
-        Change::ListBegin { kind, .. } | Change::ServiceNames { kind, .. } => Some(*kind),
-        _ => None,
-    };
-    followed.changes().iter().filter_map(|(_, change)| kind(change)).collect()
-}
-
 /// Returns the keys of a base, each with its version and metadata.
 fn keys(followed: &Followed, base: &str) -> Vec<String> {
     followed.catalog(|catalog| {
@@ -114,7 +105,7 @@ fn recorded_services_have_identity_metadata_and_weight() {
     assert_eq!(keys(&followed, "user-svc"), ["default/my-ns/v1.2.0 weight=5 weight 5"]);
     let of_hello = "default/default/latest insecure=true protocol=http weight 1";
     assert_eq!(keys(&followed, "hello"), [of_hello; 2]);
-    assert_eq!(kinds(&followed), [ListKind::Routine].into());
+    assert_eq!(followed.kinds(), [ListKind::Routine].into());
     // The server's own filter returns dead instances as healthy ones.
     assert!(queries(&server).iter().all(|query| query.get("Filter").is_none()));
     followed.stop();
@@ -154,7 +145,7 @@ fn a_second_instance_appears_and_leaves_although_its_revision_returns() {
     followed.wait_for("hello", &one);
     server.replay("30-instance-hello-second");
     followed.wait_for("hello", &both);
-    assert_eq!(kinds(&followed), [ListKind::Routine].into());
+    assert_eq!(followed.kinds(), [ListKind::Routine].into());
     followed.stop();
 }
 
@@ -179,9 +170,11 @@ fn a_program_that_deregisters_late_is_served_until_polaris_shows_it() {
 #[test]
 fn a_killed_program_is_left_out_once_it_is_unhealthy_though_still_listed() {
     let server = PolarisServer::start();
-    server.replay_timeline("34-sigkill", SPEED);
+    // The answer of the time before the kill does not pass.
+    server.replay_timeline("34-sigkill", 0);
     let followed = follow(&server, LONG);
     followed.wait_for("hello", &["10.9.0.5:32893", "10.9.0.5:42051"]);
+    server.replay_timeline("34-sigkill", SPEED);
     // After 55 s; it is still listed after 130 s.
     followed.wait_for("hello", &["10.9.0.5:32893"]);
     server.replay("E2-one-unhealthy");
@@ -234,11 +227,11 @@ fn an_outage_with_data_loses_nothing() {
         let end = Instant::now() + seconds(15) / SPEED;
         move |_| (Instant::now() < end).then(|| Reaction::Close(Vec::new()))
     });
-    followed.wait_for_report("disconnected", |report| !report.connected);
+    followed.wait_for_report("an outage", |report| report.disconnects >= 1);
     followed.wait_for("hello", &living);
     followed.wait_for_report("connected", |report| report.connected && report.error.is_none());
     followed.wait_for("hello", &living);
-    assert_eq!(kinds(&followed), [ListKind::Routine, ListKind::Reconnect].into());
+    assert_eq!(followed.kinds(), [ListKind::Routine, ListKind::Restored].into());
     followed.stop();
 }
 
@@ -258,7 +251,7 @@ fn a_wiped_server_is_not_believed_until_the_removal_grace_ends() {
     followed.wait_for_report("connected", |report| report.connected);
     followed.wait_until("the end of hello", || !followed.knows("hello"));
     assert!(starting.elapsed() >= grace, "after {:?}", starting.elapsed());
-    assert!(kinds(&followed).contains(&ListKind::Restored));
+    assert!(followed.kinds().contains(&ListKind::Restored));
     // The programs come back 67 s after the restart, one after the other.
     server.replay_timeline("D2-restart-without-data-again", 60);
     followed.wait_until("both programs", || followed.instances("hello").len() == 2);
@@ -267,6 +260,8 @@ fn a_wiped_server_is_not_believed_until_the_removal_grace_ends() {
 
 #[test]
 fn a_grace_that_is_longer_than_the_return_of_the_programs_loses_nothing() {
+    /// How many times faster the timeline passes.
+    const SPEED: u32 = 25;
     let server = PolarisServer::start();
     server.replay("80-before-restart");
     let followed = follow(&server, seconds(75) / SPEED + seconds(30));
@@ -297,6 +292,31 @@ fn a_restart_that_no_query_notices_withdraws_nothing_at_once() {
     followed.wait_until("the end of hello", || !followed.knows("hello"));
     assert!(wiped.elapsed() >= grace, "after {:?}", wiped.elapsed());
     assert!(followed.knows("demo") && followed.state.report().disconnects == 0);
+    followed.stop();
+}
+
+#[test]
+fn programs_that_return_one_by_one_after_an_unnoticed_wipe_stay_served() {
+    let server = PolarisServer::start();
+    fill(&server, 1, 1);
+    fill(&server, 1, 2);
+    let both = ["10.0.0.1:80", "10.0.0.2:80"];
+    let followed = follow(&server, seconds(60));
+    followed.wait_for("service-0", &both);
+    server.wipe();
+    let wiped = server.http.request_count();
+    eventually("queries for the missing service", SOON, || {
+        (server.http.request_count() > wiped + 10).then_some(())
+    });
+    // One program is back before the other.
+    fill(&server, 1, 2);
+    let held = || followed.catalog(|catalog| catalog.stats().registries[0].held);
+    followed.wait_until("the other program to be held", || held() == 1);
+    assert_eq!(followed.instances("service-0"), both.map(str::to_owned).into());
+    fill(&server, 1, 1);
+    followed.wait_until("both programs", || held() == 0);
+    assert_eq!(followed.instances("service-0"), both.map(str::to_owned).into());
+    assert_eq!(followed.state.report().disconnects, 0);
     followed.stop();
 }
 
@@ -408,10 +428,7 @@ fn expect_fault_of_one_service(reaction: Reaction, message: &str) {
     let followed = follow_with(settings, LONG);
     followed.wait_until_synced();
     server.misbehave(move |request| is_for(request, "-demo-").then(|| reaction.clone()));
-    let error = followed.wait_for_error(message);
-    assert!(error.contains("read the service \"service-default-default-demo-latest\""), "{error}");
-    assert!(error.contains(&server.address().to_string()) && !error.contains(TOKEN), "{error}");
-    assert!(followed.state.report().connected);
+    followed.wait_for_fault_of("service-default-default-demo-latest", message, &[TOKEN]);
     assert!(followed.knows("demo") && followed.knows("hello"));
     // Changes of others are seen meanwhile.
     let mut second = Recordings::open("polaris").body("30-instance-hello-second");
@@ -460,6 +477,30 @@ fn a_silent_connection_affects_only_its_service() {
 fn a_refused_content_type_affects_only_its_service() {
     let refused = Recordings::open("polaris").response("16-no-content-type");
     expect_fault_of_one_service(Reaction::Answer(refused), "415 415: Unsupported Media Type");
+}
+
+#[test]
+fn services_that_fail_do_not_multiply_the_reads_of_the_names() {
+    let server = PolarisServer::start();
+    fill(&server, 51, 1);
+    let mut settings = settings(&server);
+    settings.tuning.polling.interval = seconds(1);
+    let followed = follow_with(settings, LONG);
+    followed.wait_until_synced();
+    let page = response("500 Internal Server Error", "text/plain", "failed");
+    let (before, start) = (server.http.request_count(), Instant::now());
+    server.misbehave(move |request| {
+        let is_failing = is_for(request, "-service-") && !is_for(request, "-service-0-");
+        is_failing.then(|| Reaction::Answer(page.clone()))
+    });
+    eventually("many failures", SOON, || {
+        (server.http.request_count() > before + 200).then_some(())
+    });
+    let elapsed = start.elapsed();
+    let since = &queries(&server)[before..];
+    let reads = since.iter().filter(|query| query["type"] == "SERVICES").count();
+    assert!(reads <= 2 + usize::try_from(elapsed.as_secs()).unwrap(), "{reads} in {elapsed:?}");
+    followed.stop();
 }
 
 #[test]
@@ -561,13 +602,14 @@ fn odd_names_are_served_or_rejected_alone() {
     ] {
         followed.wait_for(base, &[endpoint]);
     }
-    let rejected: BTreeSet<String> =
-        followed.rejections().into_iter().map(|(code, key)| format!("{code} {key}")).collect();
     let key = |name: &str, last: u8| {
         format!("name-not-dns service-default-default-{name}-latest/10.0.0.{last}:80")
     };
-    let expected = [key("sla%2Fsh", 7), key("_tcp", 8), key("blank name", 9)];
-    assert_eq!(rejected, expected.into());
+    let expected = BTreeSet::from([key("sla%2Fsh", 7), key("_tcp", 8), key("blank name", 9)]);
+    eventually("all rejections", SOON, || {
+        let rejected = followed.rejections().into_iter().map(|(code, key)| format!("{code} {key}"));
+        (rejected.collect::<BTreeSet<_>>() == expected).then_some(())
+    });
     followed.stop();
 }
 
@@ -603,11 +645,19 @@ fn register_writes_what_was_recorded_and_takes_it_back() {
     let mut registrant = register(&server);
     let followed = follow(&server, LONG);
     followed.wait_for("byhttp", &["10.9.0.5:9100"]);
-    eventually("a heartbeat", SOON, || {
-        server.writes().iter().any(|(path, _)| path == "/v1/Heartbeat").then_some(())
+    // The times at the server may be late, by different times.
+    let period = seconds(9)..Duration::from_millis(11_500);
+    eventually("a heartbeat after the recorded period", SOON, || {
+        let requests = server.http.requests();
+        let is_write = |(_, request): &&(Instant, Request)| request.path != "/v1/Discover";
+        let times: Vec<_> = requests.iter().filter(is_write).map(|(at, _)| *at).collect();
+        times.windows(2).any(|pair| period.contains(&(pair[1] - pair[0]))).then_some(())
     });
     registrant.terminate();
-    followed.wait_until("the end of byhttp", || !followed.knows("byhttp"));
+    eventually("the removal", SOON, || {
+        let writes = server.writes();
+        writes.iter().any(|(path, _)| path == "/v1/DeregisterInstance").then_some(())
+    });
     let recordings = Recordings::open("polaris");
     let writes = server.writes();
     for (path, recording) in [
@@ -629,15 +679,19 @@ fn register_writes_what_was_recorded_and_takes_it_back() {
 fn register_notices_a_wipe_although_heartbeats_are_accepted() {
     let server = PolarisServer::start();
     let _registrant = register(&server);
-    let followed = follow(&server, seconds(30));
-    followed.wait_for("byhttp", &["10.9.0.5:9100"]);
     // A registration that the cache does not show yet is not taken for lost.
-    thread::sleep(seconds(6));
+    eventually("two looks for the registration", SOON, || {
+        let queries = queries(&server);
+        let looks = queries.iter().filter(|query| query["type"] == "INSTANCE");
+        (looks.count() >= 2).then_some(())
+    });
     let registrations = || {
         let writes = server.writes();
         writes.iter().filter(|(path, _)| path == "/v1/RegisterInstance").count()
     };
     assert_eq!(registrations(), 1);
+    let followed = follow(&server, seconds(30));
+    followed.wait_for("byhttp", &["10.9.0.5:9100"]);
     server.wipe();
     eventually("another registration", SOON, || (registrations() == 2).then_some(()));
     followed.wait_for("byhttp", &["10.9.0.5:9100"]);
@@ -700,18 +754,26 @@ fn fill(server: &PolarisServer, services: usize, last: u8) {
     }));
 }
 
-/// Measures polling at the default pace: queries per second while nothing changes, and the times
-/// from changes in the server to the catalog.
-fn measure_polling(services: usize) -> (f64, Vec<Duration>) {
+/// Follows this many services at the default pace.
+fn follow_at_default_pace(services: usize) -> (PolarisServer, Followed) {
     let server = PolarisServer::start();
     fill(&server, services, 1);
     let settings = Settings::new(vec![server.address().to_string()]);
     let followed = follow_with(settings, LONG);
     followed.wait_until_synced();
+    (server, followed)
+}
+
+/// Measures the queries per second while nothing changes.
+fn measure_rate(server: &PolarisServer, period: Duration) -> f64 {
     let (before, start) = (server.http.request_count(), Instant::now());
-    thread::sleep(seconds(10));
+    thread::sleep(period);
     let count = server.http.request_count() - before;
-    let rate = f64::from(u32::try_from(count).unwrap()) / start.elapsed().as_secs_f64();
+    f64::from(u32::try_from(count).unwrap()) / start.elapsed().as_secs_f64()
+}
+
+/// Measures the times from changes in the server to the catalog, in ascending order.
+fn measure_changes(server: &PolarisServer, followed: &Followed, services: usize) -> Vec<Duration> {
     let mut times = Vec::new();
     for number in (0..services).step_by((services / 7).max(1)) {
         let start = Instant::now();
@@ -724,17 +786,26 @@ fn measure_polling(services: usize) -> (f64, Vec<Duration>) {
         times.push(start.elapsed());
     }
     times.sort_unstable();
-    followed.stop();
-    (rate, times)
+    times
 }
 
 #[test]
 fn polling_stays_below_the_limit_on_requests() {
+    let (server, followed) = follow_at_default_pace(1_000);
+    let rate = measure_rate(&server, seconds(3));
+    assert!(rate <= 202.0, "{rate} queries/s");
+    followed.stop();
+}
+
+#[test]
+#[ignore = "a measurement of minutes: see docs/registries/polaris.md"]
+fn measure_the_cost_of_polling() {
     for services in [1, 100, 1_000] {
-        let (rate, times) = measure_polling(services);
+        let (server, followed) = follow_at_default_pace(services);
+        let rate = measure_rate(&server, seconds(10));
+        let times = measure_changes(&server, &followed, services);
         let (median, longest) = (times[times.len() / 2], times[times.len() - 1]);
         println!("{services} services: {rate:.0} queries/s, {median:.1?}, max {longest:.1?}");
-        // The names, each second, come on top.
-        assert!(rate <= 202.0, "{rate} queries/s for {services} services");
+        followed.stop();
     }
 }

@@ -98,7 +98,7 @@ impl Round {
             ListKind::Reconnect => {
                 self.keys > 0 && (leaves_nothing || is_large(self.instances, self.before))
             }
-            ListKind::Restored => self.keys > 0,
+            ListKind::Doubted | ListKind::Restored => self.keys > 0,
         }
     }
 }

@@ -96,7 +96,12 @@ fn step() -> impl Strategy<Value = ModelStep> {
         ]
     };
     let kind = || {
-        prop_oneof![Just(ListKind::Routine), Just(ListKind::Reconnect), Just(ListKind::Restored)]
+        prop_oneof![
+            Just(ListKind::Routine),
+            Just(ListKind::Reconnect),
+            Just(ListKind::Doubted),
+            Just(ListKind::Restored),
+        ]
     };
     prop_oneof![
         6 => (registry(), keys(), 0..5_u8)

@@ -45,11 +45,15 @@ impl Catalog {
         if !list.unreadable.is_empty() {
             swept.retain(|slot| list.can_read(&self.mirror.hash_and_text(*slot).1));
         }
-        let ListInProgress { scope, other_bases, in_round, .. } = list;
+        let ListInProgress { scope, other_bases, in_round, is_doubted, .. } = list;
         if is_checking {
             self.trackers[registry.index()].differences += swept.len() as u64;
         }
-        self.sweep(registry, swept, in_round, now);
+        if is_doubted && !self.grace(registry).is_zero() {
+            self.hold_all(registry, &swept, now);
+        } else {
+            self.sweep(registry, swept, in_round, now);
+        }
         self.end_complete_round(registry, now);
         if let ListScope::Service(name) = &scope {
             self.trackers[registry.index()].names.set_bases(name, other_bases);
@@ -146,6 +150,14 @@ impl Catalog {
             } else {
                 self.update_entry(slot, None, EntryState::Removed);
             }
+            self.mirror.mark_changed(self.mirror.base(slot), None);
+        }
+    }
+
+    /// Holds keys that are missing from a list that may be incomplete.
+    fn hold_all(&mut self, registry: RegistryId, swept: &[u32], now: Instant) {
+        for &slot in swept {
+            self.hold(registry, slot, now + self.grace(registry));
             self.mirror.mark_changed(self.mirror.base(slot), None);
         }
     }

@@ -52,6 +52,8 @@ pub(super) struct ListInProgress {
     pub(super) other_bases: Vec<Box<str>>,
     /// Whether the removals of the list are judged with those of the round.
     pub(super) in_round: bool,
+    /// Whether the removals of the list are held, whatever the round.
+    pub(super) is_doubted: bool,
     /// Keys at which and below which the list cannot tell what the store has.
     pub(super) unreadable: HashSet<Box<str>>,
 }
@@ -112,11 +114,13 @@ impl RegistryTracker {
         now: Instant,
     ) {
         let inherits = self.list.take().is_some_and(|abandoned| abandoned.in_round);
+        let is_doubted = kind == ListKind::Doubted && scope != ListScope::Registry;
         let in_round = match &scope {
             ListScope::Registry => {
                 self.names.expect_others();
                 true
             }
+            ListScope::Service(_) if is_doubted => false,
             ListScope::Service(name) => {
                 let is_suspicious = kind > ListKind::Routine;
                 if is_suspicious && (self.round.is_none() || self.names.is_listed(name)) {
@@ -130,7 +134,8 @@ impl RegistryTracker {
             self.join_round(kind, instances, now);
         }
         let (other_bases, unreadable) = (Vec::new(), HashSet::new());
-        self.list = Some(ListInProgress { scope, base, other_bases, in_round, unreadable });
+        self.list =
+            Some(ListInProgress { scope, base, other_bases, in_round, is_doubted, unreadable });
         self.generation = self.generation.wrapping_add(1);
         self.removals = RecentRemovals::default();
     }

@@ -28,8 +28,10 @@ pub(super) enum FailureKind {
     TooManyConnections,
     /// The user or token lacks a permission.
     Permission,
-    /// The user is unknown, or the login is no longer valid: log in again.
+    /// The login is refused or no longer valid: log in again.
     Login,
+    /// The server does not know the user, perhaps since it has just started: retry for a while.
+    UnknownUser,
     /// The store has authentication turned off: proceed without a login.
     AuthOff,
     /// The object of the request does not exist.
@@ -51,7 +53,7 @@ impl FailureKind {
     ///
     /// The connection itself may work.
     pub(super) fn is_refusal(self) -> bool {
-        matches!(self, Self::Permission | Self::Login | Self::Settings)
+        matches!(self, Self::Permission | Self::Login | Self::UnknownUser | Self::Settings)
     }
 
     /// Returns whether trying again, with the same server and settings, does not help.

@@ -10,6 +10,7 @@ use hyper::header::{ACCEPT, CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, USER_A
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -135,7 +136,8 @@ impl HttpClient {
         let (response, connection) = self.respond(request).await?;
         let (head, body) = response.into_parts();
         let (body, permit) = self.read_body(&head.headers, body).await?;
-        if head.status.is_success() {
+        // A server that has too many connections needs this one for others.
+        if head.status != StatusCode::TOO_MANY_REQUESTS {
             self.keep(connection);
         }
         Ok(HttpResponse { status: head.status, headers: head.headers, body, permit })
@@ -362,4 +364,34 @@ pub(super) fn parse_json<'de, T: Deserialize<'de>>(
         let text = format!("the answer is not {server}'s JSON ({error}): {:?}", excerpt(body));
         Failure::new(FailureKind::Answer, text)
     })
+}
+
+/// Parses the entries of a list; one that is malformed affects no other.
+pub(super) fn valid_entries<'a, T: Deserialize<'a>>(
+    entries: &[&'a RawValue],
+) -> impl Iterator<Item = T> {
+    entries.iter().filter_map(|entry| serde_json::from_str(entry.get()).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::test_server::{HttpTestServer, response};
+
+    #[tokio::test]
+    async fn connections_are_kept_after_errors_but_not_after_a_refusal_for_their_number() {
+        for (status, expected) in [(200, 1), (400, 1), (500, 1), (429, 3)] {
+            let respond = move |_| (response(status, "{}"), Duration::ZERO);
+            let server = HttpTestServer::start(respond).await;
+            let tuning = ConnectionTuning::default();
+            let client = HttpClient::new(ServerKind::Polaris, &server.endpoint, None, &tuning);
+            let client = client.await.unwrap();
+            for _ in 0..3 {
+                let request = HttpRequest::new(Method::GET, "/".to_owned());
+                let found = client.send(&request, Duration::from_secs(60)).await.unwrap();
+                assert_eq!(found.status.as_u16(), status);
+            }
+            assert_eq!(server.connection_count(), expected, "{status}");
+        }
+    }
 }

@@ -28,6 +28,8 @@ mod secret;
 mod service_faults;
 mod session;
 mod source;
+#[cfg(test)]
+mod test_server;
 mod tls;
 
 pub use attempts::ConnectionTuning;

@@ -3,15 +3,18 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::attempts::{Attempts, ConnectionTuning};
-use super::failure::Failure;
+use super::failure::{Failure, FailureKind};
 use crate::service::{Endpoint, Metadata, ServiceId};
 
 /// Maximum attempts to remove a registration; together they take one request timeout.
 const REMOVAL_ATTEMPTS: u32 = 3;
+
+/// Longest time after its start in which a server does not know its users.
+const MAX_START_TIME: Duration = Duration::from_secs(30);
 
 /// A service to register.
 #[derive(Clone, Debug)]
@@ -157,13 +160,16 @@ pub(super) async fn keep_registered(
     events: impl Fn(RegisterEvent),
 ) -> Result<(), RegisterError> {
     let mut progress = RegistrationProgress { attempts, events, written: false, failing: false };
+    let begun = Instant::now();
     loop {
         let ended = tokio::select! {
             () = stop.cancelled() => None,
             failure = attempt(&mut registration, &mut progress) => Some(failure),
         };
         let Some(failure) = ended else { return remove(&mut registration, progress).await };
-        if !progress.written && failure.kind.is_refusal() {
+        let may_be_starting =
+            failure.kind == FailureKind::UnknownUser && begun.elapsed() < MAX_START_TIME;
+        if !progress.written && failure.kind.is_refusal() && !may_be_starting {
             let key = registration.key().to_owned();
             return Err(RegisterError::Refused { key, reason: failure.text });
         }

@@ -2,36 +2,62 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Shortest time between two warnings about services that cannot be read.
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The services that cannot be read, each with its failure.
 #[derive(Debug, Default)]
-pub(super) struct ServiceFaults(BTreeMap<Arc<str>, String>);
+pub(super) struct ServiceFaults {
+    texts: BTreeMap<Arc<str>, String>,
+    /// Time of the last warning.
+    warned: Option<Instant>,
+}
 
 impl ServiceFaults {
     /// Records the failure of a service; returns whether it is a new one.
     pub(super) fn set(&mut self, name: &Arc<str>, text: String) -> bool {
-        if self.0.get(name) == Some(&text) {
+        if self.texts.get(name) == Some(&text) {
             return false;
         }
-        self.0.insert(Arc::clone(name), text);
+        self.texts.insert(Arc::clone(name), text);
         true
     }
 
     /// Records that a service can be read; returns whether it could not be before.
     pub(super) fn remove(&mut self, name: &str) -> bool {
-        self.0.remove(name).is_some()
+        self.texts.remove(name).is_some()
     }
 
     /// Forgets the services that do not exist any more.
     pub(super) fn retain(&mut self, exists: impl Fn(&str) -> bool) {
-        self.0.retain(|name, _| exists(name));
+        self.texts.retain(|name, _| exists(name));
+    }
+
+    /// Returns whether a warning is due, which is then given; one is enough for many services.
+    pub(super) fn take_warning(&mut self, now: Instant) -> bool {
+        let is_recent = |warned: Instant| now.saturating_duration_since(warned) < WARNING_INTERVAL;
+        let is_due = !self.texts.is_empty() && !self.warned.is_some_and(is_recent);
+        if is_due {
+            self.warned = Some(now);
+        }
+        is_due
+    }
+
+    /// Returns the number of services that cannot be read.
+    pub(super) fn count(&self) -> usize {
+        self.texts.len()
     }
 
     /// Returns the first failure with the number of others; `None` if there is none.
     pub(super) fn text(&self) -> Option<String> {
-        let first = self.0.values().next()?;
-        Some(match self.0.len() {
+        let first = self.texts.values().next()?;
+        Some(match self.texts.len() {
             1 => first.clone(),
+            2 => format!("{first} (and 1 more service)"),
             count => format!("{first} (and {} more services)", count - 1),
         })
     }
@@ -49,9 +75,27 @@ mod tests {
         assert!(faults.set(&b, "b is broken".to_owned()));
         assert!(!faults.set(&b, "b is broken".to_owned()), "known");
         assert!(faults.set(&a, "a is broken".to_owned()));
-        assert_eq!(faults.text().unwrap(), "a is broken (and 1 more services)");
+        assert_eq!(faults.text().unwrap(), "a is broken (and 1 more service)");
+        assert!(faults.set(&"c".into(), "c is broken".to_owned()));
+        assert_eq!(faults.text().unwrap(), "a is broken (and 2 more services)");
+        assert!(faults.remove("c"));
         faults.retain(|name| name != "a");
         assert_eq!(faults.text().unwrap(), "b is broken");
         assert!(faults.remove("b") && !faults.remove("b"));
+    }
+
+    #[test]
+    fn one_warning_is_due_for_many_services() {
+        let (mut faults, start) = (ServiceFaults::default(), Instant::now());
+        assert!(!faults.take_warning(start), "all can be read");
+        let mut warn = |number: u64, now| {
+            let name: Arc<str> = number.to_string().into();
+            faults.set(&name, "broken".to_owned());
+            faults.take_warning(now)
+        };
+        assert!(warn(0, start), "the first failure");
+        assert!((1..50).all(|number| !warn(number, start + Duration::from_secs(number))));
+        assert!(warn(50, start + WARNING_INTERVAL));
+        assert_eq!(faults.count(), 51);
     }
 }

@@ -96,6 +96,10 @@ pub enum ListKind {
     Routine,
     /// A list of the same store after a reconnect, a compaction or a panic.
     Reconnect,
+    /// A list that may lack instances for a moment only: all its removals are held.
+    ///
+    /// Unlike the kinds beside it, a per-service list of this kind says nothing about other lists.
+    Doubted,
     /// A list of a store that went back in time or was replaced: restored from a backup, or wiped.
     Restored,
 }

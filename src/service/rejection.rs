@@ -60,6 +60,11 @@ impl Reason {
         Self::new("name-too-long", "the name is too long for DNS (253 characters with its zone)");
     /// The name is `ns`, `dns-version`, or the zone itself.
     pub const NAME_RESERVED: Self = Self::new("name-reserved", "the name is reserved");
+    /// The instance is not an object of the form that its registry describes.
+    pub const INSTANCE_MALFORMED: Self = Self::new(
+        "instance-malformed",
+        "the instance is not an object as its registry describes it",
+    );
     /// The endpoint is not `host:port`.
     pub const ENDPOINT_MALFORMED: Self =
         Self::new("endpoint-malformed", "the endpoint is not host:port");

@@ -64,8 +64,8 @@ impl Programs for NacosKind {
     }
 
     fn let_die(&mut self, instance: &Instance) {
-        // The server sees the connection close.
-        self.nacos.end(&instance.name, &instance.address, 80);
+        // The server sees the connection of a killed program close, as at its regular end.
+        self.nacos.lose(&instance.name, &instance.address, 80);
     }
 
     fn remove_many(&mut self, instances: &[Instance]) {

@@ -121,6 +121,17 @@ impl Followed {
         })
     }
 
+    /// Waits for a fault of one service, which ends no connection and shows no secret.
+    pub(crate) fn wait_for_fault_of(&self, service: &str, message: &str, secrets: &[&str]) {
+        let error = self.wait_for_error(message);
+        assert!(error.contains(&format!("read the service {service:?}")), "{error}");
+        let (_, address) = self.state.url.split_once("://").unwrap();
+        assert!(error.contains(address), "{error}");
+        assert!(!secrets.iter().any(|secret| error.contains(secret)), "{error}");
+        let report = self.state.report();
+        assert!(report.connected && report.disconnects == 0, "{report:?}");
+    }
+
     /// Returns all changes so far, each with its time.
     pub(crate) fn changes(&self) -> Vec<(Instant, Change)> {
         self.changes.lock().unwrap().clone()

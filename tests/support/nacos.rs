@@ -18,6 +18,9 @@ use super::seconds;
 /// Time until a removal or an edit shows in lists (recorded: 0.55 to 0.6 s).
 pub(crate) const EFFECT_DELAY: Duration = Duration::from_millis(550);
 
+/// Time until the server gives up a connection whose other end is silent (recorded: 25 s).
+const LOSS_DELAY: Duration = seconds(25);
+
 /// Time since the last heartbeat after which an instance is unhealthy, and then removed.
 const UNHEALTHY_AFTER: Duration = seconds(21);
 const REMOVED_AFTER: Duration = seconds(36);
@@ -63,6 +66,8 @@ struct State {
     next_look: Option<Instant>,
     started: Option<Instant>,
     password: Option<String>,
+    /// Number of logins that the server refuses since it does not know its users yet.
+    early_logins: usize,
     tokens: BTreeMap<String, Instant>,
     token_life: Duration,
 }
@@ -136,6 +141,15 @@ impl Nacos {
         });
     }
 
+    /// Loses the machine of a program, whose connection the server gives up later.
+    pub(crate) fn lose(&self, name: &str, ip: &str, port: u16) {
+        let key = (name.to_owned(), ip.to_owned(), port);
+        self.state(|state, now| {
+            state.programs.remove(&key).expect("a program");
+            state.pending.push((now + LOSS_DELAY, key, None));
+        });
+    }
+
     /// Does what an operator does: takes an instance out of service.
     pub(crate) fn disable(&self, name: &str, ip: &str, port: u16) {
         let key = (name.to_owned(), ip.to_owned(), port);
@@ -147,9 +161,9 @@ impl Nacos {
 
     /// Forgets all instances without anybody noticing, as a member of a cluster that has restarted.
     ///
-    /// The programs register again within two seconds.
-    pub(crate) fn forget(&self) {
-        self.state(State::forget);
+    /// The programs register again within two seconds after this time.
+    pub(crate) fn forget(&self, absence: Duration) {
+        self.state(|state, now| state.forget(now + absence));
     }
 
     /// Ends the server: it forgets all instances, which it has in memory only.
@@ -175,6 +189,11 @@ impl Nacos {
     /// Requires a login with this password from now on; earlier tokens stay valid.
     pub(crate) fn require_password(&self, password: &str) {
         self.state(|state, _| state.password = Some(password.to_owned()));
+    }
+
+    /// Refuses this many logins, as a server that does not know its users yet.
+    pub(crate) fn refuse_early_logins(&self, count: usize) {
+        self.state(|state, _| state.early_logins = count);
     }
 
     /// Gives new access tokens this life.
@@ -213,15 +232,15 @@ impl Nacos {
 }
 
 impl State {
-    /// Forgets all instances; the running programs register again within two seconds.
-    fn forget(&mut self, now: Instant) {
+    /// Forgets all instances; the running programs register again within two seconds after `end`.
+    fn forget(&mut self, end: Instant) {
         self.listed.clear();
         self.pending.clear();
         self.emptied.clear();
         for (key, metadata) in &self.programs {
             let listed = Listed { metadata: metadata.clone(), beat: None, is_enabled: true };
             let delay = RETURN_TIME.mul_f64(0.2 + 0.8 * fastrand::f64());
-            self.pending.push((now + delay, key.clone(), Some(listed)));
+            self.pending.push((end + delay, key.clone(), Some(listed)));
         }
     }
 
@@ -357,7 +376,9 @@ impl State {
 
     fn log_in(&mut self, user: &str, password: &str, now: Instant) -> Vec<u8> {
         let is_known = self.started.is_some_and(|started| now - started >= USERS_UNKNOWN);
-        if user != USER || !is_known {
+        let is_early = self.early_logins > 0;
+        self.early_logins = self.early_logins.saturating_sub(1);
+        if user != USER || !is_known || is_early {
             return text(500, &format!("caused: User {user} not found;"));
         }
         if self.password.as_deref() != Some(password) {

@@ -168,6 +168,27 @@ fn removals_by_routine_per_service_lists_apply_at_once() {
 }
 
 #[test]
+fn a_doubted_list_holds_what_it_lacks_and_says_nothing_about_others() {
+    let (mut test, _) = services(100);
+    test.list_service(ListKind::Routine, "s0", 0..3);
+    test.list_service(ListKind::Doubted, "s0", []);
+    assert_eq!((test.services(), test.served("s0")), ((100, 3), 3));
+    test.list_service(ListKind::Routine, "s1", []);
+    assert_eq!(test.services(), (99, 3), "another service has lost its instance");
+    test.advance(11 * SECOND);
+    test.list_service(ListKind::Routine, "s0", [1]);
+    assert_eq!((test.services(), test.served("s0")), ((99, 2), 3));
+    assert_eq!(test.advance(SECOND).wake, None);
+    assert_eq!((test.services(), test.served("s0")), ((99, 0), 1));
+    // A name that vanishes meanwhile does not end the hold.
+    test.list_service(ListKind::Doubted, "s0", []);
+    test.list_names::<&str>(ListKind::Routine, &[]);
+    assert_eq!(test.services(), (1, 1));
+    test.advance(12 * SECOND);
+    assert_eq!(test.services(), (0, 0));
+}
+
+#[test]
 fn a_thousand_services_wiped_and_listed_one_by_one_are_held() {
     for kind in [ListKind::Reconnect, ListKind::Restored] {
         let (mut test, names) = services(1000);

@@ -10,6 +10,7 @@ mod file;
 mod login;
 mod nacos;
 mod polaris;
+mod polling;
 mod tls;
 mod url;
 mod variables;

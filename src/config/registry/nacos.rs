@@ -1,15 +1,14 @@
 //! Nacos: URLs `nacos://host:port[,host:port…]`, and the section `[nacos]`.
 
-use std::time::Duration;
-
 use super::endpoints::RefusedInUrl;
 use super::login::{ConfiguredLogin, LoginKeys};
+use super::polling::PollingKeys;
 use super::tls::tls_keys;
 use super::{RegistryKind, UrlParser};
 use crate::config::error::ConfigError;
 use crate::config::key::{SecretKey, keys};
 use crate::config::layers::Layers;
-use crate::config::values::{duration, list, number, one, text};
+use crate::config::values::{list, text};
 use crate::registry::Source;
 use crate::registry::nacos::{DEFAULT_GROUP, Settings};
 
@@ -54,13 +53,6 @@ tls_keys! { "nacos" "Nacos" "`nacos+https://` and by the other `nacos` TLS setti
 /// Default port of Nacos's HTTP interface.
 const NACOS_PORT: u16 = 8848;
 
-/// Bounds of `poll-interval`.
-const POLL_INTERVALS: (Duration, Duration) =
-    (Duration::from_millis(100), Duration::from_secs(3_600));
-
-/// Upper bound of `max-requests`.
-const MAX_MAX_REQUESTS: usize = 10_000;
-
 fn read(layers: &Layers) -> Result<UrlParser, ConfigError> {
     let ConfiguredLogin { username, password, keys } = LOGIN_KEYS.read(layers)?;
     let (tls, tls_files) = (TLS_KEYS.read(layers)?, TLS_KEYS.read_files(layers)?);
@@ -73,10 +65,8 @@ fn read(layers: &Layers) -> Result<UrlParser, ConfigError> {
         clusters: list(layers, CLUSTERS, |text| Ok(text.to_owned()))?,
         ..Settings::new(Vec::new())
     };
-    let polling = &mut settings.tuning.polling;
-    polling.interval =
-        one(layers, POLL_INTERVAL, |text| duration(text, POLL_INTERVALS.0, POLL_INTERVALS.1))?;
-    polling.max_requests = one(layers, MAX_REQUESTS, |text| number(text, MAX_MAX_REQUESTS))?;
+    PollingKeys { interval: POLL_INTERVAL, max_requests: MAX_REQUESTS }
+        .read(layers, &mut settings.tuning.polling)?;
     let refused = RefusedInUrl::new(
         "user or password",
         &LOGIN_KEYS.recommended(layers),

@@ -1,12 +1,13 @@
 //! Polaris: URLs `polaris://host:port[,host:port…]`, and the section `[polaris]`.
 
 use super::endpoints::RefusedInUrl;
+use super::polling::PollingKeys;
 use super::tls::tls_keys;
 use super::{RegistryKind, UrlParser, heads};
 use crate::config::error::ConfigError;
 use crate::config::key::{SecretKey, keys};
 use crate::config::layers::Layers;
-use crate::config::values::{credential, key_segment, list, number, one, text};
+use crate::config::values::{credential, key_segment, list, text};
 use crate::registry::Source;
 use crate::registry::polaris::{DEFAULT_NAMESPACE, ServiceNaming, Settings};
 
@@ -32,9 +33,11 @@ keys! { KEYS:
          whose parts are joined by hyphens.";
     NAMESPACES = "polaris" "namespaces" List "NAME" "" "[]"
         "Namespaces of GoFrame's services that contain a hyphen, like `deployments`.";
+    POLL_INTERVAL = "polaris" "poll-interval" Duration "DURATION" "`100ms` to `1h`" r#""1s""#
+        "Shortest time between two reads of a service; longer if there are so many services that \
+         `max-requests` does not suffice.";
     MAX_REQUESTS = "polaris" "max-requests" Number "N" "per second, 1 to 10000" "200"
-        "Limit on polling queries. Each service is polled every second, or less often if there are \
-         more services than this; services that have changed lately come first.";
+        "Limit on polling queries; services that have changed lately come first.";
 }
 
 static TOKEN: SecretKey =
@@ -47,9 +50,6 @@ const HTTP_PORT: u16 = 8090;
 
 /// Default port of Polaris's gRPC interface, the one that GoFrame is given.
 const GRPC_PORT: u16 = 8091;
-
-/// Upper bound of `max-requests`.
-const MAX_MAX_REQUESTS: usize = 10_000;
 
 fn read(layers: &Layers) -> Result<UrlParser, ConfigError> {
     let token = credential(layers, &TOKEN);
@@ -66,8 +66,8 @@ fn read(layers: &Layers) -> Result<UrlParser, ConfigError> {
         },
         ..Settings::new(Vec::new())
     };
-    settings.tuning.polling.max_requests =
-        one(layers, MAX_REQUESTS, |text| number(text, MAX_MAX_REQUESTS))?;
+    PollingKeys { interval: POLL_INTERVAL, max_requests: MAX_REQUESTS }
+        .read(layers, &mut settings.tuning.polling)?;
     let refused = RefusedInUrl::new(
         "user or token",
         &layers.recommended_places(&TOKEN),

@@ -373,7 +373,7 @@ fn a_polaris_registry_has_its_own_keys() {
     let text = "heads = ['app']\n[polaris]\nnamespace = 'shared'\n[registry.main]\n\
         url = 'polaris+https://a,b:1'\ntoken-file = '/token'\nnamespace = 'shop'\n\
         deployments = ['my-dep']\nnamespaces = ['my-ns', 'other-ns']\nmax-requests = 50\n\
-        ca-file = '/ca'\n";
+        poll-interval = '500ms'\nca-file = '/ca'\n";
     let config = read(text, &[]);
     assert_eq!(urls(&config), ["main polaris+https://a:8090,b:1"]);
     let Source::Polaris(settings) = &config.registries[0].source else { panic!("{config:?}") };
@@ -389,6 +389,7 @@ fn a_polaris_registry_has_its_own_keys() {
         tls: Some(Tls { ca_file: Some("/ca".into()), ..Tls::default() }),
         ..polaris::Settings::new(vec!["a:8090".to_owned(), "b:1".to_owned()])
     };
+    expected.tuning.polling.interval = Duration::from_millis(500);
     expected.tuning.polling.max_requests = 50;
     assert_eq!(**settings, expected);
 

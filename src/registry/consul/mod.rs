@@ -3,8 +3,8 @@
 //! The supervisor reads the names of all services, then the instances of each with one query, and
 //! follows both with blocking queries: Consul answers such a query once there is a newer index
 //! than the query's. A limited number of services has a waiting query; the others are read again
-//! once the index of the catalog shows that something has changed. An outage withdraws nothing
-//! that was sent before.
+//! once the index of the catalog shows that something has changed. An outage removes no
+//! instance.
 //!
 //! - `supervisor`: the sessions with one agent after another, and the rounds over all services
 //! - `schedule`: which services have a waiting query, and which are read next

@@ -2,8 +2,8 @@
 //!
 //! The supervisor lists every configured head at one revision and watches it from the next. The
 //! client library never reopens anything itself, so the supervisor does: it picks a member,
-//! connects, lists or resumes, watches, and starts over after every failure. An outage withdraws
-//! nothing that was sent before.
+//! connects, lists or resumes, watches, and starts over after every failure. An outage removes
+//! no instance.
 //!
 //! - `supervisor`: the state machine; it alone knows up to which revision each head was read
 //! - `connection`: a client of one member

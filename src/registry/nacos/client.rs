@@ -213,7 +213,7 @@ impl NacosClient {
         let result = match result {
             Err(failure) if failure.kind == FailureKind::Login => {
                 // The server has another key since its restart, or another clock.
-                login.discard(&token).await;
+                login.discard(&token);
                 let token = login.token().await?;
                 let repeated = with_headers(&request, token.headers());
                 let result = self.exchange(repeated, Some(login)).await;

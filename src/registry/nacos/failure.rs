@@ -77,8 +77,8 @@ pub(super) fn of_status(status: StatusCode, body: &[u8], login_keys: Option<&str
 
 /// Creates the failure of a login.
 ///
-/// Depending on its version, Nacos answers 403 or 500 to a wrong user or password. For some seconds
-/// after its start, it knows no user.
+/// To a wrong password, Nacos 2 answers 403 and Nacos 3 answers 500; to an unknown user, the other
+/// way around. For some seconds after its start, it knows no user.
 pub(super) fn of_login(status: StatusCode, body: &[u8], login_keys: &str) -> Failure {
     let is_refusal = matches!(
         status,
@@ -91,13 +91,22 @@ pub(super) fn of_login(status: StatusCode, body: &[u8], login_keys: &str) -> Fai
     if !is_refusal || failure.kind == FailureKind::OtherServer {
         return failure.of("log in");
     }
-    let text = format!(
-        "cannot log in: check {login_keys}; a server that has just started knows no user for some \
-         seconds ({} {})",
-        status.as_u16(),
-        message_of(body)
-    );
-    Failure::new(FailureKind::Login, text)
+    let message = message_of(body);
+    let lower = message.to_ascii_lowercase();
+    let is_user_unknown = match status {
+        StatusCode::INTERNAL_SERVER_ERROR => lower.contains("user") && lower.contains("not found"),
+        StatusCode::FORBIDDEN => lower.contains("access denied"),
+        _ => false,
+    };
+    let quoted = format!("({} {message})", status.as_u16());
+    if is_user_unknown {
+        let text = format!(
+            "cannot log in: check {login_keys}; a server that has just started knows no user for \
+             some seconds {quoted}"
+        );
+        return Failure::new(FailureKind::UnknownUser, text);
+    }
+    Failure::new(FailureKind::Login, format!("cannot log in: check {login_keys} {quoted}"))
 }
 
 #[cfg(test)]
@@ -117,17 +126,29 @@ mod tests {
         let denied = br#"{"message":"authorization failed!"}"#;
         let failure = of_status(StatusCode::FORBIDDEN, denied, Some("keys"));
         assert_eq!(failure.kind, FailureKind::Permission, "another login does not help");
+        let invalid = br#"{"status":403,"message":"Code: 401, Message: token invalid!."}"#;
+        let failure = of_status(StatusCode::FORBIDDEN, invalid, Some("keys"));
+        assert_eq!(failure.kind, FailureKind::Login, "Nacos 3");
         let page = format!("<html>{}<div>token expired!</div>", " ".repeat(10_000));
         let failure = of_status(StatusCode::FORBIDDEN, page.as_bytes(), Some("keys"));
         assert_eq!(failure.kind, FailureKind::Login, "the error page of Nacos 1.x");
     }
 
     #[test]
-    fn logins_are_refused_with_several_statuses() {
-        for status in [400, 401, 403, 500] {
-            let status = StatusCode::from_u16(status).unwrap();
-            let failure = of_login(status, b"caused: User nacos not found;", "keys");
-            assert_eq!(failure.kind, FailureKind::Login, "{status}");
+    fn wrong_passwords_and_unknown_users_are_distinguished() {
+        let denied = r#"{"status":403,"error":"Forbidden","message":"Access Denied"}"#;
+        let failed = r#"{"error":"Internal Server Error","message":"No message available"}"#;
+        for (status, body, kind) in [
+            (403, "user not found!", FailureKind::Login),
+            (500, "caused: User nacos not found;", FailureKind::UnknownUser),
+            (500, failed, FailureKind::Login),
+            (403, denied, FailureKind::UnknownUser),
+            (400, "", FailureKind::Login),
+            (401, "", FailureKind::Login),
+        ] {
+            let code = StatusCode::from_u16(status).unwrap();
+            let failure = of_login(code, body.as_bytes(), "keys");
+            assert_eq!(failure.kind, kind, "{status} {body}");
             assert!(failure.text.contains("check keys"), "{}", failure.text);
         }
         let failure = of_login(StatusCode::SERVICE_UNAVAILABLE, b"starting", "keys");

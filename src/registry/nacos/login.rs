@@ -1,12 +1,12 @@
 //! Access tokens: logging in, and renewing the token before its end.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper::Method;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use serde::Deserialize;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard};
 use tokio::time::Instant;
 
 use super::failure::{self, explained};
@@ -43,6 +43,8 @@ struct LoginState {
     keys: String,
     request_timeout: Duration,
     token: Mutex<Option<AccessToken>>,
+    /// The failure of the last login, with its time; locked while one is in progress.
+    last_failure: AsyncMutex<Option<(Instant, Failure)>>,
 }
 
 /// An access token.
@@ -74,6 +76,7 @@ impl NacosLogin {
             keys: settings.login_keys.clone().unwrap_or_else(|| "user and password".to_owned()),
             request_timeout: connection.request_timeout,
             token: Mutex::default(),
+            last_failure: AsyncMutex::default(),
         })))
     }
 
@@ -84,32 +87,71 @@ impl NacosLogin {
 
     /// Returns a valid token; logs in if there is none, or if it ends soon.
     ///
-    /// A token that is still valid is kept if the login fails.
+    /// A token that is still valid is used while another request renews it, and kept if that
+    /// fails. Requests that wait for the same login share its failure.
     pub(super) async fn token(&self) -> Result<AccessToken, Failure> {
-        let mut token = self.0.token.lock().await;
-        let now = Instant::now();
-        let valid = token.as_mut().filter(|token| now < token.expires_at);
-        match valid {
-            Some(valid) if now < valid.renew_at => return Ok(valid.clone()),
-            Some(valid) => match self.0.log_in().await {
-                Ok(renewed) => *valid = renewed,
-                Err(failure) => {
-                    tracing::debug!(reason = failure.text, "the access token is not renewed yet");
-                    let left = valid.expires_at.saturating_duration_since(now);
-                    valid.renew_at = now + (left / 2).max(MIN_RENEWAL_WAIT);
-                }
-            },
-            None => *token = Some(self.0.log_in().await?),
+        let asked = Instant::now();
+        if let Some(valid) = self.valid() {
+            if asked >= valid.renew_at
+                && let Ok(last_failure) = self.0.last_failure.try_lock()
+            {
+                return Ok(self.renew(valid, last_failure).await);
+            }
+            return Ok(valid);
         }
-        token.clone().ok_or_else(|| Failure::new(FailureKind::Login, "no access token"))
+        let mut last_failure = self.0.last_failure.lock().await;
+        if let Some(valid) = self.valid() {
+            return Ok(valid);
+        }
+        if let Some((at, failure)) = &*last_failure
+            && *at >= asked
+        {
+            return Err(failure.clone());
+        }
+        match self.0.log_in().await {
+            Ok(token) => {
+                *self.current() = Some(token.clone());
+                Ok(token)
+            }
+            Err(failure) => {
+                *last_failure = Some((Instant::now(), failure.clone()));
+                Err(failure)
+            }
+        }
+    }
+
+    /// Renews a valid token, with the lock of logins; keeps it if the login fails.
+    async fn renew(
+        &self,
+        valid: AccessToken,
+        _lock: AsyncMutexGuard<'_, Option<(Instant, Failure)>>,
+    ) -> AccessToken {
+        let token = self.0.log_in().await.unwrap_or_else(|failure| {
+            tracing::debug!(reason = failure.text, "the access token is not renewed yet");
+            let now = Instant::now();
+            let left = valid.expires_at.saturating_duration_since(now);
+            AccessToken { renew_at: now + (left / 2).max(MIN_RENEWAL_WAIT), ..valid }
+        });
+        *self.current() = Some(token.clone());
+        token
     }
 
     /// Discards a token that the server has refused, unless another has replaced it.
-    pub(super) async fn discard(&self, refused: &AccessToken) {
-        let mut token = self.0.token.lock().await;
+    pub(super) fn discard(&self, refused: &AccessToken) {
+        let mut token = self.current();
         if token.as_ref().is_some_and(|token| token.secret == refused.secret) {
             *token = None;
         }
+    }
+
+    /// Returns the token unless it has expired.
+    fn valid(&self) -> Option<AccessToken> {
+        let now = Instant::now();
+        self.current().as_ref().filter(|token| now < token.expires_at).cloned()
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<AccessToken>> {
+        self.0.token.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -172,5 +214,60 @@ impl AccessToken {
     /// Returns the headers of a request with this token.
     pub(super) fn headers(&self) -> HeaderMap {
         HeaderMap::from_iter([(AUTHORIZATION, self.header.clone())])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::ConnectionTuning;
+    use crate::registry::test_server::{HttpTestServer, response};
+
+    /// Creates the login of a user at a server.
+    async fn login(server: &HttpTestServer) -> NacosLogin {
+        let mut settings = Settings::new(vec![server.endpoint.clone()]);
+        settings.username = Some("nacos".to_owned());
+        settings.password = Some(Credential::Given(Secret::from("password")));
+        settings.tuning.connection.request_timeout = Duration::from_secs(60);
+        let tuning = ConnectionTuning::default();
+        let http = HttpClient::new(ServerKind::Nacos, &server.endpoint, None, &tuning).await;
+        NacosLogin::new(&settings, &http.unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn waiting_requests_share_the_failure_of_a_login() {
+        let respond = |_| (response(503, "not ready"), Duration::from_millis(500));
+        let server = HttpTestServer::start(respond).await;
+        let login = login(&server).await;
+        let tokens = tokio::join!(login.token(), login.token(), login.token());
+        assert!(tokens.0.is_err() && tokens.1.is_err() && tokens.2.is_err());
+        assert_eq!(server.request_count(), 1);
+        assert!(login.token().await.is_err());
+        assert_eq!(server.request_count(), 2, "a later request tries again");
+    }
+
+    #[tokio::test]
+    async fn a_valid_token_is_used_while_it_is_renewed() {
+        const LONG: Duration = Duration::from_secs(3600);
+        let respond = |number| {
+            let token = r#"{"accessToken":"token","tokenTtl":3600}"#;
+            (response(200, token), if number == 0 { Duration::ZERO } else { LONG })
+        };
+        let server = HttpTestServer::start(respond).await;
+        let login = login(&server).await;
+        let first = login.token().await.unwrap();
+        *login.current() = Some(AccessToken { renew_at: Instant::now(), ..first.clone() });
+        let renewal = login.token();
+        tokio::pin!(renewal);
+        tokio::select! {
+            _ = &mut renewal => panic!("the server has not answered"),
+            () = async {
+                while server.request_count() < 2 {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            } => {}
+        }
+        assert!(login.token().await.unwrap().secret == first.secret);
+        assert_eq!(server.request_count(), 2);
     }
 }

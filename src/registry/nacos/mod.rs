@@ -6,9 +6,8 @@
 //!
 //! Nacos keeps the instances of running programs in memory only. A server that was restarted
 //! answers with empty or partial lists until the programs have registered again, and an unknown
-//! service looks like one that has lost its last instance. No list can therefore withdraw a service
-//! at once: after an outage the catalog holds all removals, and at other times polling waits for as
-//! long before it believes that a service is empty.
+//! service looks like one that has lost its last instance. The catalog therefore holds
+//! all removals after an outage, and those of an empty list at other times.
 //!
 //! - `poll`: the queries of polling
 //! - `client`: HTTP and the interfaces of Nacos's versions; `login`: access tokens; `failure`:
@@ -34,12 +33,10 @@ use self::poll::NacosPoller;
 use super::attempts::Attempts;
 use super::failure::Failure;
 use super::identify::ServerKind;
-use super::polling::{PolledStore, PollingSupervisor, PollingTuning};
-use super::session::{self, StoreLink};
+use super::polling::{self, PolledStore, PollingTuning};
 use super::{ConnectionTuning, Credential, Feed, Registry, RegistryCommand, Tls};
 use crate::service::ListKind;
 
-pub use parse::INSTANCE_MALFORMED;
 pub use register::register;
 
 /// Nacos's default group, which GoFrame uses.
@@ -66,22 +63,24 @@ impl Registry for NacosRegistry {
         commands: mpsc::Receiver<RegistryCommand>,
         stop: CancellationToken,
     ) {
-        let link = StoreLink::new(self.settings.attempts(), feed, commands);
-        let tuning = self.settings.tuning.clone();
-        let tuning = (&tuning.polling, &tuning.connection);
-        session::follow(PollingSupervisor::new(self, tuning, first, link), stop).await;
+        polling::follow(self, first, feed, commands, stop).await;
     }
 }
 
 impl PolledStore for NacosRegistry {
-    // The server has the instances of programs in memory only.
-    const AFTER_OUTAGE: ListKind = ListKind::Restored;
-
     type Client = NacosPoller;
 
     async fn connect(&self, endpoint: &str) -> Result<NacosPoller, Failure> {
         let client = NacosClient::new(&self.settings, endpoint).await?;
         Ok(NacosPoller::new(client, &self.settings.clusters))
+    }
+
+    fn attempts(&self) -> Attempts {
+        self.settings.attempts()
+    }
+
+    fn tuning(&self) -> (&PollingTuning, &ConnectionTuning) {
+        (&self.settings.tuning.polling, &self.settings.tuning.connection)
     }
 }
 
@@ -153,12 +152,8 @@ pub struct NacosTuning {
 
 impl Default for NacosTuning {
     fn default() -> Self {
-        let connection = ConnectionTuning {
-            request_timeout: Duration::from_secs(5),
-            ..ConnectionTuning::default()
-        };
         Self {
-            connection,
+            connection: PollingTuning::connection(),
             polling: PollingTuning::default(),
             // The interval of Nacos's own clients.
             heartbeat_interval: Duration::from_secs(5),

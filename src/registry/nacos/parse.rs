@@ -19,13 +19,10 @@ use crate::registry::failure::{Failure, FailureKind};
 use crate::registry::gsvc;
 use crate::registry::http;
 use crate::registry::identify::{ServerKind, excerpt};
+use crate::registry::polling::PolledList;
 use crate::service::{
     Change, Endpoint, Metadata, Put, Reason, Registration, Rejected, Removal, ServiceId, key_prefix,
 };
-
-/// The instance is not an object of the known form.
-pub const INSTANCE_MALFORMED: Reason =
-    Reason::new("instance-malformed", "the instance is not an object as Nacos describes it");
 
 /// The cluster of instances that name none.
 pub(super) const DEFAULT_CLUSTER: &str = "DEFAULT";
@@ -60,22 +57,25 @@ impl<T> Envelope<T> {
 }
 
 #[derive(Deserialize)]
-struct NamesV1 {
+struct NamesV1<'a> {
     count: usize,
-    doms: Vec<Box<str>>,
+    #[serde(borrow)]
+    doms: Vec<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
-struct NamesV2 {
+struct NamesV2<'a> {
     count: usize,
-    services: Vec<Box<str>>,
+    #[serde(borrow)]
+    services: Vec<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct NamesV3 {
+struct NamesV3<'a> {
     total_count: usize,
-    page_items: Vec<NamedService>,
+    #[serde(borrow)]
+    page_items: Vec<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -108,21 +108,23 @@ struct InstanceEntry<'a> {
 
 /// Parses a page of the list of services.
 pub(super) fn names(api: ApiVersion, body: &[u8]) -> Result<NamePage, Failure> {
-    let ungrouped = |names: Vec<Box<str>>| names.into_iter().map(|name| (name, None)).collect();
+    let ungrouped =
+        |names: &[&RawValue]| http::valid_entries(names).map(|name| (name, None)).collect();
     Ok(match api {
         ApiVersion::V1 => {
             let NamesV1 { count, doms } = http::parse_json(ServerKind::Nacos, body)?;
-            NamePage { total: count, names: ungrouped(doms) }
+            NamePage { total: count, names: ungrouped(&doms) }
         }
         ApiVersion::V2 => {
-            let envelope: Envelope<NamesV2> = http::parse_json(ServerKind::Nacos, body)?;
+            let envelope: Envelope<NamesV2<'_>> = http::parse_json(ServerKind::Nacos, body)?;
             let NamesV2 { count, services } = envelope.content()?;
-            NamePage { total: count, names: ungrouped(services) }
+            NamePage { total: count, names: ungrouped(&services) }
         }
         ApiVersion::V3 => {
-            let envelope: Envelope<NamesV3> = http::parse_json(ServerKind::Nacos, body)?;
+            let envelope: Envelope<NamesV3<'_>> = http::parse_json(ServerKind::Nacos, body)?;
             let NamesV3 { total_count, page_items } = envelope.content()?;
-            let names = page_items.into_iter().map(|found| (found.name, found.group_name));
+            let found = http::valid_entries(&page_items);
+            let names = found.map(|NamedService { name, group_name }| (name, group_name));
             NamePage { total: total_count, names: names.collect() }
         }
     })
@@ -150,33 +152,26 @@ impl<'a> InstanceList<'a> {
         }))
     }
 
-    /// Returns the number of instances.
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Returns whether there are no instances.
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Returns a digest that does not depend on the order, which changes from answer to answer.
     pub(super) fn digest(&self, hasher: &RandomState) -> u64 {
         let digests = self.0.iter().map(|raw| hasher.hash_one(raw.get()));
         digests.fold(self.0.len() as u64, u64::wrapping_add)
     }
 
-    /// Returns the changes of a list of the service `name`, of the instances in some clusters.
+    /// Returns the list of the service `name`, of the instances in these clusters.
     ///
     /// An instance that is not healthy is a delete, and one that an operator has taken out of
     /// service is left out. One that cannot be served is rejected and affects no other.
-    pub(super) fn changes(&self, name: &str, clusters: &[String]) -> Vec<Change> {
+    pub(super) fn list(&self, name: &str, clusters: &[String]) -> PolledList {
         let prefix = key_prefix(name);
+        let mut instances = 0;
         let mut changes = Vec::with_capacity(self.0.len());
         let (mut served, mut unhealthy) = (false, false);
         for (position, raw) in self.0.iter().enumerate() {
             let Ok(instance) = serde_json::from_str::<InstanceEntry<'_>>(raw.get()) else {
-                let rejected = Rejected::new(&excerpt(raw.get().as_bytes()), INSTANCE_MALFORMED);
+                let found = excerpt(raw.get().as_bytes());
+                let rejected = Rejected::new(&found, Reason::INSTANCE_MALFORMED);
+                instances += 1;
                 changes.push(put(format!("{prefix}{position}"), Err(rejected)));
                 continue;
             };
@@ -184,6 +179,7 @@ impl<'a> InstanceList<'a> {
             if !clusters.is_empty() && !clusters.iter().any(|wanted| wanted == cluster) {
                 continue;
             }
+            instances += 1;
             // GoFrame's readers skip them, too.
             if instance.enabled == Some(false)
                 || instance.weight.is_some_and(|weight| weight <= 0.0)
@@ -205,7 +201,7 @@ impl<'a> InstanceList<'a> {
             // The service exists, without an instance.
             changes.push(put(prefix, Ok(without_endpoints(name))));
         }
-        changes
+        PolledList { revision: None, instances, changes }
     }
 }
 
@@ -264,7 +260,7 @@ mod tests {
             Change::Delete { key, .. } => format!("-{key}"),
             other => format!("{other:?}"),
         };
-        list.changes("a/b", &clusters).into_iter().map(line).collect()
+        list.list("a/b", &clusters).changes.into_iter().map(line).collect()
     }
 
     fn host(last: u8, mut fields: Value) -> Value {
@@ -372,12 +368,13 @@ mod tests {
             let [one, two] = groups.map(|group| group.map(Into::into));
             NamePage { total: 9, names: vec![("a".into(), one), ("b".into(), two)] }
         };
-        let v1 = page(ApiVersion::V1, json!({ "count": 9, "doms": ["a", "b"] }));
-        assert_eq!(v1.unwrap(), names([None, None]));
+        let v1 = page(ApiVersion::V1, json!({ "count": 9, "doms": ["a", null, ["b"], "b"] }));
+        assert_eq!(v1.unwrap(), names([None, None]), "malformed entries affect no other");
         let data = json!({ "count": 9, "services": ["a", "b"] });
         let v2 = page(ApiVersion::V2, json!({ "code": 0, "data": data }));
         assert_eq!(v2.unwrap(), names([None, None]));
-        let items = json!([{ "name": "a", "groupName": "g" }, { "name": "b", "groupName": "h" }]);
+        let items =
+            json!([{ "name": "a", "groupName": "g" }, 1, { "name": "b", "groupName": "h" }]);
         let data = json!({ "totalCount": 9, "pageItems": items });
         let v3 = page(ApiVersion::V3, json!({ "code": 0, "data": data }));
         assert_eq!(v3.unwrap(), names([Some("g"), Some("h")]));

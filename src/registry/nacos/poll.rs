@@ -47,17 +47,16 @@ impl NacosPoller {
         let api = *self.api.get_or_init(|| ApiVersion::V1);
         let answer = self.client.instances(api, name).await?;
         let instances = InstanceList::find(api, &answer.body)?;
-        // Unknown services, emptied ones, and those that a restart has lost look alike.
-        if instances.is_empty() {
-            return Ok(PolledAnswer::Missing);
-        }
         let revision: Revision = format!("{:x}", instances.digest(&self.hasher)).into();
         if known == Some(&revision) {
             return Ok(PolledAnswer::Unchanged);
         }
-        let changes = instances.changes(name, &self.clusters);
-        let list = PolledList { revision: Some(revision), instances: instances.len(), changes };
-        Ok(PolledAnswer::List(list))
+        let list = instances.list(name, &self.clusters);
+        // Unknown services, emptied ones, and those that a restart has lost look alike.
+        if list.instances == 0 {
+            return Ok(PolledAnswer::Missing);
+        }
+        Ok(PolledAnswer::List(PolledList { revision: Some(revision), ..list }))
     }
 }
 

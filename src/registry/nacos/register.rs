@@ -52,6 +52,7 @@ pub async fn register(
         name: registrant.id.name.to_string(),
         instances: instances(settings, registrant)?,
         interface: None,
+        tried: None,
     };
     keep_registered(registration, settings.attempts(), stop, events).await
 }
@@ -71,6 +72,18 @@ impl WriteInterface {
             Self::V1 => "/nacos/v1/ns/instance",
             Self::V3 => "/nacos/v3/client/ns/instance",
         }
+    }
+
+    /// Checks the answer to a registration.
+    ///
+    /// # Errors
+    /// If it does not confirm the registration, such as the page of a proxy.
+    fn check_written(self, body: &[u8]) -> Result<(), Failure> {
+        let is_written = match self {
+            Self::V1 => body.trim_ascii() == b"ok",
+            Self::V3 => code(body)? == 0,
+        };
+        if is_written { Ok(()) } else { Err(unexpected(body)) }
     }
 }
 
@@ -134,6 +147,8 @@ struct NacosRegistration<'a> {
     instances: Vec<RegisteredInstance>,
     /// The interface that took the last registration; `None` before the first.
     interface: Option<WriteInterface>,
+    /// The interface of the last write that may have taken effect, with or without an answer.
+    tried: Option<WriteInterface>,
 }
 
 impl StoreRegistration for NacosRegistration<'_> {
@@ -159,7 +174,7 @@ impl StoreRegistration for NacosRegistration<'_> {
                 {
                     continue;
                 }
-                self.interface = Some(write(&client, instance).await?);
+                self.interface = Some(write(&client, instance, &mut self.tried).await?);
                 progress.set_written();
                 registered = true;
             }
@@ -174,7 +189,7 @@ impl StoreRegistration for NacosRegistration<'_> {
     }
 
     async fn remove(&mut self, endpoint: &str) -> Result<bool, Failure> {
-        let Some(interface) = self.interface else { return Ok(false) };
+        let Some(interface) = self.tried else { return Ok(false) };
         let client = NacosClient::new(self.settings, endpoint).await?;
         for instance in &self.instances {
             let form = format!("{}{}", instance.identity, client.namespace());
@@ -189,24 +204,33 @@ impl StoreRegistration for NacosRegistration<'_> {
 async fn write(
     client: &NacosClient,
     instance: &RegisteredInstance,
+    tried: &mut Option<WriteInterface>,
 ) -> Result<WriteInterface, Failure> {
-    let action = format!("register {}", instance.endpoint);
-    let form = format!("{}{}", instance.registration, client.namespace());
-    let (v1, v3) = (WriteInterface::V1, WriteInterface::V3);
-    let written = client.write(Method::POST, v1.path(), form.clone()).await;
-    let interface = match written {
-        Ok(_) => v1,
+    match write_to(client, WriteInterface::V1, instance, tried).await {
         Err(failure) if failure.kind == FailureKind::Missing => {
-            let answer = client.write(Method::POST, v3.path(), form).await;
-            let answer = answer.map_err(|failure| failure.of(&action))?;
-            if code(&answer.body)? != 0 {
-                return Err(unexpected(&answer.body).of(&action));
-            }
-            v3
+            write_to(client, WriteInterface::V3, instance, tried).await
         }
-        Err(failure) => return Err(failure.of(&action)),
-    };
-    Ok(interface)
+        result => result,
+    }
+}
+
+/// Registers an instance in an interface, which is then the one that was tried.
+async fn write_to(
+    client: &NacosClient,
+    interface: WriteInterface,
+    instance: &RegisteredInstance,
+    tried: &mut Option<WriteInterface>,
+) -> Result<WriteInterface, Failure> {
+    let form = format!("{}{}", instance.registration, client.namespace());
+    let before = tried.replace(interface);
+    let answer = client.write(Method::POST, interface.path(), form).await;
+    let written = answer.and_then(|answer| interface.check_written(&answer.body));
+    written.map(|()| interface).map_err(|failure| {
+        if failure.kind == FailureKind::Missing || failure.kind.is_refusal() {
+            *tried = before;
+        }
+        failure.of(&format!("register {}", instance.endpoint))
+    })
 }
 
 /// Sends the heartbeat of an instance; returns whether the server knows it.

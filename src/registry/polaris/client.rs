@@ -15,7 +15,7 @@ use super::failure::{self, SUCCESS, UNCHANGED};
 use super::{ServiceNaming, Settings, parse};
 use crate::registry::Secret;
 use crate::registry::failure::{Failure, FailureKind};
-use crate::registry::http::{HttpClient, HttpRequest, token_header};
+use crate::registry::http::{self, HttpClient, HttpRequest, token_header};
 use crate::registry::identify::ServerKind;
 use crate::registry::polling::{PolledAnswer, PolledNames, PollingClient, Revision};
 
@@ -53,9 +53,10 @@ pub(super) struct DiscoverAnswer<'a> {
     info: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     service: Option<AnsweredService<'a>>,
+    /// The services, each unparsed: a malformed entry must not affect others.
     #[serde(borrow, default)]
-    services: Option<Vec<ListedService<'a>>>,
-    /// The instances, each unparsed: one malformed instance must not affect others.
+    services: Option<Vec<&'a RawValue>>,
+    /// The instances, each unparsed.
     #[serde(borrow, default)]
     pub(super) instances: Option<Vec<&'a RawValue>>,
 }
@@ -81,8 +82,9 @@ impl DiscoverAnswer<'_> {
 
     /// Returns the names of the services.
     fn names(&self) -> impl Iterator<Item = Box<str>> {
-        let services = self.services.iter().flatten();
-        let names = services.filter_map(|service| service.name.as_deref());
+        let services = self.services.as_deref().unwrap_or_default();
+        let services = http::valid_entries::<ListedService<'_>>(services);
+        let names = services.filter_map(|service| service.name);
         names.filter(|name| !name.is_empty()).map(Into::into)
     }
 }

@@ -16,7 +16,6 @@ mod parse;
 mod register;
 
 use std::fmt;
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -24,14 +23,12 @@ use tokio_util::sync::CancellationToken;
 use super::attempts::{Attempts, ConnectionTuning};
 use super::failure::Failure;
 use super::identify::ServerKind;
-use super::polling::{PolledStore, PollingSupervisor, PollingTuning};
-use super::session::{self, StoreLink};
+use super::polling::{self, PolledStore, PollingTuning};
 use super::{Credential, Feed, Registry, RegistryCommand, Tls};
 use crate::service::ListKind;
 
 use client::PolarisClient;
 pub use naming::ServiceNaming;
-pub use parse::INSTANCE_NOT_JSON;
 pub use register::register;
 
 /// A namespace of a Polaris server that can be followed.
@@ -55,21 +52,23 @@ impl Registry for PolarisRegistry {
         commands: mpsc::Receiver<RegistryCommand>,
         stop: CancellationToken,
     ) {
-        let link = StoreLink::new(self.settings.attempts(), feed, commands);
-        let tuning = self.settings.tuning.clone();
-        let tuning = (&tuning.polling, &tuning.connection);
-        session::follow(PollingSupervisor::new(self, tuning, first, link), stop).await;
+        polling::follow(self, first, feed, commands, stop).await;
     }
 }
 
 impl PolledStore for PolarisRegistry {
-    // A server that has kept its data has all instances at once.
-    const AFTER_OUTAGE: ListKind = ListKind::Reconnect;
-
     type Client = PolarisClient;
 
     async fn connect(&self, endpoint: &str) -> Result<PolarisClient, Failure> {
         PolarisClient::new(&self.settings, endpoint).await
+    }
+
+    fn attempts(&self) -> Attempts {
+        self.settings.attempts()
+    }
+
+    fn tuning(&self) -> (&PollingTuning, &ConnectionTuning) {
+        (&self.settings.tuning.polling, &self.settings.tuning.connection)
     }
 }
 
@@ -136,10 +135,6 @@ pub struct PolarisTuning {
 
 impl Default for PolarisTuning {
     fn default() -> Self {
-        let connection = ConnectionTuning {
-            request_timeout: Duration::from_secs(5),
-            ..ConnectionTuning::default()
-        };
-        Self { connection, polling: PollingTuning::default() }
+        Self { connection: PollingTuning::connection(), polling: PollingTuning::default() }
     }
 }

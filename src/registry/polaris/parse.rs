@@ -17,10 +17,6 @@ use crate::service::{
     Change, Endpoint, Metadata, Put, Reason, Registration, Rejected, Removal, ServiceId, key_prefix,
 };
 
-/// The instance is not an object of the known form.
-pub const INSTANCE_NOT_JSON: Reason =
-    Reason::new("instance-not-json", "the instance is not one as Polaris describes it");
-
 /// Lease of all instances, in [`Put`] and in replies about leases.
 ///
 /// An instance that turns unhealthy is like a lease that expires. Polaris says for each instance
@@ -76,7 +72,7 @@ pub(super) fn list(
             add(&mut keys, &prefix, instance);
         } else {
             let found = excerpt(raw.get().as_bytes());
-            let rejected = Rejected::new(&found, INSTANCE_NOT_JSON);
+            let rejected = Rejected::new(&found, Reason::INSTANCE_MALFORMED);
             changes.push(put(format!("{prefix}{position}"), Err(rejected)));
         }
     }
@@ -328,8 +324,8 @@ mod tests {
         assert_eq!(
             found,
             [
-                "!web/4 instance-not-json",
-                "!web/5 instance-not-json",
+                "!web/4 instance-malformed",
+                "!web/5 instance-malformed",
                 "!web/10.0.0.1:-1 port-out-of-range",
                 "!web/10.0.0.1:0 port-out-of-range",
                 "!web/10.0.0.1:65536 port-out-of-range",

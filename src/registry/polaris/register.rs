@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
@@ -14,6 +14,7 @@ use super::failure::{EXISTS, MISSING};
 use super::naming::ServiceNaming;
 use super::parse::ListedInstance;
 use crate::registry::failure::{Failure, FailureKind};
+use crate::registry::http;
 use crate::registry::polling::Revision;
 use crate::registry::register::{RegistrationProgress, StoreRegistration, keep_registered};
 use crate::registry::{RegisterError, RegisterEvent, Registrant};
@@ -171,11 +172,11 @@ impl StoreRegistration for PolarisRegistration<'_> {
                 progress.registered();
             } else if next_heartbeat <= Instant::now() {
                 self.write(&client, "send a heartbeat of", "/v1/Heartbeat", MISSING).await?;
-                next_heartbeat = Instant::now() + TTL;
+                next_heartbeat = (next_heartbeat + TTL).max(Instant::now());
             }
             progress.refreshed();
             progress.set_working();
-            sleep(LOOK_INTERVAL).await;
+            sleep_until((Instant::now() + LOOK_INTERVAL).min(next_heartbeat)).await;
         }
     }
 
@@ -193,10 +194,7 @@ impl StoreRegistration for PolarisRegistration<'_> {
 /// Returns whether an answer lists an instance at this endpoint.
 fn lists(answer: &DiscoverAnswer<'_>, endpoint: &Endpoint) -> bool {
     let instances = answer.instances.as_deref().unwrap_or_default();
-    let mut instances = instances
-        .iter()
-        .filter_map(|raw| serde_json::from_str::<ListedInstance<'_>>(raw.get()).ok());
-    instances.any(|instance| instance.is_at(endpoint))
+    http::valid_entries(instances).any(|instance: ListedInstance<'_>| instance.is_at(endpoint))
 }
 
 /// Returns metadata as GoFrame writes it: all values are texts, with version and kind.

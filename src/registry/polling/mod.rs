@@ -13,9 +13,14 @@ mod supervisor;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-pub(super) use supervisor::PollingSupervisor;
+use supervisor::PollingSupervisor;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
+use super::attempts::{Attempts, ConnectionTuning};
 use super::failure::Failure;
+use super::session::{self, StoreLink};
+use super::{Feed, RegistryCommand};
 use crate::service::{Change, ListKind};
 
 /// Default limit on polling queries per second.
@@ -23,12 +28,6 @@ const DEFAULT_MAX_REQUESTS: usize = 200;
 
 /// A store that can be polled, and the way to its servers.
 pub(super) trait PolledStore: Send + 'static {
-    /// Kind of the lists after an outage.
-    ///
-    /// [`ListKind::Restored`] if a server that was restarted may have lost its data. It is also
-    /// the kind if names with instances are missing then.
-    const AFTER_OUTAGE: ListKind;
-
     /// A client of one server.
     type Client: PollingClient;
 
@@ -38,6 +37,24 @@ pub(super) trait PolledStore: Send + 'static {
     /// Returns an error if a setting cannot be used, or if the server refuses a login.
     fn connect(&self, endpoint: &str)
     -> impl Future<Output = Result<Self::Client, Failure>> + Send;
+
+    /// Returns the store's servers and the attempts to reach them.
+    fn attempts(&self) -> Attempts;
+
+    /// Returns the limits, intervals and timeouts.
+    fn tuning(&self) -> (&PollingTuning, &ConnectionTuning);
+}
+
+/// Follows a polled store until `stop` is cancelled.
+pub(super) async fn follow(
+    store: impl PolledStore,
+    first: ListKind,
+    feed: Feed,
+    commands: mpsc::Receiver<RegistryCommand>,
+    stop: CancellationToken,
+) {
+    let link = StoreLink::new(store.attempts(), feed, commands);
+    session::follow(PollingSupervisor::new(store, first, link), stop).await;
 }
 
 /// The queries that a polled store answers.
@@ -87,8 +104,7 @@ pub(super) enum PolledAnswer {
     Unchanged,
     /// The store knows no instance, perhaps because it has lost its data.
     ///
-    /// The instances that it listed before are removed only once that has lasted for the removal
-    /// grace.
+    /// The removals of the instances that it listed before are held.
     Missing,
     /// The list; an empty one is certain.
     List(PolledList),
@@ -115,12 +131,19 @@ fn time_of(queries: usize, max_requests: usize, share: f64) -> Duration {
 pub struct PollingTuning {
     /// Shortest time between two queries for one list, or for the names.
     pub interval: Duration,
-    /// Limit on queries for lists per second, at least 1; more lists are polled less often.
+    /// Limit on queries per second, at least 1; more lists are polled less often.
     pub max_requests: usize,
     /// Limit on concurrent queries for lists, at least 1.
     pub max_reads: usize,
     /// Time after a change for which a list is polled at the shortest interval.
     pub attention: Duration,
+}
+
+impl PollingTuning {
+    /// Returns the default timeouts of stores that are polled, which answer at once.
+    pub(super) fn connection() -> ConnectionTuning {
+        ConnectionTuning { request_timeout: Duration::from_secs(5), ..ConnectionTuning::default() }
+    }
 }
 
 impl Default for PollingTuning {

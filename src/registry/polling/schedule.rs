@@ -3,7 +3,7 @@
 //! Queries are spread evenly over time. A list that has changed lately is polled at the shortest
 //! interval, since changes come in groups; the others share the limit on queries per second.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,14 +17,29 @@ use crate::registry::backoff::Backoff;
 /// Share of the queries for lists that have not changed lately.
 const QUIET_SHARE: f64 = 0.8;
 
+/// Share of the concurrent queries that may be for lists whose last query has failed.
+///
+/// A query that is never answered takes as long as the time limit of a request.
+const RETRY_SHARE: usize = 4;
+
+/// Number of lists that do not lose all their instances at about the same time by themselves.
+const MIN_EMPTIED: usize = 2;
+
+/// The same for many lists, as the number of lists of which one may.
+const LISTS_PER_EMPTIED: usize = 100;
+
 /// The lists of a store, each with the time of its next query.
 #[derive(Debug)]
 pub(super) struct PollSchedule {
     lists: HashMap<Arc<str>, PollingState, RandomState>,
     /// The lists without a query in progress, by the time of the next one.
     due: BTreeSet<(Instant, Arc<str>)>,
+    /// The same of lists whose last query has failed.
+    retries: BTreeSet<(Instant, Arc<str>)>,
     /// Number of queries in progress.
     reading: usize,
+    /// Number of queries in progress for lists whose last query has failed.
+    retrying: usize,
     /// Earliest time of the next query outside a round.
     next_slot: Option<Instant>,
     /// Number of lists that the round in progress has not tried to read.
@@ -32,7 +47,11 @@ pub(super) struct PollSchedule {
     is_round: bool,
     tuning: PollingTuning,
     backoff: (Duration, Duration),
-    /// Time for which a list must be missing before that is believed.
+    /// Time outside a round at which names last vanished although their lists had instances.
+    vanished: Option<Instant>,
+    /// The latest times outside a round at which a list with instances was missing.
+    emptied: VecDeque<Instant>,
+    /// Time for which a loss of data makes other losses doubtful: the removal grace.
     patience: Duration,
 }
 
@@ -49,8 +68,6 @@ struct PollingState {
     revision: Option<Revision>,
     /// Number of instances in the last list.
     instances: usize,
-    /// Time since which it is missing although it had instances.
-    missing: Option<Instant>,
     /// Time of the last change.
     changed: Option<Instant>,
     /// The waits between failed queries.
@@ -66,17 +83,6 @@ enum RoundProgress {
     Failed,
     /// It has read it, or there is no round.
     Done,
-}
-
-/// What is known about a list that the store does not have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Loss {
-    /// It had instances a moment ago: not believed yet.
-    Doubtful,
-    /// It has lost its instances, or has not been read in this round.
-    News,
-    /// It had no instance before.
-    Known,
 }
 
 /// What follows from new names.
@@ -98,12 +104,16 @@ impl PollSchedule {
         Self {
             lists: HashMap::default(),
             due: BTreeSet::new(),
+            retries: BTreeSet::new(),
             reading: 0,
+            retrying: 0,
             next_slot: None,
             untried: 0,
             is_round: false,
             tuning: tuning.clone(),
             backoff: (connection.backoff_min, connection.backoff_max),
+            vanished: None,
+            emptied: VecDeque::new(),
             patience,
         }
     }
@@ -131,44 +141,50 @@ impl PollSchedule {
             let was_named = std::mem::replace(&mut list.is_named, is_named);
             vanished += usize::from(was_named && !is_named && list.instances > 0);
         }
+        if vanished > 0 && !self.is_round {
+            self.vanished = Some(now);
+        }
         let mut changed = self.forget_unnamed();
+        let mut new = 0;
         for name in names {
             if self.lists.contains_key(&**name) {
                 continue;
             }
             changed = true;
             let name: Arc<str> = (**name).into();
+            // Many new names must not keep the known ones waiting.
+            let wait = time_of(new, self.tuning.max_requests, QUIET_SHARE);
+            let due = if self.is_round { now } else { now + wait };
+            new += 1;
             let list = PollingState {
-                due: now,
+                due,
                 is_reading: false,
                 is_named: true,
                 in_round: if self.is_round { RoundProgress::Untried } else { RoundProgress::Done },
                 revision: None,
                 instances: 0,
-                missing: None,
                 changed: None,
                 backoff: None,
             };
             self.untried += usize::from(self.is_round);
-            self.due.insert((now, Arc::clone(&name)));
+            self.due.insert((due, Arc::clone(&name)));
             self.lists.insert(name, list);
         }
         NamesOutcome { changed, vanished }
     }
 
     /// Forgets the lists without a name and instances; returns whether there were any.
+    ///
+    /// One with a query in progress is forgotten later.
     pub(super) fn forget_unnamed(&mut self) -> bool {
         let before = self.lists.len();
-        let Self { lists, due, reading, untried, .. } = self;
+        let Self { lists, due, retries, untried, .. } = self;
         lists.retain(|name, list| {
-            let stays = list.is_named || list.instances > 0;
+            let stays = list.is_named || list.instances > 0 || list.is_reading;
             if !stays {
                 *untried -= usize::from(list.in_round == RoundProgress::Untried);
-                if list.is_reading {
-                    *reading -= 1;
-                } else {
-                    due.remove(&(list.due, Arc::clone(name)));
-                }
+                let queue = if list.is_failing() { &mut *retries } else { &mut *due };
+                queue.remove(&(list.due, Arc::clone(name)));
             }
             stays
         });
@@ -180,12 +196,14 @@ impl PollSchedule {
     /// Begins to read all lists once, whatever their revisions; forgets the queries in progress.
     pub(super) fn begin_round(&mut self, names: &BTreeSet<Box<str>>, now: Instant) -> NamesOutcome {
         self.is_round = true;
-        (self.reading, self.untried, self.next_slot) = (0, self.lists.len(), None);
+        (self.reading, self.retrying) = (0, 0);
+        (self.untried, self.next_slot) = (self.lists.len(), None);
         self.due.clear();
+        self.retries.clear();
         for (name, list) in &mut self.lists {
             (list.due, list.is_reading) = (now, false);
             list.in_round = RoundProgress::Untried;
-            (list.revision, list.missing, list.backoff) = (None, None, None);
+            (list.revision, list.backoff) = (None, None);
             self.due.insert((now, Arc::clone(name)));
         }
         self.set_names(names, now)
@@ -206,12 +224,13 @@ impl PollSchedule {
         self.is_round = false;
         let count = u32::try_from(self.lists.len()).unwrap_or(u32::MAX);
         let step = self.quiet_interval() / count.max(1);
-        let mut next = now;
+        let (mut next, attention) = (now, self.tuning.attention);
         for (name, list) in &mut self.lists {
             // A list that could not be read is judged by itself once it can.
             let has_failed = list.is_unread();
             list.in_round = RoundProgress::Done;
-            if !has_failed && !list.is_reading {
+            let is_watched = list.has_changed(attention, now);
+            if !has_failed && !list.is_reading && !list.is_failing() && !is_watched {
                 next += step;
                 self.due.remove(&(list.due, Arc::clone(name)));
                 list.due = next;
@@ -224,29 +243,46 @@ impl PollSchedule {
 
     /// Returns the next list to read, with its revision, if a query may begin.
     pub(super) fn next(&mut self, now: Instant) -> Option<(Arc<str>, Option<Revision>)> {
-        if self.wake()? > now {
+        let (due, is_retry) = self.first()?;
+        if self.next_slot.is_some_and(|slot| slot > now) || due > now {
             return None;
         }
         // A round is as fast as the server: until its end, the registry counts as unreachable.
         let spacing = time_of(1, self.tuning.max_requests, 1.0);
         self.next_slot = (!self.is_round).then_some(now + spacing);
-        let (_, name) = self.due.pop_first()?;
+        let queue = if is_retry { &mut self.retries } else { &mut self.due };
+        let (_, name) = queue.pop_first()?;
         let list = self.lists.get_mut(&name)?;
         list.is_reading = true;
         self.reading += 1;
+        self.retrying += usize::from(is_retry);
         Some((name, list.revision.clone()))
     }
 
     /// Returns when the next query may begin, if it waits for its time only.
     pub(super) fn wake(&self) -> Option<Instant> {
-        let has_room = self.reading < self.tuning.max_reads.max(1);
-        let (due, _) = self.due.first().filter(|_| has_room)?;
-        Some(self.next_slot.map_or(*due, |slot| slot.max(*due)))
+        let (due, _) = self.first()?;
+        Some(self.next_slot.map_or(due, |slot| slot.max(due)))
     }
 
-    /// Returns whether a query for the list is in progress.
-    pub(super) fn is_reading(&self, name: &str) -> bool {
-        self.lists.get(name).is_some_and(|list| list.is_reading)
+    /// Returns the time of the next query for which there is room, and whether it is a retry.
+    fn first(&self) -> Option<(Instant, bool)> {
+        let max_reads = self.tuning.max_reads.max(1);
+        if self.reading >= max_reads {
+            return None;
+        }
+        let may_retry = self.retrying < (max_reads / RETRY_SHARE).max(1);
+        let retry = self.retries.first().filter(|_| may_retry).map(|(due, _)| (*due, true));
+        let other = self.due.first().map(|(due, _)| (*due, false));
+        other.into_iter().chain(retry).min()
+    }
+
+    /// Delays the next query outside a round by the time of other queries, which also count.
+    pub(super) fn count_queries(&mut self, queries: usize, now: Instant) {
+        if !self.is_round {
+            let slot = self.next_slot.map_or(now, |slot| slot.max(now));
+            self.next_slot = Some(slot + time_of(queries, self.tuning.max_requests, 1.0));
+        }
     }
 
     // Answers
@@ -261,31 +297,46 @@ impl PollSchedule {
         self.lists.get(name).is_some_and(PollingState::is_unread)
     }
 
-    /// Records that the store does not have a list; news are to be recorded as read.
-    ///
-    /// In a round, the catalog judges the loss.
-    pub(super) fn missing(&mut self, name: &Arc<str>, now: Instant) -> Loss {
-        let Some(list) = self.lists.get_mut(name) else { return Loss::Known };
-        list.backoff = None;
-        let loss = if list.is_unread() {
-            Loss::News
-        } else if list.instances == 0 {
-            Loss::Known
-        } else {
-            let since = *list.missing.get_or_insert(now);
-            let is_lasting = now.saturating_duration_since(since) >= self.patience;
-            if is_lasting { Loss::News } else { Loss::Doubtful }
-        };
-        if loss != Loss::News {
-            self.poll_later(name, now);
+    /// Returns whether a list that the store does not have is known to have no instance.
+    pub(super) fn is_known_empty(&self, name: &str) -> bool {
+        self.lists.get(name).is_some_and(|list| !list.is_unread() && list.instances == 0)
+    }
+
+    /// Records that a list is missing; outside a round, that may be a loss of data.
+    pub(super) fn note_missing(&mut self, name: &str, now: Instant) {
+        let is_emptied = |list: &PollingState| !list.is_unread() && list.instances > 0;
+        if !self.lists.get(name).is_some_and(is_emptied) {
+            return;
         }
-        loss
+        self.emptied.push_back(now);
+        if self.emptied.len() > self.min_emptied() {
+            self.emptied.pop_front();
+        }
+    }
+
+    /// Returns whether a list that lacks instances may be of a store that has lost its data.
+    ///
+    /// Its programs register again one after the other, so the first lists after that may lack
+    /// instances.
+    pub(super) fn is_doubted(&self, name: &str, instances: usize, now: Instant) -> bool {
+        let is_recent = |time: &Instant| now.saturating_duration_since(*time) < self.patience;
+        let is_mass_loss = || {
+            self.vanished.as_ref().is_some_and(is_recent)
+                || self.emptied.iter().filter(|time| is_recent(time)).count() >= self.min_emptied()
+        };
+        self.lists.get(name).is_some_and(|list| instances < list.instances) && is_mass_loss()
+    }
+
+    /// Returns how many lists must lose all their instances until other losses are doubtful.
+    fn min_emptied(&self) -> usize {
+        MIN_EMPTIED.max(self.lists.len() / LISTS_PER_EMPTIED)
     }
 
     /// Records that a list has not changed.
     pub(super) fn unchanged(&mut self, name: &Arc<str>, now: Instant) {
+        self.end_query(name);
         let Some(list) = self.lists.get_mut(name) else { return };
-        (list.missing, list.backoff) = (None, None);
+        list.backoff = None;
         self.poll_later(name, now);
     }
 
@@ -307,12 +358,13 @@ impl PollSchedule {
         instances: usize,
         now: Instant,
     ) {
+        self.end_query(name);
         let Some(list) = self.lists.get_mut(name) else { return };
-        if !list.is_unread() {
+        // What a round has not found may return soon.
+        if !list.is_unread() || instances < list.instances {
             list.changed = Some(now);
         }
-        (list.revision, list.instances) = (revision, instances);
-        (list.missing, list.backoff) = (None, None);
+        (list.revision, list.instances, list.backoff) = (revision, instances, None);
         self.poll_later(name, now);
         if let Some(list) = self.lists.get_mut(name) {
             list.in_round = RoundProgress::Done;
@@ -321,8 +373,9 @@ impl PollSchedule {
 
     /// Records a failed query; returns whether the previous one also failed.
     pub(super) fn failed(&mut self, name: &Arc<str>, now: Instant) -> bool {
+        self.end_query(name);
         let Some(list) = self.lists.get_mut(name) else { return false };
-        let failed_before = list.backoff.is_some();
+        let failed_before = list.is_failing();
         let (min, max) = self.backoff;
         let wait = list.backoff.get_or_insert_with(|| Backoff::new(min, max)).next();
         self.set_due(name, now + wait);
@@ -333,25 +386,34 @@ impl PollSchedule {
     fn poll_later(&mut self, name: &Arc<str>, now: Instant) {
         let quiet = self.quiet_interval();
         let Some(list) = self.lists.get(name) else { return };
-        let is_recent =
-            |changed: Instant| now.saturating_duration_since(changed) < self.tuning.attention;
-        let is_watched = list.missing.is_some() || list.changed.is_some_and(is_recent);
+        let is_watched = list.has_changed(self.tuning.attention, now);
         let interval = if is_watched { self.tuning.interval } else { quiet };
         let next = list.due + interval;
         self.set_due(name, if next > now { next } else { now + interval });
     }
 
-    /// Ends the query in progress for a list, and sets the time of the next one.
+    /// Ends the query in progress for a list, or takes the list from its queue.
+    fn end_query(&mut self, name: &Arc<str>) {
+        let Some(list) = self.lists.get_mut(name) else { return };
+        if std::mem::take(&mut list.is_reading) {
+            self.reading -= 1;
+            self.retrying -= usize::from(list.is_failing());
+        } else {
+            let queue = if list.is_failing() { &mut self.retries } else { &mut self.due };
+            queue.remove(&(list.due, Arc::clone(name)));
+        }
+    }
+
+    /// Sets the time of the next query for a list whose query has ended.
     fn set_due(&mut self, name: &Arc<str>, due: Instant) {
         let Some(list) = self.lists.get_mut(name) else { return };
-        self.due.remove(&(list.due, Arc::clone(name)));
-        self.reading -= usize::from(std::mem::take(&mut list.is_reading));
         if list.in_round == RoundProgress::Untried {
             list.in_round = RoundProgress::Failed;
             self.untried -= 1;
         }
         list.due = due;
-        self.due.insert((due, Arc::clone(name)));
+        let queue = if list.is_failing() { &mut self.retries } else { &mut self.due };
+        queue.insert((due, Arc::clone(name)));
     }
 
     /// Returns the interval of lists that have not changed lately.
@@ -362,6 +424,16 @@ impl PollSchedule {
 }
 
 impl PollingState {
+    /// Returns whether the list has changed within this time.
+    fn has_changed(&self, within: Duration, now: Instant) -> bool {
+        self.changed.is_some_and(|changed| now.saturating_duration_since(changed) < within)
+    }
+
+    /// Returns whether the last query has failed.
+    fn is_failing(&self) -> bool {
+        self.backoff.is_some()
+    }
+
     /// Returns whether the round in progress has not read the list.
     fn is_unread(&self) -> bool {
         self.in_round != RoundProgress::Done
@@ -369,169 +441,4 @@ impl PollingState {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Removal grace of the tests.
-    const PATIENCE: Duration = Duration::from_secs(12);
-
-    fn names(count: usize) -> BTreeSet<Box<str>> {
-        (0..count).map(|number| format!("service-{number}").into()).collect()
-    }
-
-    /// Reads all lists that are due; each has an instance and the revision `1`.
-    fn read_all(schedule: &mut PollSchedule, now: Instant) -> usize {
-        let mut count = 0;
-        while let Some((name, known)) = schedule.next(now) {
-            match known {
-                Some(_) => schedule.unchanged(&name, now),
-                None => schedule.read(&name, Some("1".into()), 1, now),
-            }
-            count += 1;
-        }
-        count
-    }
-
-    fn after_round(max_requests: usize, count: usize, now: Instant) -> PollSchedule {
-        let tuning = PollingTuning { max_requests, ..PollingTuning::default() };
-        let mut schedule = PollSchedule::new(&tuning, &ConnectionTuning::default(), PATIENCE);
-        schedule.begin_round(&names(count), now);
-        assert_eq!(read_all(&mut schedule, now), count);
-        assert!(schedule.is_round_complete());
-        schedule.end_round(now);
-        schedule
-    }
-
-    fn milliseconds(count: u64) -> impl Iterator<Item = Duration> {
-        (1..=count).map(Duration::from_millis)
-    }
-
-    #[test]
-    fn queries_are_spread_evenly_over_a_second() {
-        let start = Instant::now();
-        let mut schedule = after_round(200, 100, start);
-        let reads: Vec<usize> =
-            milliseconds(5_000).map(|time| read_all(&mut schedule, start + time)).collect();
-        assert_eq!(reads.iter().sum::<usize>(), 500, "each list once a second");
-        let busiest = reads.chunks(100).map(|chunk| chunk.iter().sum::<usize>()).max();
-        assert!(busiest.is_some_and(|reads| reads <= 12), "{busiest:?} in 100 ms");
-    }
-
-    #[test]
-    fn many_lists_are_polled_less_often() {
-        let start = Instant::now();
-        let mut schedule = after_round(200, 1_000, start);
-        let reads: usize =
-            milliseconds(12_500).map(|time| read_all(&mut schedule, start + time)).sum();
-        assert!((1_980..=2_020).contains(&reads), "{reads} in two passes of 6.25 s");
-    }
-
-    #[test]
-    fn a_list_that_has_changed_is_polled_every_second_for_a_while() {
-        let start = Instant::now();
-        let mut schedule = after_round(10, 80, start);
-        let changing: Arc<str> = "service-7".into();
-        let mut times = Vec::new();
-        for time in milliseconds(100_000) {
-            let now = start + time;
-            while let Some((name, _)) = schedule.next(now) {
-                let changes = name == changing && times.is_empty();
-                if name == changing {
-                    times.push(now);
-                }
-                if changes {
-                    schedule.read(&name, Some("2".into()), 2, now);
-                } else {
-                    schedule.unchanged(&name, now);
-                }
-            }
-        }
-        let changed = times[0];
-        let within = |from: u64, to: u64| {
-            let since = |time: &&Instant| time.duration_since(changed).as_secs();
-            times.iter().filter(|time| (from..to).contains(&since(time))).count()
-        };
-        assert!(within(0, 30) >= 25, "{} in the first 30 s", within(0, 30));
-        assert!(within(31, 61) <= 5, "{} in the next 30 s", within(31, 61));
-    }
-
-    #[test]
-    fn an_empty_list_is_no_change_of_an_empty_one() {
-        let start = Instant::now();
-        let mut schedule = after_round(200, 1, start);
-        let name: Arc<str> = "service-0".into();
-        assert!(!schedule.is_still_empty(&name, 0), "it had an instance");
-        schedule.read(&name, Some("2".into()), 0, start);
-        assert!(schedule.is_still_empty(&name, 0) && !schedule.is_still_empty(&name, 1));
-        schedule.begin_round(&names(1), start);
-        assert!(!schedule.is_still_empty(&name, 0), "a round needs each list");
-    }
-
-    #[test]
-    fn a_list_that_is_missing_is_doubted_for_the_removal_grace() {
-        let start = Instant::now();
-        let mut schedule = after_round(200, 2, start);
-        let name: Arc<str> = "service-0".into();
-        assert_eq!(schedule.missing(&name, start), Loss::Doubtful);
-        assert_eq!(schedule.missing(&name, start + PATIENCE / 2), Loss::Doubtful);
-        schedule.unchanged(&name, start + PATIENCE / 2);
-        assert_eq!(schedule.missing(&name, start + PATIENCE), Loss::Doubtful, "it was back");
-        assert_eq!(schedule.missing(&name, start + PATIENCE * 2), Loss::News);
-        schedule.read(&name, None, 0, start + PATIENCE * 2);
-        assert_eq!(schedule.missing(&name, start + PATIENCE * 2), Loss::Known);
-        schedule.begin_round(&names(2), start);
-        let other = "service-1".into();
-        assert_eq!(schedule.missing(&other, start), Loss::News, "the catalog judges a round");
-    }
-
-    #[test]
-    fn a_list_with_instances_outlives_its_name() {
-        let start = Instant::now();
-        let mut schedule = after_round(200, 3, start);
-        let outcome = schedule.set_names(&names(1), start);
-        assert_eq!(outcome, NamesOutcome { changed: false, vanished: 2 });
-        assert_eq!(schedule.set_names(&names(1), start), NamesOutcome::default());
-        assert_eq!(schedule.names().len(), 3);
-        schedule.read(&"service-2".into(), None, 0, start);
-        let outcome = schedule.set_names(&names(1), start);
-        assert_eq!(outcome, NamesOutcome { changed: true, vanished: 0 });
-        assert_eq!((schedule.names().len(), schedule.due.len()), (2, 2));
-        assert!(schedule.set_names(&names(4), start).changed);
-        assert_eq!(schedule.names().len(), 4);
-    }
-
-    #[test]
-    fn a_failed_query_is_tried_again_and_completes_a_round() {
-        let start = Instant::now();
-        let connection = ConnectionTuning::default();
-        let mut schedule = PollSchedule::new(&PollingTuning::default(), &connection, PATIENCE);
-        schedule.begin_round(&names(1), start);
-        let (name, known) = schedule.next(start).unwrap();
-        assert_eq!(known, None);
-        assert!(!schedule.failed(&name, start), "the first failure");
-        assert!(schedule.is_round_complete());
-        schedule.end_round(start);
-        let later = start + connection.backoff_max;
-        let (name, known) = schedule.next(later).unwrap();
-        assert_eq!(known, None, "it has not been read yet");
-        assert!(!schedule.is_unread(&name) && schedule.failed(&name, later));
-        let (name, _) = schedule.next(later + connection.backoff_max).unwrap();
-        schedule.read(&name, Some("1".into()), 1, later);
-        assert!(!schedule.is_unread(&name) && !schedule.failed(&name, later));
-    }
-
-    #[test]
-    fn concurrent_queries_are_limited_and_forgotten_names_end_theirs() {
-        let start = Instant::now();
-        let connection = ConnectionTuning::default();
-        let tuning = PollingTuning { max_reads: 2, ..PollingTuning::default() };
-        let mut schedule = PollSchedule::new(&tuning, &connection, PATIENCE);
-        schedule.begin_round(&names(4), start);
-        assert!(schedule.next(start).is_some() && schedule.next(start).is_some());
-        assert_eq!((schedule.next(start), schedule.wake()), (None, None));
-        schedule.set_names(&BTreeSet::new(), start);
-        assert!(schedule.is_round_complete() && schedule.reading == 0);
-        assert!(schedule.set_names(&names(1), start).changed);
-        assert_eq!(read_all(&mut schedule, start), 1);
-    }
-}
+mod tests;

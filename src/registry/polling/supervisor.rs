@@ -9,12 +9,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::Revision;
-use super::schedule::{Loss, PollSchedule};
+use super::schedule::PollSchedule;
 use super::{
     PolledAnswer, PolledList, PolledNames, PolledStore, PollingClient, PollingTuning, time_of,
 };
 use crate::registry::RegistryCommand;
-use crate::registry::attempts::ConnectionTuning;
 use crate::registry::failure::{Failure, FailureKind};
 use crate::registry::service_faults::ServiceFaults;
 use crate::registry::session::{SessionEnd, StoreLink, Supervisor};
@@ -23,32 +22,32 @@ use crate::service::{Change, ListKind, ListScope};
 /// Share of the queries that may be for the names, beside those for lists.
 const NAMES_SHARE: f64 = 0.05;
 
+/// Kind of the lists after an outage: a server that was restarted may have lost its data.
+const AFTER_OUTAGE: ListKind = ListKind::Restored;
+
 /// Follows one polled store through all failures.
 ///
 /// The supervisor keeps no copy of the instances, only names, revisions and counts.
-pub(in crate::registry) struct PollingSupervisor<S> {
+pub(super) struct PollingSupervisor<S> {
     store: S,
     link: StoreLink,
     schedule: PollSchedule,
     tuning: PollingTuning,
-    /// The kind of the next round, unless the names show that the store has lost its data.
+    /// The kind of the next round.
     next_round: ListKind,
 }
 
 impl<S: PolledStore> PollingSupervisor<S> {
     /// Creates the supervisor of a store.
-    pub(in crate::registry) fn new(
-        store: S,
-        (tuning, connection): (&PollingTuning, &ConnectionTuning),
-        first: ListKind,
-        link: StoreLink,
-    ) -> Self {
+    pub(super) fn new(store: S, first: ListKind, link: StoreLink) -> Self {
+        let (tuning, connection) = store.tuning();
+        let tuning = tuning.clone();
         Self {
+            schedule: PollSchedule::new(&tuning, connection, link.feed.state().removal_grace),
             store,
-            schedule: PollSchedule::new(tuning, connection, link.feed.state().removal_grace),
             link,
-            tuning: tuning.clone(),
-            next_round: if first == ListKind::Routine { first } else { S::AFTER_OUTAGE },
+            tuning,
+            next_round: if first == ListKind::Routine { first } else { AFTER_OUTAGE },
         }
     }
 }
@@ -60,6 +59,7 @@ impl<S: PolledStore> Supervisor for PollingSupervisor<S> {
 
     async fn session(&mut self, endpoint: &str) -> Result<Infallible, SessionEnd> {
         let client = self.store.connect(endpoint).await?;
+        let names_began = Instant::now();
         let names = client.names(None).await?.ok_or_else(no_content)?;
         self.link.drain_commands();
         let names_interval = self.tuning.interval;
@@ -69,7 +69,11 @@ impl<S: PolledStore> Supervisor for PollingSupervisor<S> {
             queries: JoinSet::new(),
             names_revision: None,
             names_interval,
+            names_pages: 1,
             names_due: None,
+            names_began,
+            answered: Instant::now(),
+            is_doubted: false,
             round: ListKind::Routine,
             faults: ServiceFaults::default(),
         };
@@ -81,7 +85,8 @@ impl<S: PolledStore> Supervisor for PollingSupervisor<S> {
 /// The result of one query.
 enum PollResult {
     Names(Result<Option<PolledNames>, Failure>),
-    List(Arc<str>, Result<PolledAnswer, Failure>),
+    /// Of a list, with the time at which the query began.
+    List(Arc<str>, Instant, Result<PolledAnswer, Failure>),
 }
 
 /// A session with one server.
@@ -95,8 +100,16 @@ struct PollingSession<'a, S: PolledStore> {
     /// The revision of the last names.
     names_revision: Option<Revision>,
     names_interval: Duration,
+    /// Number of queries that the last names took.
+    names_pages: usize,
     /// When the names are read next; `None` while they are read.
     names_due: Option<Instant>,
+    /// Time of the last query for the names.
+    names_began: Instant,
+    /// Time of the last answer.
+    answered: Instant,
+    /// Whether a query has failed, so that the names must show that the server still answers.
+    is_doubted: bool,
     /// The kind of the round.
     round: ListKind,
     /// The lasting failures of single lists.
@@ -140,16 +153,22 @@ impl<S: PolledStore> PollingSession<'_, S> {
         match result {
             PollResult::Names(names) => {
                 self.take_names(names?).await?;
+                (self.answered, self.is_doubted) = (Instant::now(), false);
                 self.names_due = Some(Instant::now() + self.names_interval);
             }
-            // The name has vanished meanwhile.
-            PollResult::List(name, _) if !self.supervisor.schedule.is_reading(&name) => {}
-            PollResult::List(name, Ok(answer)) => self.take_answer(&name, answer).await?,
+            PollResult::List(name, _, Ok(answer)) => {
+                self.answered = Instant::now();
+                self.take_answer(&name, answer).await?;
+            }
             // A refused login concerns all lists.
-            PollResult::List(_, Err(failure)) if failure.kind == FailureKind::Login => {
+            PollResult::List(_, _, Err(failure))
+                if matches!(failure.kind, FailureKind::Login | FailureKind::UnknownUser) =>
+            {
                 return Err(failure.into());
             }
-            PollResult::List(name, Err(failure)) => self.take_failure(&name, failure),
+            PollResult::List(name, began, Err(failure)) => {
+                self.take_failure(&name, began, failure);
+            }
         }
         self.end_complete_round().await
     }
@@ -163,9 +182,7 @@ impl<S: PolledStore> PollingSession<'_, S> {
         let supervisor = &mut *self.supervisor;
         let now = Instant::now();
         let vanished = supervisor.schedule.begin_round(&names.names, now).vanished;
-        let lost = if vanished > 0 { ListKind::Restored } else { ListKind::Routine };
-        self.round = supervisor.next_round.max(lost);
-        supervisor.next_round = S::AFTER_OUTAGE.max(self.round);
+        self.round = std::mem::replace(&mut supervisor.next_round, AFTER_OUTAGE);
         supervisor.warn_of(vanished);
         self.note_names(names.revision, names.pages);
         self.names_due = Some(now + self.names_interval);
@@ -178,11 +195,11 @@ impl<S: PolledStore> PollingSession<'_, S> {
     ///
     /// If a query has failed, the names must first show that the server still answers.
     async fn end_complete_round(&mut self) -> Result<(), SessionEnd> {
-        if !self.supervisor.schedule.is_round_complete() || self.names_due.is_none() {
+        let is_confirmed = self.names_due.is_some() && !self.is_doubted;
+        if !self.supervisor.schedule.is_round_complete() || !is_confirmed {
             return Ok(());
         }
         self.supervisor.schedule.end_round(Instant::now());
-        self.supervisor.next_round = S::AFTER_OUTAGE;
         let error = self.faults.text();
         self.supervisor
             .link
@@ -224,7 +241,7 @@ impl<S: PolledStore> PollingSession<'_, S> {
     /// Records the revision of the names, and how often they may be read.
     fn note_names(&mut self, revision: Option<Revision>, pages: usize) {
         let PollingTuning { interval, max_requests, .. } = self.supervisor.tuning;
-        self.names_revision = revision;
+        (self.names_revision, self.names_pages) = (revision, pages);
         self.names_interval = interval.max(time_of(pages, max_requests, NAMES_SHARE));
     }
 
@@ -238,18 +255,23 @@ impl<S: PolledStore> PollingSession<'_, S> {
         let now = Instant::now();
         match answer {
             PolledAnswer::Unchanged if !schedule.has_revision(name) => {
-                self.take_failure(name, no_content());
+                self.take_failure(name, now, no_content());
                 return Ok(());
             }
             PolledAnswer::Unchanged => schedule.unchanged(name, now),
-            PolledAnswer::Missing => match schedule.missing(name, now) {
-                Loss::News => self.take_list(name, PolledList::default()).await?,
-                Loss::Doubtful | Loss::Known => {}
-            },
+            PolledAnswer::Missing if schedule.is_known_empty(name) => schedule.unchanged(name, now),
+            PolledAnswer::Missing => {
+                schedule.note_missing(name, now);
+                self.take_list(name, ListKind::Doubted, PolledList::default()).await?;
+            }
             PolledAnswer::List(list) if schedule.is_still_empty(name, list.instances) => {
                 schedule.unchanged(name, now);
             }
-            PolledAnswer::List(list) => self.take_list(name, list).await?,
+            PolledAnswer::List(list) => {
+                let is_doubted = schedule.is_doubted(name, list.instances, now);
+                let kind = if is_doubted { ListKind::Doubted } else { ListKind::Routine };
+                self.take_list(name, kind, list).await?;
+            }
         }
         if self.faults.remove(name) {
             self.report_faults();
@@ -257,11 +279,16 @@ impl<S: PolledStore> PollingSession<'_, S> {
         Ok(())
     }
 
-    /// Sends a list.
-    async fn take_list(&mut self, name: &Arc<str>, list: PolledList) -> Result<(), SessionEnd> {
+    /// Sends a list, of this kind unless it is the first of a round.
+    async fn take_list(
+        &mut self,
+        name: &Arc<str>,
+        kind: ListKind,
+        list: PolledList,
+    ) -> Result<(), SessionEnd> {
         let supervisor = &mut *self.supervisor;
         let is_unread = supervisor.schedule.is_unread(name);
-        let kind = if is_unread { self.round } else { ListKind::Routine };
+        let kind = if is_unread { self.round } else { kind };
         let scope = ListScope::Service((**name).into());
         let changes = [Change::ListBegin { kind, scope }]
             .into_iter()
@@ -275,20 +302,31 @@ impl<S: PolledStore> PollingSession<'_, S> {
     }
 
     /// Records the failure of a query for one list, which keeps its instances.
-    fn take_failure(&mut self, name: &Arc<str>, failure: Failure) {
+    fn take_failure(&mut self, name: &Arc<str>, began: Instant, failure: Failure) {
         let now = Instant::now();
         let failed_before = self.supervisor.schedule.failed(name, now);
         let is_of_connection = failure.kind == FailureKind::Connection || failure.kind.is_crowded();
-        if is_of_connection && self.names_due.is_some() {
+        let may_have_ended = self.answered <= began || self.supervisor.schedule.is_round();
+        if is_of_connection && may_have_ended {
             // If the server has ended, the names end the session.
-            self.spawn_names();
+            self.is_doubted = true;
+            let soonest = (self.names_began + self.supervisor.tuning.interval).max(now);
+            self.names_due = self.names_due.map(|due| due.min(soonest));
         }
         // A round is incomplete without the list, however short the failure.
         let is_reported = failed_before || !is_of_connection || self.supervisor.schedule.is_round();
         let text = self.supervisor.link.locate(failure).text;
         if is_reported && self.faults.set(name, text.clone()) {
             let registry = self.supervisor.link.feed.state();
-            tracing::warn!(%registry, reason = text, "a service cannot be read, trying again");
+            let services = self.faults.count();
+            if self.faults.take_warning(now) {
+                tracing::warn!(
+                    %registry, services, reason = text,
+                    "services cannot be read, trying again"
+                );
+            } else {
+                tracing::debug!(%registry, services, reason = text, "a service cannot be read");
+            }
             self.report_faults();
         }
     }
@@ -306,16 +344,18 @@ impl<S: PolledStore> PollingSession<'_, S> {
     // Queries
 
     fn spawn_names(&mut self) {
-        self.names_due = None;
+        let now = Instant::now();
+        (self.names_due, self.names_began) = (None, now);
+        self.supervisor.schedule.count_queries(self.names_pages, now);
         let (client, known) = (self.client.clone(), self.names_revision.clone());
         self.queries.spawn(async move { PollResult::Names(client.names(known.as_ref()).await) });
     }
 
     fn spawn_list(&mut self, name: Arc<str>, known: Option<Revision>) {
-        let client = self.client.clone();
+        let (client, began) = (self.client.clone(), Instant::now());
         self.queries.spawn(async move {
             let result = client.list(&name, known.as_ref()).await;
-            PollResult::List(name, result)
+            PollResult::List(name, began, result)
         });
     }
 }

@@ -365,11 +365,15 @@ async fn upstreams_that_only_close_connections_are_unreachable() {
         [(tls(dns.0, Some("dns.example")), dns.1), (https(web.0, Some("dns.example")), web.1)]
     {
         let upstream = authority.upstream(target);
+        let began = Instant::now();
         assert_eq!(
             sockets.query_one(&upstream, &outgoing(), long()).await.unwrap_err(),
             QueryFailure::Unreachable
         );
-        assert_eq!(log.handshakes.lock().unwrap().len(), 5);
+        // Five for an attempt; another attempt begins each second that a busy machine takes.
+        let attempts = 1 + usize::try_from(began.elapsed().as_secs()).unwrap();
+        let connections = log.handshakes.lock().unwrap().len();
+        assert!((5..=5 * attempts).contains(&connections), "{connections} in {attempts}");
     }
 }
 

@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -408,7 +408,13 @@ fn ten_thousand_idle_connections_are_open_at_once() {
     listener.listen(4096).unwrap();
     let listener = TcpListener::from(listener);
     let instance = listener.local_addr().unwrap();
-    thread::spawn(move || listener.incoming().flatten().collect::<Vec<_>>());
+    let accepted = Arc::new(Mutex::new(Vec::new()));
+    let held = Arc::clone(&accepted);
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            held.lock().unwrap().push(stream);
+        }
+    });
     let address = bridge.serve("idle", &[instance]);
     let mut clients = Vec::new();
     while clients.len() < count {
@@ -420,6 +426,7 @@ fn ten_thousand_idle_connections_are_open_at_once() {
         });
     }
     drop(clients);
+    accepted.lock().unwrap().clear();
     eventually("all connections to end", SOON, || {
         (bridge.bridge.counters().open() == 0).then_some(())
     });

@@ -284,3 +284,42 @@ fn without_redirection_the_ports_of_each_service_are_bound() {
         server.stop();
     });
 }
+
+#[test]
+fn commands_show_what_the_bridge_does() {
+    let test = "commands_show_what_the_bridge_does";
+    netns::inside(test, "127.0.0.1", || {
+        let http = r#"{"protocol":"http"}"#;
+        let at = |name: &str, endpoint: &str| format!("default/default/{name}/latest/{endpoint}");
+        let port = serve_pages();
+        let keys = [
+            (at("hello.svc", &format!("{}:{port}", netns::ADDRESS)), http),
+            (at("rpc", "10.0.0.9:9000"), r#"{"protocol":"grpc"}"#),
+            // A program that registers what it found in DNS would make a loop.
+            (at("loop", "127.83.1.2:80"), http),
+        ];
+        let keys: Vec<_> = keys.iter().map(|(key, value)| (&**key, *value)).collect();
+        let files = Files::new(&keys);
+        let server = bridged(&files, &["--bridge-bind", "true"]);
+        let address = bridge_address(&server, "hello.svc");
+        assert_eq!(curl("http://hello.svc/"), "page of hello.svc\n");
+        let shown = |arguments: &[&str]| {
+            let output = server.run(arguments);
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        assert!(shown(&["ls"]).contains(&address), "{}", shown(&["ls"]));
+        let status = shown(&["status"]);
+        assert!(status.contains("port bridge: 1 name in 127.83.0.0/16 (bound)"), "{status}");
+        let explained = shown(&["explain", "hello.svc"]);
+        assert!(explained.contains(&format!("get {address}")), "{explained}");
+        let explained = shown(&["explain", "rpc.svc"]);
+        assert!(explained.contains("not bridged: no registration has a protocol"), "{explained}");
+        // The service with loop endpoints only is known, but has no address.
+        let rejected = shown(&["ls", "--rejected"]);
+        assert!(rejected.contains("endpoint-of-bridge"), "{rejected}");
+        assert_eq!(support::dns::addresses(server.address, "loop.svc"), Ok(Vec::new()));
+        let json: serde_json::Value = serde_json::from_str(&shown(&["ls", "--json"])).unwrap();
+        assert_eq!(json[0]["bridged"][0]["address"], *address);
+        server.stop();
+    });
+}

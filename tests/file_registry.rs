@@ -1108,7 +1108,10 @@ async fn a_file_system_can_be_unmounted_and_mounted_again() {
         served.wait_until("the held names", |served| served.held() == 2).await;
         assert_eq!(served.names(), ["c", "d"]);
         let error = served.state.report().error.unwrap();
-        assert!(error.contains("unmounted") && error.contains("served for 12 s"), "{error}");
+        assert!(
+            error.contains("unmounted") && error.contains("served for at most 12 s"),
+            "{error}"
+        );
         assert!(served.state.report().connected);
     }
 }
@@ -1178,8 +1181,8 @@ fn status_and_readiness_explain_a_vanished_directory() {
     fs::rename(&path, &old).unwrap();
     let note = format!(
         "{} no longer exists: it, or a directory above it, was moved away or unmounted; \
-         its registrations (2) are served for 60 s (removal-grace): put it back, or let the \
-         programs register again",
+         its registrations (2) are served for at most 60 s (removal-grace): put it back, or let \
+         the programs register again",
         path.display()
     );
     support::eventually("the note in the status", support::SOON, || {
@@ -1209,7 +1212,7 @@ fn status_and_readiness_explain_a_vanished_directory() {
 
     let log = server.log();
     let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
-    assert_eq!(lines("WARN"), 2, "{log}");
+    assert_eq!(lines("WARN svcdns::registry"), 2, "{log}");
     assert_eq!(lines(&format!("WARN svcdns::registry::file::follower: {note}")), 1, "{log}");
     server.stop();
 }

@@ -1,4 +1,4 @@
-//! A wall clock that jumps while svcdns follows etcd and Consul.
+//! A wall clock that jumps while svcdns follows etcd and Consul, and between its starts.
 //!
 //! libfaketime gives svcdns a wall clock that a file sets while it runs. The monotonic clock stays
 //! the machine's, as when a person or NTP sets the time.
@@ -147,8 +147,15 @@ fn a_wall_clock_that_jumps_has_no_effect_on_etcd_and_consul() {
     etcd.wipe();
     etcd.start_all();
     eventually("a held removal", SOON, || (registries(&server).1 == 1).then_some(()));
+    let begun = Timestamp::now();
     for set in [SignedDuration::ZERO, day, -day] {
         clock.set(set);
+        // The status shows the end of the hold on the clock as it is now.
+        let end = (begun + set + hour).as_second();
+        let until = || registries(&server).0[0]["holds"][0]["until"].as_i64().unwrap();
+        eventually("the end of the hold", SOON, || {
+            ((until() - end).abs() <= TOLERANCE.as_secs()).then_some(())
+        });
         throughout("the removal is held", Instant::now(), seconds(2), || {
             registries(&server).1 == 1
         });
@@ -157,5 +164,53 @@ fn a_wall_clock_that_jumps_has_no_effect_on_etcd_and_consul() {
         prober.expect_no_loss();
     }
     drop(program);
+    server.stop();
+}
+
+#[test]
+fn a_wall_clock_that_jumps_by_years_costs_no_snapshot() {
+    let test = "a_wall_clock_that_jumps_by_years_costs_no_snapshot";
+    let Some(clock) = WallClock::new(test) else { return };
+    let mut etcd = Etcd::start();
+    etcd.put(&key("etcd.svc", 1), "{}");
+    let flags = ["--registry".to_owned(), etcd.url()];
+    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let start =
+        |state: TempDir| Svcdns::serve_in(state, listen, &flags, |command| clock.apply(command));
+    let is_stale = |server: &Svcdns| {
+        let text = dns::dig(server.address, &["etcd.svc"]);
+        text.contains("10.0.0.1") && text.contains("EDE: 3 ")
+    };
+    let server = start(tempfile::tempdir().unwrap());
+    server.wait_for("etcd.svc", &["10.0.0.1"]);
+    let mut state = server.stop_and_keep();
+    etcd.kill();
+    let year = SignedDuration::from_hours(365 * 24);
+    for (set, is_used, says) in [
+        (5 * year, false, "older than max-stale"),
+        // What was not used is still there.
+        (-5 * year, true, "the clock has gone back"),
+        (SignedDuration::ZERO, true, "answering from the snapshot"),
+    ] {
+        clock.set(set);
+        let server = start(state);
+        assert_eq!(is_stale(&server), is_used, "{set}: {}", server.log());
+        assert!(server.log().contains(says), "{set}: {}", server.log());
+        // A jump while the server runs changes neither its answers nor the age of its data.
+        clock.set(set + 3 * year);
+        assert_eq!(is_stale(&server), is_used, "{set}: {}", server.log());
+        state = server.stop_and_keep();
+    }
+    // A snapshot written while the clock was ahead is used once the clock is right.
+    clock.set(5 * year);
+    etcd.start_all();
+    let server = start(state);
+    server.wait_for("etcd.svc", &["10.0.0.1"]);
+    eventually("fresh answers", SOON, || (!is_stale(&server)).then_some(()));
+    let state = server.stop_and_keep();
+    etcd.kill();
+    clock.set(SignedDuration::ZERO);
+    let server = start(state);
+    assert!(is_stale(&server), "{}", server.log());
     server.stop();
 }

@@ -4,16 +4,26 @@
 mod support;
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
-use serde_json::Value;
+use serde_json::{Value, json};
+use support::consul::Consul;
 use support::etcd::Etcd;
+use support::nacos::{self, Nacos};
+use support::polaris::{self, PolarisServer};
 use support::svcdns::Svcdns;
+#[cfg(feature = "zookeeper")]
+use support::zookeeper::{ZooKeeper, put_leaf};
 use support::{SOON, dns, eventually, free_address, netns, skip, strace};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
 
 const HTTP: &str = r#"{"protocol":"http"}"#;
 
@@ -23,6 +33,10 @@ const TIME_AT: usize = 12;
 
 fn key(name: &str, last: usize) -> String {
     format!("/service/default/default/{name}/latest/10.0.0.{last}:80")
+}
+
+fn address(last: u8) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, last], 80))
 }
 
 /// Starts an etcd with the service `hello` at 10.0.0.1 and 10.0.0.2.
@@ -141,6 +155,140 @@ fn a_killed_server_starts_again_without_its_registry() {
     etcd.kill();
     let server = Svcdns::serve_again(state, &flags(&etcd));
     check_answers_from_snapshot(&server);
+}
+
+/// Checks that a server answers `hello.svc` from its snapshot once `kill` has ended its registry.
+///
+/// Also checks that the snapshot has none of these texts.
+fn check_start_without(flags: &[&str], secrets: &[&str], kill: impl FnOnce()) {
+    let server = Svcdns::serve(flags);
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    let state = server.stop_and_keep();
+    let bytes = fs::read(snapshot(state.path())).unwrap();
+    for secret in secrets {
+        let is_there = bytes.windows(secret.len()).any(|text| text == secret.as_bytes());
+        assert!(!is_there, "the snapshot contains {secret}");
+    }
+    kill();
+    let server = Svcdns::serve_again(state, flags);
+    check_answers_from_snapshot(&server);
+}
+
+/// Writes a secret to a file with the mode that svcdns requires.
+fn secret_file(folder: &TempDir, secret: &str) -> String {
+    let path = folder.path().join("its-secret-file");
+    fs::write(&path, secret).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_snapshot_of_etcd_has_no_secret() {
+    let mut etcd = hello();
+    etcd.add_writer("its-user", "its-password", "/service");
+    etcd.enable_auth();
+    let folder = tempfile::tempdir().unwrap();
+    let (url, file) = (etcd.url(), secret_file(&folder, "its-password"));
+    let flags = ["--registry", &url, "--etcd-username", "its-user", "--etcd-password-file", &file];
+    check_start_without(&flags, &["its-user", "its-password", "its-secret-file"], || etcd.kill());
+}
+
+#[test]
+fn a_start_without_nacos_answers_from_the_snapshot() {
+    let mut nacos = Nacos::start();
+    for address in ["10.0.0.1", "10.0.0.2"] {
+        nacos.put("hello.svc", address, 80, &json!({ "protocol": "grpc" }));
+    }
+    nacos.require_password("its-password");
+    let folder = tempfile::tempdir().unwrap();
+    let (url, file) = (nacos.url(), secret_file(&folder, "its-password"));
+    let flags =
+        ["--registry", &url, "--nacos-username", nacos::USER, "--nacos-password-file", &file];
+    check_start_without(&flags, &["its-password", "its-secret-file"], || nacos.kill());
+}
+
+#[test]
+fn a_start_without_polaris_answers_from_the_snapshot() {
+    let polaris = PolarisServer::start();
+    polaris.require("its-token");
+    for last in [1, 2] {
+        let metadata = polaris::goframe_metadata("latest");
+        polaris.put("service-default-default-hello.svc-latest", address(last), &metadata);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (url, file) = (polaris.url(), secret_file(&folder, "its-token"));
+    let flags = ["--registry", &url, "--polaris-token-file", &file];
+    check_start_without(&flags, &["its-token", "its-secret-file"], || drop(polaris));
+}
+
+#[test]
+fn a_start_without_consul_answers_from_the_snapshot() {
+    let test = "a_start_without_consul_answers_from_the_snapshot";
+    let Some(mut consul) = Consul::start_with_acl(test) else { return };
+    for last in [1, 2] {
+        consul.put("hello.svc", "", address(last), HTTP);
+    }
+    let token = consul.token().unwrap().to_owned();
+    let folder = tempfile::tempdir().unwrap();
+    let (url, file) = (consul.url(), secret_file(&folder, &token));
+    let flags = ["--registry", &url, "--consul-token-file", &file];
+    check_start_without(&flags, &[&token, "its-secret-file"], || consul.kill());
+}
+
+#[cfg(feature = "zookeeper")]
+#[test]
+fn a_start_without_zookeeper_answers_from_the_snapshot() {
+    let test = "a_start_without_zookeeper_answers_from_the_snapshot";
+    let Some((mut zookeeper, client)) = ZooKeeper::start_with_root(test) else { return };
+    for last in [1, 2] {
+        put_leaf(&client, "hello.svc", &format!("hello.svc-{last}"), last);
+    }
+    let url = zookeeper.url();
+    check_start_without(&["--registry", &url], &[], || zookeeper.kill());
+}
+
+#[test]
+fn a_server_killed_while_it_saves_leaves_a_usable_snapshot() {
+    let mut etcd = hello();
+    let server = Svcdns::serve(&flags(&etcd));
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    let mut state = server.stop_and_keep();
+    // Large enough that a write takes several milliseconds.
+    let many = (0..20_000).map(|n| (key(&format!("s{n}"), 7), HTTP.to_owned()));
+    Runtime::new().unwrap().block_on(etcd.put_many(many));
+    let mut unfinished = 0;
+    for round in 0..20 {
+        let server = Svcdns::serve_again(state, &flags(&etcd));
+        server.wait_for("s19999.svc", &["10.0.0.7"]);
+        server.signal(Signal::SIGTERM);
+        thread::sleep(Duration::from_millis(round * 2));
+        state = server.kill();
+        let names = snapshots(state.path());
+        unfinished += names.iter().filter(|path| path.extension().is_some()).count();
+        assert!(!names.iter().any(|path| path.ends_with(".unusable")), "{names:?}");
+    }
+    eprintln!("{unfinished} of 20 writes were unfinished");
+    etcd.kill();
+    let server = Svcdns::serve_again(state, &flags(&etcd));
+    check_answers_from_snapshot(&server);
+    assert!(!server.log().contains("cannot use the snapshot"), "{}", server.log());
+}
+
+#[test]
+fn a_second_server_with_the_state_directory_leaves_its_snapshot_alone() {
+    let etcd = hello();
+    let server = Svcdns::serve(&flags(&etcd));
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    let server = Svcdns::serve_again(server.stop_and_keep(), &flags(&etcd));
+    let path = snapshot(server.state_dir());
+    let before = fs::read(&path).unwrap();
+    // Of another registry, it would set the snapshot aside.
+    let other = format!("etcd://{}", free_address());
+    let second = server.run(&["serve", "--registry", &other, "--listen", "127.0.0.1:0"]);
+    let error = String::from_utf8_lossy(&second.stderr);
+    assert!(!second.status.success() && error.contains("another svcdns is running"), "{error}");
+    assert_eq!(fs::read(snapshot(server.state_dir())).unwrap(), before);
+    server.stop();
 }
 
 #[test]

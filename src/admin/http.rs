@@ -6,11 +6,11 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::Request;
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -20,6 +20,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::release::Requester;
+use super::routes::RELEASE_PATH;
 use super::streams::StreamCount;
 use super::{AdminContext, routes};
 
@@ -54,10 +56,15 @@ trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for S {}
 
 impl AdminListener {
-    async fn accept(&self) -> io::Result<Box<dyn ByteStream>> {
+    /// Accepts a connection, and finds out who sends its requests.
+    async fn accept(&self) -> io::Result<(Box<dyn ByteStream>, Requester)> {
         Ok(match self {
-            Self::Socket(listener) => Box::new(listener.accept().await?.0),
-            Self::Port(listener) => Box::new(listener.accept().await?.0),
+            Self::Socket(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let user = stream.peer_cred().map(|credentials| credentials.uid());
+                (Box::new(stream), Requester(user.ok()))
+            }
+            Self::Port(listener) => (Box::new(listener.accept().await?.0), Requester(None)),
         })
     }
 
@@ -87,8 +94,9 @@ pub async fn serve(listener: AdminListener, context: Arc<AdminContext>, stop: Ca
             } => accepted,
         };
         match accepted {
-            (Ok(permit), Ok(stream)) => {
-                let (router, stop) = (router.clone(), stop.clone());
+            (Ok(permit), Ok((stream, requester))) => {
+                let router = router.clone().layer(Extension(requester));
+                let stop = stop.clone();
                 tracker.spawn(async move {
                     serve_connection(stream, router, stop).await;
                     drop(permit);
@@ -109,7 +117,7 @@ pub async fn serve(listener: AdminListener, context: Arc<AdminContext>, stop: Ca
 /// Serves a connection for at most [`CONNECTION_LIFETIME`], or until `stop`.
 async fn serve_connection(stream: Box<dyn ByteStream>, router: Router, stop: CancellationToken) {
     let streams = StreamCount::default();
-    let service = TowerToHyperService::new(router.layer(axum::Extension(streams.clone())));
+    let service = TowerToHyperService::new(router.layer(Extension(streams.clone())));
     let mut builder = http1::Builder::new();
     let builder = builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
@@ -126,9 +134,12 @@ async fn serve_connection(stream: Box<dyn ByteStream>, router: Router, stop: Can
     }
 }
 
-/// Accepts GET and HEAD only.
+/// Accepts GET and HEAD only, and POST to release held removals.
 async fn check_method(request: Request, next: Next) -> Response {
-    if matches!(*request.method(), Method::GET | Method::HEAD) {
+    let may_post = request.uri().path() == RELEASE_PATH;
+    if matches!(*request.method(), Method::GET | Method::HEAD)
+        || (*request.method() == Method::POST && may_post)
+    {
         next.run(request).await
     } else {
         (

@@ -1,13 +1,15 @@
 //! The HTTP interface: health, metrics, and the state of the server as JSON.
 //!
 //! The interface is served on the socket in the runtime directory, which the commands use, and on a
-//! loopback port. It is read-only and not on the query path.
+//! loopback port. It is not on the query path, and read-only, except that root and the server's own
+//! user may end holds through the socket.
 
 mod bridge;
 mod changes;
 mod forwarding;
 mod http;
 mod page;
+mod release;
 mod resolv_conf;
 mod routes;
 mod socket;
@@ -18,6 +20,7 @@ pub use bridge::{BridgeState, BridgeView, BridgedNameView};
 pub use changes::ChangeFeed;
 pub use forwarding::{CacheView, ForwardingView, UpstreamListView, UpstreamView};
 pub use http::{AdminListener, serve};
+pub use release::ReleasedView;
 pub use resolv_conf::{ResolvConfState, ResolvConfView};
 pub use socket::{SocketError, SocketFile, listen, socket_path};
 pub use views::{
@@ -28,16 +31,18 @@ pub use views::{
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tracing_appender::non_blocking::ErrorCounter;
 
-use crate::answer::Answerer;
+use crate::answer::{Answerer, Published};
 use crate::metrics::DurationHistogram;
 use crate::registry::RegistryState;
 use crate::server::Counters;
+use crate::service::Update;
 use crate::upstream::Forwarder;
+use release::Releases;
 
 /// Limit on the open change streams of all connections.
 const MAX_STREAMS: usize = 32;
@@ -65,6 +70,7 @@ pub struct AdminContext {
     pub changes: ChangeFeed,
     /// Whether the machine's resolv.conf names this server.
     pub resolv_conf: ResolvConfState,
+    releases: Releases,
     stream_permits: Arc<Semaphore>,
 }
 
@@ -90,28 +96,36 @@ pub struct ServerInfo {
 }
 
 impl AdminContext {
-    /// Creates the context of a server.
+    /// Creates the context of a server without a bridge, whose publisher receives `updates`.
     pub fn new(
         info: ServerInfo,
         answerer: Arc<Answerer>,
         registries: Vec<Arc<RegistryState>>,
         server: Arc<Counters>,
         forwarder: Option<Arc<Forwarder>>,
-        bridge: BridgeState,
+        updates: mpsc::Sender<Update>,
         lost_log_lines: ErrorCounter,
     ) -> Self {
         Self {
             info,
             answerer,
+            releases: Releases::new(registries.clone(), updates),
             registries,
             server,
             forwarder,
-            bridge,
+            bridge: BridgeState::Off,
             publications: DurationHistogram::new(),
             lost_log_lines,
             changes: ChangeFeed::default(),
             resolv_conf: ResolvConfState::default(),
             stream_permits: Arc::new(Semaphore::new(MAX_STREAMS)),
         }
+    }
+
+    /// Takes note of a publication: its duration, and what it means for clients that wait.
+    pub fn note_publication(&self, published: Published, took: Duration) {
+        self.publications.observe(took);
+        self.changes.send(&published.changed);
+        self.releases.complete(published.released);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::views::ServerStatus;
 use super::{AdminContext, RegistryView, bridge, forwarding};
+use crate::catalog::{HoldCause, HoldView, Stats};
 use crate::metrics::{Counter, MetricLabels, Page};
 use crate::server::StreamCounters;
 use crate::wire::rcode_name;
@@ -12,6 +13,7 @@ pub(super) fn metrics(context: &AdminContext) -> Page {
     let mut page = Page::default();
     add_server_metrics(&mut page, context);
     add_registry_metrics(&mut page, &status);
+    add_hold_metrics(&mut page, &status, &context.answerer.stats());
     if let Some(view) = &status.forwarding {
         forwarding::add_metrics(&mut page, view);
     }
@@ -217,6 +219,39 @@ fn add_registry_metrics(page: &mut Page, status: &ServerStatus) {
         "Differences that a routine list found but no event had reported",
         differences,
     );
+}
+
+/// Adds the holds of each registry, by cause.
+#[expect(clippy::cast_precision_loss, reason = "counts and seconds below 2^53")]
+fn add_hold_metrics(page: &mut Page, status: &ServerStatus, stats: &Stats) {
+    let labels = |registry: &RegistryView, cause: &str| -> MetricLabels {
+        vec![("registry", registry.name.clone()), ("cause", cause.to_owned())]
+    };
+    let mut keys = Vec::new();
+    let mut counts = Vec::new();
+    for (registry, stats) in status.registries.iter().zip(&stats.registries) {
+        for cause in HoldCause::ALL {
+            let hold = registry.holds.iter().find(|hold| hold.cause == cause.code());
+            let labels = labels(registry, cause.code());
+            keys.push((labels.clone(), hold.map_or(0.0, |hold| hold.keys as f64)));
+            counts.push((labels, *stats.holds.get(cause)));
+        }
+    }
+    let ends = status.registries.iter().flat_map(|registry| {
+        let end = |hold: &HoldView| (labels(registry, &hold.cause), hold.until as f64);
+        registry.holds.iter().map(end)
+    });
+    page.gauges(
+        "svcdns_registry_held_keys",
+        "Held keys (removed by the registry, but still served), by cause",
+        keys,
+    );
+    page.gauges(
+        "svcdns_registry_hold_end_timestamp_seconds",
+        "Unix time by which the held keys are removed; absent without a hold",
+        ends.collect::<Vec<_>>(),
+    );
+    page.counters("svcdns_registry_holds", "Holds begun, by cause", counts);
 }
 
 fn transport(name: &str) -> MetricLabels {

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use super::release::Requester;
 use super::streams::StreamCount;
 use super::views::{ConflictView, RejectionsView, ServerStatus, ServiceView};
 use super::{AdminContext, bridge, page};
@@ -35,7 +36,11 @@ const INDEX: &str = "svcdns\n\n\
     /v1/rejected   keys and endpoints that cannot be served, with the reason\n\
     /v1/conflicts  names that several services claim\n\
     /v1/explain    ?name=NAME&type=TYPE: how a query is answered\n\
-    /v1/watch      changes as they happen, one JSON object per line\n";
+    /v1/watch      changes as they happen, one JSON object per line\n\
+    /v1/release    POST, socket only: applies held removals; ?registry=NAME for one registry\n";
+
+/// The path that ends holds, the only one that changes anything.
+pub(super) const RELEASE_PATH: &str = "/v1/release";
 
 pub(super) fn router(context: Arc<AdminContext>, stop: CancellationToken) -> Router {
     Router::new()
@@ -49,6 +54,7 @@ pub(super) fn router(context: Arc<AdminContext>, stop: CancellationToken) -> Rou
         .route("/v1/conflicts", get(conflicts))
         .route("/v1/explain", get(explain))
         .route("/v1/watch", get(watch))
+        .route(RELEASE_PATH, post(release))
         .with_state(RouteState { context, stop })
 }
 
@@ -106,7 +112,7 @@ async fn services(
     json(move || {
         let AdminContext { answerer, registries, .. } = &*state.context;
         let snapshot = answerer.snapshot();
-        let view = |service: &Arc<_>| ServiceView::new(service, answerer, registries);
+        let view = |service: &Arc<_>| ServiceView::new(service, &snapshot, answerer, registries);
         let mut views: Vec<ServiceView> = if let Some(base) = params.base {
             let found = snapshot.service(&base);
             let service = found.and_then(|service| service.alias_target()).or(found);
@@ -174,6 +180,23 @@ async fn explain(State(state): State<RouteState>, Query(params): Query<ExplainPa
         *elsewhere = forwarder.describe(target.unwrap_or(&name), rtype);
     }
     Json(explanation).into_response()
+}
+
+/// Parameters of `/v1/release`.
+#[derive(Deserialize)]
+struct ReleaseParams {
+    registry: Option<String>,
+}
+
+async fn release(
+    State(state): State<RouteState>,
+    Extension(requester): Extension<Requester>,
+    Query(params): Query<ReleaseParams>,
+) -> Response {
+    match state.context.releases.release(requester, params.registry.as_deref()).await {
+        Ok(released) => Json(released).into_response(),
+        Err(error) => (error.status(), format!("{error}\n")).into_response(),
+    }
 }
 
 async fn watch(

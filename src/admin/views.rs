@@ -13,13 +13,13 @@ use super::AdminContext;
 use super::bridge::{BridgeView, BridgedNameView};
 use super::forwarding::ForwardingView;
 use super::resolv_conf::ResolvConfView;
-use crate::answer::{AliasTarget, Answerer};
+use crate::answer::{AliasTarget, Answerer, Snapshot};
 use crate::catalog::{
-    self, ConflictKind, ExclusionReason, Instance, RegistryStats, Rejections, Service,
+    self, ConflictKind, ExclusionReason, HoldView, Instance, RegistryStats, Rejections, Service,
     conflicts_with_alias,
 };
 use crate::registry::{RegistryState, name_at};
-use crate::service::Rejected;
+use crate::service::{Rejected, WallClock};
 
 /// The state of the server, its registries and its forwarder: `/v1/status`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -110,6 +110,9 @@ pub struct RegistryView {
     pub instances: usize,
     /// Changes that routine lists found although no event had reported them.
     pub differences: u64,
+    /// The holds of the registry; none from an older server.
+    #[serde(default)]
+    pub holds: Vec<HoldView>,
     /// Time since the data in the registry's snapshot was current, in seconds.
     ///
     /// `None` if there is no snapshot.
@@ -188,6 +191,9 @@ pub struct InstanceView {
     pub registry_name: String,
     /// Whether the instance is held: removed by the registry, but still served.
     pub held: bool,
+    /// The hold of which the instance is part, if it is held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<HoldView>,
     /// Reason for dropping the instance; `None` if it is served.
     pub left_out: Option<String>,
 }
@@ -298,10 +304,14 @@ impl ServerStatus {
     /// Captures the current state of the server.
     pub(super) fn new(context: &AdminContext) -> Self {
         let AdminContext { info, answerer, registries, .. } = context;
-        let (snapshot, registry_status, settings) =
-            (answerer.snapshot(), answerer.registry_status(), answerer.settings());
-        let stats = answerer.stats();
-        let registry = |(state, stats): (&Arc<RegistryState>, &RegistryStats)| {
+        let (snapshot, settings) = (answerer.snapshot(), answerer.settings());
+        let registry_status = snapshot.registry_status();
+        let (stats, clock) = (answerer.stats(), WallClock::now());
+        let holds_of = |index| {
+            let holds = snapshot.holds().iter().filter(|hold| hold.registry.index() == index);
+            holds.map(|hold| hold.view(&clock)).collect()
+        };
+        let registry = |(index, (state, stats)): (_, (&Arc<RegistryState>, &RegistryStats))| {
             let report = state.report();
             let age = |at| SystemTime::now().duration_since(at).unwrap_or_default().as_secs();
             RegistryView {
@@ -317,6 +327,7 @@ impl ServerStatus {
                 keys: stats.keys,
                 instances: stats.instances,
                 differences: stats.differences,
+                holds: holds_of(index),
                 snapshot_age: report.snapshot.map(age),
             }
         };
@@ -337,7 +348,12 @@ impl ServerStatus {
             synced: registry_status.synced,
             stale: !registry_status.disconnected.is_empty(),
             holding: registry_status.held_keys,
-            registries: registries.iter().zip(&stats.registries).map(registry).collect(),
+            registries: registries
+                .iter()
+                .zip(&stats.registries)
+                .enumerate()
+                .map(registry)
+                .collect(),
             forwarding: context.forwarder.as_deref().map(ForwardingView::new),
             bridge: BridgeView::new(&context.bridge),
             resolv_conf: context.resolv_conf.view(),
@@ -354,6 +370,7 @@ impl ServiceView {
     /// Creates the view of a registered service.
     pub(super) fn new(
         service: &Service,
+        snapshot: &Snapshot,
         answerer: &Answerer,
         registries: &[Arc<RegistryState>],
     ) -> Self {
@@ -382,7 +399,7 @@ impl ServiceView {
             bridged: BridgedNameView::of(service, answerer),
             instances: service
                 .instances()
-                .map(|instance| InstanceView::new(&instance, registries))
+                .map(|instance| InstanceView::new(&instance, snapshot, registries))
                 .collect(),
             keys: keys.collect(),
         }
@@ -432,7 +449,11 @@ impl EndpointView {
 }
 
 impl InstanceView {
-    fn new(instance: &Instance<'_>, registries: &[Arc<RegistryState>]) -> Self {
+    fn new(
+        instance: &Instance<'_>,
+        snapshot: &Snapshot,
+        registries: &[Arc<RegistryState>],
+    ) -> Self {
         let key = instance.key;
         let preceded = instance
             .preceding_registry()
@@ -448,6 +469,7 @@ impl InstanceView {
             registry: key.registry().index(),
             registry_name: name_at(registries, key.registry().index()),
             held: key.held(),
+            hold: snapshot.hold_of(key).map(|hold| hold.view(&WallClock::now())),
             left_out: preceded.or_else(|| instance.excluded.map(|reason| reason.to_string())),
         }
     }

@@ -29,15 +29,16 @@ pub struct Answerer {
 }
 
 /// EDE of a SERVFAIL response: too many queries wait for an upstream.
-const OVERLOADED: ExtendedError =
+const OVERLOADED: ExtendedError<'static> =
     ExtendedError { code: ExtendedError::OTHER, text: "too many queries wait for an upstream" };
 /// EDE of a REFUSED response: the query would need forwarding but has RD=0.
-const NO_RECURSION: ExtendedError = ExtendedError {
+const NO_RECURSION: ExtendedError<'static> = ExtendedError {
     code: ExtendedError::NOT_AUTHORITATIVE,
     text: "not a zone served here, and recursion was not desired",
 };
 /// EDE of a REFUSED response: the client's address has no access.
-const ACCESS_DENIED: ExtendedError = ExtendedError { code: ExtendedError::PROHIBITED, text: "" };
+const ACCESS_DENIED: ExtendedError<'static> =
+    ExtendedError { code: ExtendedError::PROHIBITED, text: "" };
 
 impl Answerer {
     /// Prepares a batch of messages, or a single one, for [`Self::respond`].
@@ -165,7 +166,7 @@ impl Answerer {
     fn write_code(
         &self,
         code: u16,
-        error: ExtendedError,
+        error: ExtendedError<'_>,
         request: &[u8],
         out: &mut Vec<u8>,
     ) -> bool {

@@ -21,9 +21,9 @@ use super::respond::{AnswerOutcome, owner_in};
 use super::settings::Answers;
 use super::table::Snapshot;
 use super::{rare, suggest};
-use crate::catalog::{ExclusionReason, Instance, Service};
+use crate::catalog::{ExclusionReason, HoldView, Instance, Service};
 use crate::name::{Interpretation, Name, ParsedName, ServiceScope, reverse_address};
-use crate::service::RegistryId;
+use crate::service::{RegistryId, WallClock};
 use crate::wire::{self, Query, Transport, put_u16, rcode_name, type_name, u16_at};
 
 /// Explanation of the answer to a query.
@@ -135,6 +135,9 @@ pub struct ConsideredInstance {
     pub revision: u64,
     /// Whether removal grace keeps the instance although its registry has removed it.
     pub held: bool,
+    /// The hold of which the instance is part, if it is held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<HoldView>,
     /// Reason for dropping the instance from the answer, if it was dropped.
     pub dropped: Option<String>,
     /// Index of the registry that precedes the instance's, if that is the reason.
@@ -310,7 +313,7 @@ impl Explanation {
                     .then(|| snapshot.service(&base))
                     .flatten();
                 if *result == MatchResult::NoMatch {
-                    self.add_unmatched(service);
+                    self.add_unmatched(service, snapshot);
                 }
                 if *result != MatchResult::NoService {
                     self.add_key_registries(service);
@@ -337,16 +340,16 @@ impl Explanation {
             TraceStep::Instance(instance, dropped) => {
                 let left_out = instance.excluded.map(|reason| reason.to_string());
                 let dropped = left_out.or_else(|| dropped.map(str::to_owned));
-                self.instances.push(ConsideredInstance::new(instance, dropped));
+                self.instances.push(ConsideredInstance::new(instance, dropped, snapshot));
             }
         }
     }
 
     /// Adds the instances of a service that does not match the rest of the name.
-    fn add_unmatched(&mut self, service: Option<&Arc<Service>>) {
+    fn add_unmatched(&mut self, service: Option<&Arc<Service>>, snapshot: &Snapshot) {
         for instance in service.iter().flat_map(|service| service.instances()) {
-            let dropped = "does not match the interpretation";
-            self.instances.push(ConsideredInstance::new(&instance, Some(dropped.to_owned())));
+            let dropped = Some("does not match the interpretation".to_owned());
+            self.instances.push(ConsideredInstance::new(&instance, dropped, snapshot));
         }
     }
 
@@ -364,7 +367,7 @@ impl Explanation {
         for service in snapshot.services_at(address) {
             for instance in service.instances().filter(|instance| instance.is_at(address)) {
                 let dropped = instance.excluded.map(|reason| reason.to_string());
-                self.instances.push(ConsideredInstance::new(&instance, dropped));
+                self.instances.push(ConsideredInstance::new(&instance, dropped, snapshot));
             }
         }
     }
@@ -395,7 +398,7 @@ impl Explanation {
 
 impl ConsideredInstance {
     /// Describes an instance.
-    fn new(instance: &Instance<'_>, dropped: Option<String>) -> Self {
+    fn new(instance: &Instance<'_>, dropped: Option<String>, snapshot: &Snapshot) -> Self {
         let (key, group) = (instance.key, instance.key.group());
         Self {
             endpoint: instance.endpoint.to_string(),
@@ -406,6 +409,7 @@ impl ConsideredInstance {
             key: instance.text(),
             revision: key.revision,
             held: key.held(),
+            hold: snapshot.hold_of(key).map(|hold| hold.view(&WallClock::now())),
             dropped,
             preceded_by: instance.preceding_registry().map(RegistryId::index),
         }

@@ -17,22 +17,22 @@ pub(super) struct ResponseContent<'a> {
     /// SOA record of the authority section; empty for none.
     pub(super) soa: &'a [u8],
     /// EDE (RFC 8914), sent if the client uses EDNS.
-    pub(super) error: Option<ExtendedError>,
+    pub(super) error: Option<ExtendedError<'a>>,
 }
 
 impl<'a> ResponseContent<'a> {
     /// Returns a non-authoritative response without records.
-    pub(super) fn code(rcode: u16, error: Option<ExtendedError>) -> Self {
+    pub(super) fn code(rcode: u16, error: Option<ExtendedError<'a>>) -> Self {
         Self { rcode, authoritative: false, answers: &RRset::EMPTY, soa: &[], error }
     }
 
     /// Returns the content of an authoritative answer.
-    pub(super) fn answer(answers: &'a RRset<'a>, error: Option<ExtendedError>) -> Self {
+    pub(super) fn answer(answers: &'a RRset<'a>, error: Option<ExtendedError<'a>>) -> Self {
         Self { rcode: rcode::NOERROR, authoritative: true, answers, soa: &[], error }
     }
 
     /// Returns an authoritative NODATA or NXDOMAIN response (RFC 2308 section 2).
-    pub(super) fn negative(rcode: u16, soa: &'a [u8], error: Option<ExtendedError>) -> Self {
+    pub(super) fn negative(rcode: u16, soa: &'a [u8], error: Option<ExtendedError<'a>>) -> Self {
         Self { rcode, authoritative: true, answers: &RRset::EMPTY, soa, error }
     }
 }

@@ -20,6 +20,7 @@ mod explain;
 mod fast;
 mod full;
 mod holders;
+mod holds;
 mod lookahead;
 mod message;
 mod node;

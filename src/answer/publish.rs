@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use super::answerer::Answerer;
 use super::counters::Counters;
 use super::full::{self, NameForm, NameLookup};
+use super::holds::PublishedHolds;
 use super::node::{NodeBuilder, put_alias, put_marker};
 use super::owner::{
     MAX_NAME_BYTES, is_configured, is_label, owner_labels, owner_of, service_owner,
@@ -18,9 +19,9 @@ use super::settings::Settings;
 use super::table::Snapshot;
 use super::{bridging, compile};
 use crate::catalog::{
-    self, Catalog, Group, MalformedKeys, SavedKeys, Service, ServiceChange, SettleOutcome,
+    self, Catalog, Group, MalformedKeys, Released, Service, ServiceChange, SettleOutcome,
 };
-use crate::service::{BridgeChange, HostChange, RegistryId, Update};
+use crate::service::{BridgeChange, HostChange, Put, RegistryId, Update, WallClock};
 
 /// Maximum services compiled per step.
 ///
@@ -52,6 +53,8 @@ pub struct Published {
     pub bridge: Vec<BridgeChange>,
     /// Leases for each registry to check: do they still exist?
     pub lease_checks: Vec<(RegistryId, Vec<i64>)>,
+    /// The holds that ended by hand.
+    pub released: Vec<Released>,
     /// Time to call [`Publisher::apply`] again, even without updates.
     pub wake: Option<Instant>,
 }
@@ -101,17 +104,18 @@ impl Publisher {
         self.answerer.snapshot.store(Arc::new(next));
     }
 
-    /// Takes the keys that a registry had in an earlier run; publishes nothing yet.
+    /// Takes the keys that a registry had in an earlier run, about `count`; publishes nothing yet.
     ///
     /// # Errors
     /// If the keys are malformed; nothing is then restored.
     pub fn restore(
         &mut self,
         registry: RegistryId,
-        keys: SavedKeys<'_>,
+        count: usize,
+        keys: impl IntoIterator<Item = Result<Put, MalformedKeys>>,
         now: Instant,
     ) -> Result<(), MalformedKeys> {
-        self.catalog.restore(registry, keys, now)
+        self.catalog.restore(registry, count, keys, now)
     }
 
     /// Applies updates and publishes the result.
@@ -135,13 +139,22 @@ impl Publisher {
         let outcome = self.catalog.settle(now);
         let registry_status = self.catalog.registry_status(now);
         let before = self.answerer.snapshot.load();
+        let holds = self.catalog.holds();
+        let same_holds = before.holds() == holds;
         let is_rebridged = !outcome.rebridged.is_empty();
         let is_new = !outcome.changed.is_empty()
             || is_rebridged
-            || before.registry_status != registry_status;
+            || before.registry_status != registry_status
+            || !same_holds;
         let mut with_aliases = None;
         let next = is_new.then(|| {
-            let mut next = before.with_registry_status(registry_status);
+            let holds = if same_holds {
+                before.holds.clone()
+            } else {
+                let names = &self.answerer.settings.registry_names;
+                PublishedHolds::new(holds, names, &WallClock::now())
+            };
+            let mut next = before.with_registry_status(registry_status, holds);
             if !outcome.changed.is_empty() || is_rebridged {
                 next.advance();
                 next.bridged = self.catalog.bridged().clone();
@@ -262,7 +275,7 @@ impl Publication<'_> {
         while self.compile_next() {}
         let Self {
             publisher,
-            outcome: SettleOutcome { changed, lease_checks, hosts, wake, .. },
+            outcome: SettleOutcome { changed, lease_checks, hosts, released, wake, .. },
             next,
             bridge,
             ..
@@ -272,7 +285,7 @@ impl Publication<'_> {
         }
         publisher.answerer.rejections.store(publisher.catalog.rejections());
         publisher.answerer.stats.store(Arc::new(publisher.catalog.stats()));
-        Published { changed, hosts, bridge, lease_checks, wake }
+        Published { changed, hosts, bridge, lease_checks, released, wake }
     }
 }
 

@@ -40,35 +40,33 @@ pub(super) struct QueryContext<'a> {
 }
 
 /// EDE for names outside the zones, with forwarding off.
-const NOT_AUTHORITATIVE: ExtendedError = ExtendedError {
+const NOT_AUTHORITATIVE: ExtendedError<'static> = ExtendedError {
     code: ExtendedError::NOT_AUTHORITATIVE,
     text: "not a zone served here, and forwarding is off",
 };
 /// EDE for classes other than IN.
-const UNSUPPORTED_CLASS: ExtendedError =
+const UNSUPPORTED_CLASS: ExtendedError<'static> =
     ExtendedError { code: ExtendedError::NOT_SUPPORTED, text: "class IN only" };
 /// EDE for zone transfers.
-const UNSUPPORTED_TRANSFER: ExtendedError =
+const UNSUPPORTED_TRANSFER: ExtendedError<'static> =
     ExtendedError { code: ExtendedError::NOT_SUPPORTED, text: "no zone transfer" };
 /// EDE for names not found while a registry has not been read yet.
-pub(super) const NOT_READY: ExtendedError =
+pub(super) const NOT_READY: ExtendedError<'static> =
     ExtendedError { code: ExtendedError::NOT_READY, text: "a registry has not been read yet" };
 /// EDE text for data of a disconnected registry.
 const STALE_REGISTRY_TEXT: &str = "registry unreachable, last known data";
-/// EDE text for data whose removal the catalog holds back.
-const STALE_HELD_TEXT: &str = "removals held back, see removal-grace";
 /// EDE for a service of host names only, with forwarding off.
-const HOSTS_NOT_RESOLVED: ExtendedError = ExtendedError {
+const HOSTS_NOT_RESOLVED: ExtendedError<'static> = ExtendedError {
     code: ExtendedError::OTHER,
     text: "registered by host name only, and forwarding is off",
 };
 /// EDE for a service of host names only, while their first lookup is in progress.
-const HOSTS_PENDING: ExtendedError = ExtendedError {
+const HOSTS_PENDING: ExtendedError<'static> = ExtendedError {
     code: ExtendedError::NETWORK_ERROR,
     text: "registered by host name only, which is being looked up",
 };
 /// EDE for a service of host names only, if none of them has an address.
-const HOSTS_WITHOUT_ADDRESS: ExtendedError = ExtendedError {
+const HOSTS_WITHOUT_ADDRESS: ExtendedError<'static> = ExtendedError {
     code: ExtendedError::OTHER,
     text: "registered by host name only, and that name has no known address",
 };
@@ -114,7 +112,7 @@ impl<'a> QueryContext<'a> {
     /// Answers a query for a name outside the zones without forwarding it.
     ///
     /// Refuses a name outside the reverse tree with this error.
-    pub(super) fn answer_outside(&self, name: &Name, error: ExtendedError, out: &mut Vec<u8>) {
+    pub(super) fn answer_outside(&self, name: &Name, error: ExtendedError<'_>, out: &mut Vec<u8>) {
         match ReverseNetwork::of(name) {
             Some(network) => self.answer_unregistered(name, network, error, out),
             None => self.write(&ResponseContent::code(rcode::REFUSED, Some(error)), out),
@@ -264,7 +262,7 @@ impl<'a> QueryContext<'a> {
     ///
     /// An instance may be out of date if all registries that hold it may be. Without any instance,
     /// the EDE is that of [`Self::stale_negative_error`]. See RFC 8914 section 4.4.
-    pub(super) fn stale_answer_error(&self, holders: Holders<'_>) -> Option<ExtendedError> {
+    pub(super) fn stale_answer_error(&self, holders: Holders<'_>) -> Option<ExtendedError<'a>> {
         if holders.is_empty() {
             return self.stale_negative_error();
         }
@@ -272,20 +270,28 @@ impl<'a> QueryContext<'a> {
         if status.stale_registries().is_empty() {
             return None;
         }
-        let staleness = holders.iter().filter_map(|set| status.staleness_of(set)).max();
-        stale_error(staleness, ExtendedError::STALE_ANSWER)
+        self.stale_error(status.staleness_of(holders.iter()), ExtendedError::STALE_ANSWER)
     }
 
     /// Returns the EDE of NODATA for a name without instances, if any registry may be out of date.
     ///
     /// Any registry could have the missing record.
-    pub(super) fn stale_negative_error(&self) -> Option<ExtendedError> {
-        stale_error(self.snapshot.registry_status.staleness(), ExtendedError::STALE_ANSWER)
+    pub(super) fn stale_negative_error(&self) -> Option<ExtendedError<'a>> {
+        self.stale_error(self.snapshot.registry_status.staleness(), ExtendedError::STALE_ANSWER)
     }
 
     /// Returns the EDE of an NXDOMAIN response, if any registry may be out of date.
-    pub(super) fn stale_nxdomain_error(&self) -> Option<ExtendedError> {
-        stale_error(self.snapshot.registry_status.staleness(), ExtendedError::STALE_NXDOMAIN)
+    pub(super) fn stale_nxdomain_error(&self) -> Option<ExtendedError<'a>> {
+        self.stale_error(self.snapshot.registry_status.staleness(), ExtendedError::STALE_NXDOMAIN)
+    }
+
+    /// Returns the EDE for stale data, or `None` for fresh data.
+    fn stale_error(&self, staleness: Option<Staleness>, code: u16) -> Option<ExtendedError<'a>> {
+        let text = match staleness? {
+            Staleness::Disconnected => STALE_REGISTRY_TEXT,
+            Staleness::Held(registry) => self.snapshot.holds.text(registry),
+        };
+        Some(ExtendedError { code, text })
     }
 
     /// Writes records of instances with these holders, or NODATA if there is none.
@@ -322,7 +328,7 @@ impl<'a> QueryContext<'a> {
     pub(super) fn write_nodata(
         &self,
         zone: &Zone,
-        error: Option<ExtendedError>,
+        error: Option<ExtendedError<'_>>,
         out: &mut Vec<u8>,
     ) {
         let soa = self.soa_in_question(zone);
@@ -409,13 +415,4 @@ impl<'a> QueryContext<'a> {
 /// Returns the labels of a name in front of its zone, in wire form.
 pub(super) fn owner_in<'n>(zone: &Zone, name: &'n Name) -> &'n [u8] {
     &name.as_wire()[..name.as_wire().len() - zone.name().as_wire().len()]
-}
-
-/// Returns the EDE for stale data, or `None` for fresh data.
-fn stale_error(staleness: Option<Staleness>, code: u16) -> Option<ExtendedError> {
-    let text = match staleness? {
-        Staleness::Disconnected => STALE_REGISTRY_TEXT,
-        Staleness::Held => STALE_HELD_TEXT,
-    };
-    Some(ExtendedError { code, text })
 }

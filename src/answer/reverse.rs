@@ -133,7 +133,7 @@ impl QueryContext<'_> {
         &self,
         name: &Name,
         network: ReverseNetwork,
-        error: ExtendedError,
+        error: ExtendedError<'_>,
         out: &mut Vec<u8>,
     ) {
         let zone = local_reverse_zone(name).map(|(offset, scope)| LocalZone { offset, scope });

@@ -5,6 +5,7 @@ use std::num::NonZeroU16;
 
 use super::aliases::Aliases;
 use crate::name::Zones;
+use crate::service::RegistryName;
 
 /// Settings of the authoritative side.
 #[derive(Clone, Debug)]
@@ -31,6 +32,8 @@ pub struct Settings {
     pub aliases: Aliases,
     /// Whether the port bridge is on, and told about every name.
     pub bridge: bool,
+    /// The names of the registries, in the order of the configuration, for EDE texts.
+    pub registry_names: Vec<RegistryName>,
 }
 
 impl Settings {
@@ -49,6 +52,7 @@ impl Settings {
             forwarding: false,
             aliases: Aliases::default(),
             bridge: false,
+            registry_names: Vec::new(),
         }
     }
 }

@@ -13,9 +13,12 @@ use std::sync::Arc;
 use foldhash::quality::RandomState;
 
 use super::address_index::AddressIndex;
+use super::holds::PublishedHolds;
 use super::shard::Shard;
 use super::sharded::Sharded;
-use crate::catalog::{BridgedAddresses, HostAddresses, RegistryStatus, Service, ServiceChange};
+use crate::catalog::{
+    BridgedAddresses, Hold, HostAddresses, RegistryKey, RegistryStatus, Service, ServiceChange,
+};
 use crate::name::instance_address;
 
 /// Services with the hash of their base, in ascending order of hashes.
@@ -32,6 +35,8 @@ pub struct Snapshot {
     pub(super) is_uncompiled: bool,
     /// Freshness of the registries' data.
     pub(super) registry_status: RegistryStatus,
+    /// The holds of the registries.
+    pub(super) holds: PublishedHolds,
     /// Number of services, and of aliases of services.
     len: usize,
     /// Number of aliases of services.
@@ -64,9 +69,25 @@ impl Snapshot {
         Self { registry_status, ..Self::default() }
     }
 
-    /// Returns a copy with another registry status.
-    pub(super) fn with_registry_status(&self, registry_status: RegistryStatus) -> Self {
-        Self { registry_status, ..self.clone() }
+    /// Returns a copy with another registry status and other holds.
+    pub(super) fn with_registry_status(
+        &self,
+        registry_status: RegistryStatus,
+        holds: PublishedHolds,
+    ) -> Self {
+        Self { registry_status, holds, ..self.clone() }
+    }
+
+    /// Returns the holds of the registries, in the order of the registries.
+    pub fn holds(&self) -> &[Hold] {
+        self.holds.holds()
+    }
+
+    /// Returns the hold of which a key is part, if it is held.
+    pub fn hold_of(&self, key: &RegistryKey) -> Option<&Hold> {
+        let cause = key.hold()?;
+        let mut holds = self.holds().iter();
+        holds.find(|hold| hold.registry == key.registry() && hold.cause == cause)
     }
 
     /// Returns a copy for readers before its nodes are compiled.

@@ -131,6 +131,11 @@ impl ExpiryDetector {
         self.recent.push_back(tombstone);
     }
 
+    /// Returns whether deletes before the window are held because the registry has not replied.
+    pub(super) fn has_unanswered(&self) -> bool {
+        !self.unanswered.is_empty()
+    }
+
     /// Returns whether the recent deletes may be part of a mass expiry.
     fn is_in_doubt(&self) -> bool {
         self.mass_expiry.is_some() || self.is_mass(self.instances)
@@ -271,6 +276,14 @@ impl ExpiryDetector {
             (tombstone.slot, Arc::clone(&tombstone.key))
         })
         .collect()
+    }
+
+    /// Takes out all tombstones, and forgets the mass expiry: later deletes are judged anew.
+    pub(super) fn take_all(&mut self) -> Vec<Tombstone> {
+        self.unpublished = 0;
+        self.instances = 0;
+        self.mass_expiry = None;
+        std::mem::take(&mut self.recent).into_iter().chain(self.unanswered.drain(..)).collect()
     }
 
     /// Returns when the window moves on, or the next check is due.

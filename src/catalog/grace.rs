@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::holds::{HoldCause, PerCause};
 use super::key::RegistryKey;
 use crate::service::ListKind;
 
@@ -47,7 +48,7 @@ pub(super) struct Round {
     /// Number of instances of those keys.
     instances: usize,
     /// The keys that are held until the last list.
-    pub(super) held: Vec<Hold>,
+    pub(super) held: Vec<HeldKey>,
     /// End of the round if it makes no progress.
     pub(super) deadline: Instant,
 }
@@ -80,6 +81,15 @@ impl Round {
         self.kind == ListKind::Restored
     }
 
+    /// Returns the cause of holding the removals of the round.
+    pub(super) fn cause(&self) -> HoldCause {
+        match self.kind {
+            ListKind::Routine | ListKind::Reconnect => HoldCause::Reconnect,
+            ListKind::Doubted => HoldCause::Doubt,
+            ListKind::Restored => HoldCause::Restored,
+        }
+    }
+
     /// Adds keys that are missing from a list.
     pub(super) fn add(&mut self, keys: usize, instances: usize) {
         self.keys += keys;
@@ -108,31 +118,79 @@ pub(super) fn is_large(gone: usize, before: usize) -> bool {
     gone >= MIN_MASS_INSTANCES && gone * 100 >= before * MASS_PERCENT
 }
 
-/// The holds of one registry by end time.
-///
-/// A hold whose key was put again stays here without effect until its end.
+/// The held keys of one registry.
 #[derive(Debug, Default)]
-pub(super) struct Holds(BTreeMap<Instant, Vec<Hold>>);
+pub(super) struct HeldKeys {
+    /// The keys by the end of their hold.
+    ///
+    /// A key that was put again stays here without effect until then.
+    by_end: BTreeMap<Instant, Vec<HeldKey>>,
+    /// The current or last hold of each cause.
+    periods: PerCause<Option<HoldPeriod>>,
+    /// Number of certain holds since startup.
+    pub(super) begun: PerCause<u64>,
+}
+
+/// The times of the held keys of one cause.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HoldPeriod {
+    /// Time of the first removal.
+    pub(super) since: Instant,
+    /// End of the last hold of a key.
+    pub(super) until: Instant,
+    /// Whether this is known to be a mass removal.
+    pub(super) is_certain: bool,
+}
 
 /// A key that its registry has removed and that is still served.
 #[derive(Debug)]
-pub(super) struct Hold {
+pub(super) struct HeldKey {
     /// The key's entry in the mirror, valid only while the entry has this very `key`.
     pub(super) slot: u32,
     /// The key as held.
     pub(super) key: Arc<RegistryKey>,
 }
 
-impl Holds {
-    /// Adds a hold that ends at this time.
-    pub(super) fn add(&mut self, until: Instant, hold: Hold) {
-        self.0.entry(until).or_default().push(hold);
+impl HeldKeys {
+    /// Adds a key removed at `since`, whose hold ends at `until`.
+    ///
+    /// `is_first` says that no other key is held for this cause: a hold begins.
+    pub(super) fn add(
+        &mut self,
+        key: HeldKey,
+        cause: HoldCause,
+        (since, until): (Instant, Instant),
+        is_first: bool,
+    ) {
+        self.by_end.entry(until).or_default().push(key);
+        match self.periods.get_mut(cause) {
+            Some(period) if !is_first => {
+                period.since = period.since.min(since);
+                period.until = period.until.max(until);
+            }
+            period => *period = Some(HoldPeriod { since, until, is_certain: false }),
+        }
     }
 
-    /// Removes and returns the holds that have ended.
-    pub(super) fn take_ended(&mut self, now: Instant) -> Vec<Hold> {
+    /// Records that the held keys of a cause are a mass removal.
+    pub(super) fn confirm(&mut self, cause: HoldCause) {
+        if let Some(period) = self.periods.get_mut(cause).as_mut()
+            && !period.is_certain
+        {
+            period.is_certain = true;
+            *self.begun.get_mut(cause) += 1;
+        }
+    }
+
+    /// Returns the current or last hold of a cause.
+    pub(super) fn period(&self, cause: HoldCause) -> Option<HoldPeriod> {
+        *self.periods.get(cause)
+    }
+
+    /// Removes and returns the keys whose hold has ended.
+    pub(super) fn take_ended(&mut self, now: Instant) -> Vec<HeldKey> {
         let mut ended = Vec::new();
-        while let Some(first) = self.0.first_entry() {
+        while let Some(first) = self.by_end.first_entry() {
             if *first.key() > now {
                 break;
             }
@@ -141,8 +199,13 @@ impl Holds {
         ended
     }
 
-    /// Returns when the next hold ends.
+    /// Removes and returns all keys.
+    pub(super) fn take_all(&mut self) -> Vec<HeldKey> {
+        std::mem::take(&mut self.by_end).into_values().flatten().collect()
+    }
+
+    /// Returns when the next hold of a key ends.
     pub(super) fn wake(&self) -> Option<Instant> {
-        self.0.first_key_value().map(|(until, _)| *until)
+        self.by_end.first_key_value().map(|(until, _)| *until)
     }
 }

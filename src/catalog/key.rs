@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::holds::HoldCause;
 use super::one_or_many::OneOrMany;
 use super::rules::OVERRIDE_LAYER;
 use crate::name::ipv4_label;
@@ -57,8 +58,8 @@ pub(super) struct SharedKeyFields {
     pub(super) layer: u8,
     /// The rank of the registered spelling ([`RegistryKey::rank`]).
     pub(super) rank: u8,
-    /// Whether the key is held: served although its registry has removed it.
-    pub(super) held: bool,
+    /// Why the key is held: served although its registry has removed it.
+    pub(super) hold: Option<HoldCause>,
     /// The key's text apart from its base and endpoints.
     pub(super) layout: KeyLayout,
 }
@@ -288,7 +289,12 @@ impl RegistryKey {
 
     /// Returns whether the key is held: served although its registry has removed it.
     pub fn held(&self) -> bool {
-        self.shared.held
+        self.hold().is_some()
+    }
+
+    /// Returns why the key is held, if it is.
+    pub fn hold(&self) -> Option<HoldCause> {
+        self.shared.hold
     }
 
     /// Returns the endpoints that cannot be served.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
+use super::holds::PerCause;
 use super::key::RegistryKey;
 use super::model::Service;
 use super::rules::ServiceRules;
@@ -118,7 +119,7 @@ pub(super) struct RegistryTally {
     /// Endpoints of the keys present in the registry.
     pub(super) instances: usize,
     /// Held keys.
-    pub(super) held: usize,
+    pub(super) held: PerCause<usize>,
     /// Endpoints of the held keys.
     pub(super) held_instances: usize,
     /// Bases changed by the list in progress, or by an abandoned list.
@@ -148,6 +149,12 @@ impl Mirror {
             costs: HashMap::new(),
             tallies,
         }
+    }
+
+    /// Reserves memory for this many more keys.
+    pub(super) fn reserve(&mut self, keys: usize) {
+        self.entries.reserve(keys);
+        self.index.reserve(keys, |(short, _)| widen(*short));
     }
 
     /// Returns the counts of a registry.
@@ -517,7 +524,9 @@ impl Mirror {
                 step(&mut tally.instances, key.endpoints.len());
             }
             EntryState::Held => {
-                step(&mut tally.held, 1);
+                if let Some(cause) = key.hold() {
+                    step(tally.held.get_mut(cause), 1);
+                }
                 step(&mut tally.held_instances, key.endpoints.len());
             }
             EntryState::Tombstoned => {}

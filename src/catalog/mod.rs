@@ -8,6 +8,7 @@ mod bridged;
 mod conflicts;
 mod expiry;
 mod grace;
+mod holds;
 mod hosts;
 mod intern;
 mod key;
@@ -19,6 +20,7 @@ mod one_or_many;
 mod properties;
 mod puts;
 mod rejections;
+mod release;
 mod removals;
 mod rules;
 mod saved;
@@ -31,6 +33,7 @@ mod tracker;
 
 pub use bridged::BridgedAddresses;
 pub use conflicts::{Conflict, ConflictKind, conflicts, conflicts_with_alias, spelling};
+pub use holds::{Hold, HoldCause, HoldView, PerCause, Released};
 pub use hosts::HostAddresses;
 pub use key::{Group, RegistryKey};
 pub use mirror::ServiceChange;
@@ -139,6 +142,8 @@ pub struct Catalog {
     rebridged: Vec<Box<str>>,
     /// The registries that had not completed a list at the last [`Self::settle`].
     unsynced: RegistrySet,
+    /// The results of releases since the last [`Self::settle`].
+    released: Vec<Released>,
     /// The time of the first call.
     started: Option<Instant>,
 }
@@ -156,6 +161,8 @@ pub struct SettleOutcome {
     pub hosts: Vec<HostChange>,
     /// Names in front of the zone whose address the port bridge changed.
     pub rebridged: Vec<Box<str>>,
+    /// The holds that ended by hand.
+    pub released: Vec<Released>,
     /// Time of the next [`Catalog::settle`], even if no change arrives.
     pub wake: Option<Instant>,
 }
@@ -182,6 +189,7 @@ impl Catalog {
             bridged: BridgedAddresses::default(),
             rebridged: Vec::new(),
             unsynced: RegistryId::first(registries).collect(),
+            released: Vec::new(),
             started: None,
         }
     }
@@ -208,6 +216,7 @@ impl Catalog {
                 self.bridged.update(&names);
                 self.rebridged.extend(names.into_iter().map(|bridged| bridged.name));
             }
+            Update::Release(release) => self.release(release),
         }
     }
 
@@ -229,7 +238,7 @@ impl Catalog {
                     list.unreadable.insert(key);
                 }
             }
-            Change::ListEnd { .. } => self.end_list(registry, now),
+            Change::ListEnd { revision } => self.end_list(registry, revision, now),
             Change::Connected(connected) => {
                 tracker.disconnected = !connected;
                 tracker.detector.forget_check();
@@ -252,10 +261,10 @@ impl Catalog {
             self.advance_time(registry, now);
             self.hold_unpublished(registry, now);
             let Self { mirror, trackers, .. } = &mut *self;
-            let RegistryTracker { detector, holds, .. } = &mut trackers[registry.index()];
+            let RegistryTracker { detector, held_keys, .. } = &mut trackers[registry.index()];
             let leases = detector.take_lease_check(now, |tombstone| is_pending(mirror, tombstone));
             outcome.lease_checks.extend(leases.map(|leases| (registry, leases)));
-            outcome.wake = earlier(outcome.wake, earlier(detector.wake(now), holds.wake()));
+            outcome.wake = earlier(outcome.wake, earlier(detector.wake(now), held_keys.wake()));
             outcome.wake = earlier(outcome.wake, trackers[registry.index()].round_wake());
         }
         self.note_synced();
@@ -265,6 +274,7 @@ impl Catalog {
         outcome.changed.sort_by(|a, b| a.base().cmp(b.base()));
         outcome.hosts = self.hosts.update(&outcome.changed);
         outcome.rebridged = std::mem::take(&mut self.rebridged);
+        outcome.released = std::mem::take(&mut self.released);
         self.remove_unused();
         if !self.registry_status(now).synced && self.trackers.iter().any(|tracker| tracker.synced) {
             outcome.wake = earlier(outcome.wake, Some(started + MAX_SYNC_WAIT));
@@ -318,9 +328,12 @@ impl Catalog {
                 .collect(),
             with_held_keys: self
                 .registries()
-                .filter(|registry| self.mirror.tally(*registry).held > 0)
+                .filter(|registry| self.mirror.tally(*registry).held.total() > 0)
                 .collect(),
-            held_keys: self.registries().map(|registry| self.mirror.tally(registry).held).sum(),
+            held_keys: self
+                .registries()
+                .map(|registry| self.mirror.tally(registry).held.total())
+                .sum(),
         }
     }
 
@@ -333,11 +346,14 @@ impl Catalog {
     pub fn stats(&self) -> Stats {
         let of = |registry| {
             let tally = self.mirror.tally(registry);
+            let held = tally.held.total();
+            let tracker = &self.trackers[registry.index()];
             RegistryStats {
-                keys: tally.present + tally.held,
+                keys: tally.present + held,
                 instances: tally.instances + tally.held_instances,
-                held: tally.held,
-                differences: self.trackers[registry.index()].differences,
+                held,
+                holds: tracker.held_keys.begun,
+                differences: tracker.differences,
             }
         };
         Stats { registries: self.registries().map(of).collect() }

@@ -8,7 +8,9 @@ use proptest::sample::Index;
 use super::key::{KeyLayout, UncommonFields};
 use super::tests::{JUNK, id, registration, zones};
 use super::*;
-use crate::service::{LeaseReply, ListKind, ListScope, Put, Reason, Rejected, Removal, key_prefix};
+use crate::service::{
+    LeaseReply, ListKind, ListScope, Put, Reason, Rejected, Release, Removal, key_prefix,
+};
 
 const NAMES: [&str; 8] =
     ["hello.svc", "hello", "Hello.internal", "v1.hello", "other", "bad name", "ns", "_x"];
@@ -81,6 +83,8 @@ enum ModelStep {
     ///
     /// One bit of each number says whether a lease is gone, alive or unknown.
     LeaseReply { gone: u8, alive: u8 },
+    /// Ends the holds of the registries whose bit is set.
+    Release { registries: u16 },
     /// Advances the time.
     Advance { milliseconds: u64 },
     /// Settles the catalog.
@@ -123,6 +127,7 @@ fn step() -> impl Strategy<Value = ModelStep> {
         1 => (registry(), any::<bool>())
             .prop_map(|(registry, connected)| ModelStep::Connected { registry, connected }),
         2 => any::<(u8, u8)>().prop_map(|(gone, alive)| ModelStep::LeaseReply { gone, alive }),
+        1 => (0..8_u16).prop_map(|registries| ModelStep::Release { registries }),
         3 => (0..7_000_u64).prop_map(|milliseconds| ModelStep::Advance { milliseconds }),
         6 => Just(ModelStep::Settle),
     ]
@@ -251,6 +256,7 @@ impl CatalogModel {
                     self.catalog.apply_change(registry, Change::LeasesChecked(reply), self.now);
                 }
             }
+            ModelStep::Release { registries } => self.release(RegistrySet::from_bits(registries)),
             ModelStep::Advance { milliseconds } => self.now += Duration::from_millis(milliseconds),
             ModelStep::Settle => self.settle(),
         }
@@ -374,6 +380,16 @@ impl CatalogModel {
         names
     }
 
+    /// Ends the holds of registries; only they end.
+    fn release(&mut self, registries: RegistrySet) {
+        let before = self.catalog.holds();
+        self.catalog.apply(Update::Release(Release { ticket: 1, registries }), self.now);
+        let (ended, left): (Vec<_>, Vec<_>) =
+            before.into_iter().partition(|hold| registries.contains(hold.registry));
+        assert_eq!(self.catalog.holds(), left);
+        assert_eq!(self.catalog.released.pop(), Some(Released { ticket: 1, holds: ended }));
+    }
+
     fn settle(&mut self) {
         let outcome = self.catalog.settle(self.now);
         self.lease_checks.extend(outcome.lease_checks);
@@ -420,6 +436,12 @@ impl CatalogModel {
             assert_eq!(kept.remove(&key), Some(false), "{key:?}");
         }
         assert_eq!(self.catalog.registry_status(self.now).held_keys, kept.len());
+        let holds = self.catalog.holds();
+        assert_eq!(holds.iter().map(|hold| hold.keys).sum::<usize>(), kept.len());
+        for Hold { registry, since, until, .. } in holds {
+            let grace = self.graces[registry.index()];
+            assert!(since <= self.now && self.now < until && until <= self.now + grace);
+        }
         for ((registry, kept), held) in kept {
             let mut removed = self.stores[registry].removed.iter();
             let removed =
@@ -491,7 +513,7 @@ fn expected_key(registry: u8, merge: Merge, put: &Put) -> Result<(String, Regist
         registry: id(registry),
         layer: layers(merge)[usize::from(registry)],
         rank,
-        held: false,
+        hold: None,
         layout: layout.unwrap_or_default(),
     };
     let key = RegistryKey {

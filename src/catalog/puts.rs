@@ -77,7 +77,7 @@ impl Catalog {
         let last = self.last_shared.take().filter(|shared| {
             let same = shared.registry == registry
                 && (shared.layer, shared.rank) == (layer, base.rank)
-                && !shared.held
+                && shared.hold.is_none()
                 && shared.group.matches_id(&id);
             same && shared.layout.matches(text, &base.text, &endpoints)
         });
@@ -117,7 +117,7 @@ impl Catalog {
         };
         let group = self.groups.intern(Arc::new(Group::of(id)));
         let shared =
-            SharedKeyFields { group, registry, layer, rank: base.rank, held: false, layout };
+            SharedKeyFields { group, registry, layer, rank: base.rank, hold: None, layout };
         (self.shared_fields.intern(Arc::new(shared)), text)
     }
 

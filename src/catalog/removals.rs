@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use super::Catalog;
 use super::expiry::{CheckOutcome, Tombstone};
-use super::grace::Hold;
+use super::grace::HeldKey;
+use super::holds::HoldCause;
 use super::key::{RegistryKey, SharedKeyFields};
 use super::mirror::{EntryState, Mirror};
 use crate::service::{LeaseReply, RegistryId, Removal};
@@ -97,36 +98,43 @@ impl Catalog {
 
     /// Holds the keys of a mass expiry for the rest of the removal grace.
     fn hold_expired(&mut self, registry: RegistryId, expired: Vec<Tombstone>, now: Instant) {
+        let is_mass_expiry = !expired.is_empty();
         for tombstone in expired {
             let until = tombstone.at + self.grace(registry);
             if tombstone.held_until.is_some() || !is_pending(&self.mirror, &tombstone) {
                 continue;
             }
             if until > now {
-                self.hold(registry, tombstone.slot, until);
+                self.hold(registry, tombstone.slot, HoldCause::Expiry, (tombstone.at, until));
                 self.mirror.mark_changed(self.mirror.base(tombstone.slot), None);
             } else {
                 self.finalize(&tombstone);
             }
+        }
+        if is_mass_expiry {
+            self.confirm_hold(registry, HoldCause::Expiry);
         }
     }
 
     /// Ends the tombstones, the holds and the round whose time has passed.
     pub(super) fn advance_time(&mut self, registry: RegistryId, now: Instant) {
         let tracker = &mut self.trackers[registry.index()];
-        let (tombstones, holds) = (tracker.detector.advance(now), tracker.holds.take_ended(now));
+        let (tombstones, held) = (tracker.detector.advance(now), tracker.held_keys.take_ended(now));
         for tombstone in tombstones {
             self.finalize(&tombstone);
         }
-        self.end_holds(holds);
+        self.end_holds(held);
+        if self.trackers[registry.index()].detector.has_unanswered() {
+            self.confirm_hold(registry, HoldCause::Expiry);
+        }
         if self.trackers[registry.index()].round_wake().is_some_and(|wake| wake <= now) {
             self.end_round(registry, now);
         }
     }
 
-    /// Removes the keys of holds that have ended, unless they were put again.
-    pub(super) fn end_holds(&mut self, holds: Vec<Hold>) {
-        for Hold { slot, key } in holds {
+    /// Removes keys whose hold has ended, unless they were put again.
+    pub(super) fn end_holds(&mut self, held: Vec<HeldKey>) {
+        for HeldKey { slot, key } in held {
             if is_unchanged(&self.mirror, slot, &key, EntryState::Held) {
                 self.update_entry(slot, None, EntryState::Removed);
                 self.mirror.mark_changed(self.mirror.base(slot), None);
@@ -151,14 +159,15 @@ impl Catalog {
     /// Holds the key of a tombstone for the removal grace, counted from the delete.
     fn hold_tombstone(&mut self, registry: RegistryId, tombstone: &mut Tombstone) {
         let until = tombstone.at + self.grace(registry);
-        if let Some(held) = self.hold(registry, tombstone.slot, until) {
+        let period = (tombstone.at, until);
+        if let Some(held) = self.hold(registry, tombstone.slot, HoldCause::Expiry, period) {
             tombstone.key = held;
             tombstone.held_until = Some(until);
         }
     }
 
     /// Removes a tombstone's key for good.
-    fn finalize(&mut self, tombstone: &Tombstone) {
+    pub(super) fn finalize(&mut self, tombstone: &Tombstone) {
         if is_pending(&self.mirror, tombstone) {
             self.update_entry(tombstone.slot, None, EntryState::Removed);
             self.mirror.mark_changed(self.mirror.base(tombstone.slot), None);
@@ -166,20 +175,25 @@ impl Catalog {
     }
 
     /// Keeps serving a key that its registry has removed; returns the held key.
+    ///
+    /// `period` is the time of the removal, and the end of the hold.
     pub(super) fn hold(
         &mut self,
         registry: RegistryId,
         slot: u32,
-        until: Instant,
+        cause: HoldCause,
+        period: (Instant, Instant),
     ) -> Option<Arc<RegistryKey>> {
         let mut held = RegistryKey::clone(self.mirror.key(slot)?);
         held.shared = self.shared_fields.intern(Arc::new(SharedKeyFields {
-            held: true,
+            hold: Some(cause),
             ..SharedKeyFields::clone(&held.shared)
         }));
         let held = Arc::new(held);
         self.update_entry(slot, Some(Arc::clone(&held)), EntryState::Held);
-        self.trackers[registry.index()].holds.add(until, Hold { slot, key: Arc::clone(&held) });
+        let is_first = *self.mirror.tally(registry).held.get(cause) == 1;
+        let key = HeldKey { slot, key: Arc::clone(&held) };
+        self.trackers[registry.index()].held_keys.add(key, cause, period, is_first);
         Some(held)
     }
 }

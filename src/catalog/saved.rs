@@ -3,7 +3,8 @@
 //! The format is a sequence of records, each with a tag byte. Numbers are LEB128, revisions and
 //! leases as differences from the key before, and texts are preceded by their length. A record may
 //! refer to earlier ones: [`Tag::Fields`] and [`Tag::Metadata`] are numbered from 0 since the last
-//! [`Tag::Reset`], and the keys after a [`Tag::Service`] belong to it. A key takes some 35 bytes.
+//! [`Tag::Reset`], and the keys after a [`Tag::Service`] belong to it. The number of keys follows
+//! the last record, in eight bytes. A key takes some 35 bytes.
 //!
 //! Rejected keys and endpoints are not saved: the first list of the registry brings them back.
 
@@ -28,6 +29,9 @@ use crate::service::{
 ///
 /// It bounds the memory for numbering, and for reading, if every key has metadata of its own.
 const MAX_NUMBERED: usize = 65_536;
+
+/// Minimum size of a key, in bytes: its tag, five numbers, and no endpoint.
+const MIN_KEY_BYTES: usize = 6;
 
 /// Size of the buffer at which it is written, in bytes.
 const WRITE_BYTES: usize = 256 * 1024;
@@ -103,6 +107,7 @@ pub fn save_keys<'s>(
         }
     }
     writer.bytes.push(Tag::End as u8);
+    writer.bytes.extend(writer.keys.to_be_bytes());
     out.write_all(&writer.bytes)
 }
 
@@ -117,10 +122,13 @@ struct KeyWriter {
     metadata: Numbers,
     /// Revision and lease of the key before.
     before: (u64, i64),
+    /// Number of keys.
+    keys: u64,
 }
 
 impl KeyWriter {
     fn put_key(&mut self, key: &RegistryKey, zones: &Zones) {
+        self.keys += 1;
         if self.fields.len().max(self.metadata.len()) >= MAX_NUMBERED {
             self.bytes.push(Tag::Reset as u8);
             self.fields.clear();
@@ -217,6 +225,8 @@ pub struct SavedKeys<'b> {
     base: &'b str,
     /// Revision and lease of the key before.
     before: (u64, i64),
+    /// Number of keys that are left.
+    left: u64,
     /// Buffer for the text of a key.
     text: String,
 }
@@ -235,14 +245,23 @@ struct SavedFields<'b> {
 impl<'b> SavedKeys<'b> {
     /// Begins to read the bytes.
     pub fn new(bytes: &'b [u8]) -> Self {
+        // Without a number, there is no last record either.
+        let (records, number) = bytes.split_last_chunk().unwrap_or((&[], &[0; 8]));
         Self {
-            bytes: SavedBytes(bytes),
+            bytes: SavedBytes(records),
             fields: Vec::new(),
             metadata: Vec::new(),
             base: "",
             before: (0, 0),
+            left: u64::from_be_bytes(*number),
             text: String::new(),
         }
+    }
+
+    /// Returns the number of keys that are left, or fewer if the bytes cannot hold as many.
+    pub fn expected(&self) -> usize {
+        let possible = self.bytes.0.len() / MIN_KEY_BYTES;
+        usize::try_from(self.left).unwrap_or(usize::MAX).min(possible)
     }
 
     /// Reads records up to the next key; returns `None` at the end.
@@ -252,7 +271,7 @@ impl<'b> SavedKeys<'b> {
             let tag =
                 Tag::ALL.into_iter().find(|known| *known as u8 == tag).ok_or(MalformedKeys)?;
             match tag {
-                Tag::End if self.bytes.0.is_empty() => return Ok(None),
+                Tag::End if self.bytes.0.is_empty() && self.left == 0 => return Ok(None),
                 Tag::End => return Err(MalformedKeys),
                 Tag::Reset => {
                     self.fields.clear();
@@ -266,6 +285,7 @@ impl<'b> SavedKeys<'b> {
                 }
                 Tag::Service => self.base = self.bytes.text()?,
                 Tag::Key | Tag::KeyWithText => {
+                    self.left = self.left.checked_sub(1).ok_or(MalformedKeys)?;
                     return self.key(tag == Tag::KeyWithText).map(Some);
                 }
             }
@@ -400,28 +420,37 @@ impl<'b> SavedBytes<'b> {
 impl Catalog {
     /// Takes the keys that a registry had in an earlier run, before its first list.
     ///
+    /// `count` is about their number, for which memory is reserved.
+    ///
     /// The registry then counts as read and unreachable, until it reports that it is connected. Its
     /// first list should be of the kind [`ListKind::Reconnect`], so that the removal grace applies.
+    /// If that list is older than one of the keys, it is of a restored store.
     ///
     /// # Errors
     /// If the keys are malformed. None of them is then served, and the registry counts as unread.
     pub fn restore(
         &mut self,
         registry: RegistryId,
-        keys: SavedKeys<'_>,
+        count: usize,
+        keys: impl IntoIterator<Item = Result<Put, MalformedKeys>>,
         now: Instant,
     ) -> Result<(), MalformedKeys> {
         self.started.get_or_insert(now);
         if registry.index() >= self.trackers.len() {
             return Ok(());
         }
+        self.mirror.reserve(count.min(self.settings.max_keys));
         self.begin_list(registry, ListKind::Routine, ListScope::Registry, now);
+        let mut newest = 0;
         for key in keys {
             // A list without an end changes nothing, and the next list abandons it.
-            self.put(registry, key?);
+            let key = key?;
+            newest = key.revision.max(newest);
+            self.put(registry, key);
         }
-        self.end_list(registry, now);
-        self.trackers[registry.index()].disconnected = true;
+        self.end_list(registry, 0, now);
+        let tracker = &mut self.trackers[registry.index()];
+        (tracker.disconnected, tracker.restored_revision) = (true, newest);
         Ok(())
     }
 }

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use crate::service::RegistrySet;
+use super::holds::PerCause;
+use crate::service::{RegistryId, RegistrySet};
 
 /// Freshness of the data of all registries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,38 +27,39 @@ pub struct RegistryStatus {
 }
 
 /// Reason why the data of a registry may be stale.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Staleness {
-    /// The registry has removed keys that are held, and so still served.
-    Held,
+    /// This registry has removed keys that are held, and so still served.
+    Held(RegistryId),
     /// The registry is unreachable, and its last known data, if any, is served.
     Disconnected,
 }
 
 impl RegistryStatus {
-    /// Returns why an instance in these registries may be stale, or `None` if it is fresh.
+    /// Returns why one of these instances may be stale, or `None` if all are fresh.
     ///
-    /// One registry whose data is fresh is enough.
-    pub fn staleness_of(&self, registries: RegistrySet) -> Option<Staleness> {
-        let is_stale = !registries.is_empty() && registries.is_subset_of(self.stale_registries());
-        is_stale.then(|| self.reason(registries))
+    /// Each is given by the registries that hold it; one whose data is fresh is enough.
+    pub fn staleness_of(&self, instances: impl Iterator<Item = RegistrySet>) -> Option<Staleness> {
+        let stale = self.stale_registries();
+        let is_stale = |set: &RegistrySet| !set.is_empty() && set.is_subset_of(stale);
+        self.reason(instances.filter(is_stale).fold(RegistrySet::EMPTY, RegistrySet::union))
     }
 
     /// Returns why the absence of data may be stale, or `None` if it is certain.
     ///
     /// Any stale registry could have the missing data, and so could one that was never read.
     pub fn staleness(&self) -> Option<Staleness> {
-        let stale = self.stale_registries().union(self.unread);
-        (!stale.is_empty()).then(|| self.reason(stale))
+        self.reason(self.stale_registries().union(self.unread))
     }
 
     /// Returns why the data of these registries, which are all stale, may be stale.
-    fn reason(&self, registries: RegistrySet) -> Staleness {
+    ///
+    /// Of several registries with held keys, the first is named.
+    fn reason(&self, registries: RegistrySet) -> Option<Staleness> {
         if self.disconnected.union(self.unread).intersects(registries) {
-            Staleness::Disconnected
-        } else {
-            Staleness::Held
+            return Some(Staleness::Disconnected);
         }
+        self.with_held_keys.intersection(registries).first().map(Staleness::Held)
     }
 
     /// Returns the registries whose data may be stale.
@@ -84,6 +86,8 @@ pub struct RegistryStats {
     pub instances: usize,
     /// Held keys: removed by the registry, but still served.
     pub held: usize,
+    /// Holds since startup for each cause, without those that turned out to be no mass removal.
+    pub holds: PerCause<u64>,
     /// Changes since startup that routine lists found but no event had reported.
     ///
     /// Some versions of etcd lose events.

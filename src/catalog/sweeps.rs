@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use super::Catalog;
-use super::grace::Hold;
+use super::grace::HeldKey;
+use super::holds::HoldCause;
 use super::mirror::EntryState;
 use super::tracker::ListInProgress;
 use crate::name::base_of;
@@ -34,10 +35,10 @@ impl Catalog {
     /// Ends a complete list: removes, or holds, the keys that the list did not name.
     ///
     /// A list of the registry costs O(all keys), a per-service list O(keys of the service).
-    pub(super) fn end_list(&mut self, registry: RegistryId, now: Instant) {
+    pub(super) fn end_list(&mut self, registry: RegistryId, revision: u64, now: Instant) {
         let tracker = &mut self.trackers[registry.index()];
         let (is_checking, generation) = (tracker.is_checking(), tracker.generation);
-        let Some(list) = tracker.end(now) else { return };
+        let Some(list) = tracker.end(revision, now) else { return };
         let mut swept = match &list.scope {
             ListScope::Registry => self.mirror.not_in_list(registry, generation),
             ListScope::Service(name) => self.keys_of_name(registry, name, Some(generation)),
@@ -132,32 +133,37 @@ impl Catalog {
         let tracker = &mut self.trackers[registry.index()];
         let (grace, is_last) = (tracker.grace, tracker.names.are_listed());
         let round = tracker.round.as_mut().filter(|_| in_round && !grace.is_zero());
-        let hold = round.is_some_and(|round| {
+        let hold = round.and_then(|round| {
             round.add(swept.len(), instances);
-            if is_last {
+            let is_held = if is_last {
                 round.should_hold(keys_left, instances_left)
             } else {
                 round.is_suspicious()
-            }
+            };
+            is_held.then(|| round.cause())
         });
         for slot in swept {
-            if hold {
-                let held = self.hold(registry, slot, now + grace);
+            if let Some(cause) = hold {
+                let held = self.hold(registry, slot, cause, (now, now + grace));
                 let round = self.trackers[registry.index()].round.as_mut().filter(|_| !is_last);
                 if let (Some(round), Some(key)) = (round, held) {
-                    round.held.push(Hold { slot, key });
+                    round.held.push(HeldKey { slot, key });
                 }
             } else {
                 self.update_entry(slot, None, EntryState::Removed);
             }
             self.mirror.mark_changed(self.mirror.base(slot), None);
         }
+        if let Some(cause) = hold.filter(|_| is_last) {
+            self.confirm_hold(registry, cause);
+        }
     }
 
     /// Holds keys that are missing from a list that may be incomplete.
     fn hold_all(&mut self, registry: RegistryId, swept: &[u32], now: Instant) {
         for &slot in swept {
-            self.hold(registry, slot, now + self.grace(registry));
+            let period = (now, now + self.grace(registry));
+            self.hold(registry, slot, HoldCause::Doubt, period);
             self.mirror.mark_changed(self.mirror.base(slot), None);
         }
     }
@@ -173,7 +179,9 @@ impl Catalog {
     pub(super) fn end_round(&mut self, registry: RegistryId, now: Instant) {
         let Some(round) = self.trackers[registry.index()].end_round(now) else { return };
         let tally = self.mirror.tally(registry);
-        if !round.should_hold(tally.present, tally.instances) {
+        if round.should_hold(tally.present, tally.instances) {
+            self.confirm_hold(registry, round.cause());
+        } else {
             self.end_holds(round.held);
         }
     }

@@ -1,6 +1,7 @@
 //! Tests of the catalog's rules, and the fixture that they share.
 
 mod conflicts;
+mod holds;
 mod rejections;
 mod removals;
 mod saved;
@@ -13,7 +14,7 @@ use super::*;
 use crate::name::base_of;
 use crate::service::{
     Addresses, Endpoint, Host, LeaseReply, ListKind, ListScope, Put, Reason, Registration,
-    RegistrySet, Rejected, Removal, ServiceId,
+    RegistrySet, Rejected, Release, Removal, ServiceId,
 };
 
 pub(super) fn zones() -> Zones {
@@ -61,7 +62,7 @@ pub(super) fn key(text: &str) -> RegistryKey {
         registry: RegistryId::FIRST,
         layer: 1,
         rank: base.rank,
-        held: false,
+        hold: None,
         layout: layout.unwrap_or_default(),
     };
     RegistryKey {
@@ -444,7 +445,7 @@ fn only_the_data_of_a_disconnected_registry_is_stale() {
     }
     let set = |ids: &[u8]| ids.iter().map(|index| id(*index)).collect::<RegistrySet>();
     let staleness = |test: &TestCatalog, registries: &[u8]| {
-        test.catalog.registry_status(test.now).staleness_of(set(registries))
+        test.catalog.registry_status(test.now).staleness_of([set(registries)].into_iter())
     };
     assert_eq!(test.catalog.registry_status(test.now).staleness(), None);
     test.apply(1, Change::Connected(false));
@@ -467,10 +468,10 @@ fn only_the_data_of_a_disconnected_registry_is_stale() {
     assert_eq!((status.with_held_keys, status.held_keys), (set(&[2]), 1));
     assert_eq!(
         [&[0][..], &[2], &[1, 2]].map(|registries| staleness(&test, registries)),
-        [None, Some(Staleness::Held), Some(Staleness::Disconnected)]
+        [None, Some(Staleness::Held(id(2))), Some(Staleness::Disconnected)]
     );
     test.apply(1, Change::Connected(true));
-    assert_eq!(test.catalog.registry_status(test.now).staleness(), Some(Staleness::Held));
+    assert_eq!(test.catalog.registry_status(test.now).staleness(), Some(Staleness::Held(id(2))));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use foldhash::fast::RandomState;
 
 use super::expiry::{BURST_WINDOW, ExpiryDetector};
-use super::grace::{Holds, MAX_REMOVAL_GRACE, Round};
+use super::grace::{HeldKeys, MAX_REMOVAL_GRACE, Round};
 use super::names::RegisteredNames;
 use crate::service::{ListKind, ListScope};
 
@@ -23,6 +23,8 @@ pub(super) struct RegistryTracker {
     pub(super) list: Option<ListInProgress>,
     /// The lists whose removals are judged together.
     pub(super) round: Option<Round>,
+    /// The newest revision of the keys of an earlier run, until the first complete list.
+    pub(super) restored_revision: u64,
     /// Time of the end of the last suspicious round.
     reconnected: Option<Instant>,
     /// The registered names, if the registry sends per-service lists.
@@ -38,7 +40,7 @@ pub(super) struct RegistryTracker {
     /// Recent deletes of leased keys.
     pub(super) detector: ExpiryDetector,
     /// Keys that the registry has removed and that are still served.
-    pub(super) holds: Holds,
+    pub(super) held_keys: HeldKeys,
 }
 
 /// A list that has begun and not ended.
@@ -173,11 +175,18 @@ impl RegistryTracker {
         round.join(kind, now);
     }
 
-    /// Ends the list in progress and returns it, if any.
-    pub(super) fn end(&mut self, now: Instant) -> Option<ListInProgress> {
+    /// Ends the list in progress, which is as of this revision, and returns it, if any.
+    pub(super) fn end(&mut self, revision: u64, now: Instant) -> Option<ListInProgress> {
         let list = self.list.take()?;
         match &list.scope {
             ListScope::Registry => {
+                // While svcdns was down, the store went back in time or was replaced.
+                let known = std::mem::take(&mut self.restored_revision);
+                if (1..known).contains(&revision)
+                    && let Some(round) = &mut self.round
+                {
+                    round.join(ListKind::Restored, now);
+                }
                 self.names.record_all();
                 self.synced = true;
             }

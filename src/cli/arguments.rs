@@ -169,6 +169,17 @@ Exit codes:
   1  an error
   4  no server is running")]
     Status(StatusArgs),
+    /// Apply held removals at once.
+    ///
+    /// When a registry loses many keys at once, svcdns keeps serving them for `removal-grace`, in
+    /// case their programs are alive (`svcdns status` shows why). If they are gone for good,
+    /// `release` removes them now. Only root and the user that svcdns runs as may use it.
+    #[command(after_long_help = "\
+Exit codes:
+  0  the held removals were applied, or nothing was on hold
+  1  an error: no registry of this name, or no permission
+  4  no server is running")]
+    Release(ReleaseArgs),
     /// Check every step of name resolution on this machine.
     ///
     /// Print each problem and the command that fixes it. Change nothing.
@@ -347,6 +358,13 @@ pub(super) struct CheckArgs {
     pub(super) file: ConfigFileArgs,
     #[command(flatten)]
     pub(super) flags: ServeFlags,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReleaseArgs {
+    /// Registry whose holds end; default: every registry.
+    #[arg(value_name = "REGISTRY")]
+    pub(super) registry: Option<String>,
 }
 
 #[derive(Debug, Args)]

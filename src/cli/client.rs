@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow, bail};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -85,8 +85,20 @@ impl AdminClient {
 
     /// Requests a path and returns the JSON text.
     pub(super) async fn get_text(&self, path: &str) -> anyhow::Result<String> {
-        let response = self.request(path).await?;
+        self.request_text(Method::GET, path).await
+    }
+
+    /// Requests a change by POST and decodes the JSON of the result.
+    pub(super) async fn post<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        decode(&self.request_text(Method::POST, path).await?)
+    }
+
+    async fn request_text(&self, method: Method, path: &str) -> anyhow::Result<String> {
+        let response = self.request(method, path).await?;
         let status = response.status();
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            bail!("the running svcdns is an older version, which cannot do this");
+        }
         let body = timeout(BODY_TIMEOUT, response.into_body().collect())
             .await
             .context("the running svcdns did not send its response in time")??;
@@ -96,10 +108,7 @@ impl AdminClient {
 
     /// Requests a path and decodes the JSON.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        let text = self.get_text(path).await?;
-        serde_json::from_str(&text).context(
-            "the response of the running svcdns, which is another version, cannot be decoded",
-        )
+        decode(&self.get_text(path).await?)
     }
 
     /// Requests an explanation of the answer to a query.
@@ -123,20 +132,20 @@ impl AdminClient {
 
     /// Requests a path whose response is an endless stream of lines.
     pub(super) async fn stream(&self, path: &str) -> anyhow::Result<Lines> {
-        let response = self.request(path).await?;
+        let response = self.request(Method::GET, path).await?;
         if response.status() != StatusCode::OK {
             bail!("the running svcdns responded with {}", response.status());
         }
         Ok(Lines { body: response.into_body(), read: Vec::new() })
     }
 
-    async fn request(&self, path: &str) -> anyhow::Result<Response<Incoming>> {
+    async fn request(&self, method: Method, path: &str) -> anyhow::Result<Response<Incoming>> {
         let response = async {
             let stream = UnixStream::connect(&self.socket).await?;
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
             tokio::spawn(connection);
-            let request =
-                Request::get(path).header("host", "localhost").body(Empty::<Bytes>::new())?;
+            let request = Request::builder().method(method).uri(path);
+            let request = request.header("host", "localhost").body(Empty::<Bytes>::new())?;
             anyhow::Ok(sender.send_request(request).await?)
         };
         let response =
@@ -145,6 +154,12 @@ impl AdminClient {
             format!("cannot reach the running svcdns at {}", self.socket.display())
         })
     }
+}
+
+/// Decodes the JSON of a response.
+fn decode<T: DeserializeOwned>(text: &str) -> anyhow::Result<T> {
+    serde_json::from_str(text)
+        .context("the response of the running svcdns, which is another version, cannot be decoded")
 }
 
 /// The lines of an endless response.

@@ -10,6 +10,7 @@ use super::{FAILED_ANSWER, NOT_FOUND, ServerLocation, names, output};
 use crate::admin::{RegistryView, ServerStatus};
 use crate::answer::{Explanation, TcpOmission};
 use crate::registry::{self, name_at};
+use crate::service::UnixTime;
 use crate::wire::extended_error_text;
 
 pub(super) async fn run(
@@ -153,7 +154,13 @@ fn text(explanation: &Explanation, notes: Vec<String>) -> String {
             .dropped
             .as_ref()
             .map_or_else(|| "selected".to_owned(), |reason| format!("dropped: {reason}"));
-        let held = if instance.held { " (removal held back)" } else { "" };
+        let held = match &instance.hold {
+            Some(hold) => {
+                format!(" (removal held until {}: {})", UnixTime(hold.until), hold.message)
+            }
+            None if instance.held => " (removal held)".to_owned(),
+            None => String::new(),
+        };
         [
             format!(
                 "{} {} weight {}: {fate}{held}",

@@ -12,7 +12,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
     ("Serve", &["serve", "demo", "register"]),
     ("Ask", &["resolve", "explain", "ls", "watch", "diff"]),
     ("Set up", &["check", "run", "install", "uninstall", "keep"]),
-    ("Look after", &["status", "doctor"]),
+    ("Look after", &["status", "release", "doctor"]),
 ];
 
 /// Text at the end of `svcdns -h`.

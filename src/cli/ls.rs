@@ -11,6 +11,7 @@ use crate::admin::{
 };
 use crate::percent;
 use crate::registry;
+use crate::service::UnixTime;
 
 pub(super) async fn run(location: &ServerLocation, command: LsArgs) -> anyhow::Result<ExitCode> {
     let client = AdminClient::find(location).await?;
@@ -82,7 +83,9 @@ fn services(services: &[ServiceView], status: &ServerStatus) -> String {
             let mut notes: Vec<String> = Vec::new();
             notes.extend(instance.left_out.as_ref().map(|reason| format!("dropped: {reason}")));
             if instance.held {
-                notes.push("removal held".to_owned());
+                let end = instance.hold.as_ref().map(|hold| UnixTime(hold.until));
+                let end = end.map(|end| format!(" until {end}")).unwrap_or_default();
+                notes.push(format!("removal held{end}"));
             }
             if status.registries.len() > 1 {
                 notes.push(format!("in {}", instance.registry_name));

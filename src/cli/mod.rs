@@ -20,6 +20,7 @@ mod outside_names;
 mod privilege;
 mod register;
 mod registries;
+mod release;
 mod resolve;
 mod run;
 mod serve;
@@ -121,6 +122,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         CliCommand::Keep(KeepArgs {}) => block_on(keep::run()),
 
         CliCommand::Status(command) => block_on(status::run(&location, command)),
+        CliCommand::Release(command) => block_on(release::run(&location, command)),
         CliCommand::Doctor(command) => block_on(doctor::run(&location, command)),
     }
 }

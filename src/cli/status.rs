@@ -9,6 +9,8 @@ use super::client::AdminClient;
 use super::output::counted;
 use super::{ServerLocation, output};
 use crate::admin::{BridgeView, ForwardingView, RegistryView, ServerStatus, UpstreamView};
+use crate::catalog::HoldView;
+use crate::service::UnixTime;
 
 pub(super) async fn run(
     location: &ServerLocation,
@@ -113,14 +115,29 @@ fn format_registry(registry: &RegistryView) -> String {
     let error = registry.error.as_ref().map(|error| format!("\n  {error}"));
     format!(
         "{}  {}\n  {connected}, {synced}, revision {}{}\n  {keys}, {instances}, {lists}, \
-         {disconnects}{}{}",
+         {disconnects}{}{}{}",
         registry.name,
         registry.url,
         registry.revision,
         age.unwrap_or_default(),
         snapshot.unwrap_or_default(),
-        error.unwrap_or_default()
+        error.unwrap_or_default(),
+        format_holds(registry)
     )
+}
+
+/// Describes the holds of a registry, and what ends them.
+fn format_holds(registry: &RegistryView) -> String {
+    let mut text = String::new();
+    for HoldView { message, keys, since, until, .. } in &registry.holds {
+        let removals = counted(*keys as u64, "removal", "removals");
+        let (since, until) = (UnixTime(*since), UnixTime(*until));
+        let _ = write!(text, "\n  {removals} on hold from {since} to {until}: {message}");
+    }
+    if !registry.holds.is_empty() {
+        let _ = write!(text, "\n  `svcdns release {}` removes these keys now", registry.name);
+    }
+    text
 }
 
 fn format_forwarding(view: &ForwardingView) -> String {
@@ -195,6 +212,7 @@ mod tests {
             keys: size,
             instances: size,
             differences: 0,
+            holds: Vec::new(),
             snapshot_age: None,
         }
     }
@@ -219,6 +237,18 @@ mod tests {
             "etcd  etcd://10.0.0.1:2379\n  disconnected, not synced, revision 4711\n  \
              2 keys, 2 instances, 2 lists, 2 lost connections\n  connection refused"
         );
+        let hold = HoldView {
+            cause: "expiry".to_owned(),
+            message: "many keys expired at the same time".to_owned(),
+            keys: 1,
+            since: 50_585,
+            until: 50_597,
+        };
+        assert!(format_registry(&RegistryView { holds: vec![hold], ..registry(1) }).ends_with(
+            "1 key, 1 instance, 1 list, 1 lost connection\n  \
+             1 removal on hold from 14:03:05 UTC to 14:03:17 UTC: many keys expired at the same \
+             time\n  `svcdns release etcd` removes these keys now"
+        ));
     }
 
     #[test]

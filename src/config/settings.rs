@@ -44,6 +44,7 @@ impl Config {
             forwarding: self.upstream.servers != Servers::Off,
             aliases: self.alias_targets.clone(),
             bridge: self.bridge.is_some(),
+            registry_names: self.registries.iter().map(|registry| registry.name.clone()).collect(),
         }
     }
 

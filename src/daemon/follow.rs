@@ -11,10 +11,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::answer::{Answerer, Published, Publisher};
 use crate::bridge::BridgeRequests;
-use crate::catalog::{MalformedKeys, SavedKeys};
+use crate::catalog::MalformedKeys;
 use crate::config::Config;
 use crate::registry::{Feed, NamedSource, Registry, RegistryCommand, RegistryState, Source};
-use crate::service::{Change, ListKind, MAX_REGISTRIES, RegistryId, Update};
+use crate::service::{Change, ListKind, MAX_REGISTRIES, Put, RegistryId, Update};
 use crate::upstream::HostRequests;
 
 /// Limit on updates that wait for publication; at the limit, their sources wait.
@@ -111,7 +111,7 @@ impl RegistryPipeline {
         self.bridge = Some(requests);
     }
 
-    /// Takes the keys that a registry had in an earlier run.
+    /// Takes the keys that a registry had in an earlier run, about `count`.
     ///
     /// Call it before [`Self::start`], and [`Self::publish_restored`] after the last registry.
     ///
@@ -120,9 +120,10 @@ impl RegistryPipeline {
     pub fn restore(
         &mut self,
         registry: RegistryId,
-        keys: SavedKeys<'_>,
+        count: usize,
+        keys: impl IntoIterator<Item = Result<Put, MalformedKeys>>,
     ) -> Result<(), MalformedKeys> {
-        self.publisher.restore(registry, keys, Instant::now())?;
+        self.publisher.restore(registry, count, keys, Instant::now())?;
         if let Some(pending) = self.pending.get_mut(registry.index()) {
             pending.first = ListKind::Reconnect;
         }
@@ -254,7 +255,6 @@ mod tests {
     use crate::catalog::{self, Catalog};
     use crate::name::Zones;
     use crate::registry::gsvc;
-    use crate::service::Put;
 
     /// A registry whose first follower panics after its list.
     ///

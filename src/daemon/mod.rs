@@ -6,10 +6,12 @@
 mod directories;
 mod error;
 mod follow;
+mod hold_log;
 mod listen_error;
 mod log;
 mod resolv_conf;
 mod responder;
+mod run_ahead;
 mod server;
 mod signals;
 mod snapshot_file;

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::directories::Directories;
 use super::follow::{PipelineHandles, RegistryPipeline};
+use super::hold_log::HoldLog;
 use super::listen_error::{ListenError, report_not_listening};
 use super::resolv_conf::follow_line;
 use super::snapshots::Snapshots;
@@ -102,7 +103,7 @@ impl Server {
             bridge_drain = bridge.settings().drain;
         }
         if let Some((forwarder, requests)) = forwarder.clone().zip(requests) {
-            tracker.spawn(look_up_hosts(forwarder, requests, updates, stop.clone()));
+            tracker.spawn(look_up_hosts(forwarder, requests, updates.clone(), stop.clone()));
         }
         let info = ServerInfo {
             listen: addresses.clone(),
@@ -117,20 +118,22 @@ impl Server {
         let snapshots = state_dir.as_deref().filter(|_| config.snapshot).map(|directory| {
             let states = states.iter().cloned().zip(&config.registries);
             let numbered = RegistryId::first(MAX_REGISTRIES).zip(states);
-            let with_servers = numbered
-                .filter(|(_, (_, registry))| registry.source.has_servers())
-                .map(|(registry, (state, _))| (registry, state));
+            let with_servers = numbered.filter_map(|(number, (state, registry))| {
+                Some((number, state, registry.source.store_identity()?))
+            });
             Snapshots::new(directory, config.zones.clone(), config.max_stale, with_servers)
         });
-        let context = Arc::new(AdminContext::new(
+        let mut context = AdminContext::new(
             info,
             Arc::clone(&answerer),
             states,
             counters,
             forwarder.clone(),
-            bridge,
+            updates,
             log.lost_lines(),
-        ));
+        );
+        context.bridge = bridge;
+        let context = Arc::new(context);
         for listener in [Some(AdminListener::Socket(socket)), port].into_iter().flatten() {
             tracker.spawn(admin::serve(listener, Arc::clone(&context), stop.clone()));
         }
@@ -266,6 +269,7 @@ fn start_publisher(
         .enable_all()
         .build()
         .map_err(StartError::Thread)?;
+    let mut hold_log = HoldLog::new(context.registries.clone());
     let (ending, ended) = oneshot::channel();
     let (loading, loaded) = oneshot::channel();
     let thread = std::thread::Builder::new().name("registries".to_owned()).spawn(move || {
@@ -285,8 +289,6 @@ fn start_publisher(
                     next = pipeline.next() => next,
                 };
                 let Some((published, took)) = next else { return };
-                context.publications.observe(took);
-                context.changes.send(&published.changed);
                 if let Some(unsaved) = &unsaved {
                     unsaved.add(&published.changed);
                 }
@@ -295,6 +297,8 @@ fn start_publisher(
                     duration_us = took.as_micros(),
                     "published a snapshot"
                 );
+                hold_log.update(context.answerer.snapshot().holds());
+                context.note_publication(published, took);
             }
         });
         // Shut down without waiting for a blocking call to a hanging file system.

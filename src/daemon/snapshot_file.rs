@@ -1,8 +1,8 @@
 //! The file with the snapshot of one registry, replaced as a whole.
 //!
 //! The file is the magic bytes, the format version, when the data was last known to be current, the
-//! name and URL of the registry, its keys ([`crate::catalog::save_keys`]), and the SHA-256 of all
-//! this. Every version ends with that digest.
+//! name of the registry, which store and part it follows, its keys ([`crate::catalog::save_keys`]),
+//! and the SHA-256 of all this. Every version ends with that digest.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, ErrorKind, Write};
@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use ring::digest::{Context, SHA256, SHA256_OUTPUT_LEN, digest};
 
+use crate::registry::StoreIdentity;
 use crate::regular_file;
 
 /// The first bytes of every snapshot.
@@ -40,8 +41,8 @@ pub(super) struct SnapshotFile {
 pub(super) struct SnapshotHeader {
     /// The name of the registry.
     pub(super) registry: String,
-    /// The URL of the registry, without secrets.
-    pub(super) url: String,
+    /// Which data the registry has.
+    pub(super) store: StoreIdentity,
     /// Last time when the keys were known to be those of the registry, in whole seconds.
     pub(super) current_at: SystemTime,
 }
@@ -65,12 +66,12 @@ pub(super) enum UnusableSnapshot {
     #[error("a newer svcdns wrote it (format {0}, this one reads {VERSION})")]
     Newer(u32),
     /// The file is of another registry.
-    #[error("it is of registry {registry} ({url})")]
+    #[error("it is of registry {registry} ({store})")]
     OtherRegistry {
         /// The name of that registry.
         registry: String,
-        /// The URL of that registry.
-        url: String,
+        /// Which data that registry has.
+        store: StoreIdentity,
     },
     /// The file cannot be read.
     #[error("it cannot be read: {0}")]
@@ -103,7 +104,7 @@ impl SnapshotFile {
     pub(super) fn read(
         &self,
         registry: &str,
-        url: &str,
+        store: &StoreIdentity,
     ) -> Result<Option<ReadSnapshot>, UnusableSnapshot> {
         let file = match regular_file::open_no_follow(&self.path) {
             Ok(file) => file,
@@ -112,10 +113,10 @@ impl SnapshotFile {
         };
         let bytes = regular_file::read_open(file, MAX_BYTES)?;
         let read = parse(bytes)?;
-        let SnapshotHeader { registry: other, url: other_url, .. } = &read.header;
-        if (other.as_str(), other_url.as_str()) != (registry, url) {
-            let (registry, url) = (other.clone(), other_url.clone());
-            return Err(UnusableSnapshot::OtherRegistry { registry, url });
+        let SnapshotHeader { registry: found, store: found_store, .. } = &read.header;
+        if found != registry || !found_store.is_same(store) {
+            let (registry, store) = (found.clone(), found_store.clone());
+            return Err(UnusableSnapshot::OtherRegistry { registry, store });
         }
         Ok(Some(read))
     }
@@ -176,9 +177,12 @@ fn write(
     out.write_all(&MAGIC)?;
     out.write_all(&VERSION.to_be_bytes())?;
     out.write_all(&seconds(header.current_at).to_be_bytes())?;
-    for text in [&header.registry, &header.url] {
-        out.write_all(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes())?;
-        out.write_all(text.as_bytes())?;
+    let StoreIdentity { kind, servers, part } = &header.store;
+    write_text(&mut out, &header.registry)?;
+    write_text(&mut out, kind)?;
+    for texts in [servers, part] {
+        write_count(&mut out, texts.len())?;
+        texts.iter().try_for_each(|text| write_text(&mut out, text))?;
     }
     write_keys(&mut out)?;
     let DigestWriter { mut out, digest } = out;
@@ -186,6 +190,16 @@ fn write(
     let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;
     Ok(file.metadata()?.len())
+}
+
+fn write_text(out: &mut impl Write, text: &str) -> io::Result<()> {
+    write_count(out, text.len())?;
+    out.write_all(text.as_bytes())
+}
+
+fn write_count(out: &mut impl Write, count: usize) -> io::Result<()> {
+    let count = u32::try_from(count).map_err(|_| ErrorKind::InvalidData)?;
+    out.write_all(&count.to_be_bytes())
 }
 
 /// Removes a file, which may be missing.
@@ -215,13 +229,9 @@ fn parse(bytes: Vec<u8>) -> Result<ReadSnapshot, UnusableSnapshot> {
     let mut header = || {
         let since = Duration::from_secs(u64::from_be_bytes(take(&mut rest)?));
         let current_at = SystemTime::UNIX_EPOCH.checked_add(since)?;
-        let mut text = || {
-            let length = usize::try_from(u32::from_be_bytes(take(&mut rest)?)).ok()?;
-            let (text, after) = rest.split_at_checked(length)?;
-            rest = after;
-            String::from_utf8(text.to_vec()).ok()
-        };
-        Some(SnapshotHeader { registry: text()?, url: text()?, current_at })
+        let (registry, kind) = (take_text(&mut rest)?, take_text(&mut rest)?);
+        let (servers, part) = (take_texts(&mut rest)?, take_texts(&mut rest)?);
+        Some(SnapshotHeader { registry, store: StoreIdentity { kind, servers, part }, current_at })
     };
     let header = header().ok_or(UnusableSnapshot::Damaged)?;
     let keys = content.len() - rest.len();
@@ -233,6 +243,22 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
     let (array, rest) = bytes.split_first_chunk()?;
     *bytes = rest;
     Some(*array)
+}
+
+fn take_count(bytes: &mut &[u8]) -> Option<usize> {
+    usize::try_from(u32::from_be_bytes(take(bytes)?)).ok()
+}
+
+fn take_text(bytes: &mut &[u8]) -> Option<String> {
+    let length = take_count(bytes)?;
+    let (text, rest) = bytes.split_at_checked(length)?;
+    *bytes = rest;
+    String::from_utf8(text.to_vec()).ok()
+}
+
+fn take_texts(bytes: &mut &[u8]) -> Option<Vec<String>> {
+    let count = take_count(bytes)?;
+    (0..count).map(|_| take_text(bytes)).collect()
 }
 
 /// Returns the seconds since 1970; 0 if the clock is before that.
@@ -262,9 +288,14 @@ impl Write for DigestWriter {
 mod tests {
     use super::*;
 
+    fn store(server: &str) -> StoreIdentity {
+        let (servers, part) = (vec![server.into(), "b:1".into()], vec!["group=g".into()]);
+        StoreIdentity { kind: "nacos".into(), servers, part }
+    }
+
     fn header(seconds: u64) -> SnapshotHeader {
         let current_at = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        SnapshotHeader { registry: "main".into(), url: "etcd://a:1".into(), current_at }
+        SnapshotHeader { registry: "main".into(), store: store("a:1"), current_at }
     }
 
     fn replace(file: &SnapshotFile, seconds: u64, keys: &[u8]) -> io::Result<u64> {
@@ -272,7 +303,7 @@ mod tests {
     }
 
     fn read(file: &SnapshotFile) -> Result<Option<ReadSnapshot>, UnusableSnapshot> {
-        file.read("main", "etcd://a:1")
+        file.read("main", &store("a:1"))
     }
 
     #[test]
@@ -316,8 +347,12 @@ mod tests {
         let file = SnapshotFile::new(folder.path(), "snapshot-main");
         replace(&file, 5, b"keys").unwrap();
         let why = |found: Result<_, UnusableSnapshot>| found.map(drop).unwrap_err().to_string();
-        assert_eq!(why(file.read("main", "etcd://b:1")), "it is of registry main (etcd://a:1)");
-        assert_eq!(why(file.read("other", "etcd://a:1")), "it is of registry main (etcd://a:1)");
+        let other = StoreIdentity { servers: vec!["c:1".into()], ..store("a:1") };
+        let reason = "it is of registry main (nacos://a:1,b:1 group=g)";
+        assert_eq!(why(file.read("main", &other)), reason);
+        assert_eq!(why(file.read("other", &store("a:1"))), reason);
+        // One common server is enough.
+        assert!(file.read("main", &store("c:1")).unwrap().is_some());
         let mut bytes = fs::read(file.path()).unwrap();
         let end = bytes.len() - SHA256_OUTPUT_LEN;
         bytes[MAGIC.len() + 3] = 2;

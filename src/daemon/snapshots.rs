@@ -13,12 +13,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::follow::RegistryPipeline;
+use super::run_ahead::run_ahead;
 use super::snapshot_file::{SnapshotFile, SnapshotHeader};
 use crate::answer::{Answerer, Snapshot};
 use crate::catalog::{SavedKeys, ServiceChange, save_keys};
 use crate::directory::snapshot_name;
 use crate::name::Zones;
-use crate::registry::RegistryState;
+use crate::registry::{RegistryState, StoreIdentity};
 use crate::service::{RegistryId, RegistrySet};
 
 /// Time from the first unsaved change to the next write.
@@ -46,6 +47,7 @@ pub(super) struct Snapshots {
 #[derive(Debug)]
 struct RegistrySnapshot {
     registry: RegistryId,
+    store: StoreIdentity,
     file: SnapshotFile,
     state: Arc<RegistryState>,
     /// Last time when the keys were known to be those of the registry.
@@ -94,12 +96,13 @@ impl Snapshots {
         directory: &std::path::Path,
         zones: Zones,
         max_age: Duration,
-        registries: impl IntoIterator<Item = (RegistryId, Arc<RegistryState>)>,
+        registries: impl IntoIterator<Item = (RegistryId, Arc<RegistryState>, StoreIdentity)>,
     ) -> Self {
         let registries: Vec<_> = registries
             .into_iter()
-            .map(|(registry, state)| RegistrySnapshot {
+            .map(|(registry, state, store)| RegistrySnapshot {
                 registry,
+                store,
                 file: SnapshotFile::new(directory, &snapshot_name(state.name.as_str())),
                 state,
                 current_at: None,
@@ -179,7 +182,7 @@ impl RegistrySnapshot {
     fn load(&mut self, max_age: Duration, pipeline: &mut RegistryPipeline) {
         let path = self.file.path().display();
         let began = Instant::now();
-        let read = match self.file.read(self.state.name.as_str(), &self.state.url) {
+        let read = match self.file.read(self.state.name.as_str(), &self.store) {
             Ok(Some(read)) => read,
             Ok(None) => return,
             Err(reason) => return self.set_aside(&reason),
@@ -204,7 +207,10 @@ impl RegistrySnapshot {
                 "the snapshot is from the future: the clock has gone back, and its age is unknown"
             ),
         }
-        if let Err(reason) = pipeline.restore(self.registry, SavedKeys::new(read.keys())) {
+        let count = SavedKeys::new(read.keys()).expected();
+        let keys = || SavedKeys::new(read.keys());
+        let restored = run_ahead(keys, |keys| pipeline.restore(self.registry, count, keys));
+        if let Err(reason) = restored {
             return self.set_aside(&reason);
         }
         self.current_at = Some(current_at);
@@ -247,7 +253,7 @@ impl RegistrySnapshot {
         let current_at = self.current_at.filter(|_| !is_current).unwrap_or(now);
         let header = SnapshotHeader {
             registry: self.state.name.to_string(),
-            url: self.state.url.clone(),
+            store: self.store.clone(),
             current_at,
         };
         let began = Instant::now();

@@ -28,6 +28,7 @@ mod secret;
 mod service_faults;
 mod session;
 mod source;
+mod store_identity;
 #[cfg(test)]
 mod test_server;
 mod tls;
@@ -37,6 +38,7 @@ pub use polling::PollingTuning;
 pub use register::{RegisterError, RegisterEvent, Registrant};
 pub use secret::{Credential, CredentialError, Secret};
 pub use source::{NamedSource, Source};
+pub use store_identity::StoreIdentity;
 pub use tls::Tls;
 
 use std::fmt;

@@ -13,6 +13,7 @@ use super::file::{self, FileRegistry};
 use super::nacos::{self, NacosRegistry};
 use super::polaris::{self, PolarisRegistry};
 use super::static_services::{self, StaticRegistry};
+use super::store_identity::StoreIdentity;
 #[cfg(feature = "zookeeper")]
 use super::zookeeper::{self, ZooKeeperRegistry};
 use super::{Feed, RegisterError, RegisterEvent, Registrant, Registry, RegistryCommand};
@@ -120,9 +121,27 @@ impl Source {
         }
     }
 
-    /// Returns whether the registry has servers, which may be unreachable while svcdns runs.
-    pub fn has_servers(&self) -> bool {
-        !self.endpoints().is_empty()
+    /// Returns which data the registry has; `None` if it has no servers.
+    pub fn store_identity(&self) -> Option<StoreIdentity> {
+        let mut part = Vec::new();
+        match self {
+            Self::File(_) | Self::Static(_) => return None,
+            // The first segments of the keys are those of GoFrame.
+            Self::Etcd(_) => {}
+            Self::Consul(settings) => {
+                part.extend(settings.datacenter.iter().map(|name| ("datacenter", &**name)));
+                part.extend(settings.namespace.iter().map(|name| ("namespace", &**name)));
+            }
+            #[cfg(feature = "zookeeper")]
+            Self::ZooKeeper(settings) => part.push(("root", &settings.root)),
+            Self::Nacos(settings) => {
+                part.extend(settings.namespace.iter().map(|id| ("namespace", &**id)));
+                part.push(("group", &settings.group));
+                part.extend(settings.clusters.iter().map(|name| ("cluster", &**name)));
+            }
+            Self::Polaris(settings) => part.push(("namespace", &settings.namespace)),
+        }
+        Some(StoreIdentity::new(self.kind(), self.endpoints(), part))
     }
 
     /// Returns the hosts of the registry's servers, as names or addresses.

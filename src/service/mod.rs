@@ -9,6 +9,7 @@ mod registry;
 mod rejection;
 mod resolution;
 mod update;
+mod wall_clock;
 
 pub use bridging::{BridgeCandidate, BridgeChange, BridgedName, ReachableRegistration};
 pub use change::{Change, LeaseReply, ListKind, ListScope, Put, Removal, key_prefix};
@@ -16,7 +17,8 @@ pub use metadata::Metadata;
 pub use registry::{InvalidRegistryName, MAX_REGISTRIES, RegistryId, RegistryName, RegistrySet};
 pub use rejection::{Reason, Rejected};
 pub use resolution::{Addresses, HostChange};
-pub use update::Update;
+pub use update::{Release, Update};
+pub use wall_clock::{UnixTime, WallClock};
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

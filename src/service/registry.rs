@@ -113,6 +113,17 @@ impl RegistrySet {
         self.0.is_power_of_two()
     }
 
+    /// Returns the first registry in the set, in the order of the configuration.
+    pub fn first(self) -> Option<RegistryId> {
+        self.iter().next()
+    }
+
+    /// Returns the registries that are in both sets.
+    #[must_use]
+    pub fn intersection(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
     /// Returns the registries that are in either set.
     #[must_use]
     pub fn union(self, other: Self) -> Self {

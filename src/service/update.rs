@@ -1,6 +1,6 @@
-//! Updates of the served data, from registries, host name lookups and the port bridge.
+//! Updates of the served data, from registries, host name lookups, operators and the port bridge.
 
-use super::{Addresses, BridgedName, Change, RegistryId};
+use super::{Addresses, BridgedName, Change, RegistryId, RegistrySet};
 
 /// An update of the served data, with its source.
 ///
@@ -14,15 +14,27 @@ pub enum Update {
     Hosts(Vec<(Box<str>, Addresses)>),
     /// Addresses that the port bridge gave to names, or took from them.
     Bridged(Vec<BridgedName>),
+    /// An operator ends holds by hand.
+    Release(Release),
+}
+
+/// A request to apply the held removals of registries at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Release {
+    /// Number of the request, by which its sender recognizes the result.
+    pub ticket: u64,
+    /// The registries whose holds end.
+    pub registries: RegistrySet,
 }
 
 impl Update {
-    /// Returns the number of events, lookup results and addresses in the update.
+    /// Returns the number of events, lookup results, addresses and requests in the update.
     pub fn len(&self) -> usize {
         match self {
             Self::Registry(_, changes) => changes.len(),
             Self::Hosts(hosts) => hosts.len(),
             Self::Bridged(names) => names.len(),
+            Self::Release(_) => 1,
         }
     }
 

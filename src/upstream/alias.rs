@@ -18,10 +18,10 @@ use crate::wire::{
 pub(super) const MAX_BORDERS: usize = 8;
 
 /// EDE: the aliases lead back to an earlier name (RFC 1034 section 5.2.2).
-const ALIAS_LOOP: ExtendedError =
+const ALIAS_LOOP: ExtendedError<'static> =
     ExtendedError { code: ExtendedError::OTHER, text: "the aliases (CNAME) lead in a circle" };
 /// EDE: the aliases cross more than [`MAX_BORDERS`] borders.
-const TOO_MANY_BORDERS: ExtendedError = ExtendedError {
+const TOO_MANY_BORDERS: ExtendedError<'static> = ExtendedError {
     code: ExtendedError::OTHER,
     text: "the aliases (CNAME) lead from upstream to upstream more than 8 times",
 };
@@ -116,7 +116,11 @@ impl AliasChain {
     ///
     /// # Errors
     /// Returns an EDE if the chain is a loop or too long.
-    pub(super) fn extend(&mut self, response: Vec<u8>, target: &[u8]) -> Result<(), ExtendedError> {
+    pub(super) fn extend(
+        &mut self,
+        response: Vec<u8>,
+        target: &[u8],
+    ) -> Result<(), ExtendedError<'static>> {
         let Parsed::Query(query) = Query::parse(&self.query) else { return Err(ALIAS_LOOP) };
         // Length bytes are below 'A', so only letters may differ in case.
         let is_target = |one: &Vec<u8>| {
@@ -134,7 +138,7 @@ impl AliasChain {
     }
 
     /// Returns a SERVFAIL response with an extended error for the client.
-    pub(super) fn fail(&self, error: ExtendedError) -> Vec<u8> {
+    pub(super) fn fail(&self, error: ExtendedError<'_>) -> Vec<u8> {
         let mut out = Vec::new();
         if let Parsed::Query(query) = Query::parse(&self.request) {
             put_failure(&query, error, &mut out);

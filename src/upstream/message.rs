@@ -187,7 +187,7 @@ impl StoredResponse {
     /// Returns a SERVFAIL with an extended error.
     ///
     /// `question` is the name, type and class.
-    pub(super) fn failure(question: &[u8], error: ExtendedError) -> Self {
+    pub(super) fn failure(question: &[u8], error: ExtendedError<'_>) -> Self {
         let mut bytes = vec![0; HEADER_BYTES];
         set_flags(&mut bytes, flags::QR | rcode::SERVFAIL);
         bytes[5] = 1;
@@ -324,7 +324,7 @@ impl StoredResponse {
 /// Builds a NOERROR response without records, with an EDE (RFC 8914).
 ///
 /// `question` is the name, type and class.
-pub(super) fn empty_response(question: &[u8], error: ExtendedError) -> Vec<u8> {
+pub(super) fn empty_response(question: &[u8], error: ExtendedError<'_>) -> Vec<u8> {
     let mut bytes = vec![0; HEADER_BYTES];
     set_flags(&mut bytes, flags::QR | flags::RA);
     (bytes[5], bytes[11]) = (1, 1);

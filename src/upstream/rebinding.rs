@@ -16,7 +16,7 @@ use crate::name::Name;
 use crate::wire::{ExtendedError, Section, question_end, records, rtype, u16_at};
 
 /// EDE of a withheld answer (RFC 8914).
-pub(super) const WITHHELD: ExtendedError = ExtendedError {
+pub(super) const WITHHELD: ExtendedError<'static> = ExtendedError {
     code: ExtendedError::BLOCKED,
     text: "a public name with a private address: see rebinding-guard of svcdns",
 };

@@ -26,25 +26,25 @@ pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(4);
 const CLIENT_RESPONSE_TIMER: Duration = Duration::from_millis(1800);
 
 /// EDE: too many clients are waiting.
-const OVERLOADED: ExtendedError =
+const OVERLOADED: ExtendedError<'static> =
     ExtendedError { code: ExtendedError::OTHER, text: "too many queries are waiting" };
 /// EDE: the response, or the query itself, is malformed.
-pub(super) const MALFORMED: ExtendedError = ExtendedError {
+pub(super) const MALFORMED: ExtendedError<'static> = ExtendedError {
     code: ExtendedError::NETWORK_ERROR,
     text: "the upstream's response is malformed",
 };
 /// EDE: the only response is truncated, which must not be sent over TCP.
-const TRUNCATED: ExtendedError = ExtendedError {
+const TRUNCATED: ExtendedError<'static> = ExtendedError {
     code: ExtendedError::NETWORK_ERROR,
     text: "the upstream truncates its response, also over TCP",
 };
 /// EDE: no upstream answered within [`QUERY_TIMEOUT`].
-const TOO_LATE: ExtendedError = ExtendedError {
+const TOO_LATE: ExtendedError<'static> = ExtendedError {
     code: ExtendedError::NO_REACHABLE_AUTHORITY,
     text: "no upstream answered in time",
 };
 /// EDE: the task that sent the query panicked.
-const INTERNAL_FAILURE: ExtendedError =
+const INTERNAL_FAILURE: ExtendedError<'static> =
     ExtendedError { code: ExtendedError::OTHER, text: "internal failure: see the log of svcdns" };
 
 /// Sends queries to the upstreams of their names.
@@ -69,7 +69,7 @@ pub(super) trait Exchange: Send + Sync + 'static {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ExchangeError {
     /// EDE for the client (RFC 8914).
-    pub(super) error: ExtendedError,
+    pub(super) error: ExtendedError<'static>,
     /// Whether the query was sent; if it was, the failure is cached (RFC 9520).
     pub(super) sent: bool,
 }
@@ -135,7 +135,7 @@ fn write_entry(
 
 /// Builds the result of `query` from the entry that was found.
 fn resolved(
-    found: Result<(Arc<CacheEntry>, Age), ExtendedError>,
+    found: Result<(Arc<CacheEntry>, Age), ExtendedError<'static>>,
     query: &Query<'_>,
     transport: Transport,
 ) -> ResolvedQuery {
@@ -348,7 +348,7 @@ impl Resolver {
         request: &[u8],
         query: &Query<'_>,
         limit: usize,
-    ) -> Result<Vec<u8>, ExtendedError> {
+    ) -> Result<Vec<u8>, ExtendedError<'static>> {
         let mut buffer = EMPTY_KEY_BUFFER;
         let key = CacheKey::new(query, &mut buffer).ok_or(MALFORMED)?;
         let _slot = self.acquire_slot()?;
@@ -378,7 +378,7 @@ impl Resolver {
         began: Instant,
         uncancelled: bool,
         suspect: Option<IpAddr>,
-    ) -> Result<(Arc<CacheEntry>, Age), ExtendedError> {
+    ) -> Result<(Arc<CacheEntry>, Age), ExtendedError<'static>> {
         let started = now();
         let (joined, slot, stale) = match self.start(exchange, query, started, suspect)? {
             QueryStart::Cached(entry, age) => return Ok((entry, age)),
@@ -452,7 +452,7 @@ impl Resolver {
         query: &Query<'_>,
         now: Instant,
         suspect: Option<IpAddr>,
-    ) -> Result<QueryStart, ExtendedError> {
+    ) -> Result<QueryStart, ExtendedError<'static>> {
         let mut buffer = EMPTY_KEY_BUFFER;
         let key = CacheKey::new(query, &mut buffer).ok_or(MALFORMED)?;
         // The entry may have arrived since the caller checked.
@@ -494,7 +494,7 @@ impl Resolver {
         query: &Query<'_>,
         began: Instant,
         suspect: Option<IpAddr>,
-    ) -> Result<(Arc<CacheEntry>, Age), ExtendedError> {
+    ) -> Result<(Arc<CacheEntry>, Age), ExtendedError<'static>> {
         let mut buffer = EMPTY_KEY_BUFFER;
         let key = CacheKey::new(query, &mut buffer).ok_or(MALFORMED)?;
         let _slot = self.acquire_slot()?;
@@ -557,7 +557,7 @@ impl Resolver {
     }
 
     /// Returns a permit to wait, or counts the rejected query.
-    fn acquire_slot(&self) -> Result<WaitSlot, ExtendedError> {
+    fn acquire_slot(&self) -> Result<WaitSlot, ExtendedError<'static>> {
         self.in_flight.acquire_slot().ok_or_else(|| {
             self.counters.overloaded.increment();
             OVERLOADED

@@ -20,7 +20,7 @@ pub(super) enum Route {
     /// Forward the query to these upstreams, of which there is at least one.
     Forward(UpstreamList),
     /// Answer SERVFAIL with this EDE.
-    Fail(ExtendedError),
+    Fail(ExtendedError<'static>),
     /// Answer without forwarding: an upstream could answer, but the query has RD=0.
     NotRecursive,
 }
@@ -65,12 +65,12 @@ struct DomainEntry {
 }
 
 /// EDE: no upstream is configured or found for the name.
-const NO_UPSTREAM: ExtendedError = ExtendedError {
+const NO_UPSTREAM: ExtendedError<'static> = ExtendedError {
     code: ExtendedError::NO_REACHABLE_AUTHORITY,
     text: "no upstream is known: see the log of svcdns",
 };
 /// EDE: all upstreams of the name send queries for it back to svcdns.
-const ALL_LOOPING: ExtendedError = ExtendedError {
+const ALL_LOOPING: ExtendedError<'static> = ExtendedError {
     code: ExtendedError::NO_REACHABLE_AUTHORITY,
     text: "loop: every upstream sends queries back to svcdns",
 };

@@ -233,7 +233,7 @@ impl SpecialAnswer {
 }
 
 /// Writes a SERVFAIL response with an EDE into the empty `out`.
-pub(super) fn put_failure(query: &Query<'_>, error: ExtendedError, out: &mut Vec<u8>) {
+pub(super) fn put_failure(query: &Query<'_>, error: ExtendedError<'_>, out: &mut Vec<u8>) {
     put_head(query, rcode::SERVFAIL, 0, out);
     put_counts(query, [0; 3], out);
     if let Some(edns) = query.edns {

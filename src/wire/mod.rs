@@ -144,14 +144,14 @@ pub mod rtype {
 
 /// An extended DNS error (RFC 8914).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ExtendedError {
+pub struct ExtendedError<'a> {
     /// Info code.
     pub code: u16,
     /// Extra text; short, because it takes room from the answer section.
-    pub text: &'static str,
+    pub text: &'a str,
 }
 
-impl ExtendedError {
+impl ExtendedError<'_> {
     /// Info code 0: other.
     pub const OTHER: u16 = 0;
     /// Info code 3: stale answer.
@@ -179,7 +179,7 @@ pub const EMPTY_OPT_BYTES: usize = 11;
 
 /// Returns the size of the OPT record that [`put_opt`] writes, in bytes.
 #[must_use]
-pub fn opt_len(error: Option<ExtendedError>) -> usize {
+pub fn opt_len(error: Option<ExtendedError<'_>>) -> usize {
     EMPTY_OPT_BYTES + error.map_or(0, |error| 6 + error.text.len())
 }
 
@@ -187,7 +187,7 @@ pub fn opt_len(error: Option<ExtendedError>) -> usize {
 ///
 /// The record contains the server's payload size, the upper bits of `rcode`, the DO bit (RFC 3225)
 /// and an extended error.
-pub fn put_opt(out: &mut Vec<u8>, rcode: u16, dnssec_ok: bool, error: Option<ExtendedError>) {
+pub fn put_opt(out: &mut Vec<u8>, rcode: u16, dnssec_ok: bool, error: Option<ExtendedError<'_>>) {
     put_opt_with(out, rcode, dnssec_ok, &[], error);
 }
 
@@ -199,7 +199,7 @@ pub fn put_opt_with(
     rcode: u16,
     dnssec_ok: bool,
     options: &[u8],
-    error: Option<ExtendedError>,
+    error: Option<ExtendedError<'_>>,
 ) {
     out.push(0);
     put_u16(out, rtype::OPT);
@@ -216,7 +216,7 @@ pub fn put_opt_with(
 }
 
 /// Appends an extended DNS error (EDE) as an EDNS option (RFC 8914 section 2).
-pub fn put_extended_error(out: &mut Vec<u8>, ExtendedError { code, text }: ExtendedError) {
+pub fn put_extended_error(out: &mut Vec<u8>, ExtendedError { code, text }: ExtendedError<'_>) {
     put_u16(out, OPTION_EXTENDED_ERROR);
     put_u16(out, u16::try_from(2 + text.len()).unwrap_or_default());
     put_u16(out, code);

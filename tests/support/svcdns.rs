@@ -47,7 +47,8 @@ impl Svcdns {
         Self::serve_in(state, (Ipv4Addr::LOCALHOST, 0).into(), flags, |_| {})
     }
 
-    fn serve_in<S: AsRef<str>>(
+    /// Starts a server in this state directory, after a change to its command.
+    pub(crate) fn serve_in<S: AsRef<str>>(
         state: TempDir,
         listen: SocketAddr,
         flags: &[S],

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::catalog::MAX_INSTANCES_PER_SERVICE;
-use crate::service::MAX_REGISTRIES;
+use crate::service::{MAX_REGISTRIES, Release};
 use crate::wire::{flags, rcode};
 
 #[test]
@@ -327,4 +327,41 @@ fn instances_beyond_the_limit_of_a_set_are_left_out_of_responses() {
             assert!(target.ends_with(".hello.svc.") || target.ends_with(".example."), "{target}");
         }
     }
+}
+
+#[test]
+fn the_text_about_held_removals_changes_with_their_number_only() {
+    let registry_names = vec!["main".parse().unwrap()];
+    let keys: Vec<_> =
+        (0..20).map(|n| format!("/service/default/default/h{n}/latest/10.0.0.{n}:80")).collect();
+    let listed: Vec<_> = keys.iter().map(|key| (&**key, "{}")).collect();
+    let mut harness = Harness::with(Settings { registry_names, ..settings() }, &listed);
+    let error = |harness: &Harness, name: &str| {
+        let name = Name::from_text(name).unwrap();
+        harness.answerer.explain(&name, rtype::A, Some(1232), 0).extended_error
+    };
+    assert_eq!(error(&harness, "h3.svc"), None);
+    harness.apply([Change::list_begin(ListKind::Restored), Change::ListEnd { revision: 1 }]);
+    let text = error(&harness, "h3.svc").unwrap();
+    assert!(text.starts_with("3 main: 20 removals on hold until "), "{text}");
+    assert!(text.ends_with(" UTC"), "{text}");
+    let negative = error(&harness, "nothing.svc").unwrap();
+    assert_eq!(negative.strip_prefix("19 "), text.strip_prefix("3 "));
+    // A publication that leaves the holds as they are leaves the text as it is.
+    let before = harness.answerer.snapshot();
+    harness.now += Duration::from_secs(1);
+    harness.apply([put("/service/default/default/new/latest/10.0.1.1:80", "{}")]);
+    let after = harness.answerer.snapshot();
+    assert!(after.generation() > before.generation() && after.holds() == before.holds());
+    assert!(std::ptr::eq(after.holds(), before.holds()), "the texts are not composed again");
+    assert_eq!(error(&harness, "h3.svc"), Some(text));
+    harness.apply([put(&keys[0], "{}")]);
+    let text = error(&harness, "h3.svc").unwrap();
+    assert!(text.starts_with("3 main: 19 removals on hold until "), "{text}");
+
+    let release = Release { ticket: 1, registries: [RegistryId::FIRST].into_iter().collect() };
+    let published = harness.publisher.apply([Update::Release(release)], harness.now);
+    assert_eq!((published.released.len(), published.changed.len()), (1, 19));
+    assert_eq!(error(&harness, "h0.svc"), None);
+    assert_eq!(harness.a("h3.svc"), "NXDOMAIN");
 }

@@ -1,6 +1,7 @@
 //! Tests of services built from keys.
 
 use super::*;
+use crate::catalog::holds::HoldCause;
 use crate::catalog::rules::OVERRIDE_LAYER;
 use crate::catalog::tests::{id, key};
 
@@ -172,7 +173,7 @@ fn equal_endpoints_of_one_version_are_served_once() {
 #[test]
 fn a_present_endpoint_is_served_rather_than_an_equal_held_one() {
     let mut held = key("/a/d/n/hello/v1/10.0.0.1:80");
-    Arc::make_mut(&mut held.shared).held = true;
+    Arc::make_mut(&mut held.shared).hold = Some(HoldCause::Expiry);
     let service = Service::new(
         "hello",
         vec![Arc::new(held), Arc::new(key("/b/d/n/hello/v1/10.0.0.1:80"))],
@@ -245,7 +246,7 @@ fn a_registry_without_a_usable_endpoint_hides_no_other() {
 #[test]
 fn held_keys_and_overriding_ones_keep_their_place() {
     let mut held = key("/s/d/n/hello/v1/10.0.0.1:80");
-    Arc::make_mut(&mut held.shared).held = true;
+    Arc::make_mut(&mut held.shared).hold = Some(HoldCause::Expiry);
     let overriding = key_of(2, OVERRIDE_LAYER, "/s/d/m/hello/v1/");
     let keys = vec![
         Arc::new(held),

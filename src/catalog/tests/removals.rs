@@ -112,7 +112,7 @@ fn an_explicit_delete_ends_a_hold() {
 }
 
 /// Lists keys with leases from 1, then removes the first `removed` of them.
-fn burst(keys: u32, removed: u32) -> (TestCatalog, Settled) {
+pub(super) fn burst(keys: u32, removed: u32) -> (TestCatalog, Settled) {
     let mut test = TestCatalog::new();
     test.list(ListKind::Routine, &hello_keys(0..keys));
     remove(&mut test, 0..removed);
@@ -121,7 +121,7 @@ fn burst(keys: u32, removed: u32) -> (TestCatalog, Settled) {
 }
 
 /// Removes keys whose leases may be gone, each at a revision that equals its lease.
-fn remove(test: &mut TestCatalog, range: std::ops::Range<u32>) {
+pub(super) fn remove(test: &mut TestCatalog, range: std::ops::Range<u32>) {
     for n in range {
         test.delete(&hello_keys(n..n + 1)[0], u64::from(n) + 1, Removal::Unknown);
     }
@@ -129,7 +129,7 @@ fn remove(test: &mut TestCatalog, range: std::ops::Range<u32>) {
 
 impl TestCatalog {
     /// Replies to a lease check.
-    fn reply(
+    pub(super) fn reply(
         &mut self,
         gone: impl IntoIterator<Item = i64>,
         alive: impl IntoIterator<Item = i64>,

@@ -46,7 +46,8 @@ fn save(test: &TestCatalog, registry: u8) -> Vec<u8> {
 }
 
 fn restore(test: &mut TestCatalog, registry: u8, bytes: &[u8]) -> Result<(), MalformedKeys> {
-    let restored = test.catalog.restore(id(registry), SavedKeys::new(bytes), test.now);
+    let keys = SavedKeys::new(bytes);
+    let restored = test.catalog.restore(id(registry), keys.expected(), keys, test.now);
     test.settle();
     restored
 }
@@ -113,6 +114,42 @@ fn the_first_list_after_a_restore_holds_a_mass_removal() {
         assert_eq!(again.served("hello"), left as usize + held);
         again.advance(12 * SECOND);
         assert_eq!((again.served("hello"), again.held_keys()), (left as usize, 0));
+    }
+}
+
+#[test]
+fn all_removals_are_held_if_the_first_list_is_older_than_the_restored_keys() {
+    for (revision, held) in [(99, 2), (100, 0), (0, 0)] {
+        let mut test = TestCatalog::new();
+        test.apply(0, Change::list_begin(ListKind::Routine));
+        for n in 1..=100 {
+            let text = format!("/service/d/n/hello/latest/10.0.0.{n}:80");
+            test.apply(0, Change::Put(put(&text, n, 0)));
+        }
+        test.apply(0, Change::ListEnd { revision: 100 });
+        test.settle();
+        let bytes = save(&test, 0);
+        let mut again = TestCatalog::new();
+        restore(&mut again, 0, &bytes).unwrap();
+        // Two of a hundred keys are missing, which is no mass removal.
+        again.apply(0, Change::list_begin(ListKind::Reconnect));
+        for n in 1..=98 {
+            let text = format!("/service/d/n/hello/latest/10.0.0.{n}:80");
+            again.apply(0, Change::Put(put(&text, n, 0)));
+        }
+        again.apply(0, Change::ListEnd { revision });
+        again.settle();
+        assert_eq!((again.served("hello"), again.held_keys()), (98 + held, held), "{revision}");
+        // A later list at an old revision is judged by its kind alone.
+        again.advance(12 * SECOND);
+        again.apply(0, Change::list_begin(ListKind::Reconnect));
+        for n in 1..=97 {
+            let text = format!("/service/d/n/hello/latest/10.0.0.{n}:80");
+            again.apply(0, Change::Put(put(&text, n, 0)));
+        }
+        again.apply(0, Change::ListEnd { revision: 50 });
+        again.settle();
+        assert_eq!((again.served("hello"), again.held_keys()), (97, 0));
     }
 }
 

@@ -173,6 +173,8 @@ fn a_doubted_list_holds_what_it_lacks_and_says_nothing_about_others() {
     test.list_service(ListKind::Routine, "s0", 0..3);
     test.list_service(ListKind::Doubted, "s0", []);
     assert_eq!((test.services(), test.served("s0")), ((100, 3), 3));
+    let hold = test.catalog.holds()[0];
+    assert_eq!((hold.cause, hold.keys, hold.is_certain), (HoldCause::Doubt, 3, false));
     test.list_service(ListKind::Routine, "s1", []);
     assert_eq!(test.services(), (99, 3), "another service has lost its instance");
     test.advance(11 * SECOND);

@@ -24,8 +24,8 @@ impl VanishedDirectory {
             return format!("{event}; its registrations ({files}) were removed");
         }
         format!(
-            "{event}; its registrations ({files}) are served for {} s (removal-grace): put it \
-             back, or let the programs register again",
+            "{event}; its registrations ({files}) are served for at most {} s (removal-grace): put \
+             it back, or let the programs register again",
             grace.as_secs_f64()
         )
     }

@@ -442,6 +442,7 @@ fn settings(choices: &mut Choices<'_>) -> (catalog::Settings, Settings) {
         forwarding: choices.one_in(3),
         aliases: aliases(choices),
         bridge: true,
+        registry_names: vec!["etcd".parse().unwrap()],
     };
     (catalog, settings)
 }

@@ -1,0 +1,158 @@
+//! Holds that an operator ends by hand: `svcdns release`.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::catalog::{Hold, HoldView, Released};
+use crate::registry::{RegistryState, name_at};
+use crate::service::{MAX_REGISTRIES, RegistryId, RegistrySet, Release, Update, WallClock};
+
+/// The user of the process that sent a request; `None` if the request came over a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Requester(pub(super) Option<u32>);
+
+/// Sends requests to end holds to the publisher, and waits for the results.
+#[derive(Debug)]
+pub(super) struct Releases {
+    registries: Vec<Arc<RegistryState>>,
+    updates: mpsc::Sender<Update>,
+    waiting: Mutex<WaitingReleases>,
+}
+
+/// The requests that wait for their result.
+#[derive(Debug, Default)]
+struct WaitingReleases {
+    last_ticket: u64,
+    replies: HashMap<u64, oneshot::Sender<Vec<Hold>>>,
+}
+
+/// A hold that ended by hand.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ReleasedView {
+    /// Index of the registry in the configuration, from 0.
+    pub registry: usize,
+    /// Name of the registry.
+    pub registry_name: String,
+    /// The hold as it was before.
+    #[serde(flatten)]
+    pub hold: HoldView,
+}
+
+/// Error: a request to end holds is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ReleaseError {
+    /// The request came over a port, where the sender is unknown.
+    #[error("only `svcdns release` can end a hold, through the socket in the runtime directory")]
+    NotThroughSocket,
+    /// The sender is neither root nor the server's own user.
+    #[error(
+        "user {user} may not end a hold: only root and the user that svcdns runs as ({own}) may; \
+         try `sudo svcdns release`"
+    )]
+    Denied {
+        /// The user ID of the sender.
+        user: u32,
+        /// The user ID of the server.
+        own: u32,
+    },
+    /// The server follows no registry of this name.
+    #[error("no registry is named {name:?}; this server follows {known}")]
+    UnknownRegistry {
+        /// The requested name.
+        name: String,
+        /// The names of all registries.
+        known: String,
+    },
+    /// The publisher has ended.
+    #[error("the server is stopping")]
+    Stopping,
+}
+
+impl ReleaseError {
+    /// Returns the status code of the response.
+    pub(super) fn status(&self) -> StatusCode {
+        match self {
+            Self::NotThroughSocket | Self::Denied { .. } => StatusCode::FORBIDDEN,
+            Self::UnknownRegistry { .. } => StatusCode::NOT_FOUND,
+            Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+impl Releases {
+    /// Creates the requests of a server with these registries.
+    pub(super) fn new(registries: Vec<Arc<RegistryState>>, updates: mpsc::Sender<Update>) -> Self {
+        Self { registries, updates, waiting: Mutex::default() }
+    }
+
+    /// Ends the holds of a registry, or of all, and returns them once that is published.
+    ///
+    /// # Errors
+    /// If the sender has no right, or the registry is unknown.
+    pub(super) async fn release(
+        &self,
+        requester: Requester,
+        name: Option<&str>,
+    ) -> Result<Vec<ReleasedView>, ReleaseError> {
+        let user = requester.0.ok_or(ReleaseError::NotThroughSocket)?;
+        let own = nix::unistd::geteuid().as_raw();
+        if user != 0 && user != own {
+            return Err(ReleaseError::Denied { user, own });
+        }
+        let named = self.registries.iter().zip(RegistryId::first(MAX_REGISTRIES));
+        let named = named.filter(|(state, _)| name.is_none_or(|name| state.name.as_str() == name));
+        let registries: RegistrySet = named.map(|(_, registry)| registry).collect();
+        if let (Some(name), true) = (name, registries.is_empty()) {
+            let known: Vec<&str> =
+                self.registries.iter().map(|state| state.name.as_str()).collect();
+            return Err(ReleaseError::UnknownRegistry {
+                name: name.to_owned(),
+                known: known.join(", "),
+            });
+        }
+        let (reply, result) = oneshot::channel();
+        let ticket = self.wait_for(reply);
+        let update = Update::Release(Release { ticket, registries });
+        self.updates.send(update).await.map_err(|_| ReleaseError::Stopping)?;
+        let holds = result.await.map_err(|_| ReleaseError::Stopping)?;
+        for Hold { registry, cause, keys, .. } in &holds {
+            let registry = name_at(&self.registries, registry.index());
+            tracing::warn!(%registry, keys, cause = cause.code(), user, "a hold was ended by hand");
+        }
+        let clock = WallClock::now();
+        let view = |hold: &Hold| ReleasedView {
+            registry: hold.registry.index(),
+            registry_name: name_at(&self.registries, hold.registry.index()),
+            hold: hold.view(&clock),
+        };
+        Ok(holds.iter().map(view).collect())
+    }
+
+    /// Hands the published results to their requests.
+    pub(super) fn complete(&self, released: Vec<Released>) {
+        if released.is_empty() {
+            return;
+        }
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        for Released { ticket, holds } in released {
+            if let Some(reply) = waiting.replies.remove(&ticket) {
+                // A client that has gone away needs no reply.
+                let _ = reply.send(holds);
+            }
+        }
+    }
+
+    /// Adds a request that waits for its result; returns its number.
+    fn wait_for(&self, reply: oneshot::Sender<Vec<Hold>>) -> u64 {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.last_ticket += 1;
+        let ticket = waiting.last_ticket;
+        waiting.replies.insert(ticket, reply);
+        ticket
+    }
+}

@@ -8,6 +8,7 @@ pub mod admin;
 pub mod answer;
 pub mod bridge;
 pub mod catalog;
+pub mod checks;
 pub mod cli;
 pub mod config;
 pub mod daemon;

@@ -6,6 +6,7 @@
 
 mod bridge;
 mod changes;
+mod checks;
 mod forwarding;
 mod http;
 mod page;
@@ -18,6 +19,7 @@ mod views;
 
 pub use bridge::{BridgeState, BridgeView, BridgedNameView};
 pub use changes::ChangeFeed;
+pub use checks::{CheckFailureView, ChecksView};
 pub use forwarding::{CacheView, ForwardingView, UpstreamListView, UpstreamView};
 pub use http::{AdminListener, serve};
 pub use release::ReleasedView;
@@ -37,6 +39,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::answer::{Answerer, Published};
+use crate::checks::CheckMonitor;
 use crate::metrics::DurationHistogram;
 use crate::registry::RegistryState;
 use crate::server::Counters;
@@ -62,6 +65,8 @@ pub struct AdminContext {
     pub forwarder: Option<Arc<Forwarder>>,
     /// The port bridge.
     pub bridge: BridgeState,
+    /// The checks of endpoints, unless they are off.
+    pub checks: Option<Arc<CheckMonitor>>,
     /// Durations of publications.
     pub publications: DurationHistogram,
     /// Counter of log lines lost because the log's reader was too slow.
@@ -103,6 +108,7 @@ impl AdminContext {
         registries: Vec<Arc<RegistryState>>,
         server: Arc<Counters>,
         forwarder: Option<Arc<Forwarder>>,
+        checks: Option<Arc<CheckMonitor>>,
         updates: mpsc::Sender<Update>,
         lost_log_lines: ErrorCounter,
     ) -> Self {
@@ -114,6 +120,7 @@ impl AdminContext {
             server,
             forwarder,
             bridge: BridgeState::Off,
+            checks,
             publications: DurationHistogram::new(),
             lost_log_lines,
             changes: ChangeFeed::default(),

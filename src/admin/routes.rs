@@ -11,6 +11,7 @@ use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use super::checks::CheckFailureView;
 use super::release::Requester;
 use super::streams::StreamCount;
 use super::views::{ConflictView, RejectionsView, ServerStatus, ServiceView};
@@ -110,9 +111,11 @@ async fn services(
     Query(params): Query<ServicesParams>,
 ) -> Response {
     json(move || {
-        let AdminContext { answerer, registries, .. } = &*state.context;
+        let AdminContext { answerer, registries, checks, .. } = &*state.context;
         let snapshot = answerer.snapshot();
-        let view = |service: &Arc<_>| ServiceView::new(service, &snapshot, answerer, registries);
+        let checks = checks.as_deref();
+        let view =
+            |service: &Arc<_>| ServiceView::new(service, &snapshot, answerer, registries, checks);
         let mut views: Vec<ServiceView> = if let Some(base) = params.base {
             let found = snapshot.service(&base);
             let service = found.and_then(|service| service.alias_target()).or(found);
@@ -173,6 +176,8 @@ async fn explain(State(state): State<RouteState>, Query(params): Query<ExplainPa
     let mut explanation = state.context.answerer.explain(&name, rtype, payload, draw);
     explanation.name_registries(|place| name_at(&state.context.registries, place));
     explanation.bridge = bridge::describe(&state.context, &name);
+    let checks = state.context.checks.as_deref();
+    explanation.add_checks(|address| Some(CheckFailureView::at(checks, address)?.message));
     if let (Some(elsewhere), Some(forwarder)) =
         (&mut explanation.elsewhere, &state.context.forwarder)
     {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::AdminContext;
 use super::bridge::{BridgeView, BridgedNameView};
+use super::checks::{CheckFailureView, ChecksView};
 use super::forwarding::ForwardingView;
 use super::resolv_conf::ResolvConfView;
 use crate::answer::{AliasTarget, Answerer, Snapshot};
@@ -18,6 +19,7 @@ use crate::catalog::{
     self, ConflictKind, ExclusionReason, HoldView, Instance, RegistryStats, Rejections, Service,
     conflicts_with_alias,
 };
+use crate::checks::CheckMonitor;
 use crate::registry::{RegistryState, name_at};
 use crate::service::{Rejected, WallClock};
 
@@ -79,6 +81,9 @@ pub struct ServerStatus {
     pub rejected: u64,
     /// Generation of the published snapshot.
     pub generation: u64,
+    /// The checks of endpoints; `None` if they are off, or from an older server.
+    #[serde(default)]
+    pub checks: Option<ChecksView>,
 }
 
 /// The state of a registry.
@@ -196,6 +201,9 @@ pub struct InstanceView {
     pub hold: Option<HoldView>,
     /// Reason for dropping the instance; `None` if it is served.
     pub left_out: Option<String>,
+    /// The failure of its endpoint's check, even if the instance is served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<CheckFailureView>,
 }
 
 /// A key of a registry.
@@ -362,6 +370,7 @@ impl ServerStatus {
             instances: stats.registries.iter().map(|stats| stats.instances).sum(),
             rejected: answerer.rejections().counts.values().sum(),
             generation: snapshot.generation(),
+            checks: context.checks.as_deref().map(|checks| ChecksView::new(checks, stats.left_out)),
         }
     }
 }
@@ -373,6 +382,7 @@ impl ServiceView {
         snapshot: &Snapshot,
         answerer: &Answerer,
         registries: &[Arc<RegistryState>],
+        checks: Option<&CheckMonitor>,
     ) -> Self {
         let settings = answerer.settings();
         let zone = settings.zones.first().text();
@@ -399,7 +409,7 @@ impl ServiceView {
             bridged: BridgedNameView::of(service, answerer),
             instances: service
                 .instances()
-                .map(|instance| InstanceView::new(&instance, snapshot, registries))
+                .map(|instance| InstanceView::new(&instance, snapshot, registries, checks))
                 .collect(),
             keys: keys.collect(),
         }
@@ -453,8 +463,13 @@ impl InstanceView {
         instance: &Instance<'_>,
         snapshot: &Snapshot,
         registries: &[Arc<RegistryState>],
+        checks: Option<&CheckMonitor>,
     ) -> Self {
         let key = instance.key;
+        let check = CheckFailureView::of(checks, instance);
+        let failed =
+            check.as_ref().filter(|_| instance.excluded == Some(ExclusionReason::CheckFailed));
+        let failed = failed.map(|check| ExclusionReason::check_failed(&check.message));
         let preceded = instance
             .preceding_registry()
             .map(|registry| ExclusionReason::preceded_by(&name_at(registries, registry.index())));
@@ -470,7 +485,10 @@ impl InstanceView {
             registry_name: name_at(registries, key.registry().index()),
             held: key.held(),
             hold: snapshot.hold_of(key).map(|hold| hold.view(&WallClock::now())),
-            left_out: preceded.or_else(|| instance.excluded.map(|reason| reason.to_string())),
+            left_out: preceded
+                .or(failed)
+                .or_else(|| instance.excluded.map(|reason| reason.to_string())),
+            check,
         }
     }
 }

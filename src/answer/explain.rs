@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::iter;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use hickory_proto::op::Message;
@@ -140,6 +140,15 @@ pub struct ConsideredInstance {
     pub hold: Option<HoldView>,
     /// Reason for dropping the instance from the answer, if it was dropped.
     pub dropped: Option<String>,
+    /// Failure of the check of its endpoint, even if it was not dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<String>,
+    /// Address and port, unless the endpoint has a host name.
+    #[serde(skip)]
+    address: Option<SocketAddr>,
+    /// Whether the failed check is the reason for dropping the instance.
+    #[serde(skip)]
+    check_failed: bool,
     /// Index of the registry that precedes the instance's, if that is the reason.
     #[serde(skip)]
     preceded_by: Option<usize>,
@@ -302,6 +311,16 @@ impl Explanation {
         }
     }
 
+    /// Adds the failures of checks, given by the address and port of their endpoints.
+    pub fn add_checks(&mut self, failure: impl Fn(SocketAddr) -> Option<String>) {
+        for instance in &mut self.instances {
+            instance.check = instance.address.and_then(&failure);
+            if let Some(check) = instance.check.as_ref().filter(|_| instance.check_failed) {
+                instance.dropped = Some(ExclusionReason::check_failed(check));
+            }
+        }
+    }
+
     /// Adds a step of the resolution to the explanation.
     fn add_step(&mut self, step: &TraceStep<'_>, snapshot: &Snapshot) {
         match step {
@@ -411,6 +430,13 @@ impl ConsideredInstance {
             held: key.held(),
             hold: snapshot.hold_of(key).map(|hold| hold.view(&WallClock::now())),
             dropped,
+            check: None,
+            address: instance
+                .endpoint
+                .host
+                .address()
+                .map(|address| SocketAddr::new(address, instance.endpoint.port)),
+            check_failed: instance.excluded == Some(ExclusionReason::CheckFailed),
             preceded_by: instance.preceding_registry().map(RegistryId::index),
         }
     }

@@ -21,7 +21,7 @@ use super::{bridging, compile};
 use crate::catalog::{
     self, Catalog, Group, MalformedKeys, Released, Service, ServiceChange, SettleOutcome,
 };
-use crate::service::{BridgeChange, HostChange, Put, RegistryId, Update, WallClock};
+use crate::service::{BridgeChange, CheckChange, HostChange, Put, RegistryId, Update, WallClock};
 
 /// Maximum services compiled per step.
 ///
@@ -51,6 +51,10 @@ pub struct Published {
     pub hosts: Vec<HostChange>,
     /// Names for the port bridge, if it is on. Their addresses come back as [`Update::Bridged`].
     pub bridge: Vec<BridgeChange>,
+    /// Endpoints to check from now on, or no longer.
+    ///
+    /// The verdicts come back as [`Update::Checks`].
+    pub checks: Vec<CheckChange>,
     /// Leases for each registry to check: do they still exist?
     pub lease_checks: Vec<(RegistryId, Vec<i64>)>,
     /// The holds that ended by hand.
@@ -275,7 +279,7 @@ impl Publication<'_> {
         while self.compile_next() {}
         let Self {
             publisher,
-            outcome: SettleOutcome { changed, lease_checks, hosts, released, wake, .. },
+            outcome: SettleOutcome { changed, lease_checks, hosts, checks, released, wake, .. },
             next,
             bridge,
             ..
@@ -285,7 +289,7 @@ impl Publication<'_> {
         }
         publisher.answerer.rejections.store(publisher.catalog.rejections());
         publisher.answerer.stats.store(Arc::new(publisher.catalog.stats()));
-        Published { changed, hosts, bridge, lease_checks, released, wake }
+        Published { changed, hosts, bridge, checks, lease_checks, released, wake }
     }
 }
 

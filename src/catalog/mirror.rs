@@ -430,20 +430,34 @@ impl Mirror {
     }
 
     /// Rebuilds the service of every marked base; returns the services that changed.
-    pub(super) fn rebuild(&mut self, rules: ServiceRules) -> Vec<ServiceChange> {
+    ///
+    /// `leave_out` may exclude further instances of each rebuilt service.
+    pub(super) fn rebuild(
+        &mut self,
+        rules: ServiceRules,
+        leave_out: impl Fn(&mut Service),
+    ) -> Vec<ServiceChange> {
         let queued = std::mem::take(&mut self.queued);
         // Reserve once instead of doubling: there may be a million services.
         let mut changed = Vec::with_capacity(queued.len());
-        changed.extend(queued.into_iter().filter_map(|base| self.rebuild_one(base, rules)));
+        changed.extend(
+            queued.into_iter().filter_map(|base| self.rebuild_one(base, rules, &leave_out)),
+        );
         changed
     }
 
-    fn rebuild_one(&mut self, base: u32, rules: ServiceRules) -> Option<ServiceChange> {
+    fn rebuild_one(
+        &mut self,
+        base: u32,
+        rules: ServiceRules,
+        leave_out: impl Fn(&mut Service),
+    ) -> Option<ServiceChange> {
         let keys = self.collect_live_keys(base);
         let entry = &mut self.bases[base as usize];
         entry.queued = false;
         let is_free = keys.is_empty() && entry.head == NO_INDEX && entry.pending_lists == 0;
-        let made = entry.service.with(keys, rules);
+        let mut made = entry.service.with(keys, rules);
+        leave_out(&mut made);
         let (before, after) = match Arc::get_mut(&mut entry.service) {
             // No reader has the previous, empty service, so it may be overwritten in place.
             Some(empty) if empty.keys().is_empty() => {

@@ -5,6 +5,7 @@
 //! leases to check with each registry.
 
 mod bridged;
+mod checks;
 mod conflicts;
 mod expiry;
 mod grace;
@@ -32,6 +33,7 @@ mod text;
 mod tracker;
 
 pub use bridged::BridgedAddresses;
+pub use checks::CheckRules;
 pub use conflicts::{Conflict, ConflictKind, conflicts, conflicts_with_alias, spelling};
 pub use holds::{Hold, HoldCause, HoldView, PerCause, Released};
 pub use hosts::HostAddresses;
@@ -45,6 +47,7 @@ pub use rules::{Docker0, Merge, ServiceRules};
 pub use saved::{MalformedKeys, SavedKeys, save_keys};
 pub use status::{RegistryStats, RegistryStatus, Staleness, Stats};
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -53,8 +56,9 @@ use ipnet::Ipv4Net;
 
 use crate::name::Zones;
 use crate::service::{
-    Change, HostChange, MAX_REGISTRIES, Metadata, RegistryId, RegistrySet, Update,
+    Change, CheckChange, HostChange, MAX_REGISTRIES, Metadata, RegistryId, RegistrySet, Update,
 };
+use checks::CheckIndex;
 use hosts::HostIndex;
 use intern::Interner;
 use key::SharedKeyFields;
@@ -100,6 +104,8 @@ pub struct Settings {
     pub max_keys: usize,
     /// The addresses of the port bridge, which no endpoint may have.
     pub bridge_pool: Option<Ipv4Net>,
+    /// Rules for the endpoints to check; `None` turns checks off.
+    pub checks: Option<CheckRules>,
 }
 
 impl Settings {
@@ -113,6 +119,7 @@ impl Settings {
             max_instances_per_service: 10_000,
             max_keys: 2_000_000,
             bridge_pool: None,
+            checks: None,
         }
     }
 }
@@ -140,6 +147,7 @@ pub struct Catalog {
     bridged: BridgedAddresses,
     /// Names whose address the bridge changed since the last [`Self::settle`].
     rebridged: Vec<Box<str>>,
+    checks: Option<CheckIndex>,
     /// The registries that had not completed a list at the last [`Self::settle`].
     unsynced: RegistrySet,
     /// The results of releases since the last [`Self::settle`].
@@ -161,6 +169,10 @@ pub struct SettleOutcome {
     pub hosts: Vec<HostChange>,
     /// Names in front of the zone whose address the port bridge changed.
     pub rebridged: Vec<Box<str>>,
+    /// Endpoints to check from now on, or no longer.
+    ///
+    /// The verdicts come back as [`Update::Checks`].
+    pub checks: Vec<CheckChange>,
     /// The holds that ended by hand.
     pub released: Vec<Released>,
     /// Time of the next [`Catalog::settle`], even if no change arrives.
@@ -173,6 +185,7 @@ impl Catalog {
         let graces = std::mem::take(&mut settings.removal_graces).into_iter().take(MAX_REGISTRIES);
         let trackers: Vec<_> = graces.map(RegistryTracker::new).collect();
         let registries = trackers.len();
+        let checks = settings.checks.take().map(CheckIndex::new);
         let hasher = RandomState::default();
         Self {
             settings,
@@ -188,6 +201,7 @@ impl Catalog {
             hosts: HostIndex::default(),
             bridged: BridgedAddresses::default(),
             rebridged: Vec::new(),
+            checks,
             unsynced: RegistryId::first(registries).collect(),
             released: Vec::new(),
             started: None,
@@ -206,11 +220,12 @@ impl Catalog {
                 }
             }
             Update::Hosts(found) => {
-                for base in self.hosts.set_addresses(found) {
-                    if let Some(base) = self.mirror.find_base(&base) {
-                        self.mirror.mark_changed(base, None);
-                    }
-                }
+                let affected = self.hosts.set_addresses(found);
+                self.mark_bases(affected);
+            }
+            Update::Checks(verdicts) => {
+                let affected = self.checks.as_mut().map(|checks| checks.judge(verdicts));
+                self.mark_bases(affected.unwrap_or_default());
             }
             Update::Bridged(names) => {
                 self.bridged.update(&names);
@@ -269,11 +284,18 @@ impl Catalog {
         }
         self.note_synced();
         let rules = ServiceRules { docker0: self.settings.docker0, unsynced: self.unsynced };
-        outcome.changed = self.mirror.rebuild(rules);
+        outcome.changed = self.mirror.rebuild(rules, |service| {
+            if let Some(checks) = &self.checks {
+                checks.leave_out(service);
+            }
+        });
         // A list arrives in key order, and a stable sort is fast on nearly sorted input.
         outcome.changed.sort_by(|a, b| a.base().cmp(b.base()));
         outcome.hosts = self.hosts.update(&outcome.changed);
         outcome.rebridged = std::mem::take(&mut self.rebridged);
+        if let Some(checks) = &mut self.checks {
+            outcome.checks = checks.update(&outcome.changed);
+        }
         outcome.released = std::mem::take(&mut self.released);
         self.remove_unused();
         if !self.registry_status(now).synced && self.trackers.iter().any(|tracker| tracker.synced) {
@@ -356,7 +378,10 @@ impl Catalog {
                 differences: tracker.differences,
             }
         };
-        Stats { registries: self.registries().map(of).collect() }
+        Stats {
+            registries: self.registries().map(of).collect(),
+            left_out: self.checks.as_ref().map_or(0, |checks| checks.left_out),
+        }
     }
 
     /// Marks the services from which a registry was left out until it completed its first list.
@@ -413,6 +438,15 @@ impl Catalog {
         mirror.update(slot, key, state);
         if let Some(key) = mirror.key(slot).filter(|_| state.is_live()) {
             ledger.add_endpoints(|| mirror.hash_and_text(slot), key);
+        }
+    }
+
+    /// Marks the services of these base names as changed.
+    fn mark_bases(&mut self, bases: BTreeSet<Box<str>>) {
+        for base in bases {
+            if let Some(base) = self.mirror.find_base(&base) {
+                self.mirror.mark_changed(base, None);
+            }
         }
     }
 

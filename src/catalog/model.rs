@@ -114,12 +114,20 @@ pub enum ExclusionReason {
     /// Another key of the group has the same endpoint, for example in another registry.
     #[error("the same endpoint is registered by another key")]
     Duplicate,
+    /// The check of its endpoint fails, and other instances of its group are served.
+    #[error("check: it fails")]
+    CheckFailed,
 }
 
 impl ExclusionReason {
     /// Describes [`Self::Preceded`] with the name of the registry that comes first.
     pub fn preceded_by(registry: &str) -> String {
         format!("preceded: registry {registry} has the name, and comes first (merge, override)")
+    }
+
+    /// Describes [`Self::CheckFailed`] with the failure of the check.
+    pub fn check_failed(failure: &str) -> String {
+        format!("check: {failure}")
     }
 }
 
@@ -153,6 +161,29 @@ impl Service {
     /// Builds a service with the same base name from other keys.
     pub(super) fn with(&self, keys: Vec<Arc<RegistryKey>>, rules: ServiceRules) -> Self {
         Self { base: self.base.clone(), keys: ServiceKeys::new(keys, rules) }
+    }
+
+    /// Excludes the served instances that fail, except where a group would be left without any.
+    ///
+    /// A group has names of its own, so that each of them keeps an answer.
+    pub(super) fn leave_out_failing(&mut self, fails: impl Fn(&RegistryKey, &Endpoint) -> bool) {
+        // A single instance is the last one.
+        let ServiceKeys::Sorted(sorted) = &mut self.keys else { return };
+        let SortedKeys { keys, instances } = &mut **sorted;
+        let fails = |instance: &InstanceRef| {
+            let key = &keys[instance.key as usize];
+            fails(key, &key.endpoints[usize::from(instance.endpoint)])
+        };
+        let group_of = |instance: &InstanceRef| keys[instance.key as usize].group();
+        for group in instances.chunk_by_mut(|a, b| group_of(a) == group_of(b)) {
+            let is_served = |instance: &InstanceRef| instance.excluded.is_none();
+            if group.iter().any(|instance| is_served(instance) && !fails(instance)) {
+                let served = group.iter_mut().filter(|instance| is_served(instance));
+                for instance in served.filter(|instance| fails(instance)) {
+                    instance.excluded = Some(ExclusionReason::CheckFailed);
+                }
+            }
+        }
     }
 
     /// Returns the registered name in lower case, without the suffix of a served zone.

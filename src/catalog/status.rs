@@ -74,6 +74,8 @@ impl RegistryStatus {
 pub struct Stats {
     /// The counts of each registry, in the order of the configuration.
     pub registries: Vec<RegistryStats>,
+    /// Instances that failed checks leave out.
+    pub left_out: usize,
 }
 
 /// Counts of one registry.

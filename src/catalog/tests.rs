@@ -1,5 +1,6 @@
 //! Tests of the catalog's rules, and the fixture that they share.
 
+mod checks;
 mod conflicts;
 mod holds;
 mod rejections;

@@ -8,7 +8,7 @@ use super::client::AdminClient;
 use super::registries::RegistryReading;
 use super::{FAILED_ANSWER, NOT_FOUND, ServerLocation, names, output};
 use crate::admin::{RegistryView, ServerStatus};
-use crate::answer::{Explanation, TcpOmission};
+use crate::answer::{ConsideredInstance, Explanation, TcpOmission};
 use crate::registry::{self, name_at};
 use crate::service::UnixTime;
 use crate::wire::extended_error_text;
@@ -153,7 +153,7 @@ fn text(explanation: &Explanation, notes: Vec<String>) -> String {
         let fate = instance
             .dropped
             .as_ref()
-            .map_or_else(|| "selected".to_owned(), |reason| format!("dropped: {reason}"));
+            .map_or_else(|| selected(instance), |reason| format!("dropped: {reason}"));
         let held = match &instance.hold {
             Some(hold) => {
                 format!(" (removal held until {}: {})", UnixTime(hold.until), hold.message)
@@ -198,6 +198,15 @@ fn text(explanation: &Explanation, notes: Vec<String>) -> String {
     part("Answer section, in an order drawn for each response", answers.clone());
     part("Authority and additional sections", others.clone());
     text
+}
+
+/// Describes an instance that was not dropped.
+fn selected(instance: &ConsideredInstance) -> String {
+    let failing = instance.check.as_ref();
+    failing.map_or_else(
+        || "selected".to_owned(),
+        |failure| format!("selected, although its check fails: {failure}"),
+    )
 }
 
 /// Formats a response code: `NXDOMAIN: no service nope; did you mean nope2?`.

@@ -82,6 +82,9 @@ fn services(services: &[ServiceView], status: &ServerStatus) -> String {
             let endpoint = &instance.endpoint;
             let mut notes: Vec<String> = Vec::new();
             notes.extend(instance.left_out.as_ref().map(|reason| format!("dropped: {reason}")));
+            if let Some(check) = instance.check.as_ref().filter(|_| instance.left_out.is_none()) {
+                notes.push(format!("served, although its check fails: {}", check.message));
+            }
             if instance.held {
                 let end = instance.hold.as_ref().map(|hold| UnixTime(hold.until));
                 let end = end.map(|end| format!(" until {end}")).unwrap_or_default();

@@ -8,7 +8,9 @@ use super::arguments::StatusArgs;
 use super::client::AdminClient;
 use super::output::counted;
 use super::{ServerLocation, output};
-use crate::admin::{BridgeView, ForwardingView, RegistryView, ServerStatus, UpstreamView};
+use crate::admin::{
+    BridgeView, ChecksView, ForwardingView, RegistryView, ServerStatus, UpstreamView,
+};
 use crate::catalog::HoldView;
 use crate::service::UnixTime;
 
@@ -56,6 +58,9 @@ fn format_status(status: &ServerStatus) -> String {
         let held = counted(status.holding as u64, "removal", "removals");
         let _ = writeln!(text, "{held} held (removal-grace): the registry has removed these keys");
     }
+    if let Some(checks) = &status.checks {
+        text.push_str(&format_checks(checks));
+    }
     let problem = status.resolv_conf.as_ref().and_then(|file| file.problem.as_ref());
     if let Some(problem) = problem {
         let _ = writeln!(
@@ -72,6 +77,35 @@ fn format_status(status: &ServerStatus) -> String {
     }
     if let Some(forwarding) = &status.forwarding {
         let _ = writeln!(text, "\n{}", format_forwarding(forwarding));
+    }
+    text
+}
+
+fn format_checks(checks: &ChecksView) -> String {
+    let endpoints = counted((checks.tcp + checks.http) as u64, "endpoint", "endpoints");
+    let (tcp, http, failing) = (checks.tcp, checks.http, checks.failing);
+    let left_out = counted(checks.left_out as u64, "instance", "instances");
+    let time = |millis| humantime::format_duration(Duration::from_millis(millis));
+    let mut text = format!(
+        "checks {endpoints} ({tcp} over TCP, {http} with HTTP) every {}: {failing} failing, \
+         {left_out} left out\n",
+        time(checks.interval_ms)
+    );
+    if checks.stretched {
+        let _ = writeln!(
+            text,
+            "the interval of the checks is longer than configured, because of \
+             checks.max-per-second: a failure may take {} to be noticed",
+            time(checks.detection_time_ms)
+        );
+    }
+    if let Some(since) = checks.burst_since {
+        let _ = writeln!(
+            text,
+            "most checks have failed since {}, perhaps because of this machine's network: no \
+             further instance is left out until most pass again",
+            UnixTime(since)
+        );
     }
     text
 }

@@ -107,6 +107,7 @@ fn arg(key: &Key, meaning: &str) -> Arg {
         "" => "Settings".to_owned(),
         "tls" => "Settings for TLS and QUIC listeners".to_owned(),
         "bridge" => "Settings for the port bridge".to_owned(),
+        "checks" => "Settings for checks of endpoints".to_owned(),
         "consul" => "Settings for Consul".to_owned(),
         "zookeeper" => "Settings for ZooKeeper".to_owned(),
         "nacos" => "Settings for Nacos".to_owned(),

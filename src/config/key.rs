@@ -96,9 +96,9 @@ impl Key {
         format!("SVCDNS_{}", self.flag().to_uppercase().replace('-', "_"))
     }
 
-    /// Returns whether the key turns its section on: its flag needs no value.
+    /// Returns whether the flag of the key is the name of its section, and needs no value.
     pub(super) fn is_switch(&self) -> bool {
-        self.name == "enabled"
+        (self.section, self.name) == ("bridge", "enabled")
     }
 
     /// Returns the default in words if `default` is an empty string or list.

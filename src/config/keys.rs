@@ -174,6 +174,34 @@ keys! { GENERAL:
         "Reset a connection after this long without a byte in either direction.";
     BRIDGE_DRAIN = "bridge" "drain" Duration "DURATION" "up to 1h" r#""10s""#
         "Let open connections finish for this long at shutdown.";
+    CHECKS_ENABLED = "checks" "enabled" Bool "BOOL" "" "false"
+        "Check the endpoints of the instances, and leave out those that fail while others of the \
+         service pass. The other keys of this section then apply.";
+    CHECKS_NAMES = "checks" "names" List "PATTERN"
+        "names without zone; `*` stands for any characters" r#"["*"]"#
+        "Check the instances of these services.";
+    CHECKS_PROTOCOLS = "checks" "protocols" List "PROTOCOL" "such as `http`" "[]"
+        => "all instances"
+        "Check only instances whose metadata has one of these values for the key `protocol`. \
+         GoFrame's servers register `http`, `https` or `grpc`.";
+    CHECKS_PATH = "checks" "path" Text "PATH" "such as `/health`" r#""""#
+        => "TCP connections only"
+        "Check instances with an HTTP GET request of this path, unless their metadata tells \
+         another protocol than `http`. A response of status 2xx or 3xx passes. All others are \
+         checked by opening a TCP connection.";
+    CHECKS_INTERVAL = "checks" "interval" Duration "DURATION" "100ms to 1h" r#""2s""#
+        "Time between two checks of an endpoint.";
+    CHECKS_TIMEOUT = "checks" "timeout" Duration "DURATION" "100ms to `interval`" r#""1s""#
+        "A check fails if it takes longer.";
+    CHECKS_RISE = "checks" "rise" Number "N" "checks, 1 to 100" "2"
+        "An endpoint that failed passes again after this many successful checks in a row.";
+    CHECKS_FALL = "checks" "fall" Number "N" "checks, 1 to 100" "3"
+        "An endpoint fails after this many failed checks in a row.";
+    CHECKS_JITTER = "checks" "jitter" Number "PERCENT" "percent, 0 to 100" "10"
+        "Lengthen each interval by a random time, up to this share of it.";
+    CHECKS_MAX_PER_SECOND = "checks" "max-per-second" Number "N" "checks, 1 to 10000" "500"
+        "Limit on checks per second. If there are more endpoints than that allows, the interval \
+         becomes longer.";
 }
 
 impl Key {

@@ -5,6 +5,7 @@
 
 mod aliases;
 mod bridge;
+mod checks;
 mod directories;
 mod document;
 mod effective;
@@ -28,6 +29,7 @@ mod values;
 mod warning;
 
 pub use aliases::ConfiguredAlias;
+pub use checks::CheckConfig;
 pub use directories::runtime_directories;
 pub use document::{markdown, registry_markdown, static_markdown, template};
 pub use effective::EffectiveValue;
@@ -112,6 +114,8 @@ pub struct Config {
     pub encrypted: EncryptedSettings,
     /// The port bridge; `None` if it is off.
     pub bridge: Option<crate::bridge::Settings>,
+    /// Checks of endpoints; `None` turns them off.
+    pub checks: Option<CheckConfig>,
     /// Address of metrics, health and the JSON interface; `None` for only the socket.
     pub admin_listen: Option<SocketAddr>,
     /// Runtime directory, if `runtime-dir` or `state-dir` is set.

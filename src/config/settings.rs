@@ -18,6 +18,7 @@ impl Config {
             max_instances_per_service: self.max_instances_per_service,
             max_keys: self.max_keys,
             bridge_pool: self.bridge.as_ref().map(|bridge| bridge.pool),
+            checks: self.checks.as_ref().map(|checks| checks.rules.clone()),
             ..catalog::Settings::new(self.zones.clone(), self.registries.len())
         }
     }

@@ -1,5 +1,6 @@
 mod aliases;
 mod bridge;
+mod checks;
 mod documentation;
 mod errors;
 mod registries;

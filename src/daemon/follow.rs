@@ -14,7 +14,7 @@ use crate::bridge::BridgeRequests;
 use crate::catalog::MalformedKeys;
 use crate::config::Config;
 use crate::registry::{Feed, NamedSource, Registry, RegistryCommand, RegistryState, Source};
-use crate::service::{Change, ListKind, MAX_REGISTRIES, Put, RegistryId, Update};
+use crate::service::{Change, CheckChange, ListKind, MAX_REGISTRIES, Put, RegistryId, Update};
 use crate::upstream::HostRequests;
 
 /// Limit on updates that wait for publication; at the limit, their sources wait.
@@ -48,6 +48,8 @@ pub struct RegistryPipeline {
     hosts: Option<Arc<HostRequests>>,
     /// Receives the names that may be bridged, if the bridge is on.
     bridge: Option<Arc<BridgeRequests>>,
+    /// Receives the endpoints to check, if there is a checker.
+    checks: Option<mpsc::UnboundedSender<Vec<CheckChange>>>,
     wake: Option<Instant>,
 }
 
@@ -101,14 +103,29 @@ impl RegistryPipeline {
             commands.push(sender_of_commands);
             states.push(state);
         }
-        let pipeline =
-            Self { pending, publisher, updates, commands, hosts, bridge: None, wake: None };
+        let pipeline = Self {
+            pending,
+            publisher,
+            updates,
+            commands,
+            hosts,
+            bridge: None,
+            checks: None,
+            wake: None,
+        };
         (pipeline, PipelineHandles { answerer, states, updates: sender })
     }
 
     /// Sends the names that may be bridged to a bridge. Call it before [`Self::start`].
     pub fn set_bridge(&mut self, requests: Arc<BridgeRequests>) {
         self.bridge = Some(requests);
+    }
+
+    /// Returns the changes of the endpoints to check, from now on.
+    pub fn check_requests(&mut self) -> mpsc::UnboundedReceiver<Vec<CheckChange>> {
+        let (sender, requests) = mpsc::unbounded_channel();
+        self.checks = Some(sender);
+        requests
     }
 
     /// Takes the keys that a registry had in an earlier run, about `count`.
@@ -190,6 +207,10 @@ impl RegistryPipeline {
         }
         if let Some(bridge) = &self.bridge {
             bridge.update(std::mem::take(&mut published.bridge));
+        }
+        if let Some(checks) = self.checks.as_ref().filter(|_| !published.checks.is_empty()) {
+            // The checker ends before the pipeline only if the server stops.
+            let _ = checks.send(std::mem::take(&mut published.checks));
         }
         for (registry, leases) in published.lease_checks.drain(..) {
             if let Some(commands) = self.commands.get(registry.index()) {

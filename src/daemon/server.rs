@@ -19,12 +19,13 @@ use super::{Log, Responder, ServerError, StartError};
 use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo, SocketFile};
 use crate::answer::Answerer;
 use crate::bridge::Bridge;
+use crate::checks::CheckMonitor;
 use crate::config::Config;
 use crate::name::Name;
 use crate::server::BindError;
 use crate::service::{MAX_REGISTRIES, RegistryId, Update};
 use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
-use crate::{admin, descriptors, server};
+use crate::{admin, checks, descriptors, server};
 
 /// Maximum wait for the DNS server to end, and then for all tasks.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -102,6 +103,14 @@ impl Server {
             pipeline.set_bridge(Arc::clone(bridge.requests()));
             bridge_drain = bridge.settings().drain;
         }
+        let checks = config.checks.as_ref().map(|checks| {
+            let settings = checks.settings.clone().within_descriptors();
+            let monitor = Arc::<CheckMonitor>::default();
+            let (requests, updates) = (pipeline.check_requests(), updates.clone());
+            let stop = stop.clone();
+            tracker.spawn(checks::follow(settings, requests, Arc::clone(&monitor), updates, stop));
+            monitor
+        });
         if let Some((forwarder, requests)) = forwarder.clone().zip(requests) {
             tracker.spawn(look_up_hosts(forwarder, requests, updates.clone(), stop.clone()));
         }
@@ -129,6 +138,7 @@ impl Server {
             states,
             counters,
             forwarder.clone(),
+            checks,
             updates,
             log.lost_lines(),
         );

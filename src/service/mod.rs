@@ -4,6 +4,7 @@
 
 mod bridging;
 mod change;
+mod check;
 mod metadata;
 mod registry;
 mod rejection;
@@ -13,6 +14,7 @@ mod wall_clock;
 
 pub use bridging::{BridgeCandidate, BridgeChange, BridgedName, ReachableRegistration};
 pub use change::{Change, LeaseReply, ListKind, ListScope, Put, Removal, key_prefix};
+pub use check::{CheckChange, CheckTarget, CheckVerdict, Probe};
 pub use metadata::Metadata;
 pub use registry::{InvalidRegistryName, MAX_REGISTRIES, RegistryId, RegistryName, RegistrySet};
 pub use rejection::{Reason, Rejected};

@@ -1,6 +1,6 @@
-//! Updates of the served data, from registries, host name lookups, operators and the port bridge.
+//! Updates of the served data, from registries, lookups, checks, operators and the port bridge.
 
-use super::{Addresses, BridgedName, Change, RegistryId, RegistrySet};
+use super::{Addresses, BridgedName, Change, CheckVerdict, RegistryId, RegistrySet};
 
 /// An update of the served data, with its source.
 ///
@@ -14,6 +14,8 @@ pub enum Update {
     Hosts(Vec<(Box<str>, Addresses)>),
     /// Addresses that the port bridge gave to names, or took from them.
     Bridged(Vec<BridgedName>),
+    /// New verdicts on checked endpoints.
+    Checks(Vec<CheckVerdict>),
     /// An operator ends holds by hand.
     Release(Release),
 }
@@ -28,12 +30,13 @@ pub struct Release {
 }
 
 impl Update {
-    /// Returns the number of events, lookup results, addresses and requests in the update.
+    /// Returns the number of events, results, addresses, verdicts and requests in the update.
     pub fn len(&self) -> usize {
         match self {
             Self::Registry(_, changes) => changes.len(),
             Self::Hosts(hosts) => hosts.len(),
             Self::Bridged(names) => names.len(),
+            Self::Checks(verdicts) => verdicts.len(),
             Self::Release(_) => 1,
         }
     }

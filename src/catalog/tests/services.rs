@@ -61,7 +61,7 @@ fn a_per_service_list_removes_only_keys_of_that_name() {
         let keys = test.catalog.services().flat_map(|service| {
             service.keys().iter().map(|key| service.text(key)).collect::<Vec<_>>()
         });
-        keys.collect::<std::collections::BTreeSet<_>>()
+        keys.collect::<BTreeSet<_>>()
     };
     assert_eq!(keys(&test).len(), 12);
     let changed = test.list_service(ListKind::Routine, "hello", [11]).changed;

@@ -112,6 +112,7 @@ fn flags_are_grouped_by_section_in_the_help() {
     let expected = [
         ("", "Settings"),
         ("bridge", "Settings for the port bridge"),
+        ("checks", "Settings for checks of endpoints"),
         ("consul", "Settings for Consul"),
         ("etcd", "Settings for etcd"),
         ("nacos", "Settings for Nacos"),

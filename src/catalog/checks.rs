@@ -1,0 +1,223 @@
+//! The endpoints to check, and the instances that failed checks leave out.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use foldhash::fast::RandomState;
+
+use super::ServiceChange;
+use super::key::RegistryKey;
+use super::model::{ExclusionReason, Service};
+use crate::service::{CheckChange, CheckTarget, CheckVerdict, Endpoint, Probe};
+
+/// The metadata key by which GoFrame's servers tell their protocol: `http`, `https` or `grpc`.
+const PROTOCOL: &str = "protocol";
+
+/// The rules for which instances are checked, and how.
+#[derive(Clone, Debug, Default)]
+pub struct CheckRules {
+    /// Patterns of the names of services, of which one must match; `*` stands for any characters.
+    pub names: Vec<String>,
+    /// Protocols in the metadata, of which an instance must have one; empty accepts any.
+    pub protocols: Vec<String>,
+    /// Whether instances are checked with HTTP, unless they tell another protocol.
+    pub http: bool,
+}
+
+impl CheckRules {
+    /// Returns whether instances of the service with this base name are checked.
+    fn choose(&self, base: &str) -> bool {
+        self.names.iter().any(|pattern| matches(pattern, base))
+    }
+
+    /// Returns how an instance of a chosen service is checked, if it is.
+    ///
+    /// A host name is not checked: several machines may have it, and change with every lookup.
+    fn target(&self, key: &RegistryKey, endpoint: &Endpoint) -> Option<CheckTarget> {
+        let address = endpoint.host.address()?;
+        let protocol = key.metadata.text(PROTOCOL);
+        let has =
+            |name: &str| protocol.as_ref().is_some_and(|text| text.eq_ignore_ascii_case(name));
+        if !self.protocols.is_empty() && !self.protocols.iter().any(|name| has(name)) {
+            return None;
+        }
+        let http = self.http && (protocol.is_none() || has("http"));
+        let probe = if http { Probe::Http } else { Probe::Tcp };
+        Some(CheckTarget { address, port: endpoint.port, probe })
+    }
+
+    /// Returns the targets of a service, sorted and unique.
+    ///
+    /// Instances that another rule excludes are not checked.
+    fn targets(&self, service: &Service) -> Vec<CheckTarget> {
+        if !self.choose(service.base()) {
+            return Vec::new();
+        }
+        let considered = service.instances().filter(|instance| {
+            matches!(instance.excluded, None | Some(ExclusionReason::CheckFailed))
+        });
+        let mut targets: Vec<CheckTarget> = considered
+            .filter_map(|instance| self.target(instance.key, instance.endpoint))
+            .collect();
+        targets.sort_unstable();
+        targets.dedup();
+        targets
+    }
+}
+
+/// Returns whether a pattern matches a text, both in lower case; `*` stands for any characters.
+fn matches(pattern: &str, text: &str) -> bool {
+    let Some((start, rest)) = pattern.split_once('*') else { return pattern == text };
+    let Some(mut text) = text.strip_prefix(start) else { return false };
+    let mut parts = rest.split('*');
+    let end = parts.next_back().unwrap_or_default();
+    for part in parts {
+        let Some(at) = text.find(part) else { return false };
+        text = &text[at + part.len()..];
+    }
+    text.ends_with(end)
+}
+
+/// Maps each target to the services that have an instance of it, and knows which targets fail.
+#[derive(Debug)]
+pub(super) struct CheckIndex {
+    rules: CheckRules,
+    bases: HashMap<CheckTarget, TargetBases, RandomState>,
+    failing: HashSet<CheckTarget, RandomState>,
+    /// Number of instances that are left out.
+    pub(super) left_out: usize,
+}
+
+/// The base names of the services that share a target, usually one.
+#[derive(Debug)]
+enum TargetBases {
+    One(Box<str>),
+    Several(BTreeSet<Box<str>>),
+}
+
+impl CheckIndex {
+    /// Creates the index without targets.
+    pub(super) fn new(rules: CheckRules) -> Self {
+        Self { rules, bases: HashMap::default(), failing: HashSet::default(), left_out: 0 }
+    }
+
+    /// Leaves out the instances of a service that fail, except where none would be left.
+    pub(super) fn leave_out(&self, service: &mut Service) {
+        if !self.failing.is_empty() && self.rules.choose(service.base()) {
+            service.leave_out_failing(|key, endpoint| {
+                self.rules
+                    .target(key, endpoint)
+                    .is_some_and(|target| self.failing.contains(&target))
+            });
+        }
+    }
+
+    /// Indexes the targets of changed services; returns the targets to check or drop.
+    pub(super) fn update(&mut self, changed: &[ServiceChange]) -> Vec<CheckChange> {
+        let mut changes = Vec::new();
+        for changed in changed {
+            let base = changed.base();
+            let [before, after] = [&changed.before, &changed.after].map(Option::as_deref);
+            self.left_out += after.map_or(0, count_left_out);
+            self.left_out -= before.map_or(0, count_left_out);
+            let [before, after] = [before, after].map(|service| {
+                service.map(|service| self.rules.targets(service)).unwrap_or_default()
+            });
+            for target in &after {
+                if before.binary_search(target).is_err() && self.add(*target, base) {
+                    changes.push(CheckChange::Wanted(*target));
+                }
+            }
+            for target in &before {
+                if after.binary_search(target).is_err() && self.remove(*target, base) {
+                    changes.push(CheckChange::Unwanted(*target));
+                }
+            }
+        }
+        changes
+    }
+
+    /// Stores verdicts; returns the bases of the affected services.
+    ///
+    /// Targets without an instance are ignored.
+    pub(super) fn judge(&mut self, verdicts: Vec<CheckVerdict>) -> BTreeSet<Box<str>> {
+        let mut affected = BTreeSet::new();
+        for CheckVerdict { target, fails } in verdicts {
+            let Some(bases) = self.bases.get(&target) else { continue };
+            let changed =
+                if fails { self.failing.insert(target) } else { self.failing.remove(&target) };
+            match bases {
+                TargetBases::One(base) if changed => _ = affected.insert(base.clone()),
+                TargetBases::Several(bases) if changed => affected.extend(bases.iter().cloned()),
+                TargetBases::One(_) | TargetBases::Several(_) => {}
+            }
+        }
+        affected
+    }
+
+    /// Adds a service to a target; returns whether the target is new.
+    fn add(&mut self, target: CheckTarget, base: &str) -> bool {
+        let Some(bases) = self.bases.get_mut(&target) else {
+            self.bases.insert(target, TargetBases::One(base.into()));
+            return true;
+        };
+        match bases {
+            TargetBases::One(first) => {
+                let first = std::mem::take(first);
+                *bases = TargetBases::Several(BTreeSet::from([first, base.into()]));
+            }
+            TargetBases::Several(several) => _ = several.insert(base.into()),
+        }
+        false
+    }
+
+    /// Removes a service from a target; returns whether the target has no service left.
+    fn remove(&mut self, target: CheckTarget, base: &str) -> bool {
+        let is_last = match self.bases.get_mut(&target) {
+            Some(TargetBases::One(_)) => true,
+            Some(TargetBases::Several(several)) => {
+                several.remove(base);
+                several.is_empty()
+            }
+            None => false,
+        };
+        if is_last {
+            self.bases.remove(&target);
+            self.failing.remove(&target);
+        }
+        is_last
+    }
+}
+
+/// Returns the number of instances that failed checks leave out.
+fn count_left_out(service: &Service) -> usize {
+    service
+        .instances()
+        .filter(|instance| instance.excluded == Some(ExclusionReason::CheckFailed))
+        .count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_whole_names() {
+        for (pattern, text, expected) in [
+            ("*", "hello", true),
+            ("*", "", true),
+            ("hello", "hello", true),
+            ("hello", "hello2", false),
+            ("hello*", "hello", true),
+            ("hello*", "hello-2", true),
+            ("hello*", "say-hello", false),
+            ("*hello", "say-hello", true),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b*c", "a-c-b", false),
+            ("a*a", "a", false),
+            ("**", "x", true),
+            ("", "x", false),
+        ] {
+            assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
+        }
+    }
+}

@@ -281,6 +281,17 @@ fn follow_timeline(
     let server = replay(recordings, names);
     let followed = follow(settings(server.address()), grace);
     followed.wait_until_synced();
+    let start = play_timeline(&server, recordings, names, (timeline, speed));
+    (server, followed, start)
+}
+
+/// Replays a timeline of one request from now on, `speed` times faster; returns its start.
+fn play_timeline(
+    server: &HttpServer,
+    recordings: &Recordings,
+    names: &[&str],
+    (timeline, speed): (&str, u32),
+) -> Instant {
     let (answers, missing) = (recordings.answers(names), missing(recordings));
     let (asked, timeline) = (recordings.request(timeline), recordings.timeline(timeline));
     let start = Instant::now();
@@ -294,7 +305,7 @@ fn follow_timeline(
             None => Reaction::Close(Vec::new()),
         }
     });
-    (server, followed, start)
+    start
 }
 
 #[test]
@@ -314,10 +325,12 @@ fn a_recorded_program_that_is_frozen_is_removed_and_returns() {
     let recordings = Recordings::open("nacos/2.4.3");
     let names = ["10-v1-services", "62-v1-instances-second"];
     let timeline = ("66-v1-frozen", SPEED);
-    let (_server, followed, start) = follow_timeline(&recordings, &names, timeline, LONG);
+    let (server, followed, start) = follow_timeline(&recordings, &names, timeline, LONG);
     followed.wait_for("hello", &HELLO);
-    let removed = recordings.timeline("66-v1-frozen").first(|body| !body.contains("46483"));
-    assert!(start.elapsed() >= removed / SPEED);
+    let removed = recordings.timeline("66-v1-frozen").first(|body| !body.contains("40725"));
+    assert!(removed == seconds(25) && start.elapsed() >= removed / SPEED);
+    play_timeline(&server, &recordings, &names, ("67-v1-thawed", 1));
+    followed.wait_for("hello", &[HELLO[0], "10.9.0.5:40725"]);
     followed.stop();
 }
 

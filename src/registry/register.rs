@@ -14,6 +14,8 @@ use crate::service::{Endpoint, Metadata, ServiceId};
 const REMOVAL_ATTEMPTS: u32 = 3;
 
 /// Longest time after its start in which a server does not know its users.
+///
+/// It counts from the first such answer: `register` may have waited for the server before.
 const MAX_START_TIME: Duration = Duration::from_secs(30);
 
 /// A service to register.
@@ -160,15 +162,17 @@ pub(super) async fn keep_registered(
     events: impl Fn(RegisterEvent),
 ) -> Result<(), RegisterError> {
     let mut progress = RegistrationProgress { attempts, events, written: false, failing: false };
-    let begun = Instant::now();
+    let mut unknown_since = None;
     loop {
         let ended = tokio::select! {
             () = stop.cancelled() => None,
             failure = attempt(&mut registration, &mut progress) => Some(failure),
         };
         let Some(failure) = ended else { return remove(&mut registration, progress).await };
+        let is_unknown = failure.kind == FailureKind::UnknownUser;
+        unknown_since = is_unknown.then(|| unknown_since.unwrap_or_else(Instant::now));
         let may_be_starting =
-            failure.kind == FailureKind::UnknownUser && begun.elapsed() < MAX_START_TIME;
+            unknown_since.is_some_and(|since: Instant| since.elapsed() < MAX_START_TIME);
         if !progress.written && failure.kind.is_refusal() && !may_be_starting {
             let key = registration.key().to_owned();
             return Err(RegisterError::Refused { key, reason: failure.text });
@@ -223,4 +227,63 @@ async fn remove(
     }
     let (key, seconds) = (registration.key().to_owned(), registration.expiry_seconds());
     Err(RegisterError::NotRemoved { key, reason, seconds })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::identify::ServerKind;
+
+    /// A store that refuses every registration.
+    struct RefusingStore<F> {
+        begun: Instant,
+        /// Returns why it refuses at this time after the beginning.
+        reason: F,
+    }
+
+    impl<F: Fn(Duration) -> FailureKind> StoreRegistration for RefusingStore<F> {
+        fn key(&self) -> &'static str {
+            "web"
+        }
+
+        fn expiry_seconds(&self) -> u64 {
+            1
+        }
+
+        async fn keep(
+            &mut self,
+            _: &str,
+            _: &mut RegistrationProgress<impl Fn(RegisterEvent)>,
+        ) -> Result<Infallible, Failure> {
+            Err(Failure::new((self.reason)(self.begun.elapsed()), "refused"))
+        }
+
+        async fn remove(&mut self, _: &str) -> Result<bool, Failure> {
+            Ok(false)
+        }
+    }
+
+    /// Returns when `register` gives up, in seconds.
+    async fn gives_up_after(reason: impl Fn(Duration) -> FailureKind) -> u64 {
+        let (endpoints, tuning) = (["127.0.0.1:1".to_owned()], ConnectionTuning::default());
+        let attempts = Attempts::new(ServerKind::Nacos, &endpoints, None, &tuning);
+        let begun = Instant::now();
+        let store = RefusingStore { begun, reason };
+        let ended = keep_registered(store, attempts, CancellationToken::new(), |_| {}).await;
+        assert!(matches!(ended, Err(RegisterError::Refused { .. })), "{ended:?}");
+        begun.elapsed().as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unknown_user_is_refused_only_after_the_start_of_the_server() {
+        assert_eq!(gives_up_after(|_| FailureKind::Login).await, 0);
+        let at_once = gives_up_after(|_| FailureKind::UnknownUser).await;
+        assert!((30..40).contains(&at_once), "{at_once} s");
+        let later = gives_up_after(|time| {
+            let is_started = time >= Duration::from_secs(100);
+            if is_started { FailureKind::UnknownUser } else { FailureKind::Connection }
+        });
+        let later = later.await;
+        assert!((130..145).contains(&later), "{later} s: the server started after 100 s");
+    }
 }

@@ -15,6 +15,8 @@ pub(super) struct ServiceFaults {
     texts: BTreeMap<Arc<str>, String>,
     /// Time of the last warning.
     warned: Option<Instant>,
+    /// Number of services in the last warning since all of them could be read.
+    warned_count: usize,
 }
 
 impl ServiceFaults {
@@ -29,20 +31,32 @@ impl ServiceFaults {
 
     /// Records that a service can be read; returns whether it could not be before.
     pub(super) fn remove(&mut self, name: &str) -> bool {
-        self.texts.remove(name).is_some()
+        let is_known = self.texts.remove(name).is_some();
+        self.forget_warning();
+        is_known
     }
 
     /// Forgets the services that do not exist any more.
     pub(super) fn retain(&mut self, exists: impl Fn(&str) -> bool) {
         self.texts.retain(|name, _| exists(name));
+        self.forget_warning();
+    }
+
+    /// Forgets the last warning once all services can be read.
+    fn forget_warning(&mut self) {
+        if self.texts.is_empty() {
+            self.warned_count = 0;
+        }
     }
 
     /// Returns whether a warning is due, which is then given; one is enough for many services.
+    ///
+    /// Another one is due only if the number of services has grown.
     pub(super) fn take_warning(&mut self, now: Instant) -> bool {
         let is_recent = |warned: Instant| now.saturating_duration_since(warned) < WARNING_INTERVAL;
-        let is_due = !self.texts.is_empty() && !self.warned.is_some_and(is_recent);
+        let is_due = self.count() > self.warned_count && !self.warned.is_some_and(is_recent);
         if is_due {
-            self.warned = Some(now);
+            (self.warned, self.warned_count) = (Some(now), self.count());
         }
         is_due
     }
@@ -95,7 +109,11 @@ mod tests {
         };
         assert!(warn(0, start), "the first failure");
         assert!((1..50).all(|number| !warn(number, start + Duration::from_secs(number))));
-        assert!(warn(50, start + WARNING_INTERVAL));
-        assert_eq!(faults.count(), 51);
+        assert!(warn(49, start + WARNING_INTERVAL), "a known one fails again, with 49 others");
+        assert!(!warn(49, start + 2 * WARNING_INTERVAL), "their number is the same");
+        assert_eq!(faults.count(), 50);
+        faults.retain(|_| false);
+        faults.set(&"0".into(), "broken".to_owned());
+        assert!(faults.take_warning(start + 2 * WARNING_INTERVAL), "all could be read meanwhile");
     }
 }

@@ -81,8 +81,7 @@ fn read(layers: &Layers) -> Result<UrlParser, ConfigError> {
             let host = endpoint.rsplit_once(':').map_or("", |(host, _)| host);
             return Err(format!(
                 "{GRPC_PORT} is the port of Polaris's gRPC interface, which GoFrame uses; svcdns \
-                 uses the HTTP interface: {}://{host}:{HTTP_PORT}",
-                KIND.name
+                 uses the HTTP interface: {scheme}://{host}:{HTTP_PORT}"
             ));
         }
         Ok(Source::Polaris(Box::new(Settings { endpoints, tls, ..settings.clone() })))

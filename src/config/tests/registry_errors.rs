@@ -19,6 +19,11 @@ fn invalid_urls_are_rejected() {
              svcdns uses the HTTP interface: polaris://[::1]:8090",
         ),
         (
+            "registry = 'polaris+https://a:8091'",
+            "1:12: registry: 8091 is the port of Polaris's gRPC interface, which GoFrame uses; \
+             svcdns uses the HTTP interface: polaris+https://a:8090",
+        ),
+        (
             "registry = 'file://x'",
             "1:12: registry: the directory must be an absolute path: file:///directory",
         ),

@@ -315,18 +315,20 @@ impl<S: PolledStore> PollingSession<'_, S> {
         }
         // A round is incomplete without the list, however short the failure.
         let is_reported = failed_before || !is_of_connection || self.supervisor.schedule.is_round();
+        if !is_reported {
+            return;
+        }
         let text = self.supervisor.link.locate(failure).text;
-        if is_reported && self.faults.set(name, text.clone()) {
-            let registry = self.supervisor.link.feed.state();
-            let services = self.faults.count();
-            if self.faults.take_warning(now) {
-                tracing::warn!(
-                    %registry, services, reason = text,
-                    "services cannot be read, trying again"
-                );
-            } else {
-                tracing::debug!(%registry, services, reason = text, "a service cannot be read");
-            }
+        let is_new = self.faults.set(name, text.clone());
+        let (registry, services) = (self.supervisor.link.feed.state(), self.faults.count());
+        if self.faults.take_warning(now) {
+            tracing::warn!(
+                %registry, services, reason = text, "services cannot be read, trying again"
+            );
+        } else if is_new {
+            tracing::debug!(%registry, services, reason = text, "a service cannot be read");
+        }
+        if is_new {
             self.report_faults();
         }
     }

@@ -18,14 +18,17 @@ use nix::unistd::Uid;
 /// The state directory of a server that runs as root.
 pub const ROOT_STATE_DIRECTORY: &str = "/var/lib/svcdns";
 
+/// The name of the file with the addresses of the port bridge.
+pub const BRIDGE_FILE: &str = "bridge-addresses";
+
 /// The name of the file that is locked while a server runs.
 pub const LOCK_FILE: &str = "svcdns.lock";
 
 /// The beginning of the name of each snapshot; the name of its registry follows.
 const SNAPSHOT_PREFIX: &str = "snapshot-";
 
-/// The ends of the names of an unfinished snapshot and of one that was set aside.
-const SNAPSHOT_SUFFIXES: [&str; 2] = [".new", ".unusable"];
+/// The ends of the names of an unfinished file and of one that was set aside.
+const SUFFIXES: [&str; 2] = [".new", ".unusable"];
 
 /// Returns the name of the file with the snapshot of a registry.
 pub fn snapshot_name(registry: &str) -> String {
@@ -34,9 +37,10 @@ pub fn snapshot_name(registry: &str) -> String {
 
 /// Returns whether a server creates files with this name in its state directory.
 pub fn is_state_file(name: &str) -> bool {
-    let Some(rest) = name.strip_prefix(SNAPSHOT_PREFIX) else { return name == LOCK_FILE };
-    let suffix = SNAPSHOT_SUFFIXES.into_iter().find_map(|suffix| rest.strip_suffix(suffix));
-    let registry = suffix.unwrap_or(rest);
+    let name = SUFFIXES.into_iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
+    let Some(registry) = name.strip_prefix(SNAPSHOT_PREFIX) else {
+        return [LOCK_FILE, BRIDGE_FILE].contains(&name);
+    };
     !registry.is_empty()
         && registry.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
 }

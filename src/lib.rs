@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod answer;
+pub mod bridge;
 pub mod catalog;
 pub mod checks;
 pub mod cli;

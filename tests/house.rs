@@ -15,6 +15,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
         &[
             "admin",
             "answer",
+            "bridge",
             "catalog",
             "config",
             "daemon",
@@ -35,6 +36,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
         &[
             "admin",
             "answer",
+            "bridge",
             "catalog",
             "checks",
             "config",
@@ -57,6 +59,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
         "config",
         &[
             "answer",
+            "bridge",
             "catalog",
             "checks",
             "directory",
@@ -72,6 +75,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
         "admin",
         &[
             "answer",
+            "bridge",
             "catalog",
             "checks",
             "directory",
@@ -101,6 +105,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("answer", &["catalog", "metrics", "name", "service", "wire"]),
+    ("bridge", &["descriptors", "directory", "metrics", "regular_file", "service"]),
     ("catalog", &["name", "service"]),
     ("checks", &["descriptors", "metrics", "service"]),
     ("registry", &["percent", "regular_file", "service", "tls_error"]),

@@ -4,7 +4,8 @@
 #   tests/setup.sh build     what `cargo build` needs
 #   tests/setup.sh test      that, and what the tests start: etcd, ZooKeeper, dig, curl, node, …;
 #                            also fetches the Go modules if there is a Go toolchain
-#   tests/setup.sh bench     that, and the servers that only `make bench` compares with: knot, nsd
+#   tests/setup.sh bench     that, and the servers that only `make bench` compares with: knot, nsd,
+#                            haproxy, …
 #   tests/setup.sh systemd   what `cargo build` needs, and what boots a Debian: debootstrap,
 #                            systemd-nspawn
 #   tests/setup.sh fuzz      what `cargo build` and cargo-fuzz need
@@ -21,8 +22,8 @@ test="etcd:etcd-server etcdctl:etcd-client dig:bind9-dnsutils curl:curl ip:iprou
       unbound:unbound dbus-daemon:dbus-daemon strace:strace chattr:e2fsprogs setpriv:util-linux
       faketime:faketime systemd-analyze:systemd
       systemd/libsystemd-shared:libsystemd-shared java:default-jre-headless
-      /usr/share/java/zookeeper.jar:libzookeeper-java"
-bench="knotd:knot nsd:nsd"
+      /usr/share/java/zookeeper.jar:libzookeeper-java nft:nftables"
+bench="knotd:knot nsd:nsd haproxy:haproxy socat:socat"
 systemd="debootstrap:debootstrap systemd-nspawn:systemd-container ip:iproute2
          unshare:util-linux mount:mount"
 
@@ -95,7 +96,7 @@ if [ -n "$missing" ]; then
     }
     install || { $sudo apt-get update -qq && install; }
     if [ -d /run/systemd/system ]; then
-        for daemon in etcd-server:etcd unbound:unbound knot:knot nsd:nsd; do
+        for daemon in etcd-server:etcd unbound:unbound knot:knot nsd:nsd haproxy:haproxy; do
             case " $missing " in
             *" ${daemon%%:*} "*)
                 echo "Disabling Debian's ${daemon##*:}.service: the tests start their own." >&2

@@ -4,6 +4,7 @@
 //! loopback port. It is not on the query path, and read-only, except that root and the server's own
 //! user may end holds through the socket.
 
+mod bridge;
 mod changes;
 mod checks;
 mod forwarding;
@@ -16,6 +17,7 @@ mod socket;
 mod streams;
 mod views;
 
+pub use bridge::{BridgeState, BridgeView, BridgedNameView};
 pub use changes::ChangeFeed;
 pub use checks::{CheckFailureView, ChecksView};
 pub use forwarding::{CacheView, ForwardingView, UpstreamListView, UpstreamView};
@@ -61,6 +63,8 @@ pub struct AdminContext {
     pub server: Arc<Counters>,
     /// The forwarder, unless forwarding is off.
     pub forwarder: Option<Arc<Forwarder>>,
+    /// The port bridge.
+    pub bridge: BridgeState,
     /// The checks of endpoints, unless they are off.
     pub checks: Option<Arc<CheckMonitor>>,
     /// Durations of publications.
@@ -97,7 +101,9 @@ pub struct ServerInfo {
 }
 
 impl AdminContext {
-    /// Creates the context of a server, whose publisher fills `answerer` and receives `updates`.
+    /// Creates the context of a server without a bridge.
+    ///
+    /// The publisher fills `answerer` and receives `updates`.
     pub fn new(
         info: ServerInfo,
         (answerer, updates): (Arc<Answerer>, mpsc::Sender<Update>),
@@ -114,6 +120,7 @@ impl AdminContext {
             registries,
             server,
             forwarder,
+            bridge: BridgeState::Off,
             checks,
             publications: DurationHistogram::new(),
             lost_log_lines,

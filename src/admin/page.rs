@@ -1,7 +1,7 @@
 //! The metrics page.
 
 use super::views::ServerStatus;
-use super::{AdminContext, RegistryView, checks, forwarding};
+use super::{AdminContext, RegistryView, bridge, checks, forwarding};
 use crate::catalog::{HoldCause, HoldView, Stats};
 use crate::metrics::{Counter, MetricLabels, Page};
 use crate::server::StreamCounters;
@@ -17,6 +17,7 @@ pub(super) fn metrics(context: &AdminContext) -> Page {
     if let Some(view) = &status.forwarding {
         forwarding::add_metrics(&mut page, view);
     }
+    bridge::add_metrics(&mut page, &context.bridge);
     if let Some((monitor, view)) = context.checks.as_deref().zip(status.checks.as_ref()) {
         checks::add_metrics(&mut page, monitor, view);
     }

@@ -15,7 +15,7 @@ use super::checks::CheckFailureView;
 use super::release::Requester;
 use super::streams::StreamCount;
 use super::views::{ConflictView, RejectionsView, ServerStatus, ServiceView};
-use super::{AdminContext, page};
+use super::{AdminContext, bridge, page};
 use crate::metrics;
 use crate::name::{Name, reverse_name};
 use crate::registry::{RegistryState, name_at};
@@ -112,10 +112,10 @@ async fn services(
 ) -> Response {
     json(move || {
         let AdminContext { answerer, registries, checks, .. } = &*state.context;
-        let (snapshot, settings) = (answerer.snapshot(), answerer.settings());
+        let snapshot = answerer.snapshot();
         let checks = checks.as_deref();
         let view =
-            |service: &Arc<_>| ServiceView::new(service, &snapshot, settings, registries, checks);
+            |service: &Arc<_>| ServiceView::new(service, &snapshot, answerer, registries, checks);
         let mut views: Vec<ServiceView> = if let Some(base) = params.base {
             let found = snapshot.service(&base);
             let service = found.and_then(|service| service.alias_target()).or(found);
@@ -175,6 +175,7 @@ async fn explain(State(state): State<RouteState>, Query(params): Query<ExplainPa
     let draw = fastrand::u64(..);
     let mut explanation = state.context.answerer.explain(&name, rtype, payload, draw);
     explanation.name_registries(|place| name_at(&state.context.registries, place));
+    explanation.bridge = bridge::describe(&state.context, &name);
     let checks = state.context.checks.as_deref();
     explanation.add_checks(|address| Some(CheckFailureView::at(checks, address)?.message));
     if let (Some(elsewhere), Some(forwarder)) =

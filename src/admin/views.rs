@@ -10,10 +10,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::AdminContext;
+use super::bridge::{BridgeView, BridgedNameView};
 use super::checks::{CheckFailureView, ChecksView};
 use super::forwarding::ForwardingView;
 use super::resolv_conf::ResolvConfView;
-use crate::answer::{self, AliasTarget, Answerer, Snapshot};
+use crate::answer::{AliasTarget, Answerer, Snapshot};
 use crate::catalog::{
     self, ConflictKind, ExclusionReason, HoldView, Instance, RegistryStats, Rejections, Service,
     conflicts_with_alias,
@@ -63,6 +64,9 @@ pub struct ServerStatus {
     pub registries: Vec<RegistryView>,
     /// The forwarder; `None` if forwarding is off.
     pub forwarding: Option<ForwardingView>,
+    /// The port bridge; `None` if it is not configured, or from an older server.
+    #[serde(default)]
+    pub bridge: Option<BridgeView>,
     /// Whether the machine's resolv.conf names this server; `None` unless `install` changed it.
     #[serde(default)]
     pub resolv_conf: Option<ResolvConfView>,
@@ -139,6 +143,9 @@ pub struct ServiceView {
     /// Names of the service's aliases in the first served zone; none from an older server.
     #[serde(default)]
     pub aliases: Vec<String>,
+    /// Its names that have an address of the port bridge; none from an older server.
+    #[serde(default)]
+    pub bridged: Vec<BridgedNameView>,
     /// The instances, including dropped ones.
     pub instances: Vec<InstanceView>,
     /// The registry keys of the service.
@@ -363,6 +370,7 @@ impl ServerStatus {
                 .map(registry)
                 .collect(),
             forwarding: context.forwarder.as_deref().map(ForwardingView::new),
+            bridge: BridgeView::new(&context.bridge),
             resolv_conf: context.resolv_conf.view(),
             aliases: AliasView::all(answerer),
             services: snapshot.len(),
@@ -379,10 +387,11 @@ impl ServiceView {
     pub(super) fn new(
         service: &Service,
         snapshot: &Snapshot,
-        settings: &answer::Settings,
+        answerer: &Answerer,
         registries: &[Arc<RegistryState>],
         checks: Option<&CheckMonitor>,
     ) -> Self {
+        let settings = answerer.settings();
         let zone = settings.zones.first().text();
         let keys = service.keys().iter().map(|key| KeyView {
             key: service.text(key),
@@ -404,6 +413,7 @@ impl ServiceView {
                 .of_service(service.base())
                 .map(|alias| format!("{alias}.{zone}"))
                 .collect(),
+            bridged: BridgedNameView::of(service, answerer),
             instances: service
                 .instances()
                 .map(|instance| InstanceView::new(&instance, snapshot, registries, checks))

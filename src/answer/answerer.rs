@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 
 use super::counters::Counters;
 use super::lookahead::{Lookahead, OwnerKey};
-use super::message::{ResponseContent, ResponseWriter};
+use super::message::{Recipient, ResponseContent, ResponseWriter};
 use super::respond::{AnswerOutcome, QueryContext, owner_in};
 use super::settings::Settings;
 use super::table::Snapshot;
@@ -61,11 +61,12 @@ impl Answerer {
         &self,
         parsed: &Parsed<'_>,
         (ahead, number): (&Lookahead, usize),
-        transport: Transport,
+        recipient: impl Into<Recipient>,
         draw: u64,
         out: &mut Vec<u8>,
     ) -> AnswerOutcome {
-        self.answer(parsed, (&ahead.snapshot, ahead.key(number)), self.writer(transport, draw), out)
+        let writer = self.writer(recipient, draw);
+        self.answer(parsed, (&ahead.snapshot, ahead.key(number)), writer, out)
     }
 
     /// Writes the response that the full path gives to a message, without counting it.
@@ -74,12 +75,12 @@ impl Answerer {
     pub fn respond_in_full(
         &self,
         parsed: &Parsed<'_>,
-        transport: Transport,
+        recipient: impl Into<Recipient>,
         draw: u64,
         out: &mut Vec<u8>,
     ) -> AnswerOutcome {
         let writer =
-            ResponseWriter { counters: &Counters::default(), ..self.writer(transport, draw) };
+            ResponseWriter { counters: &Counters::default(), ..self.writer(recipient, draw) };
         self.answer(parsed, (&self.snapshot.load(), None), writer, out)
     }
 
@@ -87,9 +88,14 @@ impl Answerer {
     ///
     /// Meant for queries for which [`Self::respond`] returns `Forward`, but which must not be sent
     /// to any upstream.
-    pub fn respond_outside(&self, query: &Query<'_>, transport: Transport, out: &mut Vec<u8>) {
+    pub fn respond_outside(
+        &self,
+        query: &Query<'_>,
+        recipient: impl Into<Recipient>,
+        out: &mut Vec<u8>,
+    ) {
         out.clear();
-        let (writer, snapshot) = (self.writer(transport, 0), self.snapshot.load());
+        let (writer, snapshot) = (self.writer(recipient, 0), self.snapshot.load());
         let context =
             QueryContext { writer, first_serial: self.first_serial, snapshot: &snapshot, query };
         match Name::from_wire(query.name()) {
@@ -207,7 +213,9 @@ impl Answerer {
     }
 
     /// Returns a writer that counts the responses it writes.
-    pub(super) fn writer(&self, transport: Transport, draw: u64) -> ResponseWriter<'_> {
-        ResponseWriter { settings: &self.settings, transport, draw, counters: &self.counters }
+    pub(super) fn writer(&self, recipient: impl Into<Recipient>, draw: u64) -> ResponseWriter<'_> {
+        let Recipient { transport, is_local: bridged } = recipient.into();
+        let Self { settings, counters, .. } = self;
+        ResponseWriter { settings, transport, bridged, draw, counters }
     }
 }

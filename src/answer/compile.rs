@@ -51,7 +51,7 @@ pub(super) fn node(
 /// Returns the known addresses of a host name.
 ///
 /// `localhost` always resolves to the loopback addresses (RFC 6761 section 6.3).
-fn addresses_of<'h>(name: &str, hosts: &'h HostAddresses) -> &'h [IpAddr] {
+pub(super) fn addresses_of<'h>(name: &str, hosts: &'h HostAddresses) -> &'h [IpAddr] {
     const LOCALHOST: [IpAddr; 2] =
         [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
     match hosts.get(name) {

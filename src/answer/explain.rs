@@ -15,7 +15,7 @@ use super::answerer::Answerer;
 use super::counters::Counters;
 use super::full::{self, MatchResult, TraceStep};
 use super::lookahead::OwnerKey;
-use super::message::ResponseWriter;
+use super::message::{Recipient, ResponseWriter};
 use super::node::{Node, alias_target};
 use super::respond::{AnswerOutcome, owner_in};
 use super::settings::Answers;
@@ -41,6 +41,9 @@ pub struct Explanation {
     /// Description of the alias, if the name or its base is an alias.
     #[serde(default)]
     pub alias: Option<String>,
+    /// What the port bridge does with the name; `None` if it is off, or from an older server.
+    #[serde(default)]
+    pub bridge: Option<String>,
     /// Parts of the name.
     pub parsed: Vec<String>,
     /// Interpretations of the name that were tried, in order.
@@ -200,7 +203,9 @@ impl Answerer {
         }
         let mut response = Vec::new();
         let uncounted = Counters::default();
-        let writer = ResponseWriter { counters: &uncounted, ..self.writer(Transport::Udp, draw) };
+        // The person who asks is on this machine.
+        let recipient = Recipient { transport: Transport::Udp, is_local: true };
+        let writer = ResponseWriter { counters: &uncounted, ..self.writer(recipient, draw) };
         let disposition =
             self.answer(&Query::parse(&query), (snapshot, ahead.key(0)), writer, &mut response);
         explanation.elsewhere =

@@ -99,6 +99,13 @@ impl<'a> QueryContext<'a> {
     fn answer_of_node(&self, node: &Node<'a>, owner: &'a [u8]) -> FastAnswer<'a> {
         let settings = self.settings();
         let srv = || RRset::srv(node, settings.ttl, owner, settings.zones.first().name().as_wire());
+        if let Some(bridge) = RRset::bridge(node, settings.ttl).filter(|_| self.writer.bridged) {
+            match self.query.qtype {
+                rtype::A | rtype::ANY => return FastAnswer::Records(bridge, node.holders()),
+                rtype::AAAA => return FastAnswer::NoData(node.holders()),
+                _ => {}
+            }
+        }
         let set = match self.query.qtype {
             // Only the service model knows why the addresses are missing.
             rtype::A | rtype::AAAA if node.has_only_host_names() => return FastAnswer::Unknown,

@@ -40,6 +40,12 @@ pub(super) struct Selection<'s> {
     pub(super) holders: HolderSets,
     /// Form of the name.
     pub(super) form: NameForm,
+    /// The shortest name of the same service or version, as text in front of the zone.
+    ///
+    /// `None` for all other forms, and with selectors other than `_via`.
+    pub(super) plain_name: Option<String>,
+    /// Whether the selector `direct._via` asks for the addresses of the instances.
+    pub(super) is_direct: bool,
 }
 
 /// Form of a name that selects instances.
@@ -52,6 +58,13 @@ pub(super) enum NameForm {
     /// A protocol or port of a service (RFC 2782); such a name has no address records.
     Rfc2782,
 }
+
+/// Key of the selector that chooses between the instances and the port bridge.
+const VIA_SELECTOR: &[u8] = b"via";
+/// Value of that selector for the addresses of the instances.
+const VIA_DIRECT: &str = "direct";
+/// Value of that selector for the address of the port bridge, where there is one.
+const VIA_BRIDGE: &str = "bridge";
 
 /// A step in the resolution of a name, for explanations.
 #[derive(Debug)]
@@ -117,12 +130,7 @@ pub(super) fn resolve_hinted<'s>(
             if parsed.non_terminal {
                 return NameLookup::NoData;
             }
-            return NameLookup::Selection(filter.select(
-                service,
-                settings.version_fallback,
-                filter.form(),
-                trace,
-            ));
+            return NameLookup::Selection(filter.select(service, settings, filter.form(), trace));
         }
         trace(TraceStep::Interpretation(&interpretation, MatchResult::NoMatch));
         exists |= filter.in_any_scope(&interpretation).admits_service(service)
@@ -172,12 +180,7 @@ fn tcp_of_base<'a, 's>(
         return NameLookup::NoData;
     }
     trace(TraceStep::Interpretation(&interpretation, MatchResult::Match));
-    NameLookup::Selection(filter.select(
-        service,
-        settings.version_fallback,
-        NameForm::Rfc2782,
-        trace,
-    ))
+    NameLookup::Selection(filter.select(service, settings, NameForm::Rfc2782, trace))
 }
 
 /// Joins labels with dots.
@@ -354,12 +357,12 @@ impl<'a> InstanceFilter<'a> {
     fn select<'s>(
         &self,
         service: &'s Arc<Service>,
-        version_fallback: bool,
+        settings: &Settings,
         form: NameForm,
         mut trace: impl FnMut(TraceStep<'_>),
     ) -> Selection<'s> {
         let latest_only = self.version == VersionFilter::Default
-            && (!version_fallback
+            && (!settings.version_fallback
                 || service
                     .visible_groups()
                     .any(|group| self.in_scope(group) && &*group.version == "latest"));
@@ -377,7 +380,40 @@ impl<'a> InstanceFilter<'a> {
         instances.retain(|instance| instance.excluded.is_none());
         // Two versions may register the same endpoint.
         instances.dedup_by(|a, b| a.endpoint == b.endpoint);
-        Selection { service, instances, holders, form }
+        let is_direct = self
+            .parsed
+            .selectors
+            .iter()
+            .any(|selector| (selector.key, &*selector.value) == (VIA_SELECTOR, VIA_DIRECT));
+        let plain_name = (form == NameForm::Service)
+            .then(|| self.plain_name(settings, service.base()))
+            .flatten();
+        Selection { service, instances, holders, form, plain_name, is_direct }
+    }
+
+    /// Returns the shortest name of the service or version, as text in front of the zone.
+    ///
+    /// Version `latest` has no name of its own: it is what the service's name selects.
+    fn plain_name(&self, settings: &Settings, base: &str) -> Option<String> {
+        if !settings.bridge
+            || self.parsed.selectors.iter().any(|selector| selector.key != VIA_SELECTOR)
+        {
+            return None;
+        }
+        let part = |part: Option<&'a [u8]>| std::str::from_utf8(part?).ok();
+        let (namespace, deployment) = (part(self.namespace)?, part(self.deployment)?);
+        let mut name = match &self.version {
+            VersionFilter::Exactly(version) if version != "latest" => format!("{version}.{base}"),
+            _ => base.to_owned(),
+        };
+        let is_elsewhere = deployment != &*settings.deployment;
+        if is_elsewhere || namespace != &*settings.namespace {
+            name.extend([".", namespace]);
+        }
+        if is_elsewhere {
+            name.extend([".", deployment]);
+        }
+        Some(name)
     }
 
     /// Returns why an instance does not match, or `None` if it does.
@@ -419,6 +455,7 @@ impl<'a> InstanceFilter<'a> {
     fn selector_matches(selector: &Selector<'_>, instance: &Instance<'_>) -> bool {
         let (value, key) = (&selector.value, instance.key);
         match selector.key {
+            VIA_SELECTOR => [VIA_DIRECT, VIA_BRIDGE].contains(&&**value),
             b"deployment" => *value == *key.group().deployment,
             b"namespace" => *value == *key.group().namespace,
             b"version" => *value == *key.group().version,

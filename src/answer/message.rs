@@ -37,11 +37,29 @@ impl<'a> ResponseContent<'a> {
     }
 }
 
+/// The recipient of a response, as far as the response depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recipient {
+    /// The transport, which limits the size of the response.
+    pub transport: Transport,
+    /// Whether the client is on this machine, and so can reach addresses of the port bridge.
+    pub is_local: bool,
+}
+
+impl From<Transport> for Recipient {
+    /// Returns a recipient on another machine.
+    fn from(transport: Transport) -> Self {
+        Self { transport, is_local: false }
+    }
+}
+
 /// Writes responses and counts them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ResponseWriter<'a> {
     pub(super) settings: &'a Settings,
     pub(super) transport: Transport,
+    /// Whether the client gets the addresses of the port bridge.
+    pub(super) bridged: bool,
     /// Random number from which the selection and order of records follow.
     pub(super) draw: u64,
     pub(super) counters: &'a Counters,

@@ -11,6 +11,8 @@
 mod address_index;
 mod aliases;
 mod answerer;
+mod bridged;
+mod bridging;
 mod choice;
 mod compile;
 mod counters;
@@ -42,6 +44,7 @@ pub use answerer::Answerer;
 pub use counters::Counters;
 pub use explain::{ConsideredInstance, Explanation, TcpOmission, TriedInterpretation};
 pub use lookahead::Lookahead;
+pub use message::Recipient;
 pub use publish::{Publication, Published, Publisher};
 pub use respond::AnswerOutcome;
 pub use settings::{Answers, Settings};

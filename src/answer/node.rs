@@ -5,7 +5,7 @@
 //! instance names (`10-0-0-1.hello.svc.`), so the target is stored as the index of an address. An
 //! instance takes about ten bytes, and a typical service fits one cache line.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::holders::{HolderSets, Holders, REGISTRY_SET_BYTES};
 use super::weights::{WEIGHT_SUM_BYTES, Weights};
@@ -14,6 +14,9 @@ use crate::service::RegistrySet;
 use crate::wire::{name_end, put_u16, put_u32, u16_at, u32_at};
 
 /// View of one precompiled node.
+///
+/// A bridged node begins with [`FLAGS_BRIDGED`] (1 byte) and its address (4 bytes). Then, and for
+/// all others:
 ///
 /// Layout: flags (1 byte); holders; record counts of the A, AAAA and SRV sets that are present
 /// (2 bytes each); for each set, running sums of weights if they differ, then its entries; offsets
@@ -29,6 +32,8 @@ pub(super) struct Node<'a> {
     counts: [u16; 3],
     /// Bytes after the counts: the sets and the host names.
     sets: &'a [u8],
+    /// Address that the port bridge gave to the name; empty if it gave none.
+    bridge: &'a [u8],
 }
 
 /// One set as stored in a node: running sums of weights, if any, and its entries.
@@ -64,6 +69,9 @@ const FLAG_MARKER: u8 = 128;
 /// Bits of the alias (CNAME) of a name outside the zones, whose wire form follows.
 const FLAGS_ALIAS: u8 = FLAG_MARKER | FLAG_HOST_NAMES;
 
+/// Bits in front of a node with an address of the port bridge.
+const FLAGS_BRIDGED: u8 = FLAG_MARKER | FLAG_PRESENT;
+
 /// Size of an IPv4 address, in bytes.
 pub(super) const IPV4_BYTES: usize = 4;
 /// Size of an IPv6 address, in bytes.
@@ -78,7 +86,12 @@ const NAME_OFFSET_BYTES: usize = 4;
 impl<'a> Node<'a> {
     /// Reads the header of a node; `bytes` are from [`NodeBuilder::build`].
     pub(super) fn read(bytes: &'a [u8]) -> Self {
-        let (&flags, rest) = bytes.split_first().unwrap_or((&0, &[]));
+        let (&(mut flags), mut rest) = bytes.split_first().unwrap_or((&0, &[]));
+        let mut bridge: &[u8] = &[];
+        if flags == FLAGS_BRIDGED {
+            bridge = take_bytes(&mut rest, IPV4_BYTES);
+            flags = take_bytes(&mut rest, 1).first().copied().unwrap_or(0);
+        }
         // A marker consists of the flags only.
         let (registries, mut sets) =
             rest.split_first_chunk().unwrap_or((&[0; REGISTRY_SET_BYTES], rest));
@@ -94,12 +107,18 @@ impl<'a> Node<'a> {
                 *count = u16_at(take_bytes(&mut sets, 2), 0).unwrap_or(0);
             }
         }
-        Self { flags, holders: Holders { single, packed }, counts, sets }
+        Self { flags, holders: Holders { single, packed }, counts, sets, bridge }
     }
 
     /// Returns the IPv4 set without reading the sets after it.
     pub(super) fn v4(&self) -> PackedSet<'a> {
         self.take_set(0, &mut { self.sets })
+    }
+
+    /// Returns the set with the address of the port bridge, if the name is bridged.
+    pub(super) fn bridge(&self) -> Option<PackedSet<'a>> {
+        let set = PackedSet { weights: Weights::EQUAL, bytes: self.bridge };
+        (!self.bridge.is_empty()).then_some(set)
     }
 
     /// Returns all sets and the host names after them.
@@ -180,6 +199,7 @@ pub(super) struct NodeBuilder {
     v6: Vec<(u32, [u8; 16])>,
     srv: Vec<(u16, u16, TargetIndex)>,
     names: Vec<Box<[u8]>>,
+    bridge: Option<Ipv4Addr>,
 }
 
 /// Target of an SRV entry: an index into the builder's addresses or host names.
@@ -204,6 +224,11 @@ impl NodeBuilder {
     /// Sets the registries that hold the node's instances.
     pub(super) fn set_holders(&mut self, holders: &HolderSets) {
         self.holders.clone_from(holders);
+    }
+
+    /// Sets the address that the port bridge gave to the name.
+    pub(super) fn set_bridge(&mut self, address: Option<Ipv4Addr>) {
+        self.bridge = address;
     }
 
     /// Adds an address that the node does not have yet.
@@ -250,10 +275,14 @@ impl NodeBuilder {
 
     /// Appends the bytes that [`Node::read`] reads, and resets the builder.
     pub(super) fn build(&mut self, out: &mut Vec<u8>) {
-        let Self { holders, v4, v6, srv, names } = self;
+        let Self { holders, v4, v6, srv, names, bridge } = self;
         v4.truncate(MAX_SET_ENTRIES);
         v6.truncate(MAX_SET_ENTRIES);
         names.truncate(MAX_SET_ENTRIES);
+        if let Some(address) = bridge.take() {
+            out.push(FLAGS_BRIDGED);
+            out.extend_from_slice(&address.octets());
+        }
         let start = out.len();
         out.push(if names.is_empty() { 0 } else { FLAG_HOST_NAMES });
         let Holders { single, packed } = holders.view();

@@ -8,7 +8,6 @@ use std::time::{Instant, SystemTime};
 use arc_swap::ArcSwap;
 
 use super::answerer::Answerer;
-use super::compile;
 use super::counters::Counters;
 use super::full::{self, NameForm, NameLookup};
 use super::holds::PublishedHolds;
@@ -18,10 +17,11 @@ use super::owner::{
 };
 use super::settings::Settings;
 use super::table::Snapshot;
+use super::{bridging, compile};
 use crate::catalog::{
     self, Catalog, Group, MalformedKeys, Released, Service, ServiceChange, SettleOutcome,
 };
-use crate::service::{CheckChange, HostChange, Put, RegistryId, Update, WallClock};
+use crate::service::{BridgeChange, CheckChange, HostChange, Put, RegistryId, Update, WallClock};
 
 /// Maximum services compiled per step.
 ///
@@ -49,6 +49,8 @@ pub struct Published {
     ///
     /// Their addresses come back as [`Update::Hosts`].
     pub hosts: Vec<HostChange>,
+    /// Names for the port bridge, if it is on. Their addresses come back as [`Update::Bridged`].
+    pub bridge: Vec<BridgeChange>,
     /// Endpoints to check from now on, or no longer.
     ///
     /// The verdicts come back as [`Update::Checks`].
@@ -143,8 +145,11 @@ impl Publisher {
         let before = self.answerer.snapshot.load();
         let holds = self.catalog.holds();
         let same_holds = before.holds() == holds;
-        let is_new =
-            !outcome.changed.is_empty() || before.registry_status != registry_status || !same_holds;
+        let is_rebridged = !outcome.rebridged.is_empty();
+        let is_new = !outcome.changed.is_empty()
+            || is_rebridged
+            || before.registry_status != registry_status
+            || !same_holds;
         let mut with_aliases = None;
         let next = is_new.then(|| {
             let holds = if same_holds {
@@ -154,15 +159,17 @@ impl Publisher {
                 PublishedHolds::new(holds, names, &WallClock::now())
             };
             let mut next = before.with_registry_status(registry_status, holds);
-            if !outcome.changed.is_empty() {
+            if !outcome.changed.is_empty() || is_rebridged {
                 next.advance();
+                next.bridged = self.catalog.bridged().clone();
                 next.hosts = self.catalog.hosts().clone();
                 with_aliases = self.answerer.settings.aliases.expand(&outcome.changed, &mut next);
                 next.update_services(with_aliases.as_ref().unwrap_or(&outcome.changed));
             }
             next
         });
-        Publication { publisher: self, outcome, with_aliases, next, indexed: None, compiled: 0 }
+        let (indexed, bridge) = (None, Vec::new());
+        Publication { publisher: self, outcome, with_aliases, next, indexed, compiled: 0, bridge }
     }
 
     /// Makes a generation the one that readers load.
@@ -176,7 +183,14 @@ impl Publisher {
     }
 
     /// Compiles the nodes affected by changed services and by names above them.
-    fn compile(&self, next: &mut Snapshot, changed: &[ServiceChange], toggled: &[Box<str>]) {
+    ///
+    /// Returns what changed for the port bridge, if it is on.
+    fn compile(
+        &self,
+        next: &mut Snapshot,
+        changed: &[ServiceChange],
+        toggled: &[Box<str>],
+    ) -> Vec<BridgeChange> {
         let settings = &self.answerer.settings;
         let owners = AffectedOwners::of(settings, next, changed, toggled);
         let mut builder = NodeBuilder::default();
@@ -194,6 +208,11 @@ impl Publisher {
                 .zip(nodes)
                 .map(|((owner, _), node)| (owner, (!node.is_empty()).then_some(node))),
         );
+        if settings.bridge {
+            bridging::changes(next, settings, owners.iter().map(|(owner, _)| owner), changed)
+        } else {
+            Vec::new()
+        }
     }
 }
 
@@ -211,6 +230,8 @@ pub struct Publication<'p> {
     indexed: Option<Vec<Box<str>>>,
     /// Number of changed services that are completely compiled.
     compiled: usize,
+    /// What changed for the port bridge so far.
+    bridge: Vec<BridgeChange>,
 }
 
 impl Publication<'_> {
@@ -231,10 +252,15 @@ impl Publication<'_> {
     ///
     /// Returns `false` once all nodes are compiled and only [`Self::publish`] is left to call.
     pub fn compile_next(&mut self) -> bool {
-        let Self { publisher, outcome, with_aliases, next, indexed, compiled } = self;
+        let Self { publisher, outcome, with_aliases, next, indexed, compiled, bridge } = self;
         let all = with_aliases.as_ref().unwrap_or(&outcome.changed);
         let rest = all.get(*compiled..).unwrap_or_default();
         let changed = &rest[..rest.len().min(publisher.services_per_step)];
+        // The bridge knows the names that it gave addresses to: it is not told about them again.
+        let rebridged = std::mem::take(&mut outcome.rebridged);
+        if let Some(next) = next.as_mut().filter(|_| !rebridged.is_empty()) {
+            publisher.compile(next, &[], &rebridged);
+        }
         let Some(next) = next.as_mut().filter(|_| !changed.is_empty()) else { return false };
         // Several steps may compile the same owner; the last step sees everything that affects it.
         let toggled = if let Some(toggled) = indexed {
@@ -243,7 +269,7 @@ impl Publication<'_> {
             next.update_addresses(changed.iter().flat_map(address_changes));
             next.update_ancestors(ancestor_changes(changed))
         };
-        publisher.compile(next, changed, &toggled);
+        bridge.extend(publisher.compile(next, changed, &toggled));
         *compiled += changed.len();
         *compiled < all.len()
     }
@@ -253,8 +279,9 @@ impl Publication<'_> {
         while self.compile_next() {}
         let Self {
             publisher,
-            outcome: SettleOutcome { changed, lease_checks, hosts, checks, released, wake },
+            outcome: SettleOutcome { changed, lease_checks, hosts, checks, released, wake, .. },
             next,
+            bridge,
             ..
         } = self;
         if let Some(next) = next {
@@ -262,7 +289,7 @@ impl Publication<'_> {
         }
         publisher.answerer.rejections.store(publisher.catalog.rejections());
         publisher.answerer.stats.store(Arc::new(publisher.catalog.stats()));
-        Published { changed, hosts, checks, lease_checks, released, wake }
+        Published { changed, hosts, bridge, checks, lease_checks, released, wake }
     }
 }
 
@@ -296,6 +323,7 @@ fn compile_node(
         let mut groups = selection.instances.iter().map(|instance| instance.key.group());
         if selection.service.visible_groups().any(is_shortest) && groups.all(is_shortest) {
             compile::node(settings, &snapshot.hosts, Some(owner), &selection, builder);
+            builder.set_bridge(bridging::address(snapshot, settings, &labels, &selection));
             builder.build(out);
             return;
         }

@@ -9,7 +9,7 @@ use super::owner::{NS_LABEL, VERSION_LABEL, service_owner};
 use super::rrset::{ComposedRecords, RRset};
 use super::settings::Settings;
 use super::table::Snapshot;
-use super::{compile, full, rare};
+use super::{bridging, compile, full, rare};
 use crate::catalog::{Instance, Staleness};
 use crate::name::{Name, ReverseNetwork, Zone, reverse_address};
 use crate::service::Addresses;
@@ -175,7 +175,7 @@ impl<'a> QueryContext<'a> {
             full::NameLookup::NxDomain => self.write_nxdomain(zone, out),
             full::NameLookup::NoData => self.write_nodata(zone, stale, out),
             full::NameLookup::Selection(selection) => {
-                let full::Selection { service, instances, holders, form } = &selection;
+                let full::Selection { service, instances, holders, form, .. } = &selection;
                 let owner = instances
                     .first()
                     .and_then(|first| service_owner(settings, service.base(), first.key.group()));
@@ -187,6 +187,7 @@ impl<'a> QueryContext<'a> {
                     &selection,
                     &mut builder,
                 );
+                builder.set_bridge(bridging::address(self.snapshot, settings, &labels, &selection));
                 builder.build(&mut bytes);
                 let node = Node::read(&bytes);
                 let srv = RRset::srv(
@@ -196,11 +197,7 @@ impl<'a> QueryContext<'a> {
                     settings.zones.first().name().as_wire(),
                 );
                 let rfc2782 = *form == full::NameForm::Rfc2782;
-                let [a, aaaa] = if rfc2782 {
-                    [RRset::EMPTY; 2]
-                } else {
-                    [RRset::a(&node, settings.ttl), RRset::aaaa(&node, settings.ttl)]
-                };
+                let [a, aaaa] = if rfc2782 { [RRset::EMPTY; 2] } else { self.addresses(&node) };
                 // One of the existing RRsets suffices (RFC 8482 section 4.1).
                 let any = [a, aaaa, srv].into_iter().find(|set| set.count > 0);
                 let set = match self.query.qtype {
@@ -212,7 +209,9 @@ impl<'a> QueryContext<'a> {
                             out,
                         );
                     }
-                    rtype::A | rtype::AAAA if node.has_only_host_names() && !rfc2782 => {
+                    rtype::A | rtype::AAAA
+                        if a.count == 0 && node.has_only_host_names() && !rfc2782 =>
+                    {
                         return self.write_no_address(instances, zone, out);
                     }
                     rtype::A => a,
@@ -227,6 +226,16 @@ impl<'a> QueryContext<'a> {
                 }
                 self.write_nodata(zone, self.stale_answer_error(holders.view()), out);
             }
+        }
+    }
+
+    /// Returns the A and AAAA RRsets of a node for this client.
+    pub(super) fn addresses(&self, node: &Node<'a>) -> [RRset<'a>; 2] {
+        let ttl = self.settings().ttl;
+        match RRset::bridge(node, ttl).filter(|_| self.writer.bridged) {
+            // The bridge carries IPv4 only: the instances behind it may have any addresses.
+            Some(bridge) => [bridge, RRset::EMPTY],
+            None => [RRset::a(node, ttl), RRset::aaaa(node, ttl)],
         }
     }
 

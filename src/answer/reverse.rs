@@ -13,7 +13,7 @@ use std::sync::LazyLock;
 use super::answerer::Answerer;
 use super::holders::HolderSets;
 use super::message::{ResponseContent, ResponseWriter};
-use super::owner::{HOSTMASTER_LABEL, NS_LABEL};
+use super::owner::{HOSTMASTER_LABEL, NS_LABEL, owner_of};
 use super::rare;
 use super::respond::{NOT_READY, QueryContext, SOA_NUMBERS_OFFSET};
 use super::rrset::{ComposedRecords, RRset, record_head};
@@ -47,9 +47,10 @@ impl QueryContext<'_> {
     /// of its own.
     pub(super) fn answer_reverse(&self, address: IpAddr, out: &mut Vec<u8>) -> bool {
         let settings = self.settings();
-        // Loopback addresses differ from machine to machine, so a registry cannot name them.
+        // Loopback addresses differ from machine to machine, so a registry cannot name them; the
+        // port bridge can, for clients on this machine.
         if address.is_loopback() {
-            return false;
+            return self.answer_bridge_reverse(address, out);
         }
         let set = rare::ptr(settings, address, self.snapshot.services_at(address));
         if set.is_empty() {
@@ -79,6 +80,31 @@ impl QueryContext<'_> {
             }
             _ => self.write_negative(rcode::NOERROR, &self.soa_at_question(), out),
         }
+        true
+    }
+
+    /// Answers for the reverse name of an address of the port bridge.
+    ///
+    /// Returns `false` if the bridge gave the address to no name, or the client is elsewhere.
+    fn answer_bridge_reverse(&self, address: IpAddr, out: &mut Vec<u8>) -> bool {
+        let IpAddr::V4(address) = address else { return false };
+        let name = self.snapshot.bridged.name(address).filter(|_| self.writer.bridged);
+        let Some(owner) = name.and_then(owner_of) else { return false };
+        let (settings, mut set) = (self.settings(), ComposedRecords::default());
+        let zone = settings.zones.first();
+        match self.query.qtype {
+            rtype::PTR | rtype::ANY => {
+                let target = [&owner, zone.name().as_wire()].concat();
+                set.put(|out| rare::put_record(out, rtype::PTR, settings.ttl, &target));
+            }
+            rtype::SOA => set.put(|out| out.extend_from_slice(&self.soa_at_question())),
+            _ => {
+                let soa = self.soa_at_question();
+                self.write(&ResponseContent::negative(rcode::NOERROR, &soa, None), out);
+                return true;
+            }
+        }
+        self.write(&ResponseContent::answer(&RRset::composed(&set), None), out);
         true
     }
 
@@ -123,6 +149,7 @@ impl QueryContext<'_> {
         let is_loopback = zone.is_some_and(|zone| zone.scope == ReverseScope::Loopback);
         let exists = if is_loopback {
             LOOPBACK_REVERSE_NAMES.iter().any(|known| known.ends_with(name))
+                || self.writer.bridged && self.has_bridge_addresses_below(network)
         } else {
             network.addresses_below().is_some_and(|below| self.snapshot.has_addresses_in(&below))
         };
@@ -138,6 +165,13 @@ impl QueryContext<'_> {
         } else {
             self.write(&ResponseContent::code(rcode::REFUSED, Some(error)), out);
         }
+    }
+
+    /// Returns whether the port bridge gave out an address in this network.
+    fn has_bridge_addresses_below(&self, network: ReverseNetwork) -> bool {
+        network.addresses_below().is_some_and(|below| {
+            self.snapshot.bridged.iter().any(|(_, address)| below.contains(&IpAddr::V4(address)))
+        })
     }
 
     /// Writes a negative response, marked as stale if any registry may be out of date.

@@ -103,6 +103,11 @@ impl<'a> RRset<'a> {
         Self::addresses(node.v4(), IPV4_BYTES, ttl)
     }
 
+    /// Returns the A RRset with the address of the port bridge, if the node has one.
+    pub(super) fn bridge(node: &Node<'a>, ttl: u32) -> Option<Self> {
+        node.bridge().map(|set| Self::addresses(set, IPV4_BYTES, ttl))
+    }
+
     /// Returns the AAAA RRset of a node.
     pub(super) fn aaaa(node: &Node<'a>, ttl: u32) -> Self {
         Self::addresses(node.sets().v6, IPV6_BYTES, ttl)

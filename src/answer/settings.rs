@@ -30,6 +30,8 @@ pub struct Settings {
     pub forwarding: bool,
     /// Aliases of services and of names outside the zones.
     pub aliases: Aliases,
+    /// Whether the port bridge is on, and told about every name.
+    pub bridge: bool,
     /// The names of the registries, in the order of the configuration, for EDE texts.
     pub registry_names: Vec<RegistryName>,
 }
@@ -49,6 +51,7 @@ impl Settings {
             listen: Vec::new(),
             forwarding: false,
             aliases: Aliases::default(),
+            bridge: false,
             registry_names: Vec::new(),
         }
     }

@@ -16,7 +16,9 @@ use super::address_index::AddressIndex;
 use super::holds::PublishedHolds;
 use super::shard::Shard;
 use super::sharded::Sharded;
-use crate::catalog::{Hold, HostAddresses, RegistryKey, RegistryStatus, Service, ServiceChange};
+use crate::catalog::{
+    BridgedAddresses, Hold, HostAddresses, RegistryKey, RegistryStatus, Service, ServiceChange,
+};
 use crate::name::instance_address;
 
 /// Services with the hash of their base, in ascending order of hashes.
@@ -55,6 +57,8 @@ pub struct Snapshot {
     addresses: AddressIndex,
     /// Known addresses of the host names that endpoints are registered under.
     pub(super) hosts: HostAddresses,
+    /// Addresses that the port bridge gave to names.
+    pub(super) bridged: BridgedAddresses,
     /// Registered services that are not served because an alias replaces them.
     pub(super) replaced: Arc<BTreeMap<Box<str>, Arc<Service>>>,
 }
@@ -114,6 +118,11 @@ impl Snapshot {
     /// Returns the service, or the alias of one, with this base.
     pub fn service(&self, base: &str) -> Option<&Arc<Service>> {
         self.services_with(self.hash(base.as_bytes())).find(|service| service.has_base(base))
+    }
+
+    /// Returns the addresses that the port bridge gave to names.
+    pub fn bridged(&self) -> &BridgedAddresses {
+        &self.bridged
     }
 
     /// Returns the registered services that aliases replace, with their bases.

@@ -1,6 +1,7 @@
 //! Tests of responses, decoded by an independent library (hickory).
 
 mod aliases;
+mod bridging;
 mod messages;
 mod naming;
 mod properties;

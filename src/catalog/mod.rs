@@ -4,6 +4,7 @@
 //! [`Catalog::apply`] and [`Catalog::settle`]; `settle` returns the services that changed and the
 //! leases to check with each registry.
 
+mod bridged;
 mod checks;
 mod conflicts;
 mod expiry;
@@ -31,6 +32,7 @@ mod tests;
 mod text;
 mod tracker;
 
+pub use bridged::BridgedAddresses;
 pub use checks::CheckRules;
 pub use conflicts::{Conflict, ConflictKind, conflicts, conflicts_with_alias, spelling};
 pub use holds::{Hold, HoldCause, HoldView, PerCause, Released};
@@ -50,6 +52,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
+use ipnet::Ipv4Net;
 
 use crate::name::Zones;
 use crate::service::{
@@ -99,6 +102,8 @@ pub struct Settings {
     pub max_instances_per_service: usize,
     /// Limit on the accepted keys of one registry; at most [`MAX_KEYS`].
     pub max_keys: usize,
+    /// The addresses of the port bridge, which no endpoint may have.
+    pub bridge_pool: Option<Ipv4Net>,
     /// Rules for the endpoints to check; `None` turns checks off.
     pub checks: Option<CheckRules>,
 }
@@ -113,6 +118,7 @@ impl Settings {
             layers: Merge::Union.layers((0..registries).map(|_| false)),
             max_instances_per_service: 10_000,
             max_keys: 2_000_000,
+            bridge_pool: None,
             checks: None,
         }
     }
@@ -138,6 +144,9 @@ pub struct Catalog {
     cleanups_due: u8,
     ledger: Ledger,
     hosts: HostIndex,
+    bridged: BridgedAddresses,
+    /// Names whose address the bridge changed since the last [`Self::settle`].
+    rebridged: Vec<Box<str>>,
     checks: Option<CheckIndex>,
     /// The registries that had not completed a list at the last [`Self::settle`].
     unsynced: RegistrySet,
@@ -158,6 +167,8 @@ pub struct SettleOutcome {
     ///
     /// The addresses come back as [`Update::Hosts`].
     pub hosts: Vec<HostChange>,
+    /// Names in front of the zone whose address the port bridge changed.
+    pub rebridged: Vec<Box<str>>,
     /// Endpoints to check from now on, or no longer.
     ///
     /// The verdicts come back as [`Update::Checks`].
@@ -188,6 +199,8 @@ impl Catalog {
             cleanups_due: 0,
             ledger: Ledger::new(registries),
             hosts: HostIndex::default(),
+            bridged: BridgedAddresses::default(),
+            rebridged: Vec::new(),
             checks,
             unsynced: RegistryId::first(registries).collect(),
             released: Vec::new(),
@@ -213,6 +226,10 @@ impl Catalog {
             Update::Checks(verdicts) => {
                 let affected = self.checks.as_mut().map(|checks| checks.judge(verdicts));
                 self.mark_bases(affected.unwrap_or_default());
+            }
+            Update::Bridged(names) => {
+                self.bridged.update(&names);
+                self.rebridged.extend(names.into_iter().map(|bridged| bridged.name));
             }
             Update::Release(release) => self.release(release),
         }
@@ -275,6 +292,7 @@ impl Catalog {
         // A list arrives in key order, and a stable sort is fast on nearly sorted input.
         outcome.changed.sort_by(|a, b| a.base().cmp(b.base()));
         outcome.hosts = self.hosts.update(&outcome.changed);
+        outcome.rebridged = std::mem::take(&mut self.rebridged);
         if let Some(checks) = &mut self.checks {
             outcome.checks = checks.update(&outcome.changed);
         }
@@ -301,6 +319,11 @@ impl Catalog {
     /// New host names appear with [`Self::settle`], new addresses with [`Self::apply`].
     pub fn hosts(&self) -> &HostAddresses {
         &self.hosts.addresses
+    }
+
+    /// Returns the addresses of bridged names, as of the last [`Self::apply`].
+    pub fn bridged(&self) -> &BridgedAddresses {
+        &self.bridged
     }
 
     /// Returns the freshness of the registries' data at this time.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use ipnet::Ipv4Net;
+
 use super::Catalog;
 use super::key::{Group, KeyLayout, RegistryKey, SharedKeyFields, UncommonFields};
 use super::mirror::{EntryState, instance_cost};
@@ -58,7 +60,14 @@ impl Catalog {
             Rejected::new(&id.name, reason)
         })?;
         endpoints.retain(|endpoint| {
-            let reason = reject_host(&endpoint.host, &self.settings.zones);
+            let is_in_pool = |pool: Ipv4Net| match &endpoint.host {
+                Host::V4(address) => pool.contains(address),
+                Host::V6(_) | Host::Name(_) => false,
+            };
+            let reason = match self.settings.bridge_pool {
+                Some(pool) if is_in_pool(pool) => Some(Reason::ENDPOINT_OF_BRIDGE),
+                _ => reject_host(&endpoint.host, &self.settings.zones),
+            };
             rejected.extend(reason.map(|reason| Rejected::new(&endpoint.to_string(), reason)));
             reason.is_none()
         });

@@ -112,6 +112,7 @@ fn text(explanation: &Explanation, notes: Vec<String>) -> String {
         zone,
         elsewhere,
         alias,
+        bridge,
         parsed,
         interpretations,
         instances,
@@ -142,6 +143,7 @@ fn text(explanation: &Explanation, notes: Vec<String>) -> String {
     };
     let zone = zone.as_ref().map(|zone| format!("in the zone {zone}"));
     part("Name", zone.iter().chain(alias).chain(parsed).cloned().collect());
+    part("Port bridge", bridge.iter().cloned().collect());
     let tried = interpretations
         .iter()
         .map(|tried| format!("{}: {}", tried.interpretation, tried.outcome))

@@ -13,7 +13,7 @@ use crate::config::{
 };
 use crate::daemon::ListenError;
 use crate::system::{self, InstallStep, Root, SERVER_UNIT};
-use crate::{config, server};
+use crate::{bridge, config, server};
 
 /// Loopback addresses to try, in order, if `listen` is not configured.
 ///
@@ -202,11 +202,10 @@ impl ServerRequirements<'_> {
             steps.extend(system::plan_file(self.root, Path::new(DEFAULT_FILE), &settings(config))?);
             None
         };
-        steps.extend(system::plan_unit(
-            self.root,
-            SERVER_UNIT,
-            &system::server_unit(&program, named.as_deref()),
-        )?);
+        let unit = system::server_unit(&program, named.as_deref());
+        let bridge = config.bridge.as_ref().filter(|bridge| !bridge.bind);
+        let table = bridge.map(|bridge| bridge::table_name(bridge.pool));
+        steps.extend(system::plan_server(self.root, &unit, table.as_deref())?);
         Ok(steps)
     }
 

@@ -40,6 +40,8 @@ pub(super) async fn run(location: &ServerLocation, command: LsArgs) -> anyhow::R
     } else {
         let listed: Vec<ServiceView> = serde_json::from_str(&json)?;
         let services = services(&listed, &status);
+        let bridged = format_bridged(&listed);
+        let services = if bridged.is_empty() { services } else { services + "\n" + &bridged };
         let text = match (aliases.is_empty(), json == "[]") {
             (true, _) => services,
             (false, true) => format_aliases(&aliases),
@@ -130,6 +132,16 @@ fn aliases_of<'s>(status: &'s ServerStatus, base: Option<&str>) -> Vec<&'s Alias
         base.is_none_or(|base| alias.base == base || alias.service.as_deref() == Some(base))
     };
     status.aliases.iter().filter(is_listed).collect()
+}
+
+/// Lists the names with an address of the port bridge; empty if there are none.
+fn format_bridged(services: &[ServiceView]) -> String {
+    let mut bridged = services.iter().flat_map(|service| &service.bridged).peekable();
+    if bridged.peek().is_none() {
+        return String::new();
+    }
+    let rows = bridged.map(|bridged| [bridged.name.clone(), bridged.address.clone()]);
+    output::columns(["BRIDGED", "ADDRESS FOR THIS MACHINE"], rows)
 }
 
 fn format_aliases(aliases: &[&AliasView]) -> String {

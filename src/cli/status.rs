@@ -8,7 +8,9 @@ use super::arguments::StatusArgs;
 use super::client::AdminClient;
 use super::output::counted;
 use super::{ServerLocation, output};
-use crate::admin::{ChecksView, ForwardingView, RegistryView, ServerStatus, UpstreamView};
+use crate::admin::{
+    BridgeView, ChecksView, ForwardingView, RegistryView, ServerStatus, UpstreamView,
+};
 use crate::catalog::HoldView;
 use crate::service::UnixTime;
 
@@ -67,6 +69,9 @@ fn format_status(status: &ServerStatus) -> String {
              `sudo svcdns install` restores the nameserver line"
         );
     }
+    if let Some(bridge) = &status.bridge {
+        let _ = writeln!(text, "{}", format_bridge(bridge));
+    }
     for registry in &status.registries {
         let _ = writeln!(text, "\n{}", format_registry(registry));
     }
@@ -116,6 +121,20 @@ fn readiness(status: &ServerStatus) -> &'static str {
             "ready, but not every registry has been read: names of an unread one are NXDOMAIN"
         }
     }
+}
+
+fn format_bridge(bridge: &BridgeView) -> String {
+    if let Some(error) = &bridge.error {
+        return format!("port bridge off: {error}");
+    }
+    let BridgeView { pool, mode, .. } = bridge;
+    let names = counted(bridge.names as u64, "name", "names");
+    let open = counted(bridge.open as u64, "open connection", "open connections");
+    let failures = counted(bridge.failures, "failure", "failures");
+    format!(
+        "port bridge: {names} in {pool} ({mode}), {open} of {} so far, {failures}",
+        bridge.connections + bridge.failures
+    )
 }
 
 fn format_registry(registry: &RegistryView) -> String {

@@ -48,6 +48,10 @@ fn format_value(layers: &Layers, key: &Key) -> String {
         if is_url { without_user(&value.text) } else { value.text.clone() }
     };
     match key.form {
+        ValueForm::NumberList => {
+            let items = layers.list(key).iter().map(|value| value.text.clone());
+            format!("[{}]", items.collect::<Vec<_>>().join(", "))
+        }
         ValueForm::List => {
             let items = layers.list(key).iter().map(|value| quoted(&shown(value)));
             format!("[{}]", items.collect::<Vec<_>>().join(", "))

@@ -2,7 +2,7 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
-use super::key::{Key, ValueForm};
+use super::key::Key;
 use super::keys;
 use super::registry::kind_of;
 use super::table::KEYS;
@@ -35,7 +35,14 @@ impl Flags {
     pub fn written(&self) -> Vec<String> {
         let words = |(key, values): &(&'static Key, Vec<String>)| {
             let flag = format!("--{}", key.flag());
-            values.iter().flat_map(move |value| [flag.clone(), value.clone()]).collect::<Vec<_>>()
+            let words = |value: &String| {
+                if key.is_switch() {
+                    vec![format!("{flag}={value}")]
+                } else {
+                    vec![flag.clone(), value.clone()]
+                }
+            };
+            values.iter().flat_map(words).collect::<Vec<_>>()
         };
         self.given.iter().flat_map(words).collect()
     }
@@ -99,6 +106,7 @@ fn arg(key: &Key, meaning: &str) -> Arg {
     let heading = match key.section {
         "" => "Settings".to_owned(),
         "tls" => "Settings for TLS and QUIC listeners".to_owned(),
+        "bridge" => "Settings for the port bridge".to_owned(),
         "checks" => "Settings for checks of endpoints".to_owned(),
         "consul" => "Settings for Consul".to_owned(),
         "zookeeper" => "Settings for ZooKeeper".to_owned(),
@@ -118,7 +126,10 @@ fn arg(key: &Key, meaning: &str) -> Arg {
         .value_name(key.placeholder)
         .help(format!("{meaning} [{}] [default: {default}]", key.variable()))
         .help_heading(heading);
-    if key.form == ValueForm::List {
+    if key.is_switch() {
+        let arg = arg.num_args(0..=1).require_equals(true).default_missing_value("true");
+        arg.action(ArgAction::Set).overrides_with(key.flag())
+    } else if key.form.is_list() {
         arg.action(ArgAction::Append)
     } else {
         // The last value counts, so that a script can append flags to a given command line.

@@ -8,7 +8,7 @@ use super::aliases::ConfiguredAlias;
 use super::error::{ConfigError, Origin, nearest};
 use super::file::FileContent;
 use super::flags::Flags;
-use super::key::{Key, REGISTRY_PREFIX, ValueForm};
+use super::key::{Key, REGISTRY_PREFIX};
 use super::layers::{Layer, Layers, RawValue, SecretVariable, Setting};
 use super::registry::{RegistryEntry, RegistryVariables, secrets, split_urls};
 use super::static_services::StaticEntry;
@@ -126,7 +126,7 @@ fn setting<'a>(key: &Key, values: impl IntoIterator<Item = &'a str>, origin: &Or
     let values = values.into_iter();
     let items = if key == keys::REGISTRY {
         values.flat_map(split_urls).map(raw).collect()
-    } else if key.form == ValueForm::List {
+    } else if key.form.is_list() {
         let items = values.flat_map(|text| text.split([',', ' ', '\t', '\n']));
         items.filter(|text| !text.is_empty()).map(raw).collect()
     } else {

@@ -28,6 +28,8 @@ pub enum ValueForm {
     Text,
     /// A list of strings.
     List,
+    /// A list of integers.
+    NumberList,
     /// `true` or `false`.
     Bool,
     /// An integer.
@@ -43,11 +45,17 @@ pub enum ValueForm {
 }
 
 impl ValueForm {
+    /// Returns whether the value is a list.
+    pub(super) fn is_list(self) -> bool {
+        matches!(self, Self::List | Self::NumberList)
+    }
+
     /// Returns the short name used in the documentation.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Text => "string",
             Self::List => "list of strings",
+            Self::NumberList => "list of integers",
             Self::Bool => "true or false",
             Self::Number => "integer",
             Self::Duration => "duration",
@@ -62,6 +70,7 @@ impl ValueForm {
         match self {
             Self::Text => "a string",
             Self::List => "a list of strings",
+            Self::NumberList => "a list of integers",
             Self::Bool => "true or false",
             Self::Number => "an integer",
             Self::Duration => "a duration such as \"12s\"",
@@ -84,7 +93,12 @@ impl Key {
 
     /// Returns the name of the environment variable: `SVCDNS_ETCD_USERNAME`.
     pub fn variable(&self) -> String {
-        format!("SVCDNS_{}", self.path().to_uppercase().replace(['-', '.'], "_"))
+        format!("SVCDNS_{}", self.flag().to_uppercase().replace('-', "_"))
+    }
+
+    /// Returns whether the flag of the key is the name of its section, and needs no value.
+    pub(super) fn is_switch(&self) -> bool {
+        (self.section, self.name) == ("bridge", "enabled")
     }
 
     /// Returns the default in words if `default` is an empty string or list.
@@ -98,9 +112,9 @@ impl Key {
         }
     }
 
-    /// Returns the flag without its dashes: `etcd-username`.
+    /// Returns the flag without its dashes: `etcd-username`; `bridge` for `bridge.enabled`.
     pub fn flag(&self) -> String {
-        self.path().replace('.', "-")
+        if self.is_switch() { self.section.to_owned() } else { self.path().replace('.', "-") }
     }
 }
 

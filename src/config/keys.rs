@@ -136,6 +136,44 @@ keys! { GENERAL:
          svcdns reloads it when the file changes.";
     TLS_KEY_FILE = "tls" "key-file" Text "FILE" "PEM file" r#""""#
         "Private key of the certificate.";
+    BRIDGE_ENABLED = "bridge" "enabled" Bool "BOOL" "" "false"
+        "Give each bridged service a loopback address, and carry connections of this machine to \
+         that address to an instance, whatever its port.";
+    BRIDGE_POOL = "bridge" "pool" Text "CIDR"
+        "network within 127.0.0.0/8, at most /28, without 127.0.0.0/24"
+        r#""127.83.0.0/16""#
+        "Take the addresses of bridged services from this network.";
+    BRIDGE_PORTS = "bridge" "ports" NumberList "PORT" "ports, 1 to 65535" "[80, 443]"
+        "Ports that lead to the first port of each registration: 80 to those with protocol `http`, \
+         443 to those with `https`, or `http` where nothing is `https`; any other one to all. \
+         Further ports lead to the endpoints with that port.";
+    BRIDGE_PROTOCOLS = "bridge" "protocols" List "PROTOCOL" "values of the metadata `protocol`"
+        r#"["http", "https"]"#
+        "Bridge services with one of these protocols; `tcp` stands for registrations without one.";
+    BRIDGE_INCLUDE = "bridge" "include" List "PATTERN" "names without the zone; `*` is any text"
+        "[]" => "every name"
+        "Bridge only names that match one of these patterns.";
+    BRIDGE_EXCLUDE = "bridge" "exclude" List "PATTERN" "names without the zone; `*` is any text"
+        "[]"
+        "Bridge no name that matches one of these patterns.";
+    BRIDGE_NAMESPACES = "bridge" "namespaces" List "NAME" "" "[]" => "every namespace"
+        "Bridge only services in these namespaces.";
+    BRIDGE_BIND = "bridge" "bind" Bool "BOOL" "" "false"
+        "Bind `bridge.ports` at each address instead of redirecting the pool with nftables. Each \
+         of these ports can then not be bound at 0.0.0.0 by a program started later.";
+    BRIDGE_PROXY_PROTOCOL = "bridge" "proxy-protocol" Bool "BOOL" "" "false"
+        "Send a PROXY protocol header (version 2) with the client's address to each instance.";
+    BRIDGE_CONNECTIONS = "bridge" "connections" Number "N" "connections, 1 to 1000000" "16384"
+        "Limit on open connections through the bridge; at most an eighth of the open-file limit \
+         (RLIMIT_NOFILE). At the limit, new connections are reset.";
+    BRIDGE_CONNECTIONS_PER_SERVICE = "bridge" "connections-per-service" Number "N"
+        "connections, 1 to 1000000" "4096"
+        "Limit on open connections through the bridge to one service.";
+    BRIDGE_IDLE_TIMEOUT = "bridge" "idle-timeout" Duration "DURATION"
+        "up to 1day; `0s` turns it off" r#""0s""#
+        "Reset a connection after this long without a byte in either direction.";
+    BRIDGE_DRAIN = "bridge" "drain" Duration "DURATION" "up to 1h" r#""10s""#
+        "Let open connections finish for this long at shutdown.";
     CHECKS_ENABLED = "checks" "enabled" Bool "BOOL" "" "false"
         "Check the endpoints of the instances, and leave out those that fail while others of the \
          service pass. The other keys of this section then apply.";

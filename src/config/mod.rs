@@ -4,6 +4,7 @@
 //! value keeps its origin ([`Config::effective`]).
 
 mod aliases;
+mod bridge;
 mod checks;
 mod directories;
 mod document;
@@ -111,6 +112,8 @@ pub struct Config {
     pub forward_opcodes: bool,
     /// Addresses and certificate for DNS over TLS and QUIC.
     pub encrypted: EncryptedSettings,
+    /// The port bridge; `None` if it is off.
+    pub bridge: Option<crate::bridge::Settings>,
     /// Checks of endpoints; `None` turns them off.
     pub checks: Option<CheckConfig>,
     /// Address of metrics, health and the JSON interface; `None` for only the socket.

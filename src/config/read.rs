@@ -20,7 +20,8 @@ use super::values::{
 };
 use super::warning::ConfigWarning;
 use super::{
-    Config, aliases, checks, directories, encrypted, keys, registry, static_services, upstream,
+    Config, aliases, bridge, checks, directories, encrypted, keys, registry, static_services,
+    upstream,
 };
 use crate::answer::Answers;
 use crate::catalog::{Docker0, MAX_INSTANCES_PER_SERVICE, MAX_KEYS, Merge};
@@ -76,6 +77,7 @@ pub(super) fn read(sources: &MergedSources) -> Result<Config, ConfigError> {
         rebinding: rebinding(layers)?,
         forward_opcodes: boolean(layers, keys::FORWARD_OPCODES)?,
         encrypted: encrypted::read(layers)?,
+        bridge: bridge::read(layers)?,
         checks: checks::read(layers)?,
         admin_listen: one(layers, keys::ADMIN_LISTEN, admin_address)?,
         runtime_dir: directories::runtime(layers),

@@ -17,6 +17,7 @@ impl Config {
             removal_graces: registries.map(|registry| registry.removal_grace).collect(),
             max_instances_per_service: self.max_instances_per_service,
             max_keys: self.max_keys,
+            bridge_pool: self.bridge.as_ref().map(|bridge| bridge.pool),
             checks: self.checks.as_ref().map(|checks| checks.rules.clone()),
             ..catalog::Settings::new(self.zones.clone(), self.registries.len())
         }
@@ -43,6 +44,7 @@ impl Config {
             listen: addresses,
             forwarding: self.upstream.servers != Servers::Off,
             aliases: self.alias_targets.clone(),
+            bridge: self.bridge.is_some(),
             registry_names: self.registries.iter().map(|registry| registry.name.clone()).collect(),
         }
     }

@@ -1,4 +1,5 @@
 mod aliases;
+mod bridge;
 mod checks;
 mod documentation;
 mod errors;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use toml::Spanned;
-use toml::de::{DeString, DeTable, DeValue};
+use toml::de::{DeInteger, DeString, DeTable, DeValue};
 
 use super::error::{ConfigError, Origin};
 use super::key::{Key, ValueForm};
@@ -49,11 +49,16 @@ impl<'a> ConfigFile<'a> {
         path: &str,
         value: &Spanned<DeValue<'_>>,
     ) -> Result<Vec<RawValue>, ConfigError> {
-        if let (ValueForm::List, DeValue::Array(array)) = (key.form, value.get_ref()) {
+        if let (true, DeValue::Array(array)) = (key.form.is_list(), value.get_ref()) {
             return array
                 .iter()
-                .map(|item| match item.get_ref() {
-                    DeValue::String(text) => Ok(self.raw_value(path, text, item)),
+                .map(|item| match (key.form, item.get_ref()) {
+                    (ValueForm::List, DeValue::String(text)) => {
+                        Ok(self.raw_value(path, text, item))
+                    }
+                    (ValueForm::NumberList, DeValue::Integer(number)) => {
+                        Ok(self.raw_value(path, &integer(number), item))
+                    }
                     _ => Err(self.wrong_type(key, path, item)),
                 })
                 .collect();
@@ -67,10 +72,10 @@ impl<'a> ConfigFile<'a> {
                 | ValueForm::List,
                 DeValue::String(text),
             ) => text.to_string(),
-            (ValueForm::Number | ValueForm::TextOrNumber, DeValue::Integer(number)) => {
-                i64::from_str_radix(number.as_str(), number.radix())
-                    .map_or_else(|_| number.as_str().to_owned(), |number| number.to_string())
-            }
+            (
+                ValueForm::Number | ValueForm::TextOrNumber | ValueForm::NumberList,
+                DeValue::Integer(number),
+            ) => integer(number),
             (ValueForm::Bool, DeValue::Boolean(value)) => value.to_string(),
             _ => return Err(self.wrong_type(key, path, value)),
         };
@@ -112,6 +117,12 @@ impl<'a> ConfigFile<'a> {
         }
         ConfigError::Invalid { origin: self.origin(value.span().start), key: path.to_owned(), why }
     }
+}
+
+/// Returns an integer in decimal digits.
+fn integer(number: &DeInteger<'_>) -> String {
+    i64::from_str_radix(number.as_str(), number.radix())
+        .map_or_else(|_| number.as_str().to_owned(), |number| number.to_string())
 }
 
 /// Iterates in the order of the file, so that the first error is reported.

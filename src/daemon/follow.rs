@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::answer::{Answerer, Published, Publisher};
+use crate::bridge::BridgeRequests;
 use crate::catalog::MalformedKeys;
 use crate::config::Config;
 use crate::registry::{Feed, NamedSource, Registry, RegistryCommand, RegistryState, Source};
@@ -45,6 +46,8 @@ pub struct RegistryPipeline {
     commands: Vec<mpsc::Sender<RegistryCommand>>,
     /// Receives the host names to look up, if forwarding is on.
     hosts: Option<Arc<HostRequests>>,
+    /// Receives the names that may be bridged, if the bridge is on.
+    bridge: Option<Arc<BridgeRequests>>,
     /// Receives the endpoints to check, if there is a checker.
     checks: Option<mpsc::UnboundedSender<Vec<CheckChange>>>,
     wake: Option<Instant>,
@@ -100,9 +103,22 @@ impl RegistryPipeline {
             commands.push(sender_of_commands);
             states.push(state);
         }
-        let pipeline =
-            Self { pending, publisher, updates, commands, hosts, checks: None, wake: None };
+        let pipeline = Self {
+            pending,
+            publisher,
+            updates,
+            commands,
+            hosts,
+            bridge: None,
+            checks: None,
+            wake: None,
+        };
         (pipeline, PipelineHandles { answerer, states, updates: sender })
+    }
+
+    /// Sends the names that may be bridged to a bridge. Call it before [`Self::start`].
+    pub fn set_bridge(&mut self, requests: Arc<BridgeRequests>) {
+        self.bridge = Some(requests);
     }
 
     /// Returns the changes of the endpoints to check, from now on.
@@ -188,6 +204,9 @@ impl RegistryPipeline {
         self.wake = published.wake;
         if let Some(hosts) = &self.hosts {
             hosts.update(std::mem::take(&mut published.hosts));
+        }
+        if let Some(bridge) = &self.bridge {
+            bridge.update(std::mem::take(&mut published.bridge));
         }
         if let Some(checks) = self.checks.as_ref().filter(|_| !published.checks.is_empty()) {
             // The checker ends before the pipeline only if the server stops.

@@ -1,10 +1,11 @@
 //! Responder: answers queries from the served zones or by forwarding.
 
 use std::iter;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::answer::{AnswerOutcome, Answerer, Lookahead};
+use crate::answer::{AnswerOutcome, Answerer, Lookahead, Recipient};
 use crate::server::{Client, Disposition, Request, Respond};
 use crate::upstream::{AliasChain, Lane, LaneOutcome, Resolution};
 use crate::wire::{Parsed, Query, Transport};
@@ -30,11 +31,11 @@ impl Responder {
         &self,
         lane: &Lane,
         mut chain: Box<AliasChain>,
-        transport: Transport,
+        recipient: Recipient,
     ) -> Vec<u8> {
         loop {
             let mut out = Vec::with_capacity(512);
-            match self.answer_target(&chain, transport, &mut out) {
+            match self.answer_target(&chain, recipient, &mut out) {
                 AnswerOutcome::Forward => {}
                 AnswerOutcome::Alias => match self.extend(&mut chain) {
                     Ok(()) => continue,
@@ -49,7 +50,7 @@ impl Responder {
                 LaneOutcome::Deferred => {}
                 LaneOutcome::Outside => {
                     if let Parsed::Query(query) = Query::parse(chain.query()) {
-                        self.answerer.respond_outside(&query, transport, &mut out);
+                        self.answerer.respond_outside(&query, recipient, &mut out);
                     }
                     return lane.finish(&chain, &out);
                 }
@@ -107,12 +108,23 @@ impl Responder {
     fn answer_target(
         &self,
         chain: &AliasChain,
-        transport: Transport,
+        recipient: Recipient,
         out: &mut Vec<u8>,
     ) -> AnswerOutcome {
         let ahead = self.answerer.look_ahead(iter::once(chain.query()));
         let parsed = Query::parse(chain.query());
-        self.answerer.respond(&parsed, (&ahead, 0), transport, fastrand::u64(..), out)
+        self.answerer.respond(&parsed, (&ahead, 0), recipient, fastrand::u64(..), out)
+    }
+}
+
+/// Returns what the response depends on.
+///
+/// A client is on this machine if both addresses are loopback; others may only look like it.
+fn recipient(client: &Client) -> Recipient {
+    let is_loopback = |address: SocketAddr| address.ip().to_canonical().is_loopback();
+    Recipient {
+        transport: Transport::from(client.transport),
+        is_local: is_loopback(client.source) && is_loopback(client.destination),
     }
 }
 
@@ -129,14 +141,15 @@ impl Respond for Responder {
 
     fn respond(&self, request: Request<'_>, ahead: &Lookahead, out: &mut Vec<u8>) -> Disposition {
         let Request { message, index, client, now, random } = request;
-        let transport = Transport::from(client.transport);
+        let recipient = recipient(client);
+        let transport = recipient.transport;
         let parsed = Query::parse(message);
         if let (Parsed::Bad { query, .. }, Some(lane)) = (&parsed, &self.lane)
             && lane.passes(query)
         {
             return Disposition::Deferred;
         }
-        match self.answerer.respond(&parsed, (ahead, index), transport, random, out) {
+        match self.answerer.respond(&parsed, (ahead, index), recipient, random, out) {
             AnswerOutcome::Silent => return Disposition::Silent,
             AnswerOutcome::Answered => return Disposition::Ready,
             AnswerOutcome::Alias if self.follow_at_once(message, transport, now, out) => {
@@ -149,7 +162,7 @@ impl Respond for Responder {
             match lane.respond(query, transport, now, out) {
                 LaneOutcome::Written => self.answerer.correct_forwarded(query, out),
                 LaneOutcome::Deferred => return Disposition::Deferred,
-                LaneOutcome::Outside => self.answerer.respond_outside(query, transport, out),
+                LaneOutcome::Outside => self.answerer.respond_outside(query, recipient, out),
             }
         }
         Disposition::Ready
@@ -157,7 +170,8 @@ impl Respond for Responder {
 
     async fn respond_later(&self, request: Vec<u8>, client: Client) -> Option<Vec<u8>> {
         let lane = self.lane.as_ref()?;
-        let transport = Transport::from(client.transport);
+        let recipient = recipient(&client);
+        let transport = recipient.transport;
         let resolution = match self.served_alias(&request, transport) {
             Some(chain) => Resolution::Alias(chain),
             None => lane.resolve(&request, transport, client.source.ip()).await?,
@@ -166,12 +180,12 @@ impl Respond for Responder {
             Resolution::Response(response) => response,
             // Boxed because aliases are rare: other queries should not reserve room for this
             // future.
-            Resolution::Alias(chain) => Box::pin(self.follow(lane, chain, transport)).await,
+            Resolution::Alias(chain) => Box::pin(self.follow(lane, chain, recipient)).await,
             Resolution::Outside => Vec::new(),
         };
         if let Parsed::Query(query) = Query::parse(&request) {
             if response.is_empty() {
-                self.answerer.respond_outside(&query, transport, &mut response);
+                self.answerer.respond_outside(&query, recipient, &mut response);
             } else {
                 self.answerer.correct_forwarded(&query, &mut response);
             }

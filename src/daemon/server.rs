@@ -16,8 +16,9 @@ use super::listen_error::{ListenError, report_not_listening};
 use super::resolv_conf::follow_line;
 use super::snapshots::Snapshots;
 use super::{Log, Responder, ServerError, StartError};
-use crate::admin::{AdminContext, AdminListener, ServerInfo, SocketFile};
+use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo, SocketFile};
 use crate::answer::Answerer;
+use crate::bridge::Bridge;
 use crate::checks::CheckMonitor;
 use crate::config::Config;
 use crate::name::Name;
@@ -49,6 +50,10 @@ pub struct Server {
     dns: tokio::task::JoinHandle<Result<(), BindError>>,
     publisher: oneshot::Receiver<()>,
     tracker: TaskTracker,
+    /// The task of the port bridge, which ends once its connections have drained.
+    bridge_tasks: TaskTracker,
+    /// The longest time that the connections of the port bridge may take.
+    bridge_drain: Duration,
     stop: CancellationToken,
     /// Dropped before the directories: the socket is removed while they are locked.
     _socket: SocketFile,
@@ -65,7 +70,7 @@ impl Server {
         log: &Log,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
-        // The limit is raised before the server and the forwarder divide the descriptors.
+        // The limit is raised before server, forwarder and bridge divide the descriptors.
         descriptors::raise_limit();
         // Check the length of the path before anything is created.
         admin::socket_path(&config.runtime_directory().path)?;
@@ -89,6 +94,15 @@ impl Server {
         let requests = forwarder.is_some().then(Arc::<HostRequests>::default);
         let (mut pipeline, PipelineHandles { answerer, states, updates }) =
             RegistryPipeline::new(config, &addresses, requests.clone());
+        let bridge_tasks = TaskTracker::new();
+        let bridge =
+            start_bridge(config, state_dir.as_deref(), &addresses, &updates, &bridge_tasks, &stop)
+                .await;
+        let mut bridge_drain = Duration::ZERO;
+        if let BridgeState::Running(bridge) = &bridge {
+            pipeline.set_bridge(Arc::clone(bridge.requests()));
+            bridge_drain = bridge.settings().drain;
+        }
         let checks = config.checks.as_ref().map(|checks| {
             let settings = checks.settings.clone().within_descriptors();
             let monitor = Arc::<CheckMonitor>::default();
@@ -118,7 +132,7 @@ impl Server {
             });
             Snapshots::new(directory, config.zones.clone(), config.max_stale, with_servers)
         });
-        let context = Arc::new(AdminContext::new(
+        let mut context = AdminContext::new(
             info,
             (Arc::clone(&answerer), updates),
             states,
@@ -126,7 +140,9 @@ impl Server {
             forwarder.clone(),
             checks,
             log.lost_lines(),
-        ));
+        );
+        context.bridge = bridge;
+        let context = Arc::new(context);
         for listener in [Some(AdminListener::Socket(socket)), port].into_iter().flatten() {
             tracker.spawn(admin::serve(listener, Arc::clone(&context), stop.clone()));
         }
@@ -155,6 +171,8 @@ impl Server {
             dns,
             publisher,
             tracker,
+            bridge_drain,
+            bridge_tasks,
             stop,
             _socket: socket_file,
             _directories: directories,
@@ -182,6 +200,11 @@ impl Server {
         if tokio::time::timeout(SHUTDOWN_TIMEOUT, self.tracker.wait()).await.is_err() {
             tracing::warn!(tasks = self.tracker.len(), "some tasks did not end in time");
         }
+        self.bridge_tasks.close();
+        let limit = self.bridge_drain + SHUTDOWN_TIMEOUT;
+        if tokio::time::timeout(limit, self.bridge_tasks.wait()).await.is_err() {
+            tracing::warn!("the port bridge did not end in time");
+        }
         ended
     }
 }
@@ -198,6 +221,29 @@ async fn look_up_hosts(
         async move { forwarder.addresses(&Name::from_text(&host).map_err(|_| LookupFailed)?).await }
     };
     follow_hosts(&requests, lookup, updates, stop).await;
+}
+
+/// Starts the port bridge, if it is configured; the server also runs without it.
+async fn start_bridge(
+    config: &Config,
+    state_dir: Option<&Path>,
+    own: &[SocketAddr],
+    updates: &mpsc::Sender<Update>,
+    tracker: &TaskTracker,
+    stop: &CancellationToken,
+) -> BridgeState {
+    let Some(settings) = config.bridge.clone() else { return BridgeState::Off };
+    let (updates, stop) = (updates.clone(), stop.clone());
+    match Bridge::start(settings, state_dir, own, updates, tracker, stop).await {
+        Ok(bridge) => BridgeState::Running(bridge),
+        Err(error) => {
+            tracing::warn!(
+                %error,
+                "the port bridge stays off: clients get the addresses of the instances"
+            );
+            BridgeState::Failed(error.to_string())
+        }
+    }
 }
 
 /// Opens the TCP listener of the HTTP interface; the server also runs without it.

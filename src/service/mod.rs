@@ -2,6 +2,7 @@
 //!
 //! The model is independent of DNS and of any particular registry. It imports no other module.
 
+mod bridging;
 mod change;
 mod check;
 mod metadata;
@@ -11,6 +12,7 @@ mod resolution;
 mod update;
 mod wall_clock;
 
+pub use bridging::{BridgeCandidate, BridgeChange, BridgedName, ReachableRegistration};
 pub use change::{Change, LeaseReply, ListKind, ListScope, Put, Removal, key_prefix};
 pub use check::{CheckChange, CheckTarget, CheckVerdict, Probe};
 pub use metadata::Metadata;

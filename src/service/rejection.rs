@@ -82,6 +82,11 @@ impl Reason {
         "address-unusable",
         "the address cannot be an endpoint (unspecified, multicast, broadcast or reserved)",
     );
+    /// The address belongs to the port bridge, so a connection to it would lead back to the bridge.
+    pub const ENDPOINT_OF_BRIDGE: Self = Self::new(
+        "endpoint-of-bridge",
+        "the address is in the pool of the port bridge (bridge.pool), so it would lead back here",
+    );
     /// The service would exceed the limit on its instances in one registry.
     pub const TOO_MANY_INSTANCES: Self = Self::new(
         "too-many-instances",

@@ -1,6 +1,6 @@
-//! Updates of the served data, from registries, host name lookups, checks and operators.
+//! Updates of the served data, from registries, lookups, checks, operators and the port bridge.
 
-use super::{Addresses, Change, CheckVerdict, RegistryId, RegistrySet};
+use super::{Addresses, BridgedName, Change, CheckVerdict, RegistryId, RegistrySet};
 
 /// An update of the served data, with its source.
 ///
@@ -12,6 +12,8 @@ pub enum Update {
     Registry(RegistryId, Vec<Change>),
     /// Results of looking up host names of endpoints.
     Hosts(Vec<(Box<str>, Addresses)>),
+    /// Addresses that the port bridge gave to names, or took from them.
+    Bridged(Vec<BridgedName>),
     /// New verdicts on checked endpoints.
     Checks(Vec<CheckVerdict>),
     /// An operator ends holds by hand.
@@ -28,11 +30,12 @@ pub struct Release {
 }
 
 impl Update {
-    /// Returns the number of events, lookup results, verdicts and requests in the update.
+    /// Returns the number of events, results, addresses, verdicts and requests in the update.
     pub fn len(&self) -> usize {
         match self {
             Self::Registry(_, changes) => changes.len(),
             Self::Hosts(hosts) => hosts.len(),
+            Self::Bridged(names) => names.len(),
             Self::Checks(verdicts) => verdicts.len(),
             Self::Release(_) => 1,
         }

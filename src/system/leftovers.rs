@@ -50,6 +50,10 @@ impl Leftovers {
                 steps.extend(if machine.systemd { unit_steps(name, file) } else { file });
             }
         }
+        if let Some(file) = own_file(root, Path::new(unit::BRIDGE_DROP_IN))? {
+            names.push(unit::BRIDGE_DROP_IN.to_owned());
+            steps.push(InstallStep::File(file));
+        }
         if let Some(step) = leftover_link(root) {
             names.push("its network link".to_owned());
             steps.push(step);

@@ -49,7 +49,8 @@ pub use nscd::forget_hosts;
 pub use nsswitch::{HostsLine, HostsLookup, NssAction, NssService};
 pub use path_state::{FileBytes, FileState, PathState};
 pub use plan::{
-    InstallOptions, Plan, PlanError, check_state_directory, describe, plan, plan_file, plan_unit,
+    InstallOptions, Plan, PlanError, check_state_directory, describe, plan, plan_file, plan_server,
+    plan_unit,
 };
 pub use port_owner::{BoundSocket, PortOwner, find_bound_sockets, find_port_owner, free_loopback};
 pub use private_namespace::{NamespaceError, enter_namespace};

@@ -23,6 +23,12 @@ pub(super) const HEADING: &str = "# Written by `svcdns install`; `svcdns uninsta
 /// The server's unit as distributed, for manual installation.
 const DISTRIBUTED: &str = include_str!("../../deploy/svcdns.service");
 
+/// The additional rights of the port bridge as distributed, for manual installation.
+const DISTRIBUTED_BRIDGE: &str = include_str!("../../deploy/svcdns-bridge.conf");
+
+/// The drop-in file of the server's unit with the rights of the port bridge.
+pub(super) const BRIDGE_DROP_IN: &str = "/etc/systemd/system/svcdns.service.d/svcdns-bridge.conf";
+
 /// The line of [`DISTRIBUTED`] that `install` replaces.
 const DISTRIBUTED_START: &str = "ExecStart=/usr/local/bin/svcdns serve\n";
 
@@ -37,6 +43,12 @@ pub fn server(program: &Path, config: Option<&Path>) -> String {
     }
     line.push('\n');
     format!("{HEADING}\n{}", DISTRIBUTED[start..].replacen(DISTRIBUTED_START, &line, 1))
+}
+
+/// Returns the drop-in file with the rights of the port bridge.
+pub(super) fn bridge_drop_in() -> String {
+    let start = DISTRIBUTED_BRIDGE.find("[Service]").unwrap_or(0);
+    format!("{HEADING}\n{}", &DISTRIBUTED_BRIDGE[start..])
 }
 
 /// Returns the unit that runs `svcdns keep` of `program`.

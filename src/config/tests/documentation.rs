@@ -111,6 +111,7 @@ fn flags_are_grouped_by_section_in_the_help() {
     let headings = KEYS.iter().filter_map(|key| Some((key.section, heading(key)?)));
     let expected = [
         ("", "Settings"),
+        ("bridge", "Settings for the port bridge"),
         ("checks", "Settings for checks of endpoints"),
         ("consul", "Settings for Consul"),
         ("etcd", "Settings for etcd"),

@@ -17,7 +17,7 @@ pub use describe::describe;
 pub(super) use drop_in::DROP_INS;
 use drop_in::{DNSMASQ, DropIn, NETWORK_MANAGER};
 pub(super) use own_files::unit_steps;
-pub use own_files::{check_state_directory, plan_file, plan_unit};
+pub use own_files::{check_state_directory, plan_file, plan_server, plan_unit};
 pub(super) use resolv_conf::resolv_conf_steps;
 pub(super) use resolvconf::leftover_record;
 pub(super) use systemd_resolved::leftover_link;
@@ -382,6 +382,31 @@ mod tests {
         let forget = words(&["systemctl", "reset-failed", "svcdns.service*"]);
         assert_eq!((first.run.len(), &first.undo), (0, &vec![reload, forget]));
         assert!(steps.contains(&InstallStep::Folder("/etc/systemd/system".into())));
+    }
+
+    #[test]
+    fn the_port_bridge_gets_a_drop_in_file_and_its_table_is_removed_after_the_server() {
+        let (_folder, root, _) = machine(ResolverManager::Nothing);
+        let plain = plan_server(&root, "[Unit]\n", None).unwrap();
+        assert_eq!(plain, plan_unit(&root, unit::SERVER, "[Unit]\n").unwrap());
+        let steps = plan_server(&root, "[Unit]\n", Some("the_table")).unwrap();
+        let text = steps.iter().map(describe).collect::<Vec<_>>().join("\n");
+        for expected in [
+            "write /etc/systemd/system/svcdns.service.d/svcdns-bridge.conf",
+            "+AmbientCapabilities=CAP_NET_ADMIN",
+            "+# Written by `svcdns install`",
+        ] {
+            assert!(text.contains(expected), "{expected}: {text}");
+        }
+        // Each directory is created once, and the server is started with the file in place.
+        let folders: Vec<_> =
+            steps.iter().filter(|step| matches!(step, InstallStep::Folder(_))).collect();
+        assert_eq!(folders.len(), 3, "{folders:?}");
+        // Steps are undone in reverse order.
+        let Some(InstallStep::Command(first)) = steps.first() else { panic!("{steps:?}") };
+        assert_eq!(first.undo, [words(&["nft", "delete", "table", "ip", "the_table"])]);
+        let Some(InstallStep::Command(last)) = steps.last() else { panic!("{steps:?}") };
+        assert!(last.undo[0].contains(&"disable".to_owned()), "{last:?}");
     }
 
     #[test]

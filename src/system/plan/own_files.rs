@@ -40,6 +40,35 @@ pub fn plan_unit(root: &Root, name: &str, text: &str) -> Result<Vec<InstallStep>
     Ok(unit_steps(name, plan_file(root, &Path::new(unit::FOLDER).join(name), text)?))
 }
 
+/// Plans the unit of the server, started now and at every boot.
+///
+/// `bridge_table` is the table of the kernel with which the port bridge redirects connections.
+///
+/// # Errors
+/// If a current file of the unit cannot be read.
+pub fn plan_server(
+    root: &Root,
+    text: &str,
+    bridge_table: Option<&str>,
+) -> Result<Vec<InstallStep>, PlanError> {
+    let mut files = plan_file(root, &unit::server_path(), text)?;
+    let mut steps = Vec::new();
+    if let Some(table) = bridge_table {
+        let drop_in = plan_file(root, Path::new(unit::BRIDGE_DROP_IN), &unit::bridge_drop_in())?;
+        files.extend(drop_in.into_iter().filter(|step| !files.contains(step)).collect::<Vec<_>>());
+        // Steps are undone in reverse order: by then, the server has stopped. It removes the table
+        // itself, unless it was killed.
+        steps.push(InstallStep::Command(CommandStep {
+            purpose: "let the port bridge redirect connections".to_owned(),
+            run: Vec::new(),
+            undo: vec![words(&["nft", "delete", "table", "ip", table])],
+            undo_if: words(&["nft", "list", "table", "ip", table]),
+        }));
+    }
+    steps.extend(unit_steps(unit::SERVER, files));
+    Ok(steps)
+}
+
 /// Returns the steps of a unit whose file `file` writes.
 pub(in super::super) fn unit_steps(name: &str, file: Vec<InstallStep>) -> Vec<InstallStep> {
     let reload = words(&["systemctl", "daemon-reload"]);

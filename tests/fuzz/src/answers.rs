@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hickory_proto::op::{Message, ResponseCode};
-use svcdns::answer::{AnswerOutcome, Answerer};
+use svcdns::answer::{AnswerOutcome, Answerer, Recipient};
 use svcdns::wire::{
     HEADER_BYTES, MAX_TCP_BYTES, Parsed, Query, Transport, question_end, records, rtype,
 };
@@ -69,6 +69,29 @@ pub fn answer(answerer: &Answerer, query: &TestQuery, kinds: &mut Kinds) -> Vec<
     let [all, without_allocation] = kinds.counts.entry(kind).or_default();
     *all += 1;
     *without_allocation += u64::from(!allocates);
+    fast
+}
+
+/// Returns the response to the same query from a client on this machine.
+///
+/// # Panics
+/// If the two paths give different bytes, or if hickory-proto finds the response malformed.
+pub fn local_answer(answerer: &Answerer, query: &TestQuery) -> Vec<u8> {
+    let TestQuery { packet, transport, draw } = query;
+    let parsed = Query::parse(packet);
+    let recipient = Recipient { transport: *transport, is_local: true };
+    let (mut fast, mut full) = (Vec::new(), Vec::new());
+    let ahead = answerer.look_ahead([&packet[..]].into_iter());
+    let outcome = answerer.respond(&parsed, (&ahead, 0), recipient, *draw, &mut fast);
+    let in_full = answerer.respond_in_full(&parsed, recipient, *draw, &mut full);
+    assert!(
+        outcome == in_full && fast == full,
+        "to a client on this machine: {}",
+        difference(query, &(outcome, &fast), &(in_full, &full))
+    );
+    if !fast.is_empty() {
+        decode(&parsed, *transport, &fast);
+    }
     fast
 }
 

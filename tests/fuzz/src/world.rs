@@ -4,7 +4,7 @@
 //! with a new server that gets the same state in one list.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,11 +13,11 @@ use svcdns::answer::{AliasTarget, Aliases, Answerer, Answers, Published, Publish
 use svcdns::catalog::{self, Docker0, Merge};
 use svcdns::name::{Name, Zones};
 use svcdns::service::{
-    Addresses, Change, HostChange, LeaseReply, ListKind, ListScope, Put, RegistryId, Removal,
-    Update, key_prefix,
+    Addresses, BridgeChange, BridgedName, Change, HostChange, LeaseReply, ListKind, ListScope, Put,
+    RegistryId, Removal, Update, key_prefix,
 };
 
-use super::answers::{Kinds, answer, without_serial};
+use super::answers::{Kinds, answer, local_answer, without_serial};
 use super::choices::Choices;
 use super::names::name;
 use super::query::TestQuery;
@@ -266,6 +266,7 @@ impl World {
     }
 
     fn follow(&mut self, published: Published) {
+        self.publisher.apply([bridged(published.bridge)], self.now);
         for change in published.hosts {
             match change {
                 HostChange::Wanted(host) => self.hosts.insert(host, Addresses::Pending),
@@ -288,7 +289,8 @@ impl World {
         if let Some(known) = self.hosts.get_mut(host) {
             known.clone_from(&found);
         }
-        self.publisher.apply([Update::Hosts(vec![(host.into(), found)])], self.now);
+        let published = self.publisher.apply([Update::Hosts(vec![(host.into(), found)])], self.now);
+        self.follow(published);
     }
 
     fn query(&mut self, choices: &mut Choices<'_>, kinds: &mut Kinds) {
@@ -298,6 +300,7 @@ impl World {
         let name = name(choices, &self.settings, &self.known);
         let query = TestQuery::new(choices, &name);
         answer(&self.answerer, &query, kinds);
+        local_answer(&self.answerer, &query);
         if self.queries.len() == MAX_REPEATED_QUERIES {
             self.queries.remove(0);
         }
@@ -331,9 +334,13 @@ impl World {
                 .into_iter()
                 .chain(puts)
                 .chain([Change::ListEnd { revision: 0 }]);
-            publisher.apply([Update::Registry(id(registry), changes.collect())], self.now);
+            let published =
+                publisher.apply([Update::Registry(id(registry), changes.collect())], self.now);
+            publisher.apply([bridged(published.bridge)], self.now);
         }
-        publisher.apply([Update::Hosts(self.hosts.clone().into_iter().collect())], self.now);
+        let hosts = Update::Hosts(self.hosts.clone().into_iter().collect());
+        let published = publisher.apply([hosts], self.now);
+        publisher.apply([bridged(published.bridge)], self.now);
         let mut kinds = Kinds::unmeasured();
         for query in &self.queries {
             let [updated, rebuilt] = [&self.answerer, &answerer]
@@ -343,8 +350,26 @@ impl World {
                 "updated: {updated:02x?}\nrebuilt: {rebuilt:02x?}\n{query:?}\n{:?}",
                 self.registered
             );
+            let [updated, rebuilt] = [&self.answerer, &answerer]
+                .map(|answerer| without_serial(local_answer(answerer, query)));
+            assert!(updated == rebuilt, "bridged: {query:?}\n{:?}", self.registered);
         }
     }
+}
+
+/// Answers for a bridge that gives every other name an address.
+fn bridged(changes: Vec<BridgeChange>) -> Update {
+    let named = |change: BridgeChange| {
+        let sum = change
+            .name()
+            .bytes()
+            .fold(0u16, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+        let [high, low] = sum.to_be_bytes();
+        let is_bridged = matches!(change, BridgeChange::Put(_)) && sum.is_multiple_of(2);
+        let address = is_bridged.then_some(Ipv4Addr::new(127, 83, high, low));
+        BridgedName { name: change.name().into(), address }
+    };
+    Update::Bridged(changes.into_iter().map(named).collect())
 }
 
 /// Returns the registered name of a key.
@@ -416,6 +441,7 @@ fn settings(choices: &mut Choices<'_>) -> (catalog::Settings, Settings) {
         listen: listen[..choices.below(4)].to_vec(),
         forwarding: choices.one_in(3),
         aliases: aliases(choices),
+        bridge: true,
         registry_names: vec!["etcd".parse().unwrap()],
     };
     (catalog, settings)

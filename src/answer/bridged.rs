@@ -1,0 +1,59 @@
+//! What the port bridge does with a name, for people.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use super::answerer::Answerer;
+use super::bridging::{address, change_of, resolve, text_of, versions};
+use super::full::{self, NameLookup};
+use super::owner::service_owner;
+use crate::catalog::{Group, Service};
+use crate::name::Name;
+use crate::service::{BridgeCandidate, BridgeChange};
+
+impl Answerer {
+    /// Returns the names of a service that have an address of the port bridge.
+    pub fn bridged_names(&self, service: &Service) -> Vec<(String, Ipv4Addr)> {
+        let (settings, snapshot) = (&self.settings, self.snapshot.load());
+        if snapshot.bridged.is_empty() {
+            return Vec::new();
+        }
+        let own = |group: &Arc<Group>| text_of(&service_owner(settings, service.base(), group)?);
+        let mut names: BTreeSet<_> = service.visible_groups().filter_map(own).collect();
+        names.extend(versions(settings, service));
+        let is_own = |name: &String| {
+            resolve(&snapshot, settings, name)
+                .is_some_and(|found| found.service.base() == service.base())
+        };
+        let address = |name: String| snapshot.bridged.address(&name).map(|found| (name, found));
+        names.into_iter().filter(is_own).filter_map(address).collect()
+    }
+
+    /// Returns the address of the port bridge that clients on this machine get for a name.
+    pub fn bridged_address(&self, name: &Name) -> Option<Ipv4Addr> {
+        let (_, zone) = self.settings.zones.find(name)?;
+        let (snapshot, labels) = (self.snapshot.load(), zone.relative_labels(name));
+        let labels: Vec<&[u8]> = labels.collect();
+        match full::resolve(&snapshot, &self.settings, &labels, |_| {}) {
+            NameLookup::Selection(found) => address(&snapshot, &self.settings, &labels, &found),
+            NameLookup::NoData | NameLookup::NxDomain => None,
+        }
+    }
+
+    /// Returns what the port bridge was told about the shortest name of what a name selects.
+    pub fn bridge_candidate(&self, name: &Name) -> Option<BridgeCandidate> {
+        let (_, zone) = self.settings.zones.find(name)?;
+        let (snapshot, labels) = (self.snapshot.load(), zone.relative_labels(name));
+        let labels: Vec<&[u8]> = labels.collect();
+        let NameLookup::Selection(found) =
+            full::resolve(&snapshot, &self.settings, &labels, |_| {})
+        else {
+            return None;
+        };
+        match change_of(&snapshot, &self.settings, found.plain_name.as_deref()?) {
+            BridgeChange::Put(candidate) => Some(candidate),
+            BridgeChange::Removed(_) => None,
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! The port bridge: clients that know only a name reach instances on any port.
+//!
+//! An address record carries no port, so a client that asks for `http://hello.svc/` connects to
+//! port 80, while the instance listens on a random one. The bridge gives each bridged name a
+//! loopback address of its own. Clients on this machine get that address, and the bridge carries
+//! the bytes of each connection to an instance.
+//!
+//! ```text
+//!  publisher ──BridgeChange──▶ requests ──▶ assignments ──Update::Bridged──▶ publisher
+//!                                           │ pool, pool_file
+//!                                           ▼
+//!  client ─▶ 127.83.4.7:80 ─▶ listener ─▶ shared: service ─▶ routes: instances of the port
+//!             (redirected,     workers                          │ choice
+//!              or bound)          ▼                             ▼
+//!                              forward ◀──────── connect: up to three attempts
+//! ```
+//!
+//! - **Addresses** (`pool`) come from a network within 127.0.0.0/8. A name keeps its address, also
+//!   across restarts (`pool_file`), and no other name gets it while clients may remember it.
+//! - **Listening.** A listener on 127.83.4.7:8000 would keep every program from binding
+//!   0.0.0.0:8000 later. So one rule of the kernel (`redirect`) redirects the whole pool to one
+//!   listener, which asks for the original destination: all ports work. Without the permission for
+//!   that, and only if configured, `bound` binds a few ports at each address.
+//! - **A port means** (`routes`) a protocol, if it is in `bridge.ports`, or else the endpoints
+//!   with that port. A connection that leads nowhere is reset at once, and never hangs.
+//! - **The choice** (`choice`): the fewest open connections for the weight. An instance that fails
+//!   is set aside for up to 10 s (`instance`), but never the last one.
+//! - **Bytes** (`forward`) pass unchanged, with half-close, reset and back pressure. An idle
+//!   connection holds no buffer, and large transfers are not copied (`pipe`).
+//!
+//! The bridge knows no DNS: names are texts to it, and the daemon decides what they stand for.
+
+mod assignments;
+mod bound;
+mod choice;
+mod connect;
+mod connection;
+mod counters;
+mod forward;
+mod in_use;
+mod instance;
+mod pipe;
+mod pool;
+mod pool_file;
+mod proxy_header;
+mod redirect;
+mod requests;
+mod routes;
+mod running;
+mod settings;
+mod shared;
+mod sockets;
+mod workers;
+
+pub use counters::{Counters, ServiceCounts};
+pub use redirect::{RedirectError, table_name};
+pub use requests::BridgeRequests;
+pub use running::{Bridge, BridgeError};
+pub use settings::{
+    InvalidPool, NamePattern, PLAIN_TCP, Policy, PolicyRefusal, Settings, check_pool,
+};
+pub use shared::BridgedView;

@@ -1,0 +1,262 @@
+//! Settings of the port bridge.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+
+/// Settings of the port bridge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The loopback addresses that the bridge gives to services.
+    pub pool: Ipv4Net,
+    /// The ports that stand for a protocol rather than for a registered port.
+    ///
+    /// See [`super::routes`] for the instances behind each of them.
+    pub ports: Vec<u16>,
+    /// The services to bridge.
+    pub policy: Policy,
+    /// Whether to bind `ports` at each address, instead of redirecting the whole pool.
+    pub bind: bool,
+    /// Whether a PROXY protocol header precedes the bytes of each connection.
+    pub proxy_protocol: bool,
+    /// Limit on open connections in total.
+    pub connections: usize,
+    /// Limit on open connections of one service.
+    pub connections_per_service: usize,
+    /// Time without bytes in either direction before a connection is reset; `None` for no limit.
+    pub idle_timeout: Option<Duration>,
+    /// Time for open connections to finish at shutdown.
+    pub drain: Duration,
+}
+
+/// The services that are bridged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// A service is bridged if one of its registrations has one of these protocols, in lower case.
+    ///
+    /// A registration without a protocol has the protocol [`PLAIN_TCP`].
+    pub protocols: Vec<Box<str>>,
+    /// Patterns of names to bridge; empty for every name.
+    pub include: Vec<NamePattern>,
+    /// Patterns of names to leave direct; they precede `include`.
+    pub exclude: Vec<NamePattern>,
+    /// Namespaces whose services are bridged, in lower case; empty for every namespace.
+    pub namespaces: Vec<Box<str>>,
+}
+
+/// The protocol of registrations whose metadata has none.
+pub const PLAIN_TCP: &str = "tcp";
+
+/// A pattern of names in front of the zone, in which `*` stands for any text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamePattern(Box<str>);
+
+impl NamePattern {
+    /// Creates a pattern; letter case does not matter.
+    pub fn new(text: &str) -> Self {
+        Self(text.to_ascii_lowercase().into())
+    }
+
+    /// Returns whether a name in lower case matches. O(length of name × parts of the pattern).
+    pub fn matches(&self, name: &str) -> bool {
+        let mut parts = self.0.split('*');
+        let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else {
+            return false;
+        };
+        let Some(last) = parts.next_back() else { return rest.is_empty() };
+        for part in parts {
+            let Some(at) = rest.find(part) else { return false };
+            rest = &rest[at + part.len()..];
+        }
+        rest.ends_with(last)
+    }
+}
+
+impl Policy {
+    /// Returns why a name with these protocols is not bridged, or `None` if it is.
+    pub fn refusal<'p>(
+        &self,
+        name: &str,
+        namespace: &str,
+        protocols: impl Iterator<Item = Option<&'p str>>,
+    ) -> Option<PolicyRefusal> {
+        let is_listed = |patterns: &[NamePattern]| patterns.iter().any(|one| one.matches(name));
+        let mut protocols = protocols.map(|protocol| protocol.unwrap_or(PLAIN_TCP));
+        if !protocols.any(|protocol| self.protocols.iter().any(|known| **known == *protocol)) {
+            Some(PolicyRefusal::Protocol)
+        } else if is_listed(&self.exclude) || !self.include.is_empty() && !is_listed(&self.include)
+        {
+            Some(PolicyRefusal::Name)
+        } else if !self.namespaces.is_empty()
+            && !self.namespaces.iter().any(|known| **known == *namespace)
+        {
+            Some(PolicyRefusal::Namespace)
+        } else {
+            None
+        }
+    }
+}
+
+/// Reason why the settings leave a name direct.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyRefusal {
+    /// No registration has a protocol of `bridge.protocols`.
+    #[error("no registration has a protocol of bridge.protocols")]
+    Protocol,
+    /// `bridge.exclude` has the name, or `bridge.include` lacks it.
+    #[error("bridge.include and bridge.exclude leave the name out")]
+    Name,
+    /// `bridge.namespaces` lacks the namespace.
+    #[error("bridge.namespaces lacks the namespace")]
+    Namespace,
+}
+
+/// Reason why the settings cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidPool {
+    /// The pool is not part of 127.0.0.0/8, or too small.
+    #[error(
+        "{0} is no pool for the bridge: use a network within 127.0.0.0/8, at most /28, without \
+         127.0.0.0/24"
+    )]
+    NotLoopback(Ipv4Net),
+    /// The pool contains an address that is in use.
+    #[error("the bridge's pool {pool} contains {address}, which is in use: choose another pool")]
+    InUse {
+        /// The pool.
+        pool: Ipv4Net,
+        /// The address in use.
+        address: SocketAddr,
+    },
+}
+
+/// Longest prefix of a pool, in bits: 14 usable addresses.
+const MAX_POOL_PREFIX: u8 = 28;
+
+/// The networks of loopback addresses that other software uses: localhost, and stub resolvers.
+const USUAL_LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 24);
+
+/// Checks a pool by itself.
+///
+/// # Errors
+/// If it is not part of 127.0.0.0/8, contains 127.0.0.0/24, or is smaller than a /28.
+pub fn check_pool(pool: Ipv4Net) -> Result<(), InvalidPool> {
+    let is_loopback = pool.addr().is_loopback() && pool.prefix_len() >= 8;
+    let overlaps = pool.contains(&USUAL_LOOPBACK) || USUAL_LOOPBACK.contains(&pool);
+    if !is_loopback || overlaps || pool.prefix_len() > MAX_POOL_PREFIX {
+        return Err(InvalidPool::NotLoopback(pool));
+    }
+    Ok(())
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            pool: Ipv4Net::new_assert(Ipv4Addr::new(127, 83, 0, 0), 16),
+            ports: vec![80, 443],
+            policy: Policy::default(),
+            bind: false,
+            proxy_protocol: false,
+            connections: 16_384,
+            connections_per_service: 4096,
+            idle_timeout: None,
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            protocols: vec!["http".into(), "https".into()],
+            include: Vec::new(),
+            exclude: Vec::new(),
+            namespaces: Vec::new(),
+        }
+    }
+}
+
+/// Share of the descriptors that connections of the bridge may take: one eighth, in connections.
+///
+/// Each connection takes two descriptors. The DNS server takes up to a half, upstreams a quarter.
+const DESCRIPTORS_PER_CONNECTION: usize = 8;
+
+impl Settings {
+    /// Lowers the limits for a process that may open this many descriptors.
+    pub(super) fn within(mut self, descriptors: usize) -> Self {
+        self.connections = self.connections.min((descriptors / DESCRIPTORS_PER_CONNECTION).max(1));
+        self.connections_per_service = self.connections_per_service.min(self.connections);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_whole_names_and_stars_match_any_text() {
+        for (pattern, name, expected) in [
+            ("hello", "hello", true),
+            ("Hello", "hello", true),
+            ("hello", "hello2", false),
+            ("*", "anything.at.all", true),
+            ("web-*", "web-1", true),
+            ("web-*", "a.web-1", false),
+            ("*.prod", "hello.prod", true),
+            ("*.prod", "hello.prod.eu", false),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b*c", "a-c", false),
+            ("a*a", "a", false),
+            ("", "", true),
+        ] {
+            assert_eq!(NamePattern::new(pattern).matches(name), expected, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn services_are_bridged_by_protocol_name_and_namespace() {
+        let policy = Policy {
+            include: vec![NamePattern::new("*"), NamePattern::new("never")],
+            exclude: vec![NamePattern::new("raw-*")],
+            namespaces: vec!["default".into()],
+            ..Policy::default()
+        };
+        let refusal = |name: &str, namespace: &str, protocol: Option<&str>| {
+            policy.refusal(name, namespace, [protocol].into_iter())
+        };
+        assert_eq!(refusal("hello", "default", Some("http")), None);
+        assert_eq!(refusal("hello", "default", None), Some(PolicyRefusal::Protocol));
+        assert_eq!(refusal("raw-1", "default", Some("https")), Some(PolicyRefusal::Name));
+        assert_eq!(refusal("hello", "prod", Some("http")), Some(PolicyRefusal::Namespace));
+        let tcp = Policy { protocols: vec![PLAIN_TCP.into()], ..Policy::default() };
+        assert_eq!(tcp.refusal("hello", "default", [None].into_iter()), None);
+    }
+
+    #[test]
+    fn pools_are_parts_of_loopback_without_its_usual_addresses() {
+        for (pool, valid) in [
+            ("127.83.0.0/16", true),
+            ("127.1.2.0/28", true),
+            ("127.1.2.0/29", false),
+            ("127.0.0.0/8", false),
+            ("127.0.0.128/28", false),
+            ("10.0.0.0/16", false),
+            ("126.0.0.0/7", false),
+        ] {
+            assert_eq!(check_pool(pool.parse().unwrap()).is_ok(), valid, "{pool}");
+        }
+    }
+
+    #[test]
+    fn a_low_descriptor_limit_lowers_the_connection_limits() {
+        let limits = |descriptors| {
+            let settings = Settings::default().within(descriptors);
+            (settings.connections, settings.connections_per_service)
+        };
+        assert_eq!(limits(1_048_576), (16_384, 4096));
+        assert_eq!(limits(16_384), (2048, 2048));
+        assert_eq!(limits(0), (1, 1));
+    }
+}

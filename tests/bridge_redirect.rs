@@ -1,0 +1,325 @@
+//! `http://hello.svc/` works for unmodified programs, whatever the port of the instances.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::thread;
+
+use nix::sys::signal::Signal;
+use support::files::Files;
+use support::svcdns::{self, Svcdns};
+use support::{SOON, eventually, netns, on_path, process, skip};
+
+const CLIENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
+
+/// Serves a page with the request's Host on a free port; returns the port.
+fn serve_pages() -> u16 {
+    let listener = TcpListener::bind((netns::ADDRESS, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || send_page(stream));
+        }
+    });
+    port
+}
+
+fn send_page(mut stream: TcpStream) {
+    let mut request = Vec::new();
+    let mut part = [0; 1024];
+    while !request.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
+        match stream.read(&mut part) {
+            Ok(length @ 1..) => request.extend(&part[..length]),
+            _ => return,
+        }
+    }
+    let text = String::from_utf8_lossy(&request).into_owned();
+    let host = text.lines().find_map(|line| {
+        line.split_once(": ").filter(|(name, _)| name.eq_ignore_ascii_case("host"))
+    });
+    let page = format!("page of {}\n", host.map_or("nobody", |(_, host)| host));
+    let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length";
+    let _ = write!(stream, "{head}: {}\r\n\r\n{page}", page.len());
+}
+
+/// Registers instances of `hello.svc` on these ports.
+fn registered(ports: &[u16]) -> Files {
+    let keys: Vec<_> = ports
+        .iter()
+        .map(|port| format!("default/default/hello.svc/latest/{}:{port}", netns::ADDRESS))
+        .collect();
+    let json = r#"{"protocol":"http"}"#;
+    Files::new(&keys.iter().map(|key| (&**key, json)).collect::<Vec<_>>())
+}
+
+/// Starts svcdns as the machine's name server, with its bridge on.
+fn bridged(files: &Files, flags: &[&str]) -> Svcdns {
+    let url = files.url();
+    let flags = [&["--bridge", "--registry", &url], flags].concat();
+    Svcdns::serve_at("127.0.0.1:53".parse().unwrap(), &flags)
+}
+
+/// Waits until the name has an address of the bridge; returns it.
+fn bridge_address(server: &Svcdns, name: &str) -> String {
+    eventually("an address of the bridge", SOON, || {
+        let found = support::dns::addresses(server.address, name).ok()?;
+        found.first().map(ToString::to_string).filter(|one| one.starts_with("127.83."))
+    })
+}
+
+fn run(program: &str, arguments: &[&str]) -> Output {
+    Command::new(program).args(arguments).output().unwrap_or_else(|e| panic!("{program}: {e}"))
+}
+
+fn output(program: &str, arguments: &[&str]) -> String {
+    let output = run(program, arguments);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {text}{errors}");
+    text
+}
+
+fn curl(url: &str) -> String {
+    output("curl", &["-sS", "--max-time", "20", url])
+}
+
+/// Returns the names of the kernel's tables.
+fn tables() -> String {
+    output("nft", &["list", "tables"])
+}
+
+/// Returns whether the machine lets tests redirect connections.
+fn has_nft(test: &str) -> bool {
+    let found = Path::new("/usr/sbin/nft").exists() || on_path("nft");
+    if !found {
+        skip(test, "no nft");
+    }
+    found
+}
+
+#[test]
+fn programs_reach_services_by_name_alone() {
+    let test = "programs_reach_services_by_name_alone";
+    if !has_nft(test) {
+        return;
+    }
+    netns::inside(test, "127.0.0.1", || {
+        let ports = [serve_pages(), serve_pages()];
+        let files = registered(&ports);
+        // A web server of the machine has port 80 already.
+        let _nginx = TcpListener::bind("0.0.0.0:80").unwrap();
+        let server = bridged(&files, &[]);
+        let address = bridge_address(&server, "hello.svc");
+        let page = "page of hello.svc\n";
+        assert_eq!(curl("http://hello.svc/"), page);
+        for port in ports {
+            let host = format!("hello.svc:{port}");
+            assert_eq!(curl(&format!("http://{host}/")), format!("page of {host}\n"));
+        }
+        // A port of an instance can still be bound by programs that start later.
+        TcpListener::bind(format!("0.0.0.0:{}", 61_000)).unwrap();
+
+        let lookup = |program: &str, file: &str| output(program, &[file, "hello.svc"]);
+        let expected = format!("hello.svc {address}\n{page}");
+        assert_eq!(lookup("python3", &format!("{CLIENTS}/lookup.py")), expected);
+        assert_eq!(lookup("node", &format!("{CLIENTS}/lookup.js")), expected);
+        assert_eq!(lookup("java", &format!("{CLIENTS}/Lookup.java")), expected);
+        assert!(output("getent", &["hosts", &address]).contains("hello.svc"), "a reverse name");
+
+        // No instance has this port: the connection ends at once.
+        let refused = run("curl", &["-sS", "--max-time", "20", "http://hello.svc:1/"]);
+        assert!(!refused.status.success() && refused.status.code() != Some(28), "{refused:?}");
+        // SRV-aware programs go straight to an instance.
+        let direct = support::dns::addresses(server.address, "direct._via.hello.svc");
+        assert_eq!(direct, Ok(vec![netns::ADDRESS.parse().unwrap()]));
+        server.stop();
+        assert!(!tables().contains("svcdns"), "{}", tables());
+    });
+}
+
+#[test]
+fn go_programs_reach_services_by_name_alone() {
+    let test = "go_programs_reach_services_by_name_alone";
+    if !has_nft(test) {
+        return;
+    }
+    if !on_path("go") {
+        return skip(test, "no go on PATH, to build a program with");
+    }
+    netns::inside(test, "127.0.0.1", || {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("lookup");
+        let mut build = Command::new("go");
+        // A single file, outside any module.
+        build.args(["build", "-o"]).arg(&program).arg(format!("{CLIENTS}/lookup.go"));
+        build.env("CGO_ENABLED", "1").env("GOTOOLCHAIN", "local").current_dir(&folder);
+        assert!(build.status().unwrap().success());
+        let files = registered(&[serve_pages()]);
+        let server = bridged(&files, &[]);
+        let address = bridge_address(&server, "hello.svc");
+        let expected = format!("hello.svc {address}\npage of hello.svc\n");
+        assert_eq!(output(program.to_str().unwrap(), &["hello.svc"]), expected);
+        server.stop();
+    });
+}
+
+#[test]
+fn https_passes_through_unchanged() {
+    let test = "https_passes_through_unchanged";
+    if !has_nft(test) {
+        return;
+    }
+    netns::inside(test, "127.0.0.1", || {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let (certificate, key) = (file("cert.pem"), file("key.pem"));
+        let signed = rcgen::generate_simple_self_signed(["hello.svc".to_owned()]).unwrap();
+        fs::write(&certificate, signed.cert.pem()).unwrap();
+        fs::write(&key, signed.signing_key.serialize_pem()).unwrap();
+        let mut command = Command::new("openssl");
+        command.args(["s_server", "-www", "-accept", "10.9.0.5:8443"]);
+        command.args(["-cert", &certificate, "-key", &key]);
+        let _server = process::Process::start_with(&mut command, |_| {});
+        let files = registered(&[8443]);
+        let server = bridged(&files, &[]);
+        bridge_address(&server, "hello.svc");
+        let page = eventually("a page over TLS", SOON, || {
+            let url = "https://hello.svc/";
+            let output = run("curl", &["-sS", "--max-time", "20", "--cacert", &certificate, url]);
+            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+        });
+        assert!(page.contains("s_server"), "{page}");
+        server.stop();
+    });
+}
+
+#[test]
+fn a_killed_server_leaves_a_table_that_the_next_one_replaces() {
+    let test = "a_killed_server_leaves_a_table_that_the_next_one_replaces";
+    if !has_nft(test) {
+        return;
+    }
+    netns::inside(test, "127.0.0.1", || {
+        let files = registered(&[serve_pages()]);
+        let mut server = bridged(&files, &[]);
+        let address = bridge_address(&server, "hello.svc");
+        server.signal(Signal::SIGKILL);
+        eventually("the end of the server", SOON, || (!server.is_running()).then_some(()));
+        assert!(tables().contains("svcdns_bridge_127_83_0_0_16"), "{}", tables());
+        // Nothing hangs meanwhile.
+        assert!(TcpStream::connect((&*address, 80)).is_err());
+        let next = bridged(&files, &[]);
+        assert_eq!(bridge_address(&next, "hello.svc"), address);
+        assert_eq!(curl("http://hello.svc/"), "page of hello.svc\n");
+        assert_eq!(tables().lines().count(), 1, "{}", tables());
+        next.stop();
+    });
+}
+
+#[test]
+fn without_the_permission_the_bridge_stays_off_and_says_what_to_do() {
+    let test = "without_the_permission_the_bridge_stays_off_and_says_what_to_do";
+    if !has_nft(test) {
+        return;
+    }
+    netns::inside(test, "127.0.0.1", || {
+        let port = serve_pages();
+        let files = registered(&[port]);
+        let url = files.url();
+        let state = tempfile::tempdir().unwrap();
+        let log = state.path().join("log");
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]);
+        command.arg(svcdns::command().get_program()).args([
+            "serve",
+            "--bridge",
+            "--registry",
+            &url,
+        ]);
+        command.args(["--listen", "127.0.0.1:53", "--upstream", "off", "--admin-listen", "off"]);
+        command.arg("--state-dir").arg(state.path());
+        command.stderr(fs::File::create(&log).unwrap());
+        let mut child = command.spawn().unwrap();
+        let text = eventually("the reason in the log", SOON, || {
+            let text = fs::read_to_string(&log).unwrap();
+            text.contains("the port bridge stays off").then_some(text)
+        });
+        assert!(text.contains("CAP_NET_ADMIN") && text.contains("bridge.bind"), "{text}");
+        eventually("the address of the instance", SOON, || {
+            let found = support::dns::addresses("127.0.0.1:53".parse().unwrap(), "hello.svc");
+            (found == Ok(vec![netns::ADDRESS.parse().unwrap()])).then_some(())
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+    });
+}
+
+#[test]
+fn without_redirection_the_ports_of_each_service_are_bound() {
+    let test = "without_redirection_the_ports_of_each_service_are_bound";
+    netns::inside(test, "127.0.0.1", || {
+        let files = registered(&[serve_pages()]);
+        let server = bridged(&files, &["--bridge-bind", "true"]);
+        let address = bridge_address(&server, "hello.svc");
+        assert_eq!(curl("http://hello.svc/"), "page of hello.svc\n");
+        // The price: the port can no longer be bound for all addresses.
+        assert!(TcpListener::bind("0.0.0.0:80").is_err());
+        assert!(TcpStream::connect((&*address, 8080)).is_err());
+        server.stop();
+        TcpListener::bind("0.0.0.0:80").unwrap();
+
+        // A web server has the port already: the service stays direct, and the log says why once.
+        let _nginx = TcpListener::bind("0.0.0.0:80").unwrap();
+        let server = bridged(&files, &["--bridge-bind", "true"]);
+        eventually("the reason in the log", SOON, || {
+            let log = server.log();
+            (log.matches("cannot bind 127.83.").count() == 1).then_some(())
+        });
+        server.wait_for("hello.svc", &[netns::ADDRESS]);
+        server.stop();
+    });
+}
+
+#[test]
+fn commands_show_what_the_bridge_does() {
+    let test = "commands_show_what_the_bridge_does";
+    netns::inside(test, "127.0.0.1", || {
+        let http = r#"{"protocol":"http"}"#;
+        let at = |name: &str, endpoint: &str| format!("default/default/{name}/latest/{endpoint}");
+        let port = serve_pages();
+        let keys = [
+            (at("hello.svc", &format!("{}:{port}", netns::ADDRESS)), http),
+            (at("rpc", "10.0.0.9:9000"), r#"{"protocol":"grpc"}"#),
+            // A program that registers what it found in DNS would make a loop.
+            (at("loop", "127.83.1.2:80"), http),
+        ];
+        let keys: Vec<_> = keys.iter().map(|(key, value)| (&**key, *value)).collect();
+        let files = Files::new(&keys);
+        let server = bridged(&files, &["--bridge-bind", "true"]);
+        let address = bridge_address(&server, "hello.svc");
+        assert_eq!(curl("http://hello.svc/"), "page of hello.svc\n");
+        let shown = |arguments: &[&str]| {
+            let output = server.run(arguments);
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        assert!(shown(&["ls"]).contains(&address), "{}", shown(&["ls"]));
+        let status = shown(&["status"]);
+        assert!(status.contains("port bridge: 1 name in 127.83.0.0/16 (bound)"), "{status}");
+        let explained = shown(&["explain", "hello.svc"]);
+        assert!(explained.contains(&format!("get {address}")), "{explained}");
+        let explained = shown(&["explain", "rpc.svc"]);
+        assert!(explained.contains("not bridged: no registration has a protocol"), "{explained}");
+        // The service with loop endpoints only is known, but has no address.
+        let rejected = shown(&["ls", "--rejected"]);
+        assert!(rejected.contains("endpoint-of-bridge"), "{rejected}");
+        assert_eq!(support::dns::addresses(server.address, "loop.svc"), Ok(Vec::new()));
+        let json: serde_json::Value = serde_json::from_str(&shown(&["ls", "--json"])).unwrap();
+        assert_eq!(json[0]["bridged"][0]["address"], *address);
+        server.stop();
+    });
+}

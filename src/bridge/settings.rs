@@ -12,7 +12,8 @@ pub struct Settings {
     pub pool: Ipv4Net,
     /// The ports that stand for a protocol rather than for a registered port.
     ///
-    /// See [`super::routes`] for the instances behind each of them.
+    /// 80 stands for the registrations with protocol `http`, 443 for those with `https`, any other
+    /// for all registrations.
     pub ports: Vec<u16>,
     /// The services to bridge.
     pub policy: Policy,

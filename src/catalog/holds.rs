@@ -96,7 +96,7 @@ impl Hold {
     }
 }
 
-/// The result of a [`Release`].
+/// The result of a [`Release`](crate::service::Release).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Released {
     /// The number of the request.

@@ -1,7 +1,7 @@
 //! Checks of the instances' endpoints: TCP connections, or HTTP requests.
 //!
 //! The catalog says which endpoints to check, and [`follow`] reports those that begin to fail or
-//! to pass again. [`Checker`] decides; it does no I/O, and callers pass the time.
+//! to pass again. The module `checker` decides; it does no I/O, and callers pass the time.
 
 mod burst;
 mod checker;

@@ -183,11 +183,11 @@ fn a_hold_is_shown_everywhere_until_it_is_released() {
     assert!(released.status.success(), "{}", stderr(&released));
     let text = normalized(&stdout(&released), &etcd);
     assert_eq!(text, format!("etcd: removed 11 keys, on hold since 14:03:05 UTC: {cause}\n"));
-    assert!(shows(operations, &text.replace("11", "12")), "docs/operations.md lacks {text}");
-    assert!(
-        shows(operations, &held.replace("11", "12").replacen("14:03:05", "14:02:53", 1)),
-        "docs/operations.md lacks {held}"
-    );
+    // On the page, both have the time of the first removal.
+    for lines in [text, held] {
+        let wanted = lines.replace("11", "12").replacen("14:03:05", "14:02:53", 1);
+        assert!(shows(operations, &wanted), "docs/operations.md lacks {wanted}");
+    }
     // The reply comes after the publication.
     assert_eq!(dns::code(server.address, "web-2.svc", dns::A), "NXDOMAIN");
     assert_eq!(dns::addresses(server.address, "web-1.svc").unwrap(), [Ipv4Addr::new(10, 0, 0, 1)]);

@@ -30,9 +30,9 @@ pub(super) struct Assignments {
     /// Size of `instances` after its last cleanup.
     cleaned: usize,
     bound: Option<BoundListeners>,
-    /// Whether it was said that the pool is full.
+    /// Whether the log says that the pool is full.
     said_full: bool,
-    /// Whether it was said that a port is taken.
+    /// Whether the log says that a port is taken.
     said_taken: bool,
 }
 

@@ -20,7 +20,7 @@ pub(super) struct BoundListeners {
     limit: usize,
 }
 
-/// Reason why an address cannot be listened on.
+/// Reason why svcdns cannot listen on an address.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BindFailure {
     /// A port could not be bound.

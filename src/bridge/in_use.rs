@@ -10,7 +10,7 @@ const SOCKET_TABLES: [(&str, &str); 2] = [("/proc/net/tcp", "0A"), ("/proc/net/u
 
 /// Returns a socket of this machine that listens on an address of the pool, if there is one.
 ///
-/// Without /proc, there seems to be none.
+/// Without /proc, it finds none.
 pub(super) fn listening_in(pool: Ipv4Net) -> Option<SocketAddr> {
     SOCKET_TABLES.iter().find_map(|(path, state)| {
         let table = fs::read_to_string(path).unwrap_or_default();

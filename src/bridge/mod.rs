@@ -21,14 +21,14 @@
 //!   0.0.0.0:8000 later. So one rule of the kernel (`redirect`) redirects the whole pool to one
 //!   listener, which asks for the original destination: all ports work. Without the permission for
 //!   that, and only if configured, `bound` binds a few ports at each address.
-//! - **A port means** (`routes`) a protocol, if it is in `bridge.ports`, or else the endpoints
+//! - **A port** (`routes`) stands for a protocol if it is in `bridge.ports`, else for the endpoints
 //!   with that port. A connection that leads nowhere is reset at once, and never hangs.
 //! - **The choice** (`choice`): the fewest open connections for the weight. An instance that fails
 //!   is set aside for up to 10 s (`instance`), but never the last one.
 //! - **Bytes** (`forward`) pass unchanged, with half-close, reset and back pressure. An idle
 //!   connection holds no buffer, and large transfers are not copied (`pipe`).
 //!
-//! The bridge knows no DNS: names are texts to it, and the daemon decides what they stand for.
+//! The bridge knows no DNS: names are texts to it, and the daemon decides what they denote.
 
 mod assignments;
 mod bound;

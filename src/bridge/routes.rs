@@ -2,7 +2,8 @@
 //!
 //! - Port 80, if it is in `bridge.ports`: the first port of registrations with protocol `http`.
 //! - Port 443, if it is in `bridge.ports`: the first port of registrations with protocol `https`;
-//!   without any, of those with `http`, because GoFrame's HTTPS servers register as `http`.
+//!   without any, of those with `http`: a GoFrame server with HTTPS registers as `http` if its
+//!   certificate comes from files.
 //! - Any other port of `bridge.ports`: the first port of every registration.
 //! - Every other port, and one of these without such a registration: the endpoints with that port.
 //!

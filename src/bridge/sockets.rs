@@ -12,11 +12,11 @@ use tokio::net::TcpSocket;
 /// Connections that the kernel completes before they are accepted.
 const BACKLOG: i32 = 4096;
 
-/// Time without bytes before the kernel asks whether the peer still exists.
+/// Time without bytes before the kernel sends the first keepalive probe.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
-/// Time between two such questions.
+/// Time between two keepalive probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-/// Unanswered questions before the connection is broken.
+/// Unanswered keepalive probes after which the connection ends.
 const KEEPALIVE_RETRIES: u32 = 4;
 
 /// Sets what both sides of a connection have: no delay of small segments, and keepalive.

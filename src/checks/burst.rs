@@ -40,7 +40,7 @@ pub(super) enum BurstChange {
 /// Counts of the targets' standings; tells when a burst begins and ends.
 ///
 /// `T` identifies a target. A burst begins when at least three targets at two addresses are newly
-/// failing, and at least as many as pass. It ends when more than two thirds of both pass.
+/// failing, and at least as many as pass. It ends when more than twice as many pass as still fail.
 #[derive(Debug)]
 pub(super) struct BurstDetector<T> {
     /// Start of the current burst.

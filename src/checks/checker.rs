@@ -226,8 +226,8 @@ impl Checker {
         }
         match change {
             BurstChange::Begins => tracing::warn!(
-                "most checks fail at once, perhaps because of this machine's network: no instance \
-                 is left out until most pass again"
+                "most checks fail at once, perhaps because of this machine's network: no further \
+                 instance is left out until most pass again"
             ),
             BurstChange::Ends => tracing::info!("most checks pass again"),
         }

@@ -8,7 +8,7 @@ use crate::catalog::Hold;
 use crate::registry::RegistryState;
 use crate::service::WallClock;
 
-/// Logs the begin and the end of each certain hold.
+/// Logs the beginning and the end of each certain hold.
 #[derive(Debug)]
 pub(super) struct HoldLog {
     registries: Vec<Arc<RegistryState>>,

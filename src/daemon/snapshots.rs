@@ -30,7 +30,7 @@ const PAUSE_FACTOR: u32 = 50;
 
 /// Time after which snapshots are written even without a change.
 ///
-/// Otherwise a snapshot of a registry that never changes would be taken as old after a power cut.
+/// Otherwise, the snapshot of a registry that never changes would count as old after a power cut.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// The snapshots of all registries that have one.
@@ -165,7 +165,7 @@ impl Snapshots {
                 }
                 () = tokio::time::sleep_until(pace.due()) => false,
             };
-            // In this order, each generation has what the record before it says.
+            // Taken first, so that the published generation includes every recorded change.
             let (changed, read) = (unsaved.take(), unsaved.read());
             let published = answerer.snapshot();
             let read = read.union(read_in(published.registry_status()));

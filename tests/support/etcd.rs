@@ -17,6 +17,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
@@ -25,6 +26,18 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The administrator that [`Etcd::enable_auth`] creates, as `name:password`.
 pub const ROOT: &str = "root:root-secret";
+
+/// Sends a signal to a child process; after SIGSTOP, returns once all of its threads have stopped.
+///
+/// Until then, threads that are running may still respond to a client.
+pub fn signal_child(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(pid.cast_signed());
+    kill(pid, signal).expect("signal the child");
+    if signal == Signal::SIGSTOP {
+        let change = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        waitid(Id::Pid(pid), change).expect("wait for the child to stop");
+    }
+}
 
 /// An etcd cluster of one or more members, which are killed when it is dropped.
 pub struct Etcd {
@@ -176,7 +189,7 @@ impl Etcd {
     }
 
     fn signal(&self, member: usize, signal: Signal) {
-        kill(Pid::from_raw(self.pid(member).cast_signed()), signal).expect("signal etcd");
+        signal_child(self.pid(member), signal);
     }
 
     /// Returns the process id of a running member.

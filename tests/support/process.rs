@@ -7,12 +7,12 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{self, Signal};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::etcd::signal_child;
 use super::{SOON, eventually};
 
 /// A child process with a log of its output.
@@ -74,7 +74,7 @@ impl Process {
 
     /// Sends a signal to this process only, not to its children.
     pub(crate) fn signal(&self, signal: Signal) {
-        signal::kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+        signal_child(self.child.id(), signal);
     }
 
     /// Returns the exit status, if the process has ended.

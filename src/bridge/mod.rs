@@ -56,7 +56,5 @@ pub use counters::{Counters, ServiceCounts};
 pub use redirect::{RedirectError, table_name};
 pub use requests::BridgeRequests;
 pub use running::{Bridge, BridgeError};
-pub use settings::{
-    InvalidPool, NamePattern, PLAIN_TCP, Policy, PolicyRefusal, Settings, check_pool,
-};
+pub use settings::{InvalidPool, PLAIN_TCP, Policy, PolicyRefusal, Settings, check_pool};
 pub use shared::BridgedView;

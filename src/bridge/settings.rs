@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
+use crate::service::NamePattern;
+
 /// Settings of the port bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -48,31 +50,6 @@ pub struct Policy {
 
 /// The protocol of registrations whose metadata has none.
 pub const PLAIN_TCP: &str = "tcp";
-
-/// A pattern of names in front of the zone, in which `*` stands for any text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NamePattern(Box<str>);
-
-impl NamePattern {
-    /// Creates a pattern; letter case does not matter.
-    pub fn new(text: &str) -> Self {
-        Self(text.to_ascii_lowercase().into())
-    }
-
-    /// Returns whether a name in lower case matches. O(length of name × parts of the pattern).
-    pub fn matches(&self, name: &str) -> bool {
-        let mut parts = self.0.split('*');
-        let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else {
-            return false;
-        };
-        let Some(last) = parts.next_back() else { return rest.is_empty() };
-        for part in parts {
-            let Some(at) = rest.find(part) else { return false };
-            rest = &rest[at + part.len()..];
-        }
-        rest.ends_with(last)
-    }
-}
 
 impl Policy {
     /// Returns why a name with these protocols is not bridged, or `None` if it is.
@@ -195,26 +172,6 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn patterns_match_whole_names_and_stars_match_any_text() {
-        for (pattern, name, expected) in [
-            ("hello", "hello", true),
-            ("Hello", "hello", true),
-            ("hello", "hello2", false),
-            ("*", "anything.at.all", true),
-            ("web-*", "web-1", true),
-            ("web-*", "a.web-1", false),
-            ("*.prod", "hello.prod", true),
-            ("*.prod", "hello.prod.eu", false),
-            ("a*b*c", "a-b-b-c", true),
-            ("a*b*c", "a-c", false),
-            ("a*a", "a", false),
-            ("", "", true),
-        ] {
-            assert_eq!(NamePattern::new(pattern).matches(name), expected, "{pattern} {name}");
-        }
-    }
 
     #[test]
     fn services_are_bridged_by_protocol_name_and_namespace() {

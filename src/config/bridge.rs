@@ -8,7 +8,8 @@ use super::error::ConfigError;
 use super::keys;
 use super::layers::Layers;
 use super::values::{boolean, duration, invalid, list, number, one};
-use crate::bridge::{NamePattern, Policy, Settings, check_pool};
+use crate::bridge::{Policy, Settings, check_pool};
+use crate::service::NamePattern;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(86_400);

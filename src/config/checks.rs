@@ -8,6 +8,7 @@ use super::layers::Layers;
 use super::values::{boolean, duration, invalid, list, number, one, text};
 use crate::catalog::CheckRules;
 use crate::checks;
+use crate::service::NamePattern;
 
 /// Bounds of the interval and of the timeout.
 const TIMES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3_600));
@@ -76,12 +77,12 @@ fn path_fault(path: &str) -> Option<String> {
     (!is_path || path.contains('#')).then(fault)
 }
 
-/// Parses a pattern of names; returns it in lower case.
-fn name_pattern(text: &str) -> Result<String, String> {
+/// Parses a pattern of names.
+fn name_pattern(text: &str) -> Result<NamePattern, String> {
     if text.is_empty() || text.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(format!("{text:?} is not the name of a service, or a pattern such as hello*"));
     }
-    Ok(text.to_lowercase())
+    Ok(NamePattern::new(text))
 }
 
 /// Parses a protocol as the metadata of registrations name it.

@@ -6,6 +6,7 @@ mod bridging;
 mod change;
 mod check;
 mod metadata;
+mod name_pattern;
 mod registry;
 mod rejection;
 mod resolution;
@@ -16,6 +17,7 @@ pub use bridging::{BridgeCandidate, BridgeChange, BridgedName, ReachableRegistra
 pub use change::{Change, LeaseReply, ListKind, ListScope, Put, Removal, key_prefix};
 pub use check::{CheckChange, CheckTarget, CheckVerdict, Probe};
 pub use metadata::Metadata;
+pub use name_pattern::NamePattern;
 pub use registry::{InvalidRegistryName, MAX_REGISTRIES, RegistryId, RegistryName, RegistrySet};
 pub use rejection::{Reason, Rejected};
 pub use resolution::{Addresses, HostChange};

@@ -4,11 +4,12 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
-use crate::service::{CheckChange, CheckTarget, CheckVerdict, Probe};
+use crate::service::{CheckChange, CheckTarget, CheckVerdict, NamePattern, Probe};
 
 fn rules(names: &[&str], protocols: &[&str], http: bool) -> CheckRules {
     let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
-    CheckRules { names: owned(names), protocols: owned(protocols), http }
+    let names = names.iter().map(|name| NamePattern::new(name)).collect();
+    CheckRules { names, protocols: owned(protocols), http }
 }
 
 fn checked(rules: CheckRules) -> TestCatalog {

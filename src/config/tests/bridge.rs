@@ -3,7 +3,8 @@
 use clap::{Args, FromArgMatches};
 
 use super::*;
-use crate::bridge::{NamePattern, Settings};
+use crate::bridge::Settings;
+use crate::service::NamePattern;
 
 fn settings(text: &str) -> Option<Settings> {
     read(text, &[]).bridge

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::service::NamePattern;
 
 #[test]
 fn checks_are_off_by_default() {
@@ -20,7 +21,7 @@ fn checks_have_rules_and_settings() {
         &[],
     );
     let CheckConfig { rules, settings } = config.checks.clone().unwrap();
-    assert_eq!(rules.names, ["hello*", "db"]);
+    assert_eq!(rules.names, ["hello*", "db"].map(NamePattern::new));
     assert_eq!(rules.protocols, ["http"]);
     assert!(rules.http);
     let expected = crate::checks::Settings {
@@ -35,7 +36,7 @@ fn checks_have_rules_and_settings() {
     assert_eq!(settings, expected);
     assert!(config.catalog().checks.is_some());
     let CheckConfig { rules, .. } = read("", &[("SVCDNS_CHECKS_ENABLED", "true")]).checks.unwrap();
-    assert_eq!((rules.names, rules.http), (vec!["*".to_owned()], false));
+    assert_eq!((rules.names, rules.http), (vec![NamePattern::new("*")], false));
 }
 
 #[test]

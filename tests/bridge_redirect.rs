@@ -4,47 +4,20 @@
 mod support;
 
 use std::fs;
-use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output};
-use std::thread;
 
 use nix::sys::signal::Signal;
 use support::files::Files;
 use support::svcdns::{self, Svcdns};
-use support::{SOON, eventually, netns, on_path, process, skip};
+use support::{SOON, eventually, netns, on_path, pages, process, skip};
 
 const CLIENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 
 /// Serves a page with the request's Host on a free port; returns the port.
 fn serve_pages() -> u16 {
-    let listener = TcpListener::bind((netns::ADDRESS, 0)).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            thread::spawn(move || send_page(stream));
-        }
-    });
-    port
-}
-
-fn send_page(mut stream: TcpStream) {
-    let mut request = Vec::new();
-    let mut part = [0; 1024];
-    while !request.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
-        match stream.read(&mut part) {
-            Ok(length @ 1..) => request.extend(&part[..length]),
-            _ => return,
-        }
-    }
-    let text = String::from_utf8_lossy(&request).into_owned();
-    let host = text.lines().find_map(|line| {
-        line.split_once(": ").filter(|(name, _)| name.eq_ignore_ascii_case("host"))
-    });
-    let page = format!("page of {}\n", host.map_or("nobody", |(_, host)| host));
-    let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length";
-    let _ = write!(stream, "{head}: {}\r\n\r\n{page}", page.len());
+    pages::serve_hosts((netns::ADDRESS, 0))
 }
 
 /// Registers instances of `hello.svc` on these ports.

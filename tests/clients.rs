@@ -7,15 +7,14 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::fs;
+use std::net::IpAddr;
 use std::process::Command;
-use std::{fs, thread};
 
 use support::files::Files;
 use support::svcdns::Svcdns;
 use support::upstream::{Record, Upstream};
-use support::{netns, on_path, skip};
+use support::{netns, on_path, pages, skip};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 
@@ -35,42 +34,11 @@ const FOUND: [&str; 8] = [
     "nothing.example.test none",
 ];
 
-/// Serves a page on port 80 that repeats the request's Host.
-fn serve_pages(address: &str) {
-    let listener = TcpListener::bind((address, 80)).unwrap();
-    thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            thread::spawn(move || answer(&mut stream));
-        }
-    });
-}
-
-fn answer(stream: &mut TcpStream) {
-    let mut request = Vec::new();
-    let mut part = [0; 1024];
-    while !request.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
-        match stream.read(&mut part) {
-            Ok(length @ 1..) => request.extend(&part[..length]),
-            _ => return,
-        }
-    }
-    let text = String::from_utf8_lossy(&request).into_owned();
-    let host = text.lines().find_map(|line| {
-        line.split_once(": ").filter(|(name, _)| name.eq_ignore_ascii_case("host"))
-    });
-    let page = format!("page of {}\n", host.map_or("nobody", |(_, host)| host));
-    let _ = write!(
-        stream,
-        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{page}",
-        page.len()
-    );
-}
-
 /// Runs `body` on such a machine, with web servers for all names.
 fn on_a_machine(test: &str, body: impl FnOnce()) {
     netns::inside(test, "127.0.0.1", || {
-        serve_pages(netns::ADDRESS);
-        serve_pages(netns::ADDRESS_V6);
+        pages::serve_hosts((netns::ADDRESS, 80));
+        pages::serve_hosts((netns::ADDRESS_V6, 80));
         let files = Files::new(&[(
             &format!("default/default/hello.svc/latest/{}:80", netns::ADDRESS),
             r#"{"protocol":"http"}"#,

@@ -3,39 +3,17 @@
 
 mod support;
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
-use std::thread;
 use std::time::Duration;
 
 use support::etcd::Etcd;
 use support::svcdns::Svcdns;
-use support::{SOON, netns};
+use support::{SOON, netns, pages};
 
 /// Serves a page with the address that was reached and the Host header.
 fn serve_pages(address: &str) -> u16 {
-    let listener = TcpListener::bind((address, 0)).unwrap();
-    let local = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            send_page(stream, &local.to_string());
-        }
-    });
-    local.port()
-}
-
-fn send_page(mut stream: TcpStream, at: &str) {
-    let mut request = [0; 4096];
-    let length = stream.read(&mut request).unwrap_or(0);
-    let text = String::from_utf8_lossy(&request[..length]).into_owned();
-    let host = text.lines().find_map(|line| line.strip_prefix("Host: ")).unwrap_or("nobody");
-    let page = format!("reached {at} as {host}\n");
-    let _ = write!(
-        stream,
-        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{page}",
-        page.len()
-    );
+    pages::serve((address, 0), |at, host| format!("reached {at} as {host}\n"))
 }
 
 fn output(program: &str, arguments: &[&str]) -> String {

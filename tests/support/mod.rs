@@ -20,6 +20,7 @@ pub(crate) mod go;
 pub(crate) mod machine;
 pub(crate) mod nacos;
 pub(crate) mod netns;
+pub(crate) mod pages;
 pub(crate) mod polaris;
 pub(crate) mod process;
 pub(crate) mod replay;

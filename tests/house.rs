@@ -45,10 +45,10 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
             "name",
             "path_watch",
             "registry",
-            "regular_file",
             "resolv_conf",
             "server",
             "service",
+            "state_file",
             "system",
             "upstream",
             "wire",
@@ -105,7 +105,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("answer", &["catalog", "metrics", "name", "service", "wire"]),
-    ("bridge", &["descriptors", "directory", "metrics", "regular_file", "service"]),
+    ("bridge", &["descriptors", "directory", "metrics", "service", "state_file"]),
     ("catalog", &["name", "service"]),
     ("checks", &["descriptors", "metrics", "service"]),
     ("registry", &["percent", "regular_file", "service", "tls_error"]),
@@ -119,6 +119,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     ("path_watch", &[]),
     ("percent", &[]),
     ("resolv_conf", &[]),
+    ("state_file", &["regular_file"]),
     ("tls_error", &[]),
 ];
 

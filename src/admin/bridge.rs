@@ -167,9 +167,8 @@ pub(super) fn add_metrics(page: &mut Page, state: &BridgeState) {
         "Failures to accept a connection",
         accept_errors.get(),
     );
-    let services = with_labels(bridge.services());
-    page.gauge("svcdns_bridge_names", "Names with an address of the bridge", services.1);
-    let services = services.0;
+    let (services, names) = with_labels(bridge.services());
+    page.gauge("svcdns_bridge_names", "Names with an address of the bridge", names);
     let counts = |number: fn(&BridgedView) -> u64| -> Vec<(MetricLabels, u64)> {
         services.iter().map(|(labels, service)| (labels.clone(), number(service))).collect()
     };

@@ -4,19 +4,20 @@
 //! another version, or a damaged one, is set aside: names then get the addresses of their hash.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::pool::Assignment;
 use crate::directory::BRIDGE_FILE;
-use crate::regular_file;
+use crate::state_file::StateFile;
 
 /// Version of the file's format.
 const VERSION: u32 = 1;
+
+/// Mode of the file.
+const MODE: u32 = 0o600;
 
 /// Limit on the size of the file, in bytes: 16 million names of 100 bytes would exceed it.
 const MAX_FILE_BYTES: u64 = 256 * 1024 * 1024;
@@ -24,7 +25,7 @@ const MAX_FILE_BYTES: u64 = 256 * 1024 * 1024;
 /// The file with the addresses.
 #[derive(Debug)]
 pub(super) struct PoolFile {
-    path: PathBuf,
+    file: StateFile,
 }
 
 /// The content of the file.
@@ -51,12 +52,12 @@ pub(super) enum UnusablePoolFile {
 impl PoolFile {
     /// Returns the file of a state directory.
     pub(super) fn new(directory: &Path) -> Self {
-        Self { path: directory.join(BRIDGE_FILE) }
+        Self { file: StateFile::new(directory.join(BRIDGE_FILE), MODE) }
     }
 
     /// Returns the path.
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     /// Reads the addresses of an earlier run; without a file, there are none.
@@ -66,13 +67,8 @@ impl PoolFile {
     /// # Errors
     /// If the file cannot be read, is damaged, or has another version.
     pub(super) fn read(&self) -> Result<BTreeMap<Box<str>, Assignment>, UnusablePoolFile> {
-        let file = match regular_file::open_no_follow(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
-            Err(error) => return Err(error.into()),
-        };
-        let content: Content =
-            serde_json::from_slice(&regular_file::read_open(file, MAX_FILE_BYTES)?)?;
+        let Some(bytes) = self.file.read(MAX_FILE_BYTES)? else { return Ok(BTreeMap::new()) };
+        let content: Content = serde_json::from_slice(&bytes)?;
         if content.version != VERSION {
             return Err(UnusablePoolFile::Version(content.version));
         }
@@ -81,19 +77,15 @@ impl PoolFile {
 
     /// Replaces the file.
     ///
-    /// After a power cut at any moment, the old or the new file is there.
-    ///
     /// # Errors
     /// If the directory or the disk does not allow it; the old file remains.
     pub(super) fn replace(&self, names: BTreeMap<Box<str>, Assignment>) -> io::Result<()> {
-        let new = self.with_suffix(".new");
-        let written = write(&new, &Content { version: VERSION, names });
-        if written.is_err() {
-            let _ = remove(&new);
-        }
-        written?;
-        fs::rename(&new, &self.path)?;
-        File::open(self.path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()
+        let content = Content { version: VERSION, names };
+        self.file.replace(|out| {
+            serde_json::to_writer(&mut *out, &content)?;
+            out.write_all(b"\n")
+        })?;
+        Ok(())
     }
 
     /// Renames an unusable file, so that nothing in it is lost; returns its new path.
@@ -101,39 +93,14 @@ impl PoolFile {
     /// # Errors
     /// If the directory cannot be changed.
     pub(super) fn set_aside(&self) -> io::Result<PathBuf> {
-        let aside = self.with_suffix(".unusable");
-        fs::rename(&self.path, &aside)?;
-        Ok(aside)
-    }
-
-    fn with_suffix(&self, suffix: &str) -> PathBuf {
-        let mut path = self.path.clone().into_os_string();
-        path.push(suffix);
-        path.into()
-    }
-}
-
-/// Writes the content to a new file, and to the disk.
-fn write(path: &Path, content: &Content) -> io::Result<()> {
-    remove(path)?;
-    // In a named directory, another user may place a link: `create_new` does not follow it.
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    let mut out = BufWriter::new(file);
-    serde_json::to_writer(&mut out, content)?;
-    out.write_all(b"\n")?;
-    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
-}
-
-/// Removes a file, which may be missing.
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+        self.file.set_aside()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn names(address: &str) -> BTreeMap<Box<str>, Assignment> {
@@ -175,7 +142,7 @@ mod tests {
         fs::write(&elsewhere, "mine").unwrap();
         std::os::unix::fs::symlink(&elsewhere, file.path()).unwrap();
         assert!(matches!(file.read(), Err(UnusablePoolFile::Io(_))));
-        std::os::unix::fs::symlink(&elsewhere, file.with_suffix(".new")).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, file.file.unfinished()).unwrap();
         file.replace(names("127.83.0.1")).unwrap();
         assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "mine");
     }

@@ -4,16 +4,14 @@
 //! name of the registry, which store and part it follows, its keys ([`crate::catalog::save_keys`]),
 //! and the SHA-256 of all this. Every version ends with that digest.
 
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, BufWriter, ErrorKind, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use ring::digest::{Context, SHA256, SHA256_OUTPUT_LEN, digest};
 
 use crate::registry::StoreIdentity;
-use crate::regular_file;
+use crate::state_file::StateFile;
 
 /// The first bytes of every snapshot.
 const MAGIC: [u8; 8] = *b"svcdns\0\n";
@@ -27,13 +25,10 @@ const MAX_BYTES: u64 = 4 << 30;
 /// Mode of a snapshot: other users than the server's may be given access through its group.
 const MODE: u32 = 0o640;
 
-/// The path of a registry's snapshot.
-///
-/// A path with the suffix `.new` is the next snapshot, unfinished until it is renamed; one with
-/// `.unusable` was set aside.
+/// The snapshot of one registry.
 #[derive(Clone, Debug)]
 pub(super) struct SnapshotFile {
-    path: PathBuf,
+    file: StateFile,
 }
 
 /// What a snapshot says about its keys.
@@ -89,12 +84,12 @@ impl ReadSnapshot {
 impl SnapshotFile {
     /// Returns the snapshot with this file name, in this directory.
     pub(super) fn new(directory: &Path, name: &str) -> Self {
-        Self { path: directory.join(name) }
+        Self { file: StateFile::new(directory.join(name), MODE) }
     }
 
     /// Returns the path.
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     /// Reads the snapshot of a registry; returns `None` if there is none.
@@ -106,12 +101,7 @@ impl SnapshotFile {
         registry: &str,
         store: &StoreIdentity,
     ) -> Result<Option<ReadSnapshot>, UnusableSnapshot> {
-        let file = match regular_file::open_no_follow(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let bytes = regular_file::read_open(file, MAX_BYTES)?;
+        let Some(bytes) = self.file.read(MAX_BYTES)? else { return Ok(None) };
         let read = parse(bytes)?;
         let SnapshotHeader { registry: found, store: found_store, .. } = &read.header;
         if found != registry || !found_store.is_same(store) {
@@ -126,15 +116,10 @@ impl SnapshotFile {
     /// # Errors
     /// If the directory cannot be changed.
     pub(super) fn set_aside(&self) -> io::Result<PathBuf> {
-        let aside = self.with_suffix(".unusable");
-        fs::rename(&self.path, &aside)?;
-        Ok(aside)
+        self.file.set_aside()
     }
 
     /// Replaces the snapshot; `write_keys` writes its keys. Returns the size in bytes.
-    ///
-    /// After a power cut at any moment, the old or the new snapshot is there: the new one is on
-    /// disk before it gets its name, and the directory before this returns.
     ///
     /// # Errors
     /// If the directory or the disk does not allow it; the old snapshot remains.
@@ -143,53 +128,32 @@ impl SnapshotFile {
         header: &SnapshotHeader,
         write_keys: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> io::Result<u64> {
-        let new = self.with_suffix(".new");
-        let written = write(&new, header, write_keys);
-        if written.is_err() {
-            // Unfinished bytes would also take room on a full disk.
-            let _ = remove(&new);
-        }
-        let size = written?;
-        fs::rename(&new, &self.path)?;
-        let directory = self.path.parent().unwrap_or_else(|| Path::new("."));
-        File::open(directory)?.sync_all()?;
-        Ok(size)
-    }
-
-    fn with_suffix(&self, suffix: &str) -> PathBuf {
-        let mut path = self.path.clone().into_os_string();
-        path.push(suffix);
-        path.into()
+        self.file.replace(|out| {
+            let mut out = DigestWriter { out, digest: Context::new(&SHA256) };
+            write(&mut out, header, write_keys)?;
+            let DigestWriter { out, digest } = out;
+            out.write_all(digest.finish().as_ref())
+        })
     }
 }
 
-/// Writes a whole snapshot to a new file, and to the disk.
+/// Writes all of a snapshot that its digest covers.
 fn write(
-    path: &Path,
+    out: &mut impl Write,
     header: &SnapshotHeader,
     write_keys: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> io::Result<u64> {
-    remove(path)?;
-    // In a named directory, another user may place a link: `create_new` does not follow it.
-    let file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(path)?;
-    file.set_permissions(Permissions::from_mode(MODE))?;
-    let mut out = DigestWriter { out: BufWriter::new(file), digest: Context::new(&SHA256) };
+) -> io::Result<()> {
     out.write_all(&MAGIC)?;
     out.write_all(&VERSION.to_be_bytes())?;
     out.write_all(&seconds(header.current_at).to_be_bytes())?;
     let StoreIdentity { kind, servers, part } = &header.store;
-    write_text(&mut out, &header.registry)?;
-    write_text(&mut out, kind)?;
+    write_text(out, &header.registry)?;
+    write_text(out, kind)?;
     for texts in [servers, part] {
-        write_count(&mut out, texts.len())?;
-        texts.iter().try_for_each(|text| write_text(&mut out, text))?;
+        write_count(out, texts.len())?;
+        texts.iter().try_for_each(|text| write_text(out, text))?;
     }
-    write_keys(&mut out)?;
-    let DigestWriter { mut out, digest } = out;
-    out.write_all(digest.finish().as_ref())?;
-    let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-    file.sync_all()?;
-    Ok(file.metadata()?.len())
+    write_keys(out)
 }
 
 fn write_text(out: &mut impl Write, text: &str) -> io::Result<()> {
@@ -200,14 +164,6 @@ fn write_text(out: &mut impl Write, text: &str) -> io::Result<()> {
 fn write_count(out: &mut impl Write, count: usize) -> io::Result<()> {
     let count = u32::try_from(count).map_err(|_| ErrorKind::InvalidData)?;
     out.write_all(&count.to_be_bytes())
-}
-
-/// Removes a file, which may be missing.
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 /// Checks the bytes of a snapshot and reads its header.
@@ -266,13 +222,13 @@ fn seconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// Writes to a file, and adds all bytes to a digest.
-struct DigestWriter {
-    out: BufWriter<File>,
+/// Passes bytes on, and adds them to a digest.
+struct DigestWriter<W> {
+    out: W,
     digest: Context,
 }
 
-impl Write for DigestWriter {
+impl<W: Write> Write for DigestWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.out.write(bytes)?;
         self.digest.update(&bytes[..written]);
@@ -286,6 +242,9 @@ impl Write for DigestWriter {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn store(server: &str) -> StoreIdentity {
@@ -371,7 +330,7 @@ mod tests {
         let file = SnapshotFile::new(folder.path(), "snapshot-main");
         replace(&file, 2, b"the new keys").unwrap();
         let new = fs::read(file.path()).unwrap();
-        let unfinished = file.with_suffix(".new");
+        let unfinished = file.file.unfinished();
         // Before the rename, any beginning of the new file may be there, followed by zeros.
         for written in 0..=new.len() {
             for zeros in [0, new.len() - written] {
@@ -412,7 +371,7 @@ mod tests {
         let file = SnapshotFile::new(folder.path(), "snapshot-main");
         let precious = folder.path().join("precious");
         fs::write(&precious, "mine").unwrap();
-        std::os::unix::fs::symlink(&precious, file.with_suffix(".new")).unwrap();
+        std::os::unix::fs::symlink(&precious, file.file.unfinished()).unwrap();
         replace(&file, 1, b"keys").unwrap();
         assert_eq!(fs::read_to_string(&precious).unwrap(), "mine");
         assert_eq!(read(&file).unwrap().unwrap().keys(), b"keys");

@@ -1,20 +1,14 @@
 //! The state of the port bridge, as JSON and as metrics.
 
-use std::cmp::Reverse;
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 
 use super::AdminContext;
 use crate::answer::Answerer;
-use crate::bridge::{Bridge, BridgedView, Counters, Settings};
+use crate::bridge::{Bridge, Counters, ServiceCounts, Settings};
 use crate::catalog::Service;
 use crate::metrics::{MetricLabels, Page};
 use crate::name::Name;
 use crate::service::BridgeCandidate;
-
-/// Limit on the services with metrics of their own; the label of all others is empty.
-const MAX_SERVICES_WITH_METRICS: usize = 100;
 
 /// Whether the port bridge of a server runs.
 #[derive(Clone, Debug, Default)]
@@ -89,15 +83,15 @@ impl BridgeView {
             BridgeState::Off => None,
             BridgeState::Failed(error) => Some(Self { error: Some(error.clone()), ..off }),
             BridgeState::Running(bridge) => {
-                let (services, counters) = (bridge.services(), bridge.counters());
+                let (total, counters) = (bridge.total(), bridge.counters());
                 let Settings { pool, bind, .. } = bridge.settings();
                 Some(Self {
                     pool: pool.to_string(),
                     mode: if *bind { "bound" } else { "redirected" }.to_owned(),
-                    names: services.len(),
+                    names: bridge.names(),
                     open: counters.open(),
-                    connections: services.iter().map(|service| service.counts.connections).sum(),
-                    failures: services.iter().map(|service| service.counts.failures).sum(),
+                    connections: total.connections,
+                    failures: total.failures,
                     over_limit: counters.over_limit.get(),
                     unknown: counters.unknown.get(),
                     ..off
@@ -146,119 +140,80 @@ pub(super) fn describe(context: &AdminContext, name: &Name) -> Option<String> {
 #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
 pub(super) fn add_metrics(page: &mut Page, state: &BridgeState) {
     let Some(bridge) = state.running() else { return };
-    let Counters { accepted, unknown, over_limit, local_failures, accept_errors, .. } =
-        bridge.counters();
+    let counters = bridge.counters();
     page.gauge(
         "svcdns_bridge_open_connections",
         "Open connections through the port bridge",
-        bridge.counters().open(),
+        counters.open(),
     );
-    page.counter("svcdns_bridge_accepted", "Connections accepted by the bridge", accepted.get());
-    let reset =
-        [("unknown", unknown.get()), ("limit", over_limit.get()), ("local", local_failures.get())];
+    page.counter(
+        "svcdns_bridge_accepted",
+        "Connections accepted by the bridge",
+        counters.accepted.get(),
+    );
+    let Counters { unknown, without_instance, foreign, over_limit, local_failures, .. } = counters;
+    let reset = [
+        ("unknown", unknown),
+        ("port", without_instance),
+        ("foreign", foreign),
+        ("limit", over_limit),
+        ("local", local_failures),
+    ];
     page.counters(
         "svcdns_bridge_reset",
-        "Connections reset at once, by reason: no service has the address (unknown), a limit is \
-         reached, or this machine has run out of descriptors or ports (local)",
-        reset.map(|(reason, count)| (vec![("reason", reason.to_owned())], count)),
+        "Connections reset at once, by reason: no service has the address (unknown), no instance \
+         has the port (port), the client is on another machine (foreign), a limit is reached \
+         (limit), or this machine has run out of descriptors or memory (local)",
+        reset.map(|(reason, count)| (vec![("reason", reason.to_owned())], count.get())),
     );
     page.counter(
         "svcdns_bridge_accept_errors",
         "Failures to accept a connection",
-        accept_errors.get(),
+        counters.accept_errors.get(),
     );
-    let (services, names) = with_labels(bridge.services());
-    page.gauge("svcdns_bridge_names", "Names with an address of the bridge", names);
-    let counts = |number: fn(&BridgedView) -> u64| -> Vec<(MetricLabels, u64)> {
-        services.iter().map(|(labels, service)| (labels.clone(), number(service))).collect()
+    page.gauge("svcdns_bridge_names", "Names with an address of the bridge", bridge.names());
+    let by_label: Vec<(MetricLabels, ServiceCounts)> = bridge
+        .counts_by_label()
+        .into_iter()
+        .map(|(service, counts)| (vec![("service", service.into_string())], counts))
+        .collect();
+    let counts = |number: fn(&ServiceCounts) -> u64| -> Vec<(MetricLabels, u64)> {
+        by_label.iter().map(|(labels, counts)| (labels.clone(), number(counts))).collect()
     };
     page.counters(
         "svcdns_bridge_connections",
         "Connections that reached an instance, by service",
-        counts(|service| service.counts.connections),
+        counts(|counts| counts.connections),
     );
     page.counters(
         "svcdns_bridge_failures",
         "Connections reset because no instance could be reached, by service",
-        counts(|service| service.counts.failures),
+        counts(|counts| counts.failures),
     );
     page.counters(
         "svcdns_bridge_retries",
         "Attempts at an instance that failed or were too slow, by service",
-        counts(|service| service.counts.retries),
+        counts(|counts| counts.retries),
     );
     page.counters(
         "svcdns_bridge_request_bytes",
         "Bytes from clients to instances, by service",
-        counts(|service| service.counts.request_bytes),
+        counts(|counts| counts.request_bytes),
     );
     page.counters(
         "svcdns_bridge_response_bytes",
         "Bytes from instances to clients, by service",
-        counts(|service| service.counts.response_bytes),
+        counts(|counts| counts.response_bytes),
     );
-    let connect_time = services
-        .iter()
-        .map(|(labels, service)| (labels.clone(), service.counts.connect_time.as_secs_f64()));
-    page.gauges(
-        "svcdns_bridge_connect_time_seconds",
+    page.times(
+        "svcdns_bridge_connect_time",
         "Total time until connections reached an instance, by service",
-        connect_time.collect::<Vec<_>>(),
+        by_label.iter().map(|(labels, counts)| (labels.clone(), counts.connect_time)),
     );
-    let open =
-        services.iter().map(|(labels, service)| (labels.clone(), service.counts.open as f64));
+    let open = by_label.iter().map(|(labels, counts)| (labels.clone(), counts.open as f64));
     page.gauges(
         "svcdns_bridge_service_connections",
         "Open connections through the bridge, by service",
         open.collect::<Vec<_>>(),
     );
-}
-
-/// Returns the services with most connections and their labels, the rest added up, and the number.
-fn with_labels(mut services: Vec<BridgedView>) -> (Vec<(MetricLabels, BridgedView)>, usize) {
-    let number = services.len();
-    services.sort_by(|a, b| {
-        (Reverse(a.counts.connections), &a.name).cmp(&(Reverse(b.counts.connections), &b.name))
-    });
-    let rest = services.split_off(number.min(MAX_SERVICES_WITH_METRICS));
-    let label = |name: &str| vec![("service", name.to_owned())];
-    let mut labelled: Vec<_> =
-        services.into_iter().map(|service| (label(&service.name), service)).collect();
-    let sum = rest.into_iter().reduce(|mut sum, service| {
-        let (sum_of, of) = (&mut sum.counts, service.counts);
-        sum_of.open += of.open;
-        sum_of.connections += of.connections;
-        sum_of.failures += of.failures;
-        sum_of.retries += of.retries;
-        sum_of.request_bytes += of.request_bytes;
-        sum_of.response_bytes += of.response_bytes;
-        sum_of.connect_time =
-            sum_of.connect_time.checked_add(of.connect_time).unwrap_or(Duration::MAX);
-        sum
-    });
-    labelled.extend(sum.map(|sum| (label(""), sum)));
-    (labelled, number)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::bridge::ServiceCounts;
-
-    #[test]
-    fn the_labels_of_metrics_are_bounded() {
-        let service = |n: u8| BridgedView {
-            name: format!("s{n}").into(),
-            address: [127, 83, 0, n].into(),
-            counts: ServiceCounts { connections: n.into(), open: 1, ..ServiceCounts::default() },
-            loops: Vec::new(),
-        };
-        let (labelled, number) = with_labels((0..250).map(service).collect());
-        assert_eq!((labelled.len(), number), (101, 250));
-        assert_eq!(labelled[0].0, [("service", "s249".to_owned())]);
-        let (labels, rest) = &labelled[100];
-        assert_eq!(*labels, [("service", String::new())]);
-        assert_eq!((rest.counts.open, rest.counts.connections), (150, (0..150).sum()));
-        assert_eq!(with_labels(vec![service(1)]).0.len(), 1);
-    }
 }

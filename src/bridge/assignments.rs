@@ -145,9 +145,7 @@ impl Assignments {
         }
         let (address, counters) = self.assign(name, now, workers, applied)?;
         let is_announced = !routes.is_empty();
-        applied
-            .services
-            .push((address, Some(BridgedService { name: name.clone(), routes, counters })));
+        applied.services.push((address, Some(BridgedService { routes, counters })));
         is_announced.then_some(address)
     }
 
@@ -185,7 +183,7 @@ impl Assignments {
             self.pool.release(name, now);
             return None;
         }
-        let counters = Arc::<ServiceCounters>::default();
+        let counters = self.shared.with_counters(|table| table.of(name));
         self.counters.insert(name.into(), (address, Arc::clone(&counters)));
         Some((address, counters))
     }

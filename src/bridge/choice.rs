@@ -17,7 +17,8 @@ pub(super) struct WeightedInstance {
 /// Chooses the instance with the fewest open connections for its weight; ties by weight.
 ///
 /// Instances that are set aside are chosen only if all others were tried; instances in `tried`
-/// never. `draw` returns a random number below its argument.
+/// never. Of connections at the same time, one probes an instance whose pause has ended. `draw`
+/// returns a random number below its argument.
 pub(super) fn choose<'i>(
     instances: &'i [WeightedInstance],
     tried: &[SocketAddr],
@@ -26,11 +27,17 @@ pub(super) fn choose<'i>(
 ) -> Option<&'i Arc<InstanceState>> {
     let is_new = |instance: &&WeightedInstance| !tried.contains(&instance.state.address);
     let untried = || instances.iter().filter(is_new);
-    let usable = || untried().filter(|instance| !instance.state.is_paused(now));
-    least_loaded(usable().filter(|instance| instance.weight > 0), &mut draw)
-        .or_else(|| least_loaded(usable(), &mut draw))
-        .or_else(|| least_loaded(untried(), &mut draw))
-        .map(|instance| &instance.state)
+    let usable = || untried().filter(|instance| !instance.state.is_set_aside(now));
+    loop {
+        let chosen = least_loaded(usable().filter(|instance| instance.weight > 0), &mut draw)
+            .or_else(|| least_loaded(usable(), &mut draw));
+        match chosen {
+            // Otherwise another connection was faster to probe it: it is set aside by now.
+            Some(chosen) if !chosen.state.admit(now) => {}
+            Some(chosen) => return Some(&chosen.state),
+            None => return least_loaded(untried(), &mut draw).map(|last| &last.state),
+        }
+    }
 }
 
 /// Returns the instance with the lowest ratio of open connections to weight.
@@ -110,6 +117,15 @@ mod tests {
             *counts.entry(number(&instances, &[]).unwrap()).or_default() += 1;
         }
         assert!((2800..3200).contains(&counts[&1]), "{counts:?}");
+    }
+
+    #[test]
+    fn one_connection_probes_an_instance_whose_pause_has_ended() {
+        let instances = instances(&[u32::MAX, 1]);
+        instances[0].state.record_failure(Millis(0));
+        assert_eq!([(); 3].map(|()| number(&instances, &[])), [Some(0), Some(1), Some(1)]);
+        instances[0].state.record_success();
+        assert_eq!(number(&instances, &[]), Some(0));
     }
 
     #[test]

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// Longest pause of an instance.
 pub(super) const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// Longest time for which a single connection probes an instance whose pause has ended.
+const PROBE_TIME: Duration = Duration::from_secs(2);
 
 /// Milliseconds since the bridge was started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,8 +28,12 @@ impl PauseClock {
 
     /// Returns the time.
     pub(super) fn now(self) -> Millis {
-        Millis(u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX))
+        Millis(millis(self.0.elapsed()))
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The state of an instance, shared by all names that lead to it.
@@ -39,13 +45,16 @@ pub(super) struct InstanceState {
     failures: AtomicU32,
     /// End of the pause, in milliseconds; 0 for none.
     paused_until: AtomicU64,
+    /// Until then, in milliseconds, one connection probes the instance; 0 if none does.
+    probed_until: AtomicU64,
 }
 
 impl InstanceState {
     /// Creates the state of an instance without connections.
     pub(super) fn new(address: SocketAddr) -> Self {
         let (open, failures) = (AtomicU32::new(0), AtomicU32::new(0));
-        Self { address, open, failures, paused_until: AtomicU64::new(0) }
+        let (paused_until, probed_until) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { address, open, failures, paused_until, probed_until }
     }
 
     /// Returns the number of open connections, and of attempts.
@@ -53,9 +62,31 @@ impl InstanceState {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Returns whether the instance is set aside.
-    pub(super) fn is_paused(&self, now: Millis) -> bool {
+    /// Returns whether the instance is set aside: it is paused, or another connection probes it.
+    pub(super) fn is_set_aside(&self, now: Millis) -> bool {
+        self.is_paused(now) || self.probed_until.load(Ordering::Relaxed) > now.0
+    }
+
+    /// Returns whether the pause has not ended yet.
+    fn is_paused(&self, now: Millis) -> bool {
         self.paused_until.load(Ordering::Relaxed) > now.0
+    }
+
+    /// Returns whether a connection may try the instance, which is not set aside.
+    ///
+    /// If it failed last time, only the first connection after the pause may: should it be dead
+    /// still, all others would wait for it as well.
+    pub(super) fn admit(&self, now: Millis) -> bool {
+        if self.failures.load(Ordering::Relaxed) == 0 {
+            return true;
+        }
+        let before = self.probed_until.load(Ordering::Relaxed);
+        let end = now.0.saturating_add(millis(PROBE_TIME));
+        before <= now.0
+            && self
+                .probed_until
+                .compare_exchange(before, end, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
     }
 
     /// Ends the pause: a connection was established.
@@ -64,6 +95,7 @@ impl InstanceState {
         if self.failures.load(Ordering::Relaxed) != 0 {
             self.failures.store(0, Ordering::Relaxed);
             self.paused_until.store(0, Ordering::Relaxed);
+            self.probed_until.store(0, Ordering::Relaxed);
         }
     }
 
@@ -76,8 +108,8 @@ impl InstanceState {
         }
         let before = self.failures.fetch_add(1, Ordering::Relaxed);
         let pause = FIRST_PAUSE.saturating_mul(1 << before.min(16)).min(MAX_PAUSE);
-        let pause = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
-        self.paused_until.store(now.0.saturating_add(pause), Ordering::Relaxed);
+        self.paused_until.store(now.0.saturating_add(millis(pause)), Ordering::Relaxed);
+        self.probed_until.store(0, Ordering::Relaxed);
     }
 }
 
@@ -117,16 +149,33 @@ mod tests {
             state.record_failure(Millis(now));
             // A failure within the pause changes nothing.
             state.record_failure(Millis(now + 1));
-            let end = (now..now + 60_000).find(|at| !state.is_paused(Millis(*at))).unwrap();
+            let end = (now..now + 60_000).find(|at| !state.is_set_aside(Millis(*at))).unwrap();
             pauses.push(end - now);
             now = end;
         }
         assert_eq!(pauses, [250, 500, 1000, 2000, 4000, 8000, 10_000, 10_000]);
         state.record_failure(Millis(now));
         state.record_success();
-        assert!(!state.is_paused(Millis(now)));
+        assert!(!state.is_set_aside(Millis(now)));
         state.record_failure(Millis(now));
-        assert!(state.is_paused(Millis(now + 249)) && !state.is_paused(Millis(now + 250)));
+        assert!(state.is_set_aside(Millis(now + 249)) && !state.is_set_aside(Millis(now + 250)));
+    }
+
+    #[test]
+    fn after_a_pause_a_single_connection_probes_the_instance() {
+        let state = InstanceState::new("192.0.2.1:80".parse().unwrap());
+        assert!(state.admit(Millis(0)) && state.admit(Millis(0)), "it never failed");
+        state.record_failure(Millis(0));
+        let now = Millis(250);
+        assert!(!state.is_set_aside(now) && state.admit(now));
+        assert!(state.is_set_aside(now) && !state.admit(now), "another one probes it");
+        // A probe without a result, because its client went away, does not last for ever.
+        assert!(!state.is_set_aside(Millis(2250)) && state.admit(Millis(2250)));
+        state.record_failure(Millis(2251));
+        assert!(state.is_set_aside(Millis(2750)) && !state.is_set_aside(Millis(2751)));
+        assert!(state.admit(Millis(2751)));
+        state.record_success();
+        assert!(!state.is_set_aside(Millis(2751)) && state.admit(Millis(2751)));
     }
 
     #[test]

@@ -12,7 +12,7 @@
 //!  client ─▶ 127.83.4.7:80 ─▶ listener ─▶ shared: service ─▶ routes: instances of the port
 //!             (redirected,     workers                          │ choice
 //!              or bound)          ▼                             ▼
-//!                              forward ◀──────── connect: up to three attempts
+//!                              forward ◀──────── connect: the next one after a failure
 //! ```
 //!
 //! - **Addresses** (`pool`) come from a network within 127.0.0.0/8. A name keeps its address, also
@@ -50,6 +50,7 @@ mod running;
 mod settings;
 mod shared;
 mod sockets;
+mod stream;
 mod workers;
 
 pub use counters::{Counters, ServiceCounts};

@@ -134,17 +134,9 @@ fn move_bytes(from: impl AsFd, to: impl AsFd, length: usize) -> io::Result<usize
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::TcpListener;
 
+    use super::super::stream::pair;
     use super::*;
-
-    fn pair() -> (TcpStream, std::net::TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let far = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (near, _) = listener.accept().unwrap();
-        near.set_nonblocking(true).unwrap();
-        (TcpStream::from_std(near).unwrap(), far)
-    }
 
     #[tokio::test]
     async fn bytes_pass_through_a_pipe_which_returns_to_its_thread() {

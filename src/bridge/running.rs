@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::assignments::{Assignments, unix_seconds};
 use super::bound::BoundListeners;
-use super::counters::Counters;
+use super::counters::{Counters, ServiceCounts};
 use super::in_use::listening_in;
 use super::pool::AddressPool;
 use super::pool_file::PoolFile;
@@ -22,7 +22,7 @@ use super::settings::{InvalidPool, Settings, check_pool};
 use super::shared::{BridgedView, Shared};
 use super::sockets::listen;
 use super::workers::{Destination, Workers, WorkersEnd};
-use crate::descriptors;
+use crate::descriptors::DescriptorShare;
 use crate::service::Update;
 
 /// A running bridge; cheap to clone.
@@ -67,12 +67,11 @@ impl Bridge {
         if let Some(address) = own_in(pool, own).or_else(|| listening_in(pool)) {
             return Err(InvalidPool::InUse { pool, address }.into());
         }
-        let descriptors = descriptors::limit();
-        let shared = Arc::new(Shared::new(settings.within(descriptors)));
+        let shared = Arc::new(Shared::new(settings.within_descriptors()));
         let settings = &shared.settings;
         let (workers, ended) = Workers::start(&shared, &stop)?;
         let (bound, redirect) = if settings.bind {
-            let limit = descriptors / 16 / settings.ports.len().max(1);
+            let limit = DescriptorShare::BridgeListeners.current() / settings.ports.len().max(1);
             (Some(BoundListeners::new(settings.ports.clone(), limit, stop.clone())), None)
         } else {
             (None, Some(redirect(pool, &workers, &stop).await?))
@@ -104,6 +103,23 @@ impl Bridge {
     /// Returns the counters over all services.
     pub fn counters(&self) -> &Counters {
         &self.shared.counters
+    }
+
+    /// Returns the number of bridged services.
+    pub fn names(&self) -> usize {
+        self.shared.len()
+    }
+
+    /// Returns the counts of all services since the start, those that are gone included.
+    pub fn total(&self) -> ServiceCounts {
+        self.shared.with_counters(|table| table.sum())
+    }
+
+    /// Returns the counts by label: a bounded number of services, and the sum of all others.
+    ///
+    /// The label of the others is empty. A service keeps its label, so no count goes down.
+    pub fn counts_by_label(&self) -> Vec<(Box<str>, ServiceCounts)> {
+        self.shared.with_counters(|table| table.by_label())
     }
 
     /// Returns the bridged services, in no particular order.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
+use crate::descriptors::DescriptorShare;
 use crate::service::NamePattern;
 
 /// Settings of the port bridge.
@@ -27,6 +28,11 @@ pub struct Settings {
     pub connections: usize,
     /// Limit on open connections of one service.
     pub connections_per_service: usize,
+    /// Time without bytes before the kernel probes whether a peer is still there.
+    ///
+    /// Below the 60 s for which connection tracking keeps a half-closed connection without bytes:
+    /// it forgets the redirection then.
+    pub keepalive: Duration,
     /// Time without bytes in either direction before a connection is reset; `None` for no limit.
     pub idle_timeout: Option<Duration>,
     /// Time for open connections to finish at shutdown.
@@ -138,6 +144,7 @@ impl Default for Settings {
             proxy_protocol: false,
             connections: 16_384,
             connections_per_service: 4096,
+            keepalive: Duration::from_secs(30),
             idle_timeout: None,
             drain: Duration::from_secs(10),
         }
@@ -155,15 +162,29 @@ impl Default for Policy {
     }
 }
 
-/// Share of the descriptors that connections of the bridge may take: one eighth, in connections.
-///
-/// Each connection takes two descriptors. The DNS server takes up to a half, upstreams a quarter.
-const DESCRIPTORS_PER_CONNECTION: usize = 8;
+/// Descriptors of a connection: one for the client, and one for the instance.
+const DESCRIPTORS_PER_CONNECTION: usize = 2;
 
 impl Settings {
-    /// Lowers the limits for a process that may open this many descriptors.
-    pub(super) fn within(mut self, descriptors: usize) -> Self {
-        self.connections = self.connections.min((descriptors / DESCRIPTORS_PER_CONNECTION).max(1));
+    /// Lowers the limits to what this process may open, and logs that.
+    pub(super) fn within_descriptors(self) -> Self {
+        let configured = self.connections;
+        let settings = self.within(DescriptorShare::Bridge.current());
+        let connections = settings.connections;
+        if connections < configured {
+            tracing::warn!(
+                configured,
+                connections,
+                "the limit on open files allows fewer connections than bridge.connections"
+            );
+        }
+        settings
+    }
+
+    /// Lowers the limits to those of a bridge that may open this many descriptors.
+    fn within(mut self, descriptors: usize) -> Self {
+        let most = (descriptors / DESCRIPTORS_PER_CONNECTION).max(1);
+        self.connections = self.connections.min(most);
         self.connections_per_service = self.connections_per_service.min(self.connections);
         self
     }
@@ -214,7 +235,7 @@ mod tests {
             (settings.connections, settings.connections_per_service)
         };
         assert_eq!(limits(1_048_576), (16_384, 4096));
-        assert_eq!(limits(16_384), (2048, 2048));
+        assert_eq!(limits(4096), (2048, 2048));
         assert_eq!(limits(0), (1, 1));
     }
 }

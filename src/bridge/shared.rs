@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use super::counters::{Counters, ServiceCounters, ServiceCounts};
+use super::counters::{CounterTable, Counters, ServiceCounters, ServiceCounts};
 use super::instance::PauseClock;
 use super::routes::Routes;
 use super::settings::Settings;
@@ -12,11 +12,9 @@ use super::settings::Settings;
 /// A bridged service, as the connections to its address see it. A change replaces it.
 #[derive(Debug)]
 pub(super) struct BridgedService {
-    /// Its name in front of the zone.
-    pub(super) name: Box<str>,
     /// The instances behind each port.
     pub(super) routes: Routes,
-    /// Its counters.
+    /// Its name and its counters.
     pub(super) counters: Arc<ServiceCounters>,
 }
 
@@ -27,6 +25,7 @@ pub(super) struct Shared {
     pub(super) clock: PauseClock,
     pub(super) counters: Counters,
     services: RwLock<HashMap<Ipv4Addr, Arc<BridgedService>>>,
+    counters_of_services: Mutex<CounterTable>,
 }
 
 /// A bridged service at a moment, for people and metrics.
@@ -50,7 +49,18 @@ impl Shared {
             clock: PauseClock::start(),
             counters: Counters::default(),
             services: RwLock::default(),
+            counters_of_services: Mutex::default(),
         }
+    }
+
+    /// Calls a function with the counters of all services since the start.
+    pub(super) fn with_counters<T>(&self, call: impl FnOnce(&mut CounterTable) -> T) -> T {
+        call(&mut self.counters_of_services.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Returns the number of services.
+    pub(super) fn len(&self) -> usize {
+        self.services.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// Returns the service with this address.
@@ -76,7 +86,7 @@ impl Shared {
     pub(super) fn views(&self) -> Vec<BridgedView> {
         let services = self.services.read().unwrap_or_else(PoisonError::into_inner);
         let view = |(address, service): (&Ipv4Addr, &Arc<BridgedService>)| BridgedView {
-            name: service.name.clone(),
+            name: service.counters.name.clone(),
             address: *address,
             counts: service.counters.read(),
             loops: service.routes.loops().to_vec(),

@@ -5,34 +5,66 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use nix::sys::socket::{getsockopt, sockopt};
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::{SockaddrIn, getsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpSocket;
 
 /// Connections that the kernel completes before they are accepted.
 const BACKLOG: i32 = 4096;
 
-/// Time without bytes before the kernel sends the first keepalive probe.
-const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
-/// Time between two keepalive probes.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// Unanswered keepalive probes after which the connection ends.
 const KEEPALIVE_RETRIES: u32 = 4;
 
-/// Sets what both sides of a connection have: no delay of small segments, and keepalive.
-fn set_options(socket: &SockRef<'_>) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(
-        &TcpKeepalive::new()
-            .with_time(KEEPALIVE_TIME)
-            .with_interval(KEEPALIVE_INTERVAL)
-            .with_retries(KEEPALIVE_RETRIES),
-    )
+/// Limit on the bytes that wait in a socket to be sent, beside those that the receiver's window
+/// allows.
+///
+/// Without it, the kernel takes some megabytes for a receiver that has stalled.
+const UNSENT_BYTES: u32 = 256 * 1024;
+
+/// Options of the sockets of both sides of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SocketOptions {
+    /// Time without bytes before the kernel sends the first keepalive probe.
+    keepalive: Duration,
+}
+
+impl SocketOptions {
+    /// Creates the options; a silent connection is probed after `keepalive`.
+    pub(super) fn new(keepalive: Duration) -> Self {
+        Self { keepalive }
+    }
+
+    /// Sets the options: no delay of small segments, keepalive, and few unsent bytes.
+    ///
+    /// Accepted connections inherit those of their listener (tcp(7)).
+    ///
+    /// # Errors
+    /// If the kernel does not have one of the options.
+    pub(super) fn set(self, socket: &impl AsFd) -> io::Result<()> {
+        let socket = SockRef::from(socket);
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
+        socket.set_tcp_keepalive(
+            &TcpKeepalive::new()
+                .with_time(self.keepalive)
+                .with_interval(self.keepalive / 3)
+                .with_retries(KEEPALIVE_RETRIES),
+        )
+    }
+
+    /// Creates a socket for a connection to an instance.
+    ///
+    /// # Errors
+    /// If the process has no descriptor left, or the machine lacks the address family.
+    pub(super) fn outgoing(self, address: SocketAddr) -> io::Result<TcpSocket> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        self.set(&socket)?;
+        Ok(socket)
+    }
 }
 
 /// Opens a listener; with `shared`, others of this process can listen on the same address.
-///
-/// Accepted connections inherit its options (tcp(7)).
 ///
 /// # Errors
 /// If the address is in use, or the process may not bind it.
@@ -44,26 +76,30 @@ pub(super) fn listen(address: SocketAddrV4, shared: bool) -> io::Result<std::net
     if shared {
         socket.set_reuse_port(true)?;
     }
-    set_options(&SockRef::from(&socket))?;
     socket.bind(&SocketAddr::V4(address).into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
-}
-
-/// Creates a socket for a connection to an instance.
-///
-/// # Errors
-/// If the process has no descriptor left.
-pub(super) fn outgoing(address: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    set_options(&SockRef::from(&socket))?;
-    Ok(socket)
 }
 
 /// Makes the close of a socket a reset, which the peer sees at once as an error.
 pub(super) fn reset_on_close(socket: &impl AsFd) {
     // It fails for a connection that is already gone.
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+/// Returns whether an address belongs to this machine.
+///
+/// Usually, the kernel drops packets to loopback addresses from elsewhere, but not with
+/// `route_localnet`, which some container networks set.
+pub(super) fn is_of_this_machine(address: Ipv4Addr) -> bool {
+    if address.is_loopback() {
+        return true;
+    }
+    let Ok(mut interfaces) = getifaddrs() else { return false };
+    interfaces.any(|interface| {
+        let own = interface.address.and_then(|own| own.as_sockaddr_in().map(SockaddrIn::ip));
+        own == Some(address)
+    })
 }
 
 /// Returns the destination of a connection before the kernel redirected it.

@@ -10,14 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::connection::serve;
+use super::connection::{AcceptedClient, serve};
 use super::shared::Shared;
-use super::sockets::{original_destination, reset_on_close};
+use super::sockets::{SocketOptions, original_destination};
 
 /// Limit on threads.
 const MAX_THREADS: usize = 4;
@@ -126,7 +127,8 @@ async fn work(
             listening = listeners.recv() => listening,
         };
         let Some(Listening { listener, destination, stop: close }) = listening else { break };
-        match TcpListener::from_std(listener) {
+        let options = SocketOptions::new(shared.settings.keepalive);
+        match options.set(&listener).and_then(|()| TcpListener::from_std(listener)) {
             Ok(listener) => {
                 let (shared, connections) = (Arc::clone(&shared), connections.clone());
                 tokio::spawn(async move {
@@ -154,22 +156,42 @@ async fn accept(
         match listener.accept().await {
             Ok((stream, SocketAddr::V4(client))) => {
                 shared.counters.accepted.increment();
-                if let Some(destination) = destination_of(&stream, destination) {
+                let destination = destination_of(&stream, destination);
+                let stream = AcceptedClient::new(stream);
+                if let Some(destination) = destination {
                     connections.spawn(serve(stream, client, destination, Arc::clone(shared)));
                 } else {
                     shared.counters.unknown.increment();
-                    reset_on_close(&stream);
                 }
             }
-            Ok((stream, SocketAddr::V6(_))) => reset_on_close(&stream),
+            Ok((stream, SocketAddr::V6(_))) => drop(AcceptedClient::new(stream)),
             Err(error) => {
                 if shared.counters.accept_errors.increment().is_power_of_two() {
                     tracing::warn!(%error, "the bridge cannot accept a connection");
                 }
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                if !concerns_one_connection(&error) {
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }
+}
+
+/// Returns whether accepting failed because of the accepted connection (accept(2)).
+fn concerns_one_connection(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(
+        errno,
+        Some(
+            Errno::ECONNABORTED
+                | Errno::EPROTO
+                | Errno::ENETDOWN
+                | Errno::ENETUNREACH
+                | Errno::EHOSTDOWN
+                | Errno::EHOSTUNREACH
+                | Errno::EPERM
+        )
+    )
 }
 
 /// Returns the destination of a connection; `None` if it was not redirected.
@@ -177,5 +199,18 @@ fn destination_of(stream: &TcpStream, destination: Destination) -> Option<Socket
     match destination {
         Destination::Redirected => original_destination(stream).ok(),
         Destination::Own(address) => Some(address),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_aborted_connection_does_not_pause_its_listener() {
+        let of =
+            |errno: Errno| concerns_one_connection(&io::Error::from_raw_os_error(errno as i32));
+        assert!(of(Errno::ECONNABORTED) && of(Errno::EPERM));
+        assert!(!of(Errno::EMFILE) && !of(Errno::ENFILE) && !of(Errno::ENOMEM));
     }
 }

@@ -17,10 +17,7 @@ pub use monitor::{CheckMonitor, CheckReport, FailingEndpoint};
 
 use std::time::Duration;
 
-use crate::descriptors;
-
-/// Share of the process's descriptors that checks may use: one of this many.
-const DESCRIPTOR_SHARE: usize = 8;
+use crate::descriptors::DescriptorShare;
 
 /// Configuration of the checks.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,7 +45,7 @@ impl Settings {
     #[must_use]
     pub fn within_descriptors(self) -> Self {
         let configured = self.max_per_second;
-        let settings = self.within(descriptors::limit() / DESCRIPTOR_SHARE);
+        let settings = self.within(DescriptorShare::Checks.current());
         let max_per_second = settings.max_per_second;
         if max_per_second < configured {
             tracing::warn!(

@@ -41,6 +41,7 @@ pub(super) fn read(layers: &Layers) -> Result<Option<Settings>, ConfigError> {
         connections_per_service: count(keys::BRIDGE_CONNECTIONS_PER_SERVICE)?,
         idle_timeout: (!idle_timeout.is_zero()).then_some(idle_timeout),
         drain: up_to(keys::BRIDGE_DRAIN, HOUR)?,
+        ..Settings::default()
     };
     Ok(boolean(layers, keys::BRIDGE_ENABLED)?.then_some(settings))
 }

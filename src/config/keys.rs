@@ -164,7 +164,7 @@ keys! { GENERAL:
     BRIDGE_PROXY_PROTOCOL = "bridge" "proxy-protocol" Bool "BOOL" "" "false"
         "Send a PROXY protocol header (version 2) with the client's address to each instance.";
     BRIDGE_CONNECTIONS = "bridge" "connections" Number "N" "connections, 1 to 1000000" "16384"
-        "Limit on open connections through the bridge; at most an eighth of the open-file limit \
+        "Limit on open connections through the bridge; at most 3/32 of the open-file limit \
          (RLIMIT_NOFILE). At the limit, new connections are reset.";
     BRIDGE_CONNECTIONS_PER_SERVICE = "bridge" "connections-per-service" Number "N"
         "connections, 1 to 1000000" "4096"

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeCounterValue, EncodeMetric, MetricEncoder, NoLabelSet,
+};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
@@ -41,6 +43,8 @@ struct Family {
 #[derive(Debug)]
 enum Samples {
     Counters(Vec<(MetricLabels, u64)>),
+    /// Total times, in seconds.
+    Times(Vec<(MetricLabels, f64)>),
     Gauges(Vec<(MetricLabels, f64)>),
     Durations(Histogram),
 }
@@ -75,6 +79,17 @@ impl Page {
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
     pub fn gauge(&mut self, name: &'static str, help: &'static str, value: usize) {
         self.gauges(name, help, [(MetricLabels::new(), value as f64)]);
+    }
+
+    /// Adds a counter family of total times; the page appends `_seconds_total` to `name`.
+    pub fn times(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        samples: impl IntoIterator<Item = (MetricLabels, Duration)>,
+    ) {
+        let seconds = samples.into_iter().map(|(labels, time)| (labels, time.as_secs_f64()));
+        self.add(name, help, Some(Unit::Seconds), Samples::Times(seconds.collect()));
     }
 
     /// Adds a duration histogram; the page appends `_seconds` to `name`.
@@ -115,23 +130,14 @@ impl Collector for Page {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         for Family { name, help, unit, samples } in &self.families {
             let kind = match samples {
-                Samples::Counters(_) => MetricType::Counter,
+                Samples::Counters(_) | Samples::Times(_) => MetricType::Counter,
                 Samples::Gauges(_) => MetricType::Gauge,
                 Samples::Durations(_) => MetricType::Histogram,
             };
             let mut metric = encoder.encode_descriptor(name, help, unit.as_ref(), kind)?;
             match samples {
-                Samples::Counters(samples) => {
-                    for (labels, number) in samples {
-                        if labels.is_empty() {
-                            metric.encode_counter::<NoLabelSet, _, u64>(number, None)?;
-                        } else {
-                            metric
-                                .encode_family(labels)?
-                                .encode_counter::<NoLabelSet, _, u64>(number, None)?;
-                        }
-                    }
-                }
+                Samples::Counters(samples) => encode_counters(&mut metric, samples)?,
+                Samples::Times(samples) => encode_counters(&mut metric, samples)?,
                 Samples::Gauges(samples) => {
                     for (labels, number) in samples {
                         if labels.is_empty() {
@@ -146,6 +152,21 @@ impl Collector for Page {
         }
         Ok(())
     }
+}
+
+/// Encodes the samples of a counter family.
+fn encode_counters<N: EncodeCounterValue>(
+    metric: &mut MetricEncoder<'_>,
+    samples: &[(MetricLabels, N)],
+) -> Result<(), fmt::Error> {
+    for (labels, number) in samples {
+        if labels.is_empty() {
+            metric.encode_counter::<NoLabelSet, _, u64>(number, None)?;
+        } else {
+            metric.encode_family(labels)?.encode_counter::<NoLabelSet, _, u64>(number, None)?;
+        }
+    }
+    Ok(())
 }
 
 /// A histogram of durations with buckets from 10 µs to 10 s.
@@ -188,6 +209,8 @@ mod tests {
         let histogram = DurationHistogram::new();
         histogram.observe(Duration::from_millis(2));
         page.histogram("svcdns_publication", "Publications", &histogram);
+        let waited = [(vec![("service", "a".to_owned())], Duration::from_millis(1500))];
+        page.times("svcdns_waits", "Waits", waited);
         let text = page.render().unwrap();
         for line in [
             "# TYPE svcdns_answers counter",
@@ -196,6 +219,8 @@ mod tests {
             "svcdns_lists_total 1",
             "svcdns_keys 2.0",
             "# UNIT svcdns_publication_seconds seconds",
+            "# TYPE svcdns_waits_seconds counter",
+            "svcdns_waits_seconds_total{service=\"a\"} 1.5",
             "svcdns_publication_seconds_count 1",
             "svcdns_publication_seconds_bucket{le=\"0.003\"} 1",
         ] {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::descriptors::DescriptorShare;
+
 /// Timeouts and limits of the server.
 ///
 /// A limit of 0 counts as 1 where the server needs at least one.
@@ -80,10 +82,9 @@ impl Default for Limits {
 impl Limits {
     /// Returns the limits of a process that may open this many descriptors.
     ///
-    /// Connections take at most half of them: upstreams take up to a quarter, and the rest is for
-    /// listeners, registries and files. The limits per source shrink in proportion.
+    /// Connections take at most half of them. The limits per source shrink in proportion.
     pub(super) fn within(self, descriptors: usize) -> Self {
-        let connections = self.connections.min((descriptors / 2).max(1));
+        let connections = self.connections.min(DescriptorShare::Server.of(descriptors));
         if connections == self.connections {
             return self;
         }

@@ -42,7 +42,7 @@ use self::tls::TrustAnchors;
 use super::health::{Health, UpstreamReport};
 use super::loop_marks::LoopMarks;
 use super::{Protocol, Target};
-use crate::descriptors;
+use crate::descriptors::DescriptorShare;
 use crate::name::Name;
 use crate::wire::MAX_UDP_BYTES;
 
@@ -54,7 +54,7 @@ const TCP_RETRY_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Limit on one-query sockets, over all lanes and upstreams.
 ///
-/// These sockets never take more than a quarter of the process's file descriptors.
+/// These sockets never take more than an eighth of the process's file descriptors.
 const MAX_ONE_SHOT_SOCKETS: usize = 4096;
 
 /// Shared resources for opening connections to upstreams.
@@ -74,7 +74,7 @@ impl Connector {
     ///
     /// `ca_file` contains the trusted CAs; `None` uses the system's trust store.
     pub(super) fn new(runtime: Handle, ca_file: Option<PathBuf>) -> Arc<Self> {
-        let permits = descriptors::limit() / 4;
+        let permits = DescriptorShare::Upstreams.current();
         Arc::new(Self {
             runtime,
             trust_anchors: TrustAnchors::new(ca_file),

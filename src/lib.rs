@@ -23,6 +23,7 @@ mod regular_file;
 pub mod resolv_conf;
 pub mod server;
 pub mod service;
+mod socket_table;
 mod state_file;
 pub mod system;
 mod tls_error;

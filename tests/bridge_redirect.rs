@@ -4,7 +4,9 @@
 mod support;
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -66,6 +68,13 @@ fn tables() -> String {
     output("nft", &["list", "tables"])
 }
 
+/// Returns where the rules of the bridge redirect connections to.
+fn redirected_to() -> SocketAddrV4 {
+    let rules = output("nft", &["list", "ruleset"]);
+    let at = rules.split_once("dnat to ").unwrap_or_else(|| panic!("{rules}")).1;
+    at.split_whitespace().next().unwrap().parse().unwrap()
+}
+
 /// Returns whether the machine lets tests redirect connections.
 fn has_nft(test: &str) -> bool {
     let found = Path::new("/usr/sbin/nft").exists() || on_path("nft");
@@ -84,6 +93,7 @@ fn programs_reach_services_by_name_alone() {
     netns::inside(test, "127.0.0.1", || {
         let ports = [serve_pages(), serve_pages()];
         let files = registered(&ports);
+        files.put("default/default/elsewhere/latest/10.9.0.77:61000", r#"{"protocol":"http"}"#);
         // A web server of the machine has port 80 already.
         let _nginx = TcpListener::bind("0.0.0.0:80").unwrap();
         let server = bridged(&files, &[]);
@@ -94,8 +104,9 @@ fn programs_reach_services_by_name_alone() {
             let host = format!("hello.svc:{port}");
             assert_eq!(curl(&format!("http://{host}/")), format!("page of {host}\n"));
         }
-        // A port of an instance can still be bound by programs that start later.
-        TcpListener::bind(format!("0.0.0.0:{}", 61_000)).unwrap();
+        // A port that only instances on other machines have can still be bound here.
+        bridge_address(&server, "elsewhere.svc");
+        TcpListener::bind("0.0.0.0:61000").unwrap();
 
         let lookup = |program: &str, file: &str| output(program, &[file, "hello.svc"]);
         let expected = format!("hello.svc {address}\n{page}");
@@ -184,13 +195,152 @@ fn a_killed_server_leaves_a_table_that_the_next_one_replaces() {
         server.signal(Signal::SIGKILL);
         eventually("the end of the server", SOON, || (!server.is_running()).then_some(()));
         assert!(tables().contains("svcdns_bridge_127_83_0_0_16"), "{}", tables());
-        // Nothing hangs meanwhile.
+        // Nothing hangs meanwhile, and no other user gets the connections.
         assert!(TcpStream::connect((&*address, 80)).is_err());
+        let listener = redirected_to();
+        assert!(listener.port() < 1024, "{listener}");
+        let can_bind = |port: u16| {
+            let code =
+                format!("import socket; socket.socket().bind(('{}', {port}))", listener.ip());
+            let nobody = ["--reuid", "65534", "--clear-groups", "python3", "-c", &code];
+            run("setpriv", &nobody).status.success()
+        };
+        // A user namespace may have no other user.
+        assert!(!can_bind(listener.port()) || !can_bind(0));
+        // Nor can one keep the next server from redirecting, with a socket in the pool.
+        let own = TcpListener::bind("127.83.9.9:9999").unwrap();
         let next = bridged(&files, &[]);
         assert_eq!(bridge_address(&next, "hello.svc"), address);
         assert_eq!(curl("http://hello.svc/"), "page of hello.svc\n");
         assert_eq!(tables().lines().count(), 1, "{}", tables());
-        next.stop();
+        // That socket is left alone.
+        TcpStream::connect("127.83.9.9:9999").unwrap();
+        own.accept().unwrap();
+        assert!(next.log().contains("127.83.9.9"), "{}", next.log());
+        next.kill();
+
+        // A table of another pool is removed as well.
+        let other = bridged(&files, &["--bridge-pool", "127.84.0.0/16"]);
+        eventually("the table of the other pool", SOON, || {
+            (tables().trim() == "table ip svcdns_bridge_127_84_0_0_16").then_some(())
+        });
+        // That of a running server is not, and nobody else gets its pool.
+        let second = Svcdns::serve_at(
+            "127.0.0.2:53".parse().unwrap(),
+            &["--bridge", "--bridge-pool", "127.84.7.0/24", "--registry", &files.url()],
+        );
+        eventually("the reason in the log", SOON, || {
+            second.log().contains("another svcdns on this machine").then_some(())
+        });
+        second.stop();
+        assert_eq!(tables().trim(), "table ip svcdns_bridge_127_84_0_0_16");
+        other.stop();
+    });
+}
+
+#[test]
+fn rules_that_another_program_removes_are_restored() {
+    let test = "rules_that_another_program_removes_are_restored";
+    if !has_nft(test) {
+        return;
+    }
+    netns::inside(test, "127.0.0.1", || {
+        let files = registered(&[serve_pages()]);
+        // A program in front of nft that fails on demand.
+        let folder = tempfile::tempdir().unwrap();
+        let broken = folder.path().join("broken");
+        let nft = folder.path().join("nft");
+        let path = std::env::var("PATH").unwrap();
+        let script = format!(
+            "#!/bin/sh\nPATH={path}:/usr/sbin\n[ -e {} ] && exit 1\nexec nft \"$@\"\n",
+            broken.display()
+        );
+        fs::write(&nft, script).unwrap();
+        fs::set_permissions(&nft, fs::Permissions::from_mode(0o755)).unwrap();
+        let url = files.url();
+        let front = format!("{}:{path}", folder.path().display());
+        let server = Svcdns::serve_with(
+            "127.0.0.1:53".parse().unwrap(),
+            &["--bridge", "--registry", &url],
+            |command| {
+                command.env("PATH", &front);
+            },
+        );
+        let address = bridge_address(&server, "hello.svc");
+        assert_eq!(curl("http://hello.svc/"), "page of hello.svc\n");
+        // As Debian's nftables service does when it reloads its configuration.
+        netns::run("nft", &["flush", "ruleset"]);
+        eventually("the page", SOON, || {
+            let got = run("curl", &["-sS", "--max-time", "20", "http://hello.svc/"]);
+            (got.stdout == b"page of hello.svc\n").then_some(())
+        });
+        assert!(tables().contains("svcdns_bridge"), "{}", tables());
+        let log = server.log();
+        assert!(log.contains("another program removed the bridge's table"), "{log}");
+
+        // What cannot be restored is withdrawn: clients get the addresses of the instances.
+        fs::write(&broken, "").unwrap();
+        netns::run("nft", &["flush", "ruleset"]);
+        server.wait_for("hello.svc", &[netns::ADDRESS]);
+        let status = server.run(&["status"]);
+        let status = String::from_utf8_lossy(&status.stdout);
+        assert!(status.contains("port bridge off: nft failed"), "{status}");
+        fs::remove_file(&broken).unwrap();
+        assert_eq!(bridge_address(&server, "hello.svc"), address);
+        assert_eq!(curl("http://hello.svc/"), "page of hello.svc\n");
+        server.stop();
+        assert!(!tables().contains("svcdns"), "{}", tables());
+    });
+}
+
+#[test]
+fn only_tcp_connections_are_carried_and_everything_else_is_rejected() {
+    let test = "only_tcp_connections_are_carried_and_everything_else_is_rejected";
+    if !has_nft(test) {
+        return;
+    }
+    netns::inside(test, "127.0.0.1", || {
+        let files = registered(&[serve_pages()]);
+        let server = bridged(&files, &[]);
+        let address = bridge_address(&server, "hello.svc");
+        // A program that receives at all addresses of this machine, such as another resolver.
+        let everywhere = UdpSocket::bind("0.0.0.0:5353").unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(client.send_to(b"hello", (&*address, 5353)).is_err());
+        client.send_to(b"hello", "127.0.0.1:5353").unwrap();
+        let (_, from) = everywhere.recv_from(&mut [0; 5]).unwrap();
+        assert_eq!(from, client.local_addr().unwrap());
+        server.stop();
+    });
+}
+
+#[test]
+fn open_connections_finish_at_a_stop_and_new_ones_are_refused() {
+    let test = "open_connections_finish_at_a_stop_and_new_ones_are_refused";
+    if !has_nft(test) {
+        return;
+    }
+    netns::inside(test, "127.0.0.1", || {
+        let echo = TcpListener::bind((netns::ADDRESS, 0)).unwrap();
+        let files = registered(&[echo.local_addr().unwrap().port()]);
+        let mut server = bridged(&files, &["--bridge-drain", "1h"]);
+        let address = bridge_address(&server, "hello.svc");
+        let mut client = TcpStream::connect((&*address, 80)).unwrap();
+        let (mut instance, _) = echo.accept().unwrap();
+        server.signal(Signal::SIGTERM);
+        eventually("new connections to be refused", SOON, || {
+            TcpStream::connect((&*address, 80)).is_err().then_some(())
+        });
+        // The rules stay for the open connections, and lead to a port that is still the bridge's.
+        assert!(redirected_to().port() < 1024);
+        client.write_all(b"ping").unwrap();
+        let mut received = [0; 4];
+        instance.read_exact(&mut received).unwrap();
+        assert_eq!(&received, b"ping");
+        assert!(server.is_running());
+        drop((client, instance));
+        eventually("the end of the server", SOON, || (!server.is_running()).then_some(()));
+        assert!(!tables().contains("svcdns"), "{}", tables());
     });
 }
 
@@ -201,8 +351,9 @@ fn without_the_permission_the_bridge_stays_off_and_says_what_to_do() {
         return;
     }
     netns::inside(test, "127.0.0.1", || {
-        let port = serve_pages();
-        let files = registered(&[port]);
+        let files = registered(&[serve_pages()]);
+        // Without a bridge, its pool is like any other network.
+        files.put("default/default/inside/latest/127.83.1.2:80", r#"{"protocol":"http"}"#);
         let url = files.url();
         let state = tempfile::tempdir().unwrap();
         let log = state.path().join("log");
@@ -227,6 +378,8 @@ fn without_the_permission_the_bridge_stays_off_and_says_what_to_do() {
             let found = support::dns::addresses("127.0.0.1:53".parse().unwrap(), "hello.svc");
             (found == Ok(vec![netns::ADDRESS.parse().unwrap()])).then_some(())
         });
+        let inside = support::dns::addresses("127.0.0.1:53".parse().unwrap(), "inside.svc");
+        assert_eq!(inside, Ok(vec!["127.83.1.2".parse().unwrap()]));
         child.kill().unwrap();
         child.wait().unwrap();
     });
@@ -242,18 +395,25 @@ fn without_redirection_the_ports_of_each_service_are_bound() {
         assert_eq!(curl("http://hello.svc/"), "page of hello.svc\n");
         // The price: the port can no longer be bound for all addresses.
         assert!(TcpListener::bind("0.0.0.0:80").is_err());
+        // Any other port is that of this machine, whoever listens on it.
         assert!(TcpStream::connect((&*address, 8080)).is_err());
+        let own = TcpListener::bind("0.0.0.0:8080").unwrap();
+        TcpStream::connect((&*address, 8080)).unwrap();
+        own.accept().unwrap();
         server.stop();
         TcpListener::bind("0.0.0.0:80").unwrap();
 
         // A web server has the port already: the service stays direct, and the log says why once.
-        let _nginx = TcpListener::bind("0.0.0.0:80").unwrap();
+        let nginx = TcpListener::bind("0.0.0.0:80").unwrap();
         let server = bridged(&files, &["--bridge-bind", "true"]);
         eventually("the reason in the log", SOON, || {
             let log = server.log();
             (log.matches("cannot bind 127.83.").count() == 1).then_some(())
         });
         server.wait_for("hello.svc", &[netns::ADDRESS]);
+        drop(nginx);
+        bridge_address(&server, "hello.svc");
+        assert_eq!(server.log().matches("cannot bind 127.83.").count(), 1);
         server.stop();
     });
 }
@@ -269,7 +429,7 @@ fn commands_show_what_the_bridge_does() {
             (at("hello.svc", &format!("{}:{port}", netns::ADDRESS)), http),
             (at("rpc", "10.0.0.9:9000"), r#"{"protocol":"grpc"}"#),
             // A program that registers what it found in DNS would make a loop.
-            (at("loop", "127.83.1.2:80"), http),
+            (at("loop", "127.83.1.2:80,[::ffff:127.83.1.3]:80"), http),
         ];
         let keys: Vec<_> = keys.iter().map(|(key, value)| (&**key, *value)).collect();
         let files = Files::new(&keys);
@@ -284,12 +444,17 @@ fn commands_show_what_the_bridge_does() {
         let status = shown(&["status"]);
         assert!(status.contains("port bridge: 1 name in 127.83.0.0/16 (bound)"), "{status}");
         let explained = shown(&["explain", "hello.svc"]);
-        assert!(explained.contains(&format!("get {address}")), "{explained}");
+        let expected = format!(
+            "clients on this machine get {address}, because bridge.protocols has http; port 80 \
+             leads to {}:{port} (0 open)",
+            netns::ADDRESS
+        );
+        assert!(explained.contains(&expected), "{explained}");
         let explained = shown(&["explain", "rpc.svc"]);
         assert!(explained.contains("not bridged: no registration has a protocol"), "{explained}");
         // The service with loop endpoints only is known, but has no address.
         let rejected = shown(&["ls", "--rejected"]);
-        assert!(rejected.contains("endpoint-of-bridge"), "{rejected}");
+        assert_eq!(rejected.matches("endpoint-of-bridge").count(), 2, "{rejected}");
         assert_eq!(support::dns::addresses(server.address, "loop.svc"), Ok(Vec::new()));
         let json: serde_json::Value = serde_json::from_str(&shown(&["ls", "--json"])).unwrap();
         assert_eq!(json[0]["bridged"][0]["address"], *address);

@@ -88,7 +88,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
             "wire",
         ],
     ),
-    ("system", &["directory", "regular_file", "resolv_conf", "wire"]),
+    ("system", &["directory", "regular_file", "resolv_conf", "socket_table", "wire"]),
     ("server", &["descriptors", "metrics", "regular_file", "wire"]),
     (
         "upstream",
@@ -105,7 +105,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("answer", &["catalog", "metrics", "name", "service", "wire"]),
-    ("bridge", &["descriptors", "directory", "metrics", "service", "state_file"]),
+    ("bridge", &["descriptors", "directory", "metrics", "service", "socket_table", "state_file"]),
     ("catalog", &["name", "service"]),
     ("checks", &["descriptors", "metrics", "service"]),
     ("registry", &["percent", "regular_file", "service", "tls_error"]),
@@ -119,6 +119,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     ("path_watch", &[]),
     ("percent", &[]),
     ("resolv_conf", &[]),
+    ("socket_table", &[]),
     ("state_file", &["regular_file"]),
     ("tls_error", &[]),
 ];

@@ -1,10 +1,12 @@
 //! The state of the port bridge, as JSON and as metrics.
 
+use std::fmt::Write;
+
 use serde::{Deserialize, Serialize};
 
 use super::AdminContext;
 use crate::answer::Answerer;
-use crate::bridge::{Bridge, Counters, ServiceCounts, Settings};
+use crate::bridge::{Bridge, BridgedInstance, BridgedPort, Counters, ServiceCounts, Settings};
 use crate::catalog::Service;
 use crate::metrics::{MetricLabels, Page};
 use crate::name::Name;
@@ -30,7 +32,7 @@ pub struct BridgeView {
     pub pool: String,
     /// How it gets connections: `redirected` or `bound`; empty if it stays off.
     pub mode: String,
-    /// Reason why it stays off, although it is configured.
+    /// Reason why it stays off, or no client gets an address now, although it is configured.
     pub error: Option<String>,
     /// Number of names with an address.
     pub names: usize,
@@ -57,7 +59,7 @@ pub struct BridgedNameView {
 
 impl BridgeState {
     /// Returns the running bridge, if there is one.
-    fn running(&self) -> Option<&Bridge> {
+    pub fn running(&self) -> Option<&Bridge> {
         match self {
             Self::Running(bridge) => Some(bridge),
             Self::Off | Self::Failed(_) => None,
@@ -87,6 +89,7 @@ impl BridgeView {
                 let Settings { pool, bind, .. } = bridge.settings();
                 Some(Self {
                     pool: pool.to_string(),
+                    error: bridge.problem(),
                     mode: if *bind { "bound" } else { "redirected" }.to_owned(),
                     names: bridge.names(),
                     open: counters.open(),
@@ -113,6 +116,9 @@ impl BridgedNameView {
     }
 }
 
+/// Limit on the ports, and on the instances of a port, that an explanation lists.
+const MAX_LISTED: usize = 8;
+
 /// Describes what the bridge does with a name; `None` if the bridge has nothing to do with it.
 pub(super) fn describe(context: &AdminContext, name: &Name) -> Option<String> {
     let bridge = match &context.bridge {
@@ -120,20 +126,61 @@ pub(super) fn describe(context: &AdminContext, name: &Name) -> Option<String> {
         BridgeState::Failed(error) => return Some(format!("off: {error}")),
         BridgeState::Running(bridge) => bridge,
     };
-    if let Some(address) = context.answerer.bridged_address(name) {
-        return Some(format!(
-            "clients on this machine get {address}; their connections are carried to an instance"
-        ));
+    let address = context.answerer.bridged_address(name);
+    let candidate = context.answerer.bridge_candidate(name)?;
+    let BridgeCandidate { name, namespace, registrations } = &candidate;
+    let protocols = || registrations.iter().map(|one| one.protocol.as_deref());
+    let policy = &bridge.settings().policy;
+    let Some(address) = address else {
+        let reason = match policy.refusal(name, namespace, protocols()) {
+            Some(refusal) => refusal.to_string(),
+            None => bridge.problem().unwrap_or_else(|| {
+                "no endpoint can be reached through it, or it has no free address or port (see \
+                 the log)"
+                    .to_owned()
+            }),
+        };
+        return Some(format!("not bridged: {reason}"));
+    };
+    let mut text = format!("clients on this machine get {address}");
+    if let Some(protocol) = policy.accepted(protocols()) {
+        let _ = write!(text, ", because bridge.protocols has {protocol}");
     }
-    let BridgeCandidate { name, namespace, registrations } =
-        context.answerer.bridge_candidate(name)?;
-    let protocols = registrations.iter().map(|one| one.protocol.as_deref());
-    Some(match bridge.settings().policy.refusal(&name, &namespace, protocols) {
-        Some(refusal) => format!("not bridged: {refusal}"),
-        None => "not bridged: no endpoint can be reached through it, or it has no free address or \
-                 port (see the log)"
-            .to_owned(),
-    })
+    let mut ports = bridge.ports(address);
+    // Those of the settings first: the others mean what they say.
+    ports.sort_by_key(|port| !bridge.settings().ports.contains(&port.port));
+    let listed = ports.iter().take(MAX_LISTED).map(|BridgedPort { port, instances }| {
+        let instances = join(instances.iter().map(describe_instance), instances.len());
+        format!("port {port} leads to {instances}")
+    });
+    if !ports.is_empty() {
+        let _ = write!(text, "; {}", listed.collect::<Vec<_>>().join("; "));
+    }
+    if ports.len() > MAX_LISTED {
+        let _ = write!(text, "; and {} more ports", ports.len() - MAX_LISTED);
+    }
+    let loops = bridge.loops(address);
+    if !loops.is_empty() {
+        let addresses = join(loops.iter().map(ToString::to_string), loops.len());
+        let _ = write!(text, "; left out, because it is in the bridge's pool: {addresses}");
+    }
+    Some(text)
+}
+
+/// Describes an instance behind a port.
+fn describe_instance(instance: &BridgedInstance) -> String {
+    let BridgedInstance { address, open, is_set_aside } = instance;
+    let aside = if *is_set_aside { ", set aside" } else { "" };
+    format!("{address} ({open} open{aside})")
+}
+
+/// Joins the first texts of a list of this length.
+fn join(texts: impl Iterator<Item = String>, length: usize) -> String {
+    let mut joined = texts.take(MAX_LISTED).collect::<Vec<_>>().join(", ");
+    if length > MAX_LISTED {
+        let _ = write!(joined, " and {} more", length - MAX_LISTED);
+    }
+    joined
 }
 
 /// Adds the metrics of a running bridge.
@@ -170,6 +217,12 @@ pub(super) fn add_metrics(page: &mut Page, state: &BridgeState) {
         "svcdns_bridge_accept_errors",
         "Failures to accept a connection",
         counters.accept_errors.get(),
+    );
+    page.counter(
+        "svcdns_bridge_rules_restored",
+        "Times that another program removed the bridge's rules from the kernel, and svcdns added \
+         them again",
+        counters.restored.get(),
     );
     page.gauge("svcdns_bridge_names", "Names with an address of the bridge", bridge.names());
     let by_label: Vec<(MetricLabels, ServiceCounts)> = bridge

@@ -11,9 +11,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::LazyLock;
 
 use super::answerer::Answerer;
+use super::full::{self, NameLookup};
 use super::holders::HolderSets;
 use super::message::{ResponseContent, ResponseWriter};
-use super::owner::{HOSTMASTER_LABEL, NS_LABEL, owner_of};
+use super::owner::{HOSTMASTER_LABEL, NS_LABEL, owner_labels, owner_of};
 use super::rare;
 use super::respond::{NOT_READY, QueryContext, SOA_NUMBERS_OFFSET};
 use super::rrset::{ComposedRecords, RRset, record_head};
@@ -99,13 +100,22 @@ impl QueryContext<'_> {
             }
             rtype::SOA => set.put(|out| out.extend_from_slice(&self.soa_at_question())),
             _ => {
-                let soa = self.soa_at_question();
-                self.write(&ResponseContent::negative(rcode::NOERROR, &soa, None), out);
+                self.write_negative(rcode::NOERROR, &self.soa_at_question(), out);
                 return true;
             }
         }
-        self.write(&ResponseContent::answer(&RRset::composed(&set), None), out);
+        let stale = self.stale_answer_error(self.holders_of_owner(&owner).view());
+        self.write(&ResponseContent::answer(&RRset::composed(&set), stale), out);
         true
+    }
+
+    /// Returns the registries behind a name, in wire form without the zone.
+    fn holders_of_owner(&self, owner: &[u8]) -> HolderSets {
+        let labels: Vec<&[u8]> = owner_labels(owner).collect();
+        match full::resolve(&self.snapshot, self.settings(), &labels, |_| {}) {
+            NameLookup::Selection(selection) => selection.holders,
+            NameLookup::NoData | NameLookup::NxDomain => HolderSets::default(),
+        }
     }
 
     /// Returns the registries behind each name of an address.
@@ -169,9 +179,8 @@ impl QueryContext<'_> {
 
     /// Returns whether the port bridge gave out an address in this network.
     fn has_bridge_addresses_below(&self, network: ReverseNetwork) -> bool {
-        network.addresses_below().is_some_and(|below| {
-            self.snapshot.bridged.iter().any(|(_, address)| below.contains(&IpAddr::V4(address)))
-        })
+        let below = network.addresses_below();
+        below.is_some_and(|below| self.snapshot.bridged.has_address_in(&below))
     }
 
     /// Writes a negative response, marked as stale if any registry may be out of date.

@@ -29,6 +29,8 @@ pub struct Counters {
     pub local_failures: Counter,
     /// Failures to accept a connection; the listener continues after each.
     pub accept_errors: Counter,
+    /// Times that the rules of the kernel were lost and added again.
+    pub restored: Counter,
     /// Open connections, including those that wait for an instance.
     pub(super) open: AtomicUsize,
     /// Services with a label of their own.

@@ -1,63 +1,73 @@
-//! Addresses of the pool that other programs of this machine use.
+//! Sockets of this machine in the pool.
 
-use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
 
-/// The tables of the kernel's sockets, and the state of a socket that receives (proc(5)).
-const SOCKET_TABLES: [(&str, &str); 2] = [("/proc/net/tcp", "0A"), ("/proc/net/udp", "07")];
+use crate::socket_table::{SocketKind, sockets};
 
-/// Returns a socket of this machine that listens on an address of the pool, if there is one.
+/// Returns the addresses of the pool on which programs of this machine receive.
 ///
-/// Without /proc, it finds none.
-pub(super) fn listening_in(pool: Ipv4Net) -> Option<SocketAddr> {
-    SOCKET_TABLES.iter().find_map(|(path, state)| {
-        let table = fs::read_to_string(path).unwrap_or_default();
-        find(&table, state, pool).map(SocketAddr::V4)
-    })
+/// # Errors
+/// If the kernel's tables of sockets cannot be read.
+pub(super) fn addresses_in_use(pool: Ipv4Net) -> io::Result<BTreeSet<Ipv4Addr>> {
+    let mut addresses = BTreeSet::new();
+    for kind in [SocketKind::Tcp, SocketKind::Udp] {
+        let found = sockets(kind, |socket| socket.open && in_pool(pool, socket.address).is_some())?;
+        addresses.extend(found.iter().filter_map(|socket| in_pool(pool, socket.address)));
+    }
+    Ok(addresses)
 }
 
-/// Finds a socket in this state in a table.
-fn find(table: &str, state: &str, pool: Ipv4Net) -> Option<SocketAddrV4> {
-    table
-        .lines()
-        .skip(1)
-        .filter_map(|line| {
-            let mut fields = line.split_ascii_whitespace().skip(1);
-            let local = fields.next()?;
-            (fields.nth(1)? == state).then(|| parse(local)).flatten()
-        })
-        .find(|address| pool.contains(address.ip()))
+/// Returns the address if it is in the pool.
+pub(super) fn in_pool(pool: Ipv4Net, address: SocketAddr) -> Option<Ipv4Addr> {
+    match address.ip().to_canonical() {
+        IpAddr::V4(address) if pool.contains(&address) => Some(address),
+        IpAddr::V4(_) | IpAddr::V6(_) => None,
+    }
 }
 
-/// Parses `0100007F:0050`: the address in the machine's byte order, and the port.
-fn parse(text: &str) -> Option<SocketAddrV4> {
-    let (address, port) = text.split_once(':')?;
-    let address = u32::from_str_radix(address, 16).ok()?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    Some(SocketAddrV4::new(Ipv4Addr::from(address.to_ne_bytes()), port))
+/// Returns whether a program of this machine listens on an address; `false` if that is unknown.
+pub(super) fn is_listening(address: SocketAddrV4) -> bool {
+    let is_listener =
+        sockets(SocketKind::Tcp, |socket| socket.open && socket.address == SocketAddr::V4(address));
+    is_listener.is_ok_and(|found| !found.is_empty())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, UdpSocket};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
 
     use super::*;
 
     #[test]
-    fn listeners_in_the_pool_are_found_and_clients_are_not() {
+    fn addresses_with_listeners_are_in_use_and_those_of_clients_are_not() {
         // A pool of this test: others of the machine must not be found.
         let pool: Ipv4Net = "127.201.77.0/24".parse().unwrap();
-        assert_eq!(listening_in(pool), None);
-        let socket = UdpSocket::bind("127.201.77.3:0").unwrap();
-        assert_eq!(listening_in(pool), Some(socket.local_addr().unwrap()));
-        drop(socket);
-        let listener = TcpListener::bind("127.201.77.9:0").unwrap();
-        assert_eq!(listening_in(pool), Some(listener.local_addr().unwrap()));
-        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        drop(listener);
-        assert_eq!(listening_in(pool), None);
+        let in_use = || addresses_in_use(pool).unwrap().into_iter().collect::<Vec<_>>();
+        assert_eq!(in_use(), [] as [Ipv4Addr; 0]);
+        let udp = UdpSocket::bind("127.201.77.3:0").unwrap();
+        let tcp = TcpListener::bind("127.201.77.9:0").unwrap();
+        assert_eq!(in_use(), [[127, 201, 77, 3], [127, 201, 77, 9]].map(Ipv4Addr::from));
+        let SocketAddr::V4(listener) = tcp.local_addr().unwrap() else { panic!("IPv4") };
+        assert!(is_listening(listener));
+        let client = TcpStream::connect(listener).unwrap();
+        drop((udp, tcp));
+        assert_eq!(in_use(), [] as [Ipv4Addr; 0]);
+        assert!(!is_listening(listener));
         drop(client);
+    }
+
+    #[test]
+    fn sockets_of_ipv6_programs_are_found() {
+        let pool: Ipv4Net = "127.201.78.0/24".parse().unwrap();
+        // A machine without IPv6 has no such sockets.
+        let Ok(tcp) = TcpListener::bind("[::ffff:127.201.78.4]:0") else { return };
+        let udp = UdpSocket::bind("[::ffff:127.201.78.5]:0").unwrap();
+        let expected = [[127, 201, 78, 4], [127, 201, 78, 5]].map(Ipv4Addr::from);
+        assert_eq!(addresses_in_use(pool).unwrap(), BTreeSet::from(expected));
+        drop((tcp, udp));
     }
 }

@@ -1,11 +1,12 @@
 //! The file in the state directory that keeps the addresses of names across restarts.
 //!
-//! The file is replaced as a whole, by a rename, before the addresses in it are used. A file of
+//! The file is replaced as a whole, by a rename. A file of
 //! another version, or a damaged one, is set aside: names then get the addresses of their hash.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +24,7 @@ const MODE: u32 = 0o600;
 const MAX_FILE_BYTES: u64 = 256 * 1024 * 1024;
 
 /// The file with the addresses.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct PoolFile {
     file: StateFile,
 }
@@ -32,7 +33,7 @@ pub(super) struct PoolFile {
 #[derive(Debug, Serialize, Deserialize)]
 struct Content {
     version: u32,
-    names: BTreeMap<Box<str>, Assignment>,
+    names: BTreeMap<Arc<str>, Assignment>,
 }
 
 /// Reason why a file cannot be used.
@@ -66,7 +67,7 @@ impl PoolFile {
     ///
     /// # Errors
     /// If the file cannot be read, is damaged, or has another version.
-    pub(super) fn read(&self) -> Result<BTreeMap<Box<str>, Assignment>, UnusablePoolFile> {
+    pub(super) fn read(&self) -> Result<BTreeMap<Arc<str>, Assignment>, UnusablePoolFile> {
         let Some(bytes) = self.file.read(MAX_FILE_BYTES)? else { return Ok(BTreeMap::new()) };
         let content: Content = serde_json::from_slice(&bytes)?;
         if content.version != VERSION {
@@ -79,8 +80,11 @@ impl PoolFile {
     ///
     /// # Errors
     /// If the directory or the disk does not allow it; the old file remains.
-    pub(super) fn replace(&self, names: BTreeMap<Box<str>, Assignment>) -> io::Result<()> {
-        let content = Content { version: VERSION, names };
+    pub(super) fn replace(
+        &self,
+        names: impl IntoIterator<Item = (Arc<str>, Assignment)>,
+    ) -> io::Result<()> {
+        let content = Content { version: VERSION, names: names.into_iter().collect() };
         self.file.replace(|out| {
             serde_json::to_writer(&mut *out, &content)?;
             out.write_all(b"\n")
@@ -103,7 +107,7 @@ mod tests {
 
     use super::*;
 
-    fn names(address: &str) -> BTreeMap<Box<str>, Assignment> {
+    fn names(address: &str) -> BTreeMap<Arc<str>, Assignment> {
         let assignment = Assignment { address: address.parse().unwrap(), released: Some(5) };
         BTreeMap::from([("hello".into(), assignment)])
     }

@@ -33,7 +33,7 @@ pub(super) struct Routes {
     loops: Box<[SocketAddr]>,
 }
 
-/// EndpointWeights by the address of the endpoint.
+/// Weights by the address of the endpoint.
 type EndpointWeights = BTreeMap<SocketAddr, u32>;
 
 impl Routes {
@@ -96,6 +96,11 @@ impl Routes {
             Ok(at) => &self.by_port[at].1,
             Err(_) => &[],
         }
+    }
+
+    /// Returns the ports that have instances, in order.
+    pub(super) fn ports(&self) -> impl ExactSizeIterator<Item = u16> {
+        self.by_port.iter().map(|(port, _)| *port)
     }
 
     /// Returns whether no port has an instance.

@@ -1,25 +1,31 @@
 //! The running bridge.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::assignments::{Assignments, unix_seconds};
+use super::assignments::Assignments;
 use super::bound::BoundListeners;
 use super::counters::{Counters, ServiceCounts};
-use super::in_use::listening_in;
-use super::pool::AddressPool;
+use super::following::{Following, withdraw_all};
+use super::in_use::{addresses_in_use, in_pool};
+use super::nft::{Nft, NftError};
+use super::pool::{AddressPool, Assignment, PoolClock};
 use super::pool_file::PoolFile;
-use super::redirect::{Redirect, RedirectError};
+use super::redirect::{Redirect, RedirectError, Rules, remove_stale};
+use super::redirect_watch::RedirectWatch;
 use super::requests::BridgeRequests;
+use super::reserved_port::ReservedPort;
+use super::saving::Saving;
 use super::settings::{InvalidPool, Settings, check_pool};
-use super::shared::{BridgedView, Shared};
+use super::shared::{BridgedPort, BridgedView, Shared};
 use super::sockets::listen;
 use super::workers::{Destination, Workers, WorkersEnd};
 use crate::descriptors::DescriptorShare;
@@ -41,9 +47,26 @@ pub enum BridgeError {
     /// Connections to the pool cannot be redirected.
     #[error("{0}; or set bridge.bind = true, to bind the ports of each service instead")]
     Redirect(#[from] RedirectError),
+    /// No port can be bound to which connections could be redirected.
+    #[error(
+        "cannot bind a port below 1024 at {address}: {error}; the capability CAP_NET_BIND_SERVICE \
+         permits it"
+    )]
+    Port {
+        /// The address.
+        address: Ipv4Addr,
+        /// The error of the system.
+        error: io::Error,
+    },
     /// The listener or the threads cannot be started.
     #[error("cannot start the bridge: {0}")]
     Io(#[from] io::Error),
+}
+
+impl From<NftError> for BridgeError {
+    fn from(error: NftError) -> Self {
+        Self::Redirect(error.into())
+    }
 }
 
 impl Bridge {
@@ -64,29 +87,46 @@ impl Bridge {
     ) -> Result<Self, BridgeError> {
         let pool = settings.pool;
         check_pool(pool)?;
-        if let Some(address) = own_in(pool, own).or_else(|| listening_in(pool)) {
-            return Err(InvalidPool::InUse { pool, address }.into());
+        if let Some(address) = own.iter().find(|address| in_pool(pool, **address).is_some()) {
+            return Err(InvalidPool::InUse { pool, address: *address }.into());
         }
+        let nft = if settings.bind { None } else { Some(Nft::find()?) };
+        if let Some(nft) = &nft {
+            // The listener of a killed server must not count as in use.
+            remove_stale(nft, pool).await?;
+        }
+        let left_out = left_out(pool);
         let shared = Arc::new(Shared::new(settings.within_descriptors()));
         let settings = &shared.settings;
         let (workers, ended) = Workers::start(&shared, &stop)?;
-        let (bound, redirect) = if settings.bind {
+        let (problem, redirect_problem) = watch::channel(None);
+        let (bound, watch) = if let Some(nft) = nft {
+            let rules = (pool, left_out.clone());
+            (None, Some(redirect(nft, rules, (&shared, problem), &workers, &stop).await?))
+        } else {
             let limit = DescriptorShare::BridgeListeners.current() / settings.ports.len().max(1);
             (Some(BoundListeners::new(settings.ports.clone(), limit, stop.clone())), None)
-        } else {
-            (None, Some(redirect(pool, &workers, &stop).await?))
         };
         let file = state_dir.map(PoolFile::new);
-        let addresses = AddressPool::new(pool, read(file.as_ref()), unix_seconds());
+        let clock = PoolClock::start();
+        let addresses = AddressPool::new(pool, &left_out, read(file.as_ref()), clock.now());
         let bridge = Self { shared: Arc::clone(&shared), requests: Arc::default() };
         let following = Following {
-            assignments: Assignments::new(addresses, shared, bound),
+            assignments: Assignments::new(
+                addresses,
+                clock,
+                Arc::clone(&shared),
+                bound,
+                file.is_some(),
+            ),
             requests: Arc::clone(&bridge.requests),
             workers,
-            file,
+            shared,
+            saving: file.map(Saving::new),
+            redirect_problem,
             updates,
         };
-        tracker.spawn(following.run(stop, redirect, ended));
+        tracker.spawn(supervise(following, watch, ended, stop));
         Ok(bridge)
     }
 
@@ -122,99 +162,106 @@ impl Bridge {
         self.shared.with_counters(|table| table.by_label())
     }
 
-    /// Returns the bridged services, in no particular order.
+    /// Returns the bridged services, by address.
     pub fn services(&self) -> Vec<BridgedView> {
         self.shared.views()
     }
-}
 
-/// The task that follows changes of names.
-#[derive(Debug)]
-struct Following {
-    assignments: Assignments,
-    requests: Arc<BridgeRequests>,
-    workers: Workers,
-    file: Option<PoolFile>,
-    updates: mpsc::Sender<Update>,
-}
-
-impl Following {
-    /// Follows changes until `stop`, waits for the connections, and removes the redirection.
-    async fn run(mut self, stop: CancellationToken, redirect: Option<Redirect>, ended: WorkersEnd) {
-        while let Some(changes) = stop.run_until_cancelled(self.requests.take()).await {
-            let mut applied = self.assignments.apply(changes, &self.workers);
-            if applied.is_file_outdated {
-                self.write().await;
-            }
-            self.assignments.publish(&mut applied);
-            let announcements = applied.announcements;
-            if !announcements.is_empty()
-                && self.updates.send(Update::Bridged(announcements)).await.is_err()
-            {
-                break;
-            }
-        }
-        stop.cancelled().await;
-        // Once the last NAT rule is gone, the kernel no longer translates open connections either.
-        ended.wait().await;
-        if let Some(redirect) = redirect
-            && let Err(error) = redirect.remove().await
-        {
-            tracing::warn!(%error, "the bridge's table stays in the kernel until the next start");
-        }
+    /// Returns where connections to an address lead, by port; empty if no service has it.
+    pub fn ports(&self, address: Ipv4Addr) -> Vec<BridgedPort> {
+        self.shared.ports(address)
     }
 
-    /// Writes the file, before any client learns an address in it.
-    async fn write(&mut self) {
-        let Some(file) = self.file.take() else { return };
-        let saved = self.assignments.saved();
-        let written = tokio::task::spawn_blocking(move || {
-            let written = file.replace(saved);
-            (file, written)
-        });
-        // A panic in the write loses the file's path: the bridge goes on without it.
-        let Ok((file, written)) = written.await else { return };
-        if let Err(error) = written {
-            tracing::warn!(
-                path = %file.path().display(),
-                %error,
-                "the addresses of bridged services may change at a restart"
-            );
+    /// Returns the endpoints in the pool, which the service with this address leaves out.
+    pub fn loops(&self, address: Ipv4Addr) -> Vec<SocketAddr> {
+        self.shared.loops(address)
+    }
+
+    /// Returns why no client gets an address at the moment, if so.
+    pub fn problem(&self) -> Option<String> {
+        self.shared.problem()
+    }
+}
+
+/// Runs the parts of a bridge until its end.
+async fn supervise(
+    following: Following,
+    mut watch: Option<RedirectWatch>,
+    ended: WorkersEnd,
+    stop: CancellationToken,
+) {
+    let (shared, updates) = (Arc::clone(&following.shared), following.updates.clone());
+    let ended = Arc::new(ended);
+    let task = {
+        let (ended, stop) = (Arc::clone(&ended), stop.clone());
+        tokio::spawn(async move { following.run(&ended, &stop).await })
+    };
+    let followed = async {
+        if let Err(error) = task.await {
+            tracing::error!(%error, "the bridge has failed: restart svcdns");
+            withdraw_all(&shared, &updates).await;
         }
-        self.file = Some(file);
+    };
+    let watched = async {
+        if let Some(watch) = &mut watch {
+            watch.run(&stop).await;
+        }
+    };
+    tokio::join!(followed, watched);
+    stop.cancelled().await;
+    ended.all().await;
+    if let Some(watch) = watch {
+        watch.remove().await;
     }
 }
 
 /// Listens for redirected connections, and redirects those to the pool.
 async fn redirect(
-    pool: Ipv4Net,
+    nft: Nft,
+    (pool, left_out): (Ipv4Net, BTreeSet<Ipv4Addr>),
+    (shared, problem): (&Arc<Shared>, watch::Sender<Option<String>>),
     workers: &Workers,
     stop: &CancellationToken,
-) -> Result<Redirect, BridgeError> {
+) -> Result<RedirectWatch, BridgeError> {
     // No service has this address of the pool.
-    let mut address = SocketAddrV4::new(pool.network(), 0);
+    let address = pool.network();
+    let port = ReservedPort::take(address).map_err(|error| BridgeError::Port { address, error })?;
     for _ in 0..workers.count() {
-        let listener = listen(address, true)?;
-        if let SocketAddr::V4(bound) = listener.local_addr()? {
-            address = bound;
-        }
+        let listener = listen(port.address(), true)?;
         workers.accept(listener, Destination::Redirected, stop.child_token());
     }
-    Ok(Redirect::install(pool, address).await?)
+    let rules = Rules { pool, listener: port.address(), left_out };
+    let redirect = Redirect::install(nft, rules).await?;
+    Ok(RedirectWatch { redirect, port, shared: Arc::clone(shared), problem })
 }
 
-/// Returns the own address that is in the pool, if there is one.
-fn own_in(pool: Ipv4Net, own: &[SocketAddr]) -> Option<SocketAddr> {
-    own.iter()
-        .copied()
-        .find(|address| matches!(address.ip(), IpAddr::V4(address) if pool.contains(&address)))
+/// Returns the addresses of the pool that other programs use.
+///
+/// Without the first and the last one, which are the bridge's own.
+fn left_out(pool: Ipv4Net) -> BTreeSet<Ipv4Addr> {
+    let mut addresses = addresses_in_use(pool).unwrap_or_else(|error| {
+        tracing::warn!(
+            %error,
+            %pool,
+            "cannot find out whether other programs use addresses of the bridge's pool"
+        );
+        BTreeSet::new()
+    });
+    addresses.retain(|address| *address != pool.network() && *address != pool.broadcast());
+    if let Some(address) = addresses.first() {
+        tracing::warn!(
+            %address,
+            count = addresses.len(),
+            %pool,
+            "other programs listen on addresses of the bridge's pool: no service gets these"
+        );
+    }
+    addresses
 }
 
 /// Reads the addresses of an earlier run; sets an unusable file aside.
-fn read(
-    file: Option<&PoolFile>,
-) -> impl IntoIterator<Item = (Box<str>, super::pool::Assignment)> + use<> {
-    let Some(file) = file else { return std::collections::BTreeMap::new() };
+fn read(file: Option<&PoolFile>) -> BTreeMap<Arc<str>, Assignment> {
+    let Some(file) = file else { return BTreeMap::new() };
     match file.read() {
         Ok(names) => names,
         Err(error) => {
@@ -225,7 +272,7 @@ fn read(
                 kept_as = ?aside.ok(),
                 "cannot read the addresses of bridged services: some may change"
             );
-            std::collections::BTreeMap::new()
+            BTreeMap::new()
         }
     }
 }

@@ -37,6 +37,8 @@ pub struct Settings {
     pub idle_timeout: Option<Duration>,
     /// Time for open connections to finish at shutdown.
     pub drain: Duration,
+    /// Time for which clients may remember an address: the TTL of its record.
+    pub ttl: Duration,
 }
 
 /// The services that are bridged.
@@ -66,8 +68,7 @@ impl Policy {
         protocols: impl Iterator<Item = Option<&'p str>>,
     ) -> Option<PolicyRefusal> {
         let is_listed = |patterns: &[NamePattern]| patterns.iter().any(|one| one.matches(name));
-        let mut protocols = protocols.map(|protocol| protocol.unwrap_or(PLAIN_TCP));
-        if !protocols.any(|protocol| self.protocols.iter().any(|known| **known == *protocol)) {
+        if self.accepted(protocols).is_none() {
             Some(PolicyRefusal::Protocol)
         } else if is_listed(&self.exclude) || !self.include.is_empty() && !is_listed(&self.include)
         {
@@ -79,6 +80,16 @@ impl Policy {
         } else {
             None
         }
+    }
+
+    /// Returns the first of these protocols that makes a name bridged.
+    pub fn accepted<'p>(
+        &self,
+        protocols: impl Iterator<Item = Option<&'p str>>,
+    ) -> Option<&'p str> {
+        protocols
+            .map(|protocol| protocol.unwrap_or(PLAIN_TCP))
+            .find(|protocol| self.protocols.iter().any(|known| **known == **protocol))
     }
 }
 
@@ -147,6 +158,7 @@ impl Default for Settings {
             keepalive: Duration::from_secs(30),
             idle_timeout: None,
             drain: Duration::from_secs(10),
+            ttl: Duration::from_secs(5),
         }
     }
 }
@@ -161,6 +173,9 @@ impl Default for Policy {
         }
     }
 }
+
+/// Time for which an address that was withdrawn is served, after clients should have forgotten it.
+const LINGER_AFTER_TTL: Duration = Duration::from_secs(5);
 
 /// Descriptors of a connection: one for the client, and one for the instance.
 const DESCRIPTORS_PER_CONNECTION: usize = 2;
@@ -187,6 +202,11 @@ impl Settings {
         self.connections = self.connections.min(most);
         self.connections_per_service = self.connections_per_service.min(self.connections);
         self
+    }
+
+    /// Returns how long connections to an address are served after it was withdrawn.
+    pub(super) fn linger(&self) -> Duration {
+        self.ttl + LINGER_AFTER_TTL
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -50,17 +50,24 @@ struct Listening {
     stop: CancellationToken,
 }
 
-/// Ends once all threads have ended.
+/// The ends of the threads.
 #[derive(Debug)]
-pub(super) struct WorkersEnd(Vec<oneshot::Receiver<()>>);
+pub(super) struct WorkersEnd {
+    /// Cancelled once a thread has ended, also by a panic.
+    first: CancellationToken,
+    /// Counts the threads that have not ended.
+    threads: TaskTracker,
+}
 
 impl WorkersEnd {
-    /// Waits for all threads.
-    pub(super) async fn wait(self) {
-        for ended in self.0 {
-            // The sender is dropped at the end of its thread.
-            let _ = ended.await;
-        }
+    /// Waits until a thread has ended.
+    pub(super) async fn first(&self) {
+        self.first.cancelled().await;
+    }
+
+    /// Waits until all threads have ended.
+    pub(super) async fn all(&self) {
+        self.threads.wait().await;
     }
 }
 
@@ -77,23 +84,24 @@ impl Workers {
         stop: &CancellationToken,
     ) -> io::Result<(Self, WorkersEnd)> {
         let count = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-        let (mut threads, mut ends) = (Vec::new(), Vec::new());
+        let mut threads = Vec::new();
+        let ended = WorkersEnd { first: CancellationToken::new(), threads: TaskTracker::new() };
         for number in 0..count {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let (sender, listeners) = mpsc::unbounded_channel();
-            let (ending, ended) = oneshot::channel();
+            // Dropped at the end of the thread, even after a panic.
+            let ending = (ended.first.clone().drop_guard(), ended.threads.token());
             let (shared, stop) = (Arc::clone(shared), stop.clone());
             std::thread::Builder::new().name(format!("bridge-{number}")).spawn(move || {
-                // Dropped at the end of the thread, even after a panic.
-                let _ending: oneshot::Sender<()> = ending;
+                let _ending = ending;
                 runtime.block_on(work(listeners, shared, stop));
                 // Connections that are still open are dropped, which resets them.
                 drop(runtime);
             })?;
             threads.push(sender);
-            ends.push(ended);
         }
-        Ok((Self { threads, next: AtomicUsize::new(0) }, WorkersEnd(ends)))
+        ended.threads.close();
+        Ok((Self { threads, next: AtomicUsize::new(0) }, ended))
     }
 
     /// Returns the number of threads.
@@ -155,9 +163,12 @@ async fn accept(
     loop {
         match listener.accept().await {
             Ok((stream, SocketAddr::V4(client))) => {
-                shared.counters.accepted.increment();
                 let destination = destination_of(&stream, destination);
                 let stream = AcceptedClient::new(stream);
+                if destination.is_some_and(|destination| shared.is_probe(destination)) {
+                    continue;
+                }
+                shared.counters.accepted.increment();
                 if let Some(destination) = destination {
                     connections.spawn(serve(stream, client, destination, Arc::clone(shared)));
                 } else {

@@ -1,7 +1,8 @@
 //! The addresses that the port bridge gave to names.
 
-use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::service::BridgedName;
@@ -14,7 +15,7 @@ pub struct BridgedAddresses(Arc<BothWays>);
 #[derive(Clone, Debug, Default)]
 struct BothWays {
     addresses: HashMap<Arc<str>, Ipv4Addr>,
-    names: HashMap<Ipv4Addr, Arc<str>>,
+    names: BTreeMap<Ipv4Addr, Arc<str>>,
 }
 
 impl BridgedAddresses {
@@ -26,6 +27,16 @@ impl BridgedAddresses {
     /// Returns the bridged name with this address.
     pub fn name(&self, address: Ipv4Addr) -> Option<&str> {
         self.0.names.get(&address).map(|name| &**name)
+    }
+
+    /// Returns whether a bridged name has an address in this range.
+    pub fn has_address_in(&self, range: &RangeInclusive<IpAddr>) -> bool {
+        match (range.start(), range.end()) {
+            (IpAddr::V4(first), IpAddr::V4(last)) if first <= last => {
+                self.0.names.range(*first..=*last).next().is_some()
+            }
+            _ => false,
+        }
     }
 
     /// Returns all bridged names with their addresses, in no particular order.
@@ -78,5 +89,10 @@ mod tests {
         assert_eq!(bridged.name([127, 83, 0, 2].into()), Some("c"));
         assert_eq!(bridged.iter().count(), 1);
         assert_eq!(held.iter().count(), 2, "readers keep what they have");
+        let has = |first: &str, last: &str| {
+            held.has_address_in(&(first.parse().unwrap()..=last.parse().unwrap()))
+        };
+        assert!(has("127.83.0.0", "127.83.0.255") && has("127.83.0.2", "127.83.0.2"));
+        assert!(!has("127.83.0.3", "127.83.0.255") && !has("::", "ffff::"));
     }
 }

@@ -62,7 +62,11 @@ impl Catalog {
         endpoints.retain(|endpoint| {
             let is_in_pool = |pool: Ipv4Net| match &endpoint.host {
                 Host::V4(address) => pool.contains(address),
-                Host::V6(_) | Host::Name(_) => false,
+                Host::V6(address) => {
+                    address.to_ipv4_mapped().is_some_and(|address| pool.contains(&address))
+                }
+                // Its addresses are known only later: the bridge leaves out those in its pool.
+                Host::Name(_) => false,
             };
             let reason = match self.settings.bridge_pool {
                 Some(pool) if is_in_pool(pool) => Some(Reason::ENDPOINT_OF_BRIDGE),

@@ -12,7 +12,7 @@ use crate::config::{
     Config, ConfiguredSecret, DEFAULT_FILE, EffectiveValue, Flags, Origin, SecretPlace,
 };
 use crate::daemon::ListenError;
-use crate::system::{self, InstallStep, Root, SERVER_UNIT};
+use crate::system::{self, BridgeNeeds, InstallStep, Root, SERVER_UNIT};
 use crate::{bridge, config, server};
 
 /// Loopback addresses to try, in order, if `listen` is not configured.
@@ -203,9 +203,12 @@ impl ServerRequirements<'_> {
             None
         };
         let unit = system::server_unit(&program, named.as_deref());
-        let bridge = config.bridge.as_ref().filter(|bridge| !bridge.bind);
-        let table = bridge.map(|bridge| bridge::table_name(bridge.pool));
-        steps.extend(system::plan_server(self.root, &unit, table.as_deref())?);
+        let bridge = config.bridge.as_ref().map(|settings| BridgeNeeds {
+            table_prefix: bridge::TABLE_PREFIX,
+            redirects: !settings.bind,
+            drain: settings.drain,
+        });
+        steps.extend(system::plan_server(self.root, &unit, bridge.as_ref())?);
         Ok(steps)
     }
 

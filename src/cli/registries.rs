@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::answer::Answerer;
 use crate::config::Config;
-use crate::daemon::{PipelineHandles, RegistryPipeline};
+use crate::daemon::{PipelineHandles, RegistryPipeline, UpdateChannel};
 use crate::registry::RegistryState;
 
 /// Maximum wait until every registry has been read.
@@ -36,7 +36,7 @@ pub(super) async fn read(config: &Config) -> anyhow::Result<RegistryReading> {
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
     let _stop_at_the_end = stop.clone().drop_guard();
     let (mut pipeline, PipelineHandles { answerer, states, .. }) =
-        RegistryPipeline::new(config, &config.listen, None);
+        RegistryPipeline::new(config, &config.listen, UpdateChannel::default(), None, None);
     pipeline.start(&tracker, &stop);
     let is_read =
         || states.iter().all(|state| state.report().synced) && answerer.registry_status().synced;

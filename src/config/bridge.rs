@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use super::error::ConfigError;
 use super::keys;
 use super::layers::Layers;
-use super::values::{boolean, duration, invalid, list, number, one};
+use super::values::{boolean, duration, invalid, list, name_pattern, number, one};
 use crate::bridge::{Policy, Settings, check_pool};
 use crate::service::NamePattern;
 
@@ -17,7 +17,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// Reads the settings of the port bridge; `None` if it is off. They are checked in any case.
 pub(super) fn read(layers: &Layers) -> Result<Option<Settings>, ConfigError> {
     let lower_case = |text: &str| Ok(Box::from(text.to_ascii_lowercase()));
-    let pattern = |text: &str| Ok(NamePattern::new(text));
+    let zones = list(layers, keys::ZONE, |text| Ok(text.to_owned()))?;
+    let pattern = |text: &str| pattern(text, &zones);
     let count = |key| one(layers, key, |text| number(text, 1_000_000));
     let up_to = |key, max| one(layers, key, |text| duration(text, Duration::ZERO, max));
     let ports = list(layers, keys::BRIDGE_PORTS, port)?;
@@ -41,9 +42,26 @@ pub(super) fn read(layers: &Layers) -> Result<Option<Settings>, ConfigError> {
         connections_per_service: count(keys::BRIDGE_CONNECTIONS_PER_SERVICE)?,
         idle_timeout: (!idle_timeout.is_zero()).then_some(idle_timeout),
         drain: up_to(keys::BRIDGE_DRAIN, HOUR)?,
+        ttl: up_to(keys::TTL, DAY)?,
         ..Settings::default()
     };
     Ok(boolean(layers, keys::BRIDGE_ENABLED)?.then_some(settings))
+}
+
+/// Parses a pattern of names in front of these zones.
+fn pattern(text: &str, zones: &[String]) -> Result<NamePattern, String> {
+    let pattern = name_pattern(text)?;
+    let in_zone = |zone: &String| {
+        let zone = zone.trim_end_matches('.').to_ascii_lowercase();
+        let name = text.trim_end_matches('.').to_ascii_lowercase();
+        name.strip_suffix(&zone)?.strip_suffix('.').map(str::to_owned)
+    };
+    match zones.iter().find_map(in_zone) {
+        Some(name) => {
+            Err(format!("{text:?} never matches: write names without the zone, such as {name:?}"))
+        }
+        None => Ok(pattern),
+    }
 }
 
 /// Parses a port.

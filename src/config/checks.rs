@@ -5,10 +5,9 @@ use std::time::Duration;
 use super::error::ConfigError;
 use super::keys;
 use super::layers::Layers;
-use super::values::{boolean, duration, invalid, list, number, one, text};
+use super::values::{boolean, duration, invalid, list, name_pattern, number, one, text};
 use crate::catalog::CheckRules;
 use crate::checks;
-use crate::service::NamePattern;
 
 /// Bounds of the interval and of the timeout.
 const TIMES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3_600));
@@ -75,14 +74,6 @@ fn path_fault(path: &str) -> Option<String> {
     let is_path = path.starts_with('/') && path.bytes().all(|byte| matches!(byte, b'!'..=b'~'));
     let fault = || format!("{path:?} is not a path such as /health, percent-encoded");
     (!is_path || path.contains('#')).then(fault)
-}
-
-/// Parses a pattern of names.
-fn name_pattern(text: &str) -> Result<NamePattern, String> {
-    if text.is_empty() || text.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        return Err(format!("{text:?} is not the name of a service, or a pattern such as hello*"));
-    }
-    Ok(NamePattern::new(text))
 }
 
 /// Parses a protocol as the metadata of registrations name it.

@@ -9,6 +9,7 @@ use super::keys;
 use super::layers::{Layers, RawValue};
 use crate::name::Name;
 use crate::registry::Credential;
+use crate::service::NamePattern;
 
 /// Returns the error for a value that its key does not accept.
 pub(super) fn invalid(value: &RawValue, why: String) -> ConfigError {
@@ -33,6 +34,14 @@ pub(super) fn list<T>(
 ) -> Result<Vec<T>, ConfigError> {
     let parse = |value: &RawValue| parse(&value.text).map_err(|why| invalid(value, why));
     layers.list(key).iter().map(parse).collect()
+}
+
+/// Parses a pattern of names.
+pub(super) fn name_pattern(text: &str) -> Result<NamePattern, String> {
+    if text.is_empty() || text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err(format!("{text:?} is not the name of a service, or a pattern such as hello*"));
+    }
+    Ok(NamePattern::new(text))
 }
 
 /// Parses `true` or `false`.

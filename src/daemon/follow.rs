@@ -74,19 +74,42 @@ pub struct PipelineHandles {
     pub updates: mpsc::Sender<Update>,
 }
 
+/// The channel of updates of a pipeline.
+#[derive(Debug)]
+pub struct UpdateChannel(mpsc::Sender<Update>, mpsc::Receiver<Update>);
+
+impl UpdateChannel {
+    /// Returns a sender for the sources of updates that start before the pipeline.
+    pub fn sender(&self) -> mpsc::Sender<Update> {
+        self.0.clone()
+    }
+}
+
+impl Default for UpdateChannel {
+    fn default() -> Self {
+        let (sender, updates) = mpsc::channel(MAX_WAITING_UPDATES);
+        Self(sender, updates)
+    }
+}
+
 impl RegistryPipeline {
     /// Creates the pipeline of a server that listens on these addresses.
     ///
-    /// `hosts` receives the host names to look up; without it, forwarding is off.
+    /// `hosts` receives the host names to look up; without it, forwarding is off. `bridge` receives
+    /// the names that may be bridged; without it, the bridge is off.
     pub fn new(
         config: &Config,
         listen: &[SocketAddr],
+        UpdateChannel(sender, updates): UpdateChannel,
         hosts: Option<Arc<HostRequests>>,
+        bridge: Option<Arc<BridgeRequests>>,
     ) -> (Self, PipelineHandles) {
-        let mut settings = config.answer(listen);
+        let (mut catalog, mut settings) = (config.catalog(), config.answer(listen));
         settings.forwarding &= hosts.is_some();
-        let (publisher, answerer) = Publisher::new(config.catalog(), settings, Instant::now());
-        let (sender, updates) = mpsc::channel(MAX_WAITING_UPDATES);
+        // The bridge may have failed to start.
+        settings.bridge &= bridge.is_some();
+        catalog.bridge_pool = catalog.bridge_pool.filter(|_| bridge.is_some());
+        let (publisher, answerer) = Publisher::new(catalog, settings, Instant::now());
         let (mut pending, mut commands, mut states) = (Vec::new(), Vec::new(), Vec::new());
         for (NamedSource { name, source, removal_grace }, registry) in
             config.registries.iter().cloned().zip(RegistryId::first(MAX_REGISTRIES))
@@ -103,22 +126,9 @@ impl RegistryPipeline {
             commands.push(sender_of_commands);
             states.push(state);
         }
-        let pipeline = Self {
-            pending,
-            publisher,
-            updates,
-            commands,
-            hosts,
-            bridge: None,
-            checks: None,
-            wake: None,
-        };
+        let pipeline =
+            Self { pending, publisher, updates, commands, hosts, bridge, checks: None, wake: None };
         (pipeline, PipelineHandles { answerer, states, updates: sender })
-    }
-
-    /// Sends the names that may be bridged to a bridge. Call it before [`Self::start`].
-    pub fn set_bridge(&mut self, requests: Arc<BridgeRequests>) {
-        self.bridge = Some(requests);
     }
 
     /// Returns the changes of the endpoints to check, from now on.

@@ -18,7 +18,7 @@ mod snapshot_file;
 mod snapshots;
 
 pub use error::{ServerError, StartError};
-pub use follow::{PipelineHandles, RegistryPipeline};
+pub use follow::{PipelineHandles, RegistryPipeline, UpdateChannel};
 pub use listen_error::ListenError;
 pub use log::Log;
 pub use responder::Responder;

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::directories::Directories;
-use super::follow::{PipelineHandles, RegistryPipeline};
+use super::follow::{PipelineHandles, RegistryPipeline, UpdateChannel};
 use super::hold_log::HoldLog;
 use super::listen_error::{ListenError, report_not_listening};
 use super::resolv_conf::follow_line;
@@ -92,17 +92,16 @@ impl Server {
         let forwarder =
             upstream.map(|settings| Arc::new(Forwarder::start(settings, &tracker, &stop)));
         let requests = forwarder.is_some().then(Arc::<HostRequests>::default);
+        let (bridge_tasks, channel) = (TaskTracker::new(), UpdateChannel::default());
+        let own: Vec<SocketAddr> =
+            [&addresses, &tls, &quic].into_iter().flatten().copied().chain(admin).collect();
+        let (updates, directory) = (channel.sender(), state_dir.as_deref());
+        let bridge = start_bridge(config, directory, &own, &updates, &bridge_tasks, &stop).await;
+        let running = bridge.running();
+        let bridge_requests = running.map(|bridge| Arc::clone(bridge.requests()));
+        let bridge_drain = running.map_or(Duration::ZERO, |bridge| bridge.settings().drain);
         let (mut pipeline, PipelineHandles { answerer, states, updates }) =
-            RegistryPipeline::new(config, &addresses, requests.clone());
-        let bridge_tasks = TaskTracker::new();
-        let bridge =
-            start_bridge(config, state_dir.as_deref(), &addresses, &updates, &bridge_tasks, &stop)
-                .await;
-        let mut bridge_drain = Duration::ZERO;
-        if let BridgeState::Running(bridge) = &bridge {
-            pipeline.set_bridge(Arc::clone(bridge.requests()));
-            bridge_drain = bridge.settings().drain;
-        }
+            RegistryPipeline::new(config, &addresses, channel, requests.clone(), bridge_requests);
         let checks = config.checks.as_ref().map(|checks| {
             let settings = checks.settings.clone().within_descriptors();
             let monitor = Arc::<CheckMonitor>::default();

@@ -60,5 +60,5 @@ pub use resolved_routes::{ResolvedRoutes, ResolvedScope};
 pub use root::Root;
 pub use runtime_state::{Mount, RuntimeState};
 pub use unit::{
-    KEEP as KEEP_UNIT, SERVER as SERVER_UNIT, keep as keep_unit, server as server_unit,
+    BridgeNeeds, KEEP as KEEP_UNIT, SERVER as SERVER_UNIT, keep as keep_unit, server as server_unit,
 };

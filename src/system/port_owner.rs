@@ -4,9 +4,10 @@
 
 use std::fmt;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use crate::socket_table::{SocketEntry, SocketKind, sockets};
 use crate::wire::Transport;
 
 /// The last bytes of the loopback addresses that a server of this machine may use.
@@ -14,13 +15,6 @@ use crate::wire::Transport;
 /// 127.0.0.1, then addresses that no other program uses by default; systemd-resolved has
 /// 127.0.0.53 and 127.0.0.54.
 const LOOPBACK_LAST_BYTES: [u8; 6] = [1, 55, 56, 57, 58, 59];
-
-/// Number of readings of a table of UDP sockets.
-///
-/// The kernel returns one page per call, and continues after the number of sockets returned so far:
-/// if one of them is closed between two calls, it skips another. Its tables of TCP sockets have no
-/// such gaps.
-const UDP_TABLE_READINGS: usize = 16;
 
 /// A process that owns a socket, or has a file open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,23 +70,24 @@ pub fn find_bound_sockets(transport: Transport, wanted: SocketAddr) -> Vec<Bound
 }
 
 /// Returns the inodes and the sockets that conflict with `wanted`, without their owners.
+///
+/// The local port of a TCP connection conflicts too, not only that of a listener.
 fn read_tables(transport: Transport, wanted: SocketAddr) -> Vec<(u64, BoundSocket)> {
-    let (tables, readings) = match transport {
-        Transport::Udp => (["/proc/net/udp", "/proc/net/udp6"], UDP_TABLE_READINGS),
-        Transport::Tcp => (["/proc/net/tcp", "/proc/net/tcp6"], 1),
+    let kind = match transport {
+        Transport::Udp => SocketKind::Udp,
+        Transport::Tcp => SocketKind::Tcp,
     };
-    let mut found = Vec::new();
-    for table in tables {
-        for _ in 0..readings {
-            let Ok(table) = fs::read_to_string(table) else { continue };
-            for socket in table.lines().filter_map(|line| conflicting(line, wanted)) {
-                if readings == 1 || !found.contains(&socket) {
-                    found.push(socket);
-                }
-            }
-        }
-    }
-    found
+    let found = sockets(kind, |socket| conflicts(socket.address, wanted)).unwrap_or_default();
+    let bound = |SocketEntry { address, open, user, inode }| {
+        (inode, BoundSocket { address, open, user, owner: None })
+    };
+    found.into_iter().map(bound).collect()
+}
+
+/// Returns whether no socket can be bound to one address while another one is to the other.
+fn conflicts(bound: SocketAddr, wanted: SocketAddr) -> bool {
+    let (ip, other) = (bound.ip(), wanted.ip());
+    bound.port() == wanted.port() && (ip == other || ip.is_unspecified() || other.is_unspecified())
 }
 
 /// Returns the first process found whose socket conflicts with `wanted`, if any.
@@ -108,45 +103,6 @@ pub fn free_loopback() -> Option<Ipv4Addr> {
             .into_iter()
             .all(|transport| find_bound_sockets(transport, wanted).is_empty())
     })
-}
-
-/// Parses a line of `/proc/net/{udp,tcp}{,6}`: the inode and the socket.
-///
-/// Returns `None` unless the socket conflicts with `wanted`. The local port of a TCP connection
-/// conflicts too, not only that of a listener.
-fn conflicting(line: &str, wanted: SocketAddr) -> Option<(u64, BoundSocket)> {
-    let mut fields = line.split_ascii_whitespace().skip(1);
-    let (local, _remote, state) = (fields.next()?, fields.next()?, fields.next()?);
-    let (user, inode) = (fields.nth(3)?.parse().ok()?, fields.nth(1)?.parse().ok()?);
-    let (ip, port) = local.split_once(':')?;
-    let (ip, port) = (parse_ip(ip)?.to_canonical(), u16::from_str_radix(port, 16).ok()?);
-    let conflicts = port == wanted.port()
-        && (ip == wanted.ip() || ip.is_unspecified() || wanted.ip().is_unspecified());
-    // Kernel states (include/net/tcp_states.h): TCP_CLOSE, of an unconnected UDP socket, and
-    // TCP_LISTEN.
-    let open = matches!(state, "07" | "0A");
-    let address = SocketAddr::new(ip, port);
-    conflicts.then_some((inode, BoundSocket { address, open, user, owner: None }))
-}
-
-/// Parses an IP address of the kernel's tables.
-///
-/// The kernel writes 32-bit words in hexadecimal, each in host byte order.
-fn parse_ip(text: &str) -> Option<IpAddr> {
-    let word = |at: usize| {
-        u32::from_str_radix(text.get(at * 8..at * 8 + 8)?, 16).ok().map(u32::to_ne_bytes)
-    };
-    match text.len() {
-        8 => Some(Ipv4Addr::from(word(0)?).into()),
-        32 => {
-            let mut bytes = [0; 16];
-            for (at, place) in bytes.chunks_exact_mut(4).enumerate() {
-                place.copy_from_slice(&word(at)?);
-            }
-            Some(Ipv6Addr::from(bytes).into())
-        }
-        _ => None,
-    }
 }
 
 /// Returns the other processes that have a file or directory open.
@@ -195,9 +151,7 @@ fn socket_inode(target: &Path) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, UdpSocket};
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::thread;
+    use std::net::{IpAddr, TcpListener, UdpSocket};
     use std::time::{Duration, Instant};
 
     use super::*;
@@ -233,30 +187,6 @@ mod tests {
     }
 
     #[test]
-    fn a_udp_socket_is_found_even_while_others_are_closed() {
-        let done = AtomicBool::new(false);
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                let (mut open, begun) = (Vec::new(), Instant::now());
-                while !done.load(Ordering::Relaxed) && begun.elapsed() < SOON {
-                    open.extend((0..60).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()));
-                    // At all places of the table.
-                    while open.len() > 200 {
-                        drop(open.swap_remove(fastrand::usize(..open.len())));
-                    }
-                }
-            });
-            let missed = (0..150).filter(|_| {
-                let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-                read_tables(Transport::Udp, socket.local_addr().unwrap()).is_empty()
-            });
-            let missed = missed.count();
-            done.store(true, Ordering::Relaxed);
-            assert_eq!(missed, 0);
-        });
-    }
-
-    #[test]
     fn a_free_port_has_no_owner() {
         let address = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         // Other tests may use the port at 127.0.0.1; no other test uses this address.
@@ -270,41 +200,14 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_the_kernel_tables_are_parsed() {
-        if cfg!(target_endian = "big") {
-            return;
-        }
-        let v4 = "  12: 0100007F:0035 00000000:0000 0A 00000000:00000000 \
-                  00:00000000 00000000     0        0 4711 1 0 100 0 0 10 0";
-        let v6 = "   3: 00000000000000000000000001000000:0035 \
-                  00000000000000000000000000000000:0000 07 00000000:00000000 \
-                  00:00000000 00000000   102        0 4712 2 0 0";
-        let wanted = |text: &str| text.parse().unwrap();
-        let inode = |line: &str, wanted| conflicting(line, wanted).map(|(inode, _)| inode);
-        assert_eq!(inode(v4, wanted("127.0.0.1:53")), Some(4711));
-        assert_eq!(inode(v4, wanted("127.0.0.2:53")), None);
-        assert_eq!(inode(v4, wanted("127.0.0.1:54")), None);
-        assert_eq!(inode(v6, wanted("[::1]:53")), Some(4712));
-        let everywhere = v4.replace("0100007F", "00000000");
-        assert_eq!(inode(&everywhere, wanted("127.0.0.2:53")), Some(4711));
-        let (_, listening) = conflicting(&everywhere, wanted("127.0.0.2:53")).unwrap();
-        assert_eq!(
-            listening,
-            BoundSocket { address: wanted("0.0.0.0:53"), open: true, user: 0, owner: None }
-        );
-        assert_eq!(
-            conflicting(v6, wanted("[::1]:53")).map(|(_, socket)| (socket.open, socket.user)),
-            Some((true, 102))
-        );
-        let connected = v4.replace(" 0A ", " 01 ");
-        assert!(!conflicting(&connected, wanted("127.0.0.1:53")).unwrap().1.open);
-        for junk in [
-            "",
-            "  sl  local_address rem_address   st",
-            "0: zz:0035 0 0A 0 0 0 0 0 1",
-            "0: é000007:0035 0 0A 0 0 0 0 0 1",
-        ] {
-            assert_eq!(inode(junk, wanted("127.0.0.1:53")), None, "{junk}");
-        }
+    fn addresses_conflict_if_one_contains_the_other() {
+        let conflict =
+            |bound: &str, wanted: &str| conflicts(bound.parse().unwrap(), wanted.parse().unwrap());
+        assert!(conflict("127.0.0.1:53", "127.0.0.1:53"));
+        assert!(!conflict("127.0.0.1:53", "127.0.0.2:53"));
+        assert!(!conflict("127.0.0.1:53", "127.0.0.1:54"));
+        assert!(conflict("0.0.0.0:53", "127.0.0.2:53"));
+        assert!(conflict("127.0.0.2:53", "0.0.0.0:53"));
+        assert!(conflict("[::1]:53", "[::1]:53"));
     }
 }

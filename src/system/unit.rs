@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::command::shell_quoted;
 
@@ -45,10 +46,39 @@ pub fn server(program: &Path, config: Option<&Path>) -> String {
     format!("{HEADING}\n{}", DISTRIBUTED[start..].replacen(DISTRIBUTED_START, &line, 1))
 }
 
-/// Returns the drop-in file with the rights of the port bridge.
-pub(super) fn bridge_drop_in() -> String {
+/// What the server's unit needs for the port bridge.
+#[derive(Clone, Copy, Debug)]
+pub struct BridgeNeeds {
+    /// Beginning of the names of its tables in the kernel.
+    pub table_prefix: &'static str,
+    /// Whether it changes the kernel's rules.
+    pub redirects: bool,
+    /// Time for open connections to finish at shutdown.
+    pub drain: Duration,
+}
+
+/// Time that the server has to stop beside the drain of the port bridge.
+const TIME_TO_STOP: Duration = Duration::from_secs(20);
+
+/// Returns the drop-in file with what the port bridge needs.
+pub(super) fn bridge_drop_in(needs: &BridgeNeeds) -> String {
     let start = DISTRIBUTED_BRIDGE.find("[Service]").unwrap_or(0);
-    format!("{HEADING}\n{}", &DISTRIBUTED_BRIDGE[start..])
+    let stop = format!("TimeoutStopSec={}s\n", (needs.drain + TIME_TO_STOP).as_secs());
+    let mut text = format!("{HEADING}\n");
+    let mut comment = String::new();
+    for line in DISTRIBUTED_BRIDGE[start..].split_inclusive('\n') {
+        if line.starts_with('#') {
+            comment.push_str(line);
+            continue;
+        }
+        let comment = std::mem::take(&mut comment);
+        if line.contains("CAP_NET_ADMIN") && !needs.redirects {
+            continue;
+        }
+        text.push_str(&comment);
+        text.push_str(if line.starts_with("TimeoutStopSec=") { &stop } else { line });
+    }
+    text
 }
 
 /// Returns the unit that runs `svcdns keep` of `program`.

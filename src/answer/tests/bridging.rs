@@ -200,6 +200,27 @@ fn reverse_names_of_the_bridge_are_the_names_of_services() {
     assert_eq!(local(&harness, "99.0.83.127.in-addr.arpa", rtype::PTR), "NXDOMAIN");
 }
 
+#[test]
+fn reverse_names_of_the_bridge_are_stale_while_the_registry_is_disconnected() {
+    let (mut harness, pool) = bridged(&[HELLO]);
+    let [a, b, c, d] = pool.0["hello"].octets();
+    let name = format!("{d}.{c}.{b}.{a}.in-addr.arpa");
+    let is_stale = |harness: &Harness, name: &str, rtype| {
+        let bytes = query(name, rtype, Some(1232));
+        let mut out = Vec::new();
+        harness.answerer.respond_in_full(&Query::parse(&bytes), LOCAL, 0, &mut out);
+        // The option of an extended error has the code 15, and this error the code 3 (RFC 8914).
+        out.windows(6).any(|bytes| bytes[..2] == [0, 15] && bytes[4..] == [0, 3])
+    };
+    for (name, rtype) in [(&*name, rtype::PTR), (&*name, rtype::A), ("hello.svc", rtype::A)] {
+        assert!(!is_stale(&harness, name, rtype), "{name} {rtype}");
+    }
+    harness.apply([Change::Connected(false)]);
+    for (name, rtype) in [(&*name, rtype::PTR), (&*name, rtype::A), ("hello.svc", rtype::A)] {
+        assert!(is_stale(&harness, name, rtype), "{name} {rtype}");
+    }
+}
+
 proptest! {
     #[test]
     fn both_paths_agree_on_bridged_names(

@@ -78,6 +78,16 @@ fn invalid_settings_of_the_bridge_are_rejected_even_if_it_is_off() {
           127.83.0.0/16",
             ),
             (
+                "include = ['hello', 'Hello.svc']",
+                "2:21: bridge.include: \"Hello.svc\" never matches: write names without the zone, \
+                 such as \"hello\"",
+            ),
+            (
+                "exclude = ['']",
+                "2:12: bridge.exclude: \"\" is not the name of a service, or a pattern such as \
+                 hello*",
+            ),
+            (
                 "ports = []\nbind = true",
                 "3:8: bridge.bind: bridge.bind needs at least one port to \
           bind",

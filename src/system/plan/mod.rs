@@ -207,12 +207,13 @@ impl PlanBuilder<'_> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::time::Duration;
 
     use super::super::detect::{
         NetworkManager, ResolvConfContent, ResolvConfFile, Resolvconf, Resolved, ResolvedAccess,
         ResolverManager,
     };
-    use super::super::unit;
+    use super::super::unit::{self, BridgeNeeds};
     use super::*;
     use crate::resolv_conf::RESOLV_CONF;
 
@@ -389,12 +390,18 @@ mod tests {
         let (_folder, root, _) = machine(ResolverManager::Nothing);
         let plain = plan_server(&root, "[Unit]\n", None).unwrap();
         assert_eq!(plain, plan_unit(&root, unit::SERVER, "[Unit]\n").unwrap());
-        let steps = plan_server(&root, "[Unit]\n", Some("the_table")).unwrap();
+        let mut needs = BridgeNeeds {
+            table_prefix: "tables_",
+            redirects: true,
+            drain: Duration::from_secs(10),
+        };
+        let steps = plan_server(&root, "[Unit]\n", Some(&needs)).unwrap();
         let text = steps.iter().map(describe).collect::<Vec<_>>().join("\n");
         for expected in [
             "write /etc/systemd/system/svcdns.service.d/svcdns-bridge.conf",
             "+AmbientCapabilities=CAP_NET_ADMIN",
             "+# Written by `svcdns install`",
+            "+TimeoutStopSec=30s",
         ] {
             assert!(text.contains(expected), "{expected}: {text}");
         }
@@ -404,9 +411,17 @@ mod tests {
         assert_eq!(folders.len(), 3, "{folders:?}");
         // Steps are undone in reverse order.
         let Some(InstallStep::Command(first)) = steps.first() else { panic!("{steps:?}") };
-        assert_eq!(first.undo, [words(&["nft", "delete", "table", "ip", "the_table"])]);
+        assert!(first.undo[0][2].contains("tables_"), "{first:?}");
         let Some(InstallStep::Command(last)) = steps.last() else { panic!("{steps:?}") };
         assert!(last.undo[0].contains(&"disable".to_owned()), "{last:?}");
+
+        // A bridge that binds ports needs no capability, but the limits; a long drain takes long.
+        needs = BridgeNeeds { redirects: false, drain: Duration::from_secs(3600), ..needs };
+        let steps = plan_server(&root, "[Unit]\n", Some(&needs)).unwrap();
+        let text = steps.iter().map(describe).collect::<Vec<_>>().join("\n");
+        assert!(!text.contains("CAP_NET_ADMIN") && !text.contains("table of its own"), "{text}");
+        assert!(text.contains("+LimitNOFILE=131072"), "{text}");
+        assert!(text.contains("+TimeoutStopSec=3620s"), "{text}");
     }
 
     #[test]

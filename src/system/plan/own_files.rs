@@ -7,7 +7,7 @@ use super::super::Root;
 use super::super::command::words;
 use super::super::install_step::{CommandStep, FileStep, IfEdited, InstallStep};
 use super::super::path_state::PathState;
-use super::super::unit;
+use super::super::unit::{self, BridgeNeeds};
 use super::PlanError;
 use crate::directory::{ROOT_STATE_DIRECTORY, is_state_file};
 
@@ -42,27 +42,36 @@ pub fn plan_unit(root: &Root, name: &str, text: &str) -> Result<Vec<InstallStep>
 
 /// Plans the unit of the server, started now and at every boot.
 ///
-/// `bridge_table` is the table of the kernel with which the port bridge redirects connections.
+/// `bridge` tells what the unit needs for the port bridge, if that is on.
 ///
 /// # Errors
 /// If a current file of the unit cannot be read.
 pub fn plan_server(
     root: &Root,
     text: &str,
-    bridge_table: Option<&str>,
+    bridge: Option<&BridgeNeeds>,
 ) -> Result<Vec<InstallStep>, PlanError> {
     let mut files = plan_file(root, &unit::server_path(), text)?;
     let mut steps = Vec::new();
-    if let Some(table) = bridge_table {
-        let drop_in = plan_file(root, Path::new(unit::BRIDGE_DROP_IN), &unit::bridge_drop_in())?;
+    if let Some(needs) = bridge {
+        let text = unit::bridge_drop_in(needs);
+        let drop_in = plan_file(root, Path::new(unit::BRIDGE_DROP_IN), &text)?;
         files.extend(drop_in.into_iter().filter(|step| !files.contains(step)).collect::<Vec<_>>());
-        // Steps are undone in reverse order: by then, the server has stopped. It removes the table
-        // itself, unless it was killed.
+        // Steps are undone in reverse order: by then, the server has stopped. It removes its table
+        // itself, unless it was killed; the pool after which the table is named may have changed.
+        let tables = format!(
+            r"nft list tables ip | sed -n 's/^table ip \({}[0-9_]*\)$/\1/p'",
+            needs.table_prefix
+        );
         steps.push(InstallStep::Command(CommandStep {
             purpose: "let the port bridge redirect connections".to_owned(),
             run: Vec::new(),
-            undo: vec![words(&["nft", "delete", "table", "ip", table])],
-            undo_if: words(&["nft", "list", "table", "ip", table]),
+            undo: vec![words(&[
+                "sh",
+                "-c",
+                &format!("{tables} | xargs -r -n1 nft delete table ip"),
+            ])],
+            undo_if: words(&["sh", "-c", &format!("{tables} | grep -q .")]),
         }));
     }
     steps.extend(unit_steps(unit::SERVER, files));

@@ -20,7 +20,7 @@ const KEEPALIVE_RETRIES: u32 = 4;
 /// allows.
 ///
 /// Without it, the kernel takes some megabytes for a receiver that has stalled.
-const UNSENT_BYTES: u32 = 256 * 1024;
+const UNSENT_BYTES: u32 = 128 * 1024;
 
 /// Options of the sockets of both sides of a connection.
 #[derive(Clone, Copy, Debug)]

@@ -6,166 +6,17 @@
 
 mod support;
 
-use std::collections::HashMap;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
-use support::{SOON, eventually};
-use svcdns::bridge::{Bridge, BridgedView, Settings};
+use support::bridged::{Bridged, connect, echo, listen, named, pattern, read_all, unused};
+use support::{SOON, eventually, skip};
+use svcdns::bridge::Settings;
 use svcdns::descriptors;
-use svcdns::service::{BridgeCandidate, BridgeChange, ReachableRegistration, Update};
-use tokio::runtime::Runtime;
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-
-/// A running bridge, and the addresses that it announced.
-struct Bridged {
-    runtime: Runtime,
-    bridge: Bridge,
-    updates: mpsc::Receiver<Update>,
-    announced: HashMap<Box<str>, Option<Ipv4Addr>>,
-    tracker: TaskTracker,
-    stop: CancellationToken,
-    /// The port that is bound at each address.
-    port: u16,
-}
-
-impl Bridged {
-    fn start() -> Self {
-        Self::start_with(None, |_| {})
-    }
-
-    fn start_with(state: Option<&Path>, change: impl FnOnce(&mut Settings)) -> Self {
-        // Each bridge has a pool and a port of its own: tests run at the same time.
-        static NEXT: AtomicU8 = AtomicU8::new(1);
-        let network = NEXT.fetch_add(1, Ordering::Relaxed);
-        let process = u8::try_from(std::process::id() % 100).unwrap();
-        let port = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
-        let mut settings = Settings {
-            pool: format!("127.{}.{network}.0/24", 100 + process).parse().unwrap(),
-            ports: vec![port],
-            bind: true,
-            drain: Duration::from_millis(300),
-            ..Settings::default()
-        };
-        change(&mut settings);
-        let port = settings.ports[0];
-        let runtime = Runtime::new().unwrap();
-        let (sender, updates) = mpsc::channel(64);
-        let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
-        let start = Bridge::start(settings, state, &[], sender, &tracker, stop.clone());
-        let bridge = runtime.block_on(start).unwrap();
-        let announced = HashMap::new();
-        Self { runtime, bridge, updates, announced, tracker, stop, port }
-    }
-
-    /// Sets the instances of a service, with protocol `http`.
-    fn put(&mut self, name: &str, endpoints: &[SocketAddr]) {
-        let registrations = endpoints.iter().map(|endpoint| ReachableRegistration {
-            protocol: Some("http".into()),
-            weight: 1,
-            first_port: Some(endpoint.port()),
-            endpoints: vec![*endpoint],
-        });
-        let candidate = BridgeCandidate {
-            name: name.into(),
-            namespace: "default".into(),
-            registrations: registrations.collect(),
-        };
-        self.bridge.requests().update(vec![BridgeChange::Put(candidate)]);
-    }
-
-    fn remove(&mut self, name: &str) {
-        self.bridge.requests().update(vec![BridgeChange::Removed(name.into())]);
-    }
-
-    /// Waits until clients get an address for the name, or none.
-    fn announcement(&mut self, name: &str) -> Option<Ipv4Addr> {
-        while !self.announced.contains_key(name) {
-            let updates = &mut self.updates;
-            let next = async { tokio::time::timeout(SOON, updates.recv()).await };
-            let Ok(Some(Update::Bridged(names))) = self.runtime.block_on(next) else {
-                panic!("no announcement of {name}")
-            };
-            self.announced.extend(names.into_iter().map(|one| (one.name, one.address)));
-        }
-        self.announced.remove(name).flatten()
-    }
-
-    /// Bridges a service; returns the address for its clients.
-    fn serve(&mut self, name: &str, endpoints: &[SocketAddr]) -> SocketAddrV4 {
-        self.put(name, endpoints);
-        SocketAddrV4::new(self.announcement(name).expect("an address"), self.port)
-    }
-
-    fn view(&self, name: &str) -> Option<BridgedView> {
-        self.bridge.services().into_iter().find(|service| &*service.name == name)
-    }
-
-    /// Stops the bridge and waits for its end.
-    fn stop(self) {
-        self.stop.cancel();
-        self.tracker.close();
-        let end = async { tokio::time::timeout(SOON, self.tracker.wait()).await };
-        self.runtime.block_on(end).unwrap();
-    }
-}
-
-/// Accepts connections and serves each one in a thread.
-fn listen(serve: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let serve = serve.clone();
-            thread::spawn(move || serve(stream));
-        }
-    });
-    address
-}
-
-/// An instance that sends back what it receives, and ends when the client does.
-fn echo() -> SocketAddr {
-    listen(|mut stream| {
-        let mut reader = stream.try_clone().unwrap();
-        let _ = io::copy(&mut reader, &mut stream);
-        let _ = stream.shutdown(Shutdown::Write);
-    })
-}
-
-/// An instance that sends its name to each client.
-fn named(name: &'static str) -> SocketAddr {
-    listen(move |mut stream| drop(stream.write_all(name.as_bytes())))
-}
-
-fn connect(address: SocketAddrV4) -> TcpStream {
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(SOON)).unwrap();
-    stream
-}
-
-fn read_all(mut stream: TcpStream) -> io::Result<String> {
-    let mut text = String::new();
-    stream.read_to_string(&mut text).map(|_| text)
-}
-
-/// Returns the bytes at these positions of an endless text that does not repeat soon.
-fn pattern(start: usize, length: usize) -> Vec<u8> {
-    let byte = |at: usize| at.wrapping_mul(0x9E37_79B9).to_le_bytes()[2];
-    (start..start + length).map(byte).collect()
-}
-
-/// Returns an address on which nothing listens.
-fn unused() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
 
 #[test]
 fn downloads_and_uploads_arrive_unchanged() {
@@ -197,17 +48,7 @@ fn downloads_and_uploads_arrive_unchanged() {
 
 #[test]
 fn a_client_that_ends_its_side_gets_the_whole_response() {
-    let mut bridge = Bridged::start();
-    let counting = listen(|mut stream| {
-        let mut request = Vec::new();
-        stream.read_to_end(&mut request).unwrap();
-        stream.write_all(format!("got {} bytes", request.len()).as_bytes()).unwrap();
-    });
-    let address = bridge.serve("count", &[counting]);
-    let mut client = connect(address);
-    client.write_all(&pattern(0, 300_000)).unwrap();
-    client.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(read_all(client).unwrap(), "got 300000 bytes");
+    support::bridged::a_client_that_ends_its_side_gets_the_response(&mut Bridged::start());
 }
 
 #[test]
@@ -229,60 +70,12 @@ fn an_instance_that_ends_its_side_still_receives() {
 
 #[test]
 fn resets_pass_in_both_directions() {
-    let mut bridge = Bridged::start();
-    let resetting = listen(|mut stream| {
-        let _ = stream.read(&mut [0; 16]);
-        SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
-    });
-    let (sender, ended) = std::sync::mpsc::channel();
-    let waiting = listen(move |mut stream| {
-        let _ = sender.send(stream.read_to_end(&mut Vec::new()).map_err(|error| error.kind()));
-    });
-    let address = bridge.serve("resetting", &[resetting]);
-    let mut client = connect(address);
-    client.write_all(b"hello").unwrap();
-    assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
-    let address = bridge.serve("waiting", &[waiting]);
-    let mut client = connect(address);
-    client.write_all(b"hello").unwrap();
-    eventually("the connection to be forwarded", SOON, || {
-        (bridge.view("waiting").unwrap().counts.request_bytes == 5).then_some(())
-    });
-    SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
-    drop(client);
-    assert_eq!(ended.recv_timeout(SOON).unwrap(), Err(ErrorKind::ConnectionReset));
+    support::bridged::resets_pass_in_both_directions(&mut Bridged::start());
 }
 
 #[test]
 fn a_slow_reader_stops_its_sender_and_gets_every_byte() {
-    const BYTES: usize = 64 << 20;
-    let mut bridge = Bridged::start();
-    let sent = Arc::new(AtomicUsize::new(0));
-    let counter = Arc::clone(&sent);
-    let sending = listen(move |mut stream| {
-        for start in (0..BYTES).step_by(1 << 16) {
-            if stream.write_all(&pattern(start, 1 << 16)).is_err() {
-                return;
-            }
-            counter.fetch_add(1 << 16, Ordering::Relaxed);
-        }
-    });
-    let address = bridge.serve("sending", &[sending]);
-    let mut client = connect(address);
-    // Until the sender is stopped, it makes progress.
-    let mut before = usize::MAX;
-    let stopped = eventually("the sender to be stopped", SOON, || {
-        thread::sleep(Duration::from_millis(500));
-        let now = sent.load(Ordering::Relaxed);
-        (std::mem::replace(&mut before, now) == now && now > 0).then_some(now)
-    });
-    assert!(stopped < BYTES / 2, "{stopped} bytes are on their way");
-    let mut received = vec![0; 1 << 16];
-    for start in (0..BYTES).step_by(1 << 16) {
-        client.read_exact(&mut received).unwrap();
-        assert!(received == pattern(start, 1 << 16), "the bytes from {start} on differ");
-    }
-    assert_eq!(client.read(&mut received).unwrap(), 0);
+    support::bridged::a_slow_reader_stops_its_sender(&mut Bridged::start());
 }
 
 #[test]
@@ -290,19 +83,25 @@ fn connections_that_lead_nowhere_are_reset_at_once() {
     let mut bridge = Bridged::start();
     // Only the named port is bound, and it leads to no instance that runs.
     let address = bridge.serve("dead", &[unused(), unused(), unused(), unused()]);
-    let start = Instant::now();
-    let mut client = connect(address);
-    assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
-    eprintln!("reset after {:?}", start.elapsed());
+    let reset = || {
+        let start = Instant::now();
+        let mut client = connect(address);
+        assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        start.elapsed()
+    };
+    let fastest = (0..20).map(|_| reset()).min().unwrap();
+    // Not the end of the time for all attempts, and not that of a race.
+    assert!(fastest < Duration::from_millis(200), "{fastest:?}");
     let counts = bridge.view("dead").unwrap().counts;
-    assert_eq!((counts.connections, counts.failures, counts.retries), (0, 1, 3));
+    assert_eq!((counts.connections, counts.failures, counts.retries), (0, 20, 20 * 4));
     // The service is removed: its listener is closed.
     bridge.remove("dead");
     assert_eq!(bridge.announcement("dead"), None);
-    eventually("connections to be refused", SOON, || {
-        TcpStream::connect(address).is_err().then_some(())
+    eventually("connections to lead nowhere", SOON, || {
+        TcpStream::connect(address).map_or(true, |client| read_all(client).is_err()).then_some(())
     });
     assert!(bridge.view("dead").is_none());
+    assert_eq!(bridge.bridge.total().failures, 20, "what happened is not forgotten");
 }
 
 #[test]
@@ -346,6 +145,53 @@ fn no_new_connection_fails_after_an_instance_dies_and_traffic_returns_to_it() {
     socket.listen(128).unwrap();
     let _serving = serve(socket.into(), Arc::new(AtomicBool::new(false)));
     eventually("traffic to return", SOON, || (ask() == "mortal").then_some(()));
+}
+
+#[test]
+fn no_connection_fails_while_half_of_the_instances_are_dead() {
+    let mut bridge = Bridged::start();
+    let dead = [(); 5].map(|()| unused());
+    let alive = [named("a"), named("b")];
+    let address = bridge.serve("half", &[&dead[..], &alive].concat());
+    // The pauses of the dead ones end several times meanwhile, and all at the same moment.
+    let start = Instant::now();
+    let mut asked = 0;
+    while asked < 400 || start.elapsed() < Duration::from_secs(2) {
+        let asking: Vec<_> =
+            (0..8).map(|_| thread::spawn(move || read_all(connect(address)))).collect();
+        for text in asking {
+            assert!(["a", "b"].contains(&&*text.join().unwrap().unwrap()));
+            asked += 1;
+        }
+    }
+    assert_eq!(bridge.bridge.total().failures, 0);
+}
+
+#[test]
+fn a_service_that_comes_back_continues_with_its_counters() {
+    let mut bridge = Bridged::start_with(None, |settings| settings.connections_per_service = 2);
+    let instance = echo();
+    let address = bridge.serve("again", &[instance]);
+    let is_served = |client: &mut TcpStream| {
+        client.write_all(b"x").is_ok() && client.read(&mut [0]).is_ok_and(|bytes| bytes == 1)
+    };
+    let mut clients = [(); 2].map(|()| connect(address));
+    assert!(clients.iter_mut().all(is_served));
+    bridge.remove("again");
+    assert_eq!(bridge.announcement("again"), None);
+    assert_eq!(bridge.bridge.total().connections, 2);
+    assert_eq!(&*bridge.bridge.counts_by_label()[0].0, "again");
+    let address = eventually("the address", SOON, || {
+        bridge.put("again", &[instance]);
+        bridge.announcement("again").map(|ip| SocketAddrV4::new(ip, address.port()))
+    });
+    let counts = bridge.view("again").unwrap().counts;
+    assert_eq!((counts.connections, counts.open), (2, 2));
+    assert!(!is_served(&mut connect(address)), "the old connections count for the limit");
+    drop(clients);
+    eventually("room for a new connection", SOON, || {
+        is_served(&mut connect(address)).then_some(())
+    });
 }
 
 #[test]
@@ -394,13 +240,18 @@ fn connections_above_a_limit_are_reset() {
 }
 
 #[test]
-fn ten_thousand_idle_connections_are_open_at_once() {
-    // Each has two ends at the bridge, one at its client and one at its instance.
-    let count = (descriptors::raise_limit().saturating_sub(1000) / 8).min(10_000);
+fn thousands_of_idle_connections_are_open_at_once() {
+    let descriptors = descriptors::raise_limit();
     let mut bridge = Bridged::start_with(None, |settings| {
-        settings.connections = 20_000;
-        settings.connections_per_service = 20_000;
+        settings.connections = 10_000;
+        settings.connections_per_service = 10_000;
     });
+    // Each has two ends at the bridge, one at its client and one at its instance.
+    let count = bridge.bridge.settings().connections.min(descriptors.saturating_sub(1000) / 4);
+    if count < 1000 {
+        let reason = format!("{descriptors} descriptors allow only {count} connections");
+        return skip("thousands_of_idle_connections_are_open_at_once", &reason);
+    }
     // One thread accepts all of them, and the queue of the kernel holds as many as come at once.
     let listener =
         socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
@@ -416,20 +267,15 @@ fn ten_thousand_idle_connections_are_open_at_once() {
         }
     });
     let address = bridge.serve("idle", &[instance]);
-    let mut clients = Vec::new();
-    while clients.len() < count {
-        clients.extend((0..1000.min(count - clients.len())).map(|_| connect(address)));
-        eventually("all connections to be open", SOON, || {
-            let counts = bridge.view("idle").unwrap().counts;
-            (counts.connections == clients.len() as u64 && counts.open == clients.len())
-                .then_some(())
-        });
-    }
+    let clients: Vec<_> = (0..count).map(|_| connect(address)).collect();
+    eventually("all connections to be open", SOON, || {
+        let counts = bridge.view("idle").unwrap().counts;
+        (counts.connections == count as u64 && counts.open == count).then_some(())
+    });
+    assert_eq!(bridge.bridge.total().failures, 0);
     drop(clients);
     accepted.lock().unwrap().clear();
-    eventually("all connections to end", SOON, || {
-        (bridge.bridge.counters().open() == 0).then_some(())
-    });
+    bridge.wait_for_the_end_of_all_connections();
 }
 
 #[test]
@@ -485,11 +331,9 @@ fn addresses_survive_a_restart_and_are_given_to_no_other_service() {
 }
 
 #[test]
-fn services_without_an_address_or_a_port_stay_direct() {
-    let port = unused().port();
+fn services_without_an_address_stay_direct() {
     let mut bridge = Bridged::start_with(None, |settings| {
         settings.pool = format!("{}/28", settings.pool.network()).parse().unwrap();
-        settings.ports = vec![port];
     });
     let instance = echo();
     for n in 0..14 {
@@ -509,25 +353,49 @@ fn services_without_an_address_or_a_port_stay_direct() {
 }
 
 #[test]
-fn shutdown_lets_connections_finish_and_then_resets_them() {
-    let mut bridge = Bridged::start_with(None, |settings| {
-        settings.drain = Duration::from_secs(3);
-    });
+fn a_service_whose_port_is_taken_stays_direct_and_the_others_go_on() {
+    let mut settings = None;
+    let mut first = Bridged::start_with(None, |chosen| settings = Some(chosen.clone()));
+    let instance = named("instance");
+    let taken = first.serve("taken", &[instance]);
+    first.stop();
+    let settings = settings.unwrap();
+    let mut second = Bridged::start_with(None, |chosen| *chosen = settings);
+    let _other_program = eventually("the port", SOON, || TcpListener::bind(taken).ok());
+    second.put("taken", &[instance]);
+    let address = second.serve("unrelated", &[instance]);
+    assert!(second.view("taken").is_none());
+    assert_eq!(read_all(connect(address)).unwrap(), "instance");
+}
+
+#[test]
+fn shutdown_lets_connections_finish() {
+    let mut bridge = Bridged::start_with(None, |settings| settings.drain = SOON);
     let address = bridge.serve("echo", &[echo()]);
-    let [mut finishing, mut staying] = [(); 2].map(|()| connect(address));
-    for client in [&mut finishing, &mut staying] {
-        client.write_all(b"x").unwrap();
-        assert_eq!(client.read(&mut [0]).unwrap(), 1);
-    }
+    let mut client = connect(address);
+    client.write_all(b"x").unwrap();
+    assert_eq!(client.read(&mut [0]).unwrap(), 1);
     let stopping = thread::spawn(move || bridge.stop());
-    eventually("new connections to be refused", SOON, || {
-        TcpStream::connect(address).is_err().then_some(())
+    eventually("new connections to lead nowhere", SOON, || {
+        let Ok(other) = TcpStream::connect(address) else { return Some(()) };
+        // While the bridge still accepts, the instance ends the connection as the client does.
+        let _ = other.shutdown(Shutdown::Write);
+        read_all(other).is_err().then_some(())
     });
-    finishing.write_all(b"bye").unwrap();
-    finishing.shutdown(Shutdown::Write).unwrap();
-    let finished = read_all(finishing);
-    let reset = staying.read(&mut [0]).unwrap_err().kind();
-    assert_eq!(reset, ErrorKind::ConnectionReset);
-    assert_eq!(finished.unwrap(), "bye");
+    client.write_all(b"bye").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_all(client).unwrap(), "bye");
+    // Without an open connection, the bridge does not wait for the end of the drain.
     stopping.join().unwrap();
+}
+
+#[test]
+fn after_the_drain_open_connections_are_reset() {
+    let mut bridge = Bridged::start();
+    let address = bridge.serve("echo", &[echo()]);
+    let mut client = connect(address);
+    client.write_all(b"x").unwrap();
+    assert_eq!(client.read(&mut [0]).unwrap(), 1);
+    bridge.stop();
+    assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
 }

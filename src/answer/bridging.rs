@@ -3,7 +3,7 @@
 //! The bridge knows a service or version by its shortest name, as text in front of the zone. What
 //! the name selects is decided by the full path, as for every query.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -67,22 +67,22 @@ pub(super) fn change_of(snapshot: &Snapshot, settings: &Settings, name: &str) ->
         return BridgeChange::Removed(name.into());
     };
     let namespace = selection.instances[0].key.group().namespace.to_ascii_lowercase();
-    let mut registrations: Vec<(&Arc<RegistryKey>, ReachableRegistration)> = Vec::new();
-    for instance in &selection.instances {
+    let mut registrations: Vec<ReachableRegistration> = Vec::new();
+    // Instances are sorted by endpoint: those of one registration may be far apart.
+    let mut positions: HashMap<*const RegistryKey, usize> = HashMap::new();
+    for instance in selection.instances.iter().chain(&selection.duplicates) {
         let key = instance.key;
-        let known = registrations.iter().position(|(other, _)| Arc::ptr_eq(other, key));
-        let at = known.unwrap_or_else(|| {
+        let at = *positions.entry(Arc::as_ptr(key)).or_insert_with(|| {
             let protocol = key.metadata.text("protocol");
-            let registration = ReachableRegistration {
+            registrations.push(ReachableRegistration {
                 protocol: protocol.map(|text| text.to_ascii_lowercase().into()),
                 weight: key.weight(),
                 first_port: key.endpoints.first().map(|endpoint| endpoint.port),
                 endpoints: Vec::new(),
-            };
-            registrations.push((key, registration));
+            });
             registrations.len() - 1
         });
-        let endpoints = &mut registrations[at].1.endpoints;
+        let endpoints = &mut registrations[at].endpoints;
         let port = instance.endpoint.port;
         match &instance.endpoint.host {
             Host::V4(address) => endpoints.push(SocketAddr::new((*address).into(), port)),
@@ -97,7 +97,7 @@ pub(super) fn change_of(snapshot: &Snapshot, settings: &Settings, name: &str) ->
     BridgeChange::Put(BridgeCandidate {
         name: name.into(),
         namespace: namespace.into(),
-        registrations: registrations.into_iter().map(|(_, registration)| registration).collect(),
+        registrations,
     })
 }
 

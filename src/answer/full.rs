@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::holders::HolderSets;
 use super::settings::Settings;
 use super::table::Snapshot;
-use crate::catalog::{Group, Instance, Service};
+use crate::catalog::{ExclusionReason, Group, Instance, Service};
 use crate::name::{
     Interpretation, ParsedName, Selector, ServiceScope, instance_address, interpretations,
     parse_labels,
@@ -36,6 +36,8 @@ pub(super) struct Selection<'s> {
     pub(super) service: &'s Arc<Service>,
     /// Served instances, sorted by endpoint, without duplicate endpoints.
     pub(super) instances: Vec<Instance<'s>>,
+    /// Instances of other registrations with an endpoint of those.
+    pub(super) duplicates: Vec<Instance<'s>>,
     /// Registries that hold the selected endpoints, even where another registry's is served.
     pub(super) holders: HolderSets,
     /// Form of the name.
@@ -377,9 +379,22 @@ impl<'a> InstanceFilter<'a> {
             .collect();
         instances.sort_by(|a, b| a.endpoint.cmp(b.endpoint));
         let holders = holders_of(&instances);
-        instances.retain(|instance| instance.excluded.is_none());
+        let mut duplicates = Vec::new();
+        instances.retain(|instance| {
+            let is_duplicate = instance.excluded == Some(ExclusionReason::Duplicate);
+            duplicates.extend(is_duplicate.then_some(*instance));
+            instance.excluded.is_none()
+        });
         // Two versions may register the same endpoint.
-        instances.dedup_by(|a, b| a.endpoint == b.endpoint);
+        instances.dedup_by(|next, first| {
+            let is_duplicate = next.endpoint == first.endpoint;
+            duplicates.extend(is_duplicate.then_some(*next));
+            is_duplicate
+        });
+        // The endpoint itself may be excluded, for example because its check fails.
+        duplicates.retain(|instance| {
+            instances.binary_search_by(|served| served.endpoint.cmp(instance.endpoint)).is_ok()
+        });
         let is_direct = self
             .parsed
             .selectors
@@ -388,7 +403,7 @@ impl<'a> InstanceFilter<'a> {
         let plain_name = (form == NameForm::Service)
             .then(|| self.plain_name(settings, service.base()))
             .flatten();
-        Selection { service, instances, holders, form, plain_name, is_direct }
+        Selection { service, instances, duplicates, holders, form, plain_name, is_direct }
     }
 
     /// Returns the shortest name of the service or version, as text in front of the zone.

@@ -182,15 +182,13 @@ impl Publisher {
         self.retired.retain(|generation| Arc::strong_count(generation) > 1);
     }
 
-    /// Compiles the nodes affected by changed services and by names above them.
-    ///
-    /// Returns what changed for the port bridge, if it is on.
-    fn compile(
+    /// Compiles the nodes affected by changed services and by names above them; returns these.
+    fn compile<'c>(
         &self,
         next: &mut Snapshot,
-        changed: &[ServiceChange],
+        changed: &'c [ServiceChange],
         toggled: &[Box<str>],
-    ) -> Vec<BridgeChange> {
+    ) -> AffectedOwners<'c> {
         let settings = &self.answerer.settings;
         let owners = AffectedOwners::of(settings, next, changed, toggled);
         let mut builder = NodeBuilder::default();
@@ -208,11 +206,7 @@ impl Publisher {
                 .zip(nodes)
                 .map(|((owner, _), node)| (owner, (!node.is_empty()).then_some(node))),
         );
-        if settings.bridge {
-            bridging::changes(next, settings, owners.iter().map(|(owner, _)| owner), changed)
-        } else {
-            Vec::new()
-        }
+        owners
     }
 }
 
@@ -269,7 +263,12 @@ impl Publication<'_> {
             next.update_addresses(changed.iter().flat_map(address_changes));
             next.update_ancestors(ancestor_changes(changed))
         };
-        bridge.extend(publisher.compile(next, changed, &toggled));
+        let owners = publisher.compile(next, changed, &toggled);
+        let settings = &publisher.answerer.settings;
+        if settings.bridge {
+            let owners = owners.iter().map(|(owner, _)| owner);
+            bridge.extend(bridging::changes(next, settings, owners, changed));
+        }
         *compiled += changed.len();
         *compiled < all.len()
     }

@@ -33,7 +33,7 @@ const FIRST_READ_BYTES: usize = 16 * 1024;
 /// Limit on a read, in bytes, while the backlog of the thread is full.
 const MIN_READ_BYTES: usize = 4 * 1024;
 /// Limit on the bytes of a thread that receivers have not taken yet; beyond, reads are minimal.
-const MAX_BACKLOG_BYTES: usize = 16 * 1024 * 1024;
+const MAX_BACKLOG_BYTES: usize = 4 * 1024 * 1024;
 
 /// Bytes of one read from which on a transfer is large.
 const LARGE_READ_BYTES: usize = 32 * 1024;

@@ -114,9 +114,13 @@ impl Routes {
     }
 }
 
+/// Adds an endpoint of a registration.
+///
+/// Several registrations may have the same endpoint, such as those of one program in two
+/// registries: it counts once, with its highest weight.
 fn add(weights: &mut EndpointWeights, endpoint: SocketAddr, weight: u16) {
-    let sum = weights.entry(endpoint).or_default();
-    *sum = sum.saturating_add(weight.into());
+    let highest = weights.entry(endpoint).or_default();
+    *highest = (*highest).max(weight.into());
 }
 
 #[cfg(test)]
@@ -189,14 +193,19 @@ mod tests {
     }
 
     #[test]
-    fn the_weights_of_one_endpoint_in_several_registrations_are_added() {
+    fn an_endpoint_of_several_registrations_counts_once_for_each_of_their_protocols() {
         let service = [
-            ReachableRegistration { weight: 65535, ..registration("http", &["192.0.2.1:80"]) },
-            ReachableRegistration { weight: 2, ..registration("http", &["192.0.2.1:80"]) },
+            ReachableRegistration { weight: 2, ..registration("grpc", &["192.0.2.1:8000"]) },
+            ReachableRegistration { weight: 9, ..registration("http", &["192.0.2.1:8000"]) },
+            ReachableRegistration { weight: 3, ..registration("http", &["192.0.2.1:8000"]) },
         ];
         let pool = "127.83.0.0/16".parse().unwrap();
-        let routes =
-            Routes::new(&service, &[80], pool, |address| Arc::new(InstanceState::new(address)));
-        assert_eq!(routes.instances(80)[0].weight, 65537);
+        let routes = Routes::new(&service, &[80, 9000], pool, |address| {
+            Arc::new(InstanceState::new(address))
+        });
+        for port in [80, 8000, 9000] {
+            let weights: Vec<_> = routes.instances(port).iter().map(|one| one.weight).collect();
+            assert_eq!(weights, [9], "port {port}");
+        }
     }
 }

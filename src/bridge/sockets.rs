@@ -13,6 +13,8 @@ use tokio::net::TcpSocket;
 /// Connections that the kernel completes before they are accepted.
 const BACKLOG: i32 = 4096;
 
+/// Shortest time between two keepalive probes that the kernel accepts.
+const MIN_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// Unanswered keepalive probes after which the connection ends.
 const KEEPALIVE_RETRIES: u32 = 4;
 
@@ -20,7 +22,7 @@ const KEEPALIVE_RETRIES: u32 = 4;
 /// allows.
 ///
 /// Without it, the kernel takes some megabytes for a receiver that has stalled.
-const UNSENT_BYTES: u32 = 256 * 1024;
+const UNSENT_BYTES: u32 = 128 * 1024;
 
 /// Options of the sockets of both sides of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +50,7 @@ impl SocketOptions {
         socket.set_tcp_keepalive(
             &TcpKeepalive::new()
                 .with_time(self.keepalive)
-                .with_interval(self.keepalive / 3)
+                .with_interval((self.keepalive / 3).max(MIN_KEEPALIVE_INTERVAL))
                 .with_retries(KEEPALIVE_RETRIES),
         )
     }

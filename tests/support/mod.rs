@@ -8,6 +8,7 @@
 )]
 
 pub(crate) mod booted_debian;
+pub(crate) mod bridged;
 pub(crate) mod consul;
 pub(crate) mod counters;
 pub(crate) mod dns;

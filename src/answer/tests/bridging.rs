@@ -184,6 +184,51 @@ fn the_bridge_is_told_about_registrations_and_their_addresses() {
 }
 
 #[test]
+fn registrations_that_share_an_endpoint_all_reach_the_bridge() {
+    let mut harness = Harness::empty(Settings { bridge: true, ..settings() });
+    let published = harness.apply([
+        put("/service/default/default/web/latest/10.0.0.1:8000", r#"{"protocol":"grpc"}"#),
+        put("/service/default/default/web/latest/10.0.0.1:8000,10.0.0.1:8001", HTTP),
+    ]);
+    let [candidate] = &*candidates(&published.bridge) else { panic!("{published:?}") };
+    let mut registrations = candidate.registrations.clone();
+    registrations.sort_by(|a, b| a.protocol.cmp(&b.protocol));
+    let [grpc, http] = &*registrations else { panic!("{registrations:?}") };
+    assert_eq!(
+        [&grpc.protocol, &http.protocol].map(Option::as_deref),
+        [Some("grpc"), Some("http")]
+    );
+    assert_eq!([grpc.endpoints.len(), http.endpoints.len()], [1, 2], "{registrations:?}");
+    assert!(local(&harness, "web.svc.", rtype::A).matches("10.0.0.1").count() == 1);
+}
+
+/// Returns the processor time of this thread, in ns.
+fn thread_time() -> u64 {
+    let times = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    times.split(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn the_work_for_a_candidate_is_proportional_to_its_registrations() {
+    let time = |registrations: u32| {
+        let mut harness = Harness::empty(Settings { bridge: true, ..settings() });
+        let keys = (0..registrations).map(|n| {
+            let address = Ipv4Addr::from(0x0A00_0000 + n);
+            put(&format!("/service/default/default/web/latest/{address}:80"), HTTP)
+        });
+        harness.apply(keys);
+        let name = Name::from_text("web.svc").unwrap();
+        let start = thread_time();
+        let candidate = harness.answerer.bridge_candidate(&name).unwrap();
+        assert_eq!(candidate.registrations.len(), registrations as usize);
+        thread_time() - start
+    };
+    let (few, many) = (time(600), time(9600));
+    // Comparing each registration with each other one would take 256 times as long.
+    assert!(many < 64 * few, "{few} ns for 600, {many} ns for 9,600");
+}
+
+#[test]
 fn reverse_names_of_the_bridge_are_the_names_of_services() {
     let (harness, pool) = bridged(&[HELLO, PROD]);
     let reverse = |address: Ipv4Addr| {

@@ -1,10 +1,9 @@
 //! The programs that carry connections to the backend.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
-use std::thread;
 use std::time::Duration;
 
 use svcdns::descriptors;
@@ -33,12 +32,13 @@ enum Running {
 const TICK: Duration = Duration::from_millis(10);
 
 impl Carrier {
-    /// Returns the processor time of the carrier so far, and of its children.
-    pub(crate) fn cpu_time(&self) -> Duration {
-        self.processes().iter().map(|pid| cpu_time(*pid)).sum()
+    /// Returns the processor time of the carrier so far, and of its children; `None` without one.
+    pub(crate) fn cpu_time(&self) -> Option<Duration> {
+        let processes = self.processes();
+        (!processes.is_empty()).then(|| processes.iter().map(|pid| cpu_time(*pid)).sum())
     }
 
-    /// Returns the resident memory of the carrier, and of its children.
+    /// Returns the memory of the carrier and of its children, without what they share.
     pub(crate) fn memory_kib(&self) -> u64 {
         self.processes().iter().map(|pid| memory_kib(*pid)).sum()
     }
@@ -67,75 +67,79 @@ fn cpu_time(pid: u32) -> Duration {
     TICK * ticks
 }
 
+/// Returns the resident memory of a process; pages of several processes count in part.
 fn memory_kib(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
-}
-
-/// Starts the server behind all carriers.
-pub(crate) fn start_backend(serve: fn(TcpStream)) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            stream.set_nodelay(true).unwrap();
-            // Many idle connections need little stack.
-            thread::Builder::new().stack_size(64 * 1024).spawn(move || serve(stream)).unwrap();
-        }
-    });
-    address
 }
 
 /// Starts the carriers one after the other; the next one starts once the former is dropped.
 ///
 /// An error is the reason why one is missing.
-pub(crate) fn all(backend: SocketAddr) -> impl Iterator<Item = Result<Carrier, String>> {
-    let starts: [fn(SocketAddr) -> Result<Carrier, String>; 4] = [direct, bridge, haproxy, socat];
-    starts.into_iter().map(move |start| start(backend))
+pub(crate) fn all(
+    backend: SocketAddr,
+    is_redirecting: bool,
+) -> impl Iterator<Item = Result<Carrier, String>> {
+    let starts: [Box<dyn Fn() -> Result<Carrier, String>>; 6] = [
+        Box::new(move || Ok(direct(backend))),
+        Box::new(move || {
+            if !is_redirecting {
+                return Err("svcdns, redirecting: no network namespace or nft".to_owned());
+            }
+            Ok(redirecting(backend))
+        }),
+        Box::new(move || {
+            let port = free_port().to_string();
+            let flags = ["--bridge-bind", "true", "--bridge-ports", &port];
+            Ok(bridge("svcdns, binding", backend, &flags))
+        }),
+        Box::new(move || haproxy("HAProxy", backend, "")),
+        Box::new(move || haproxy("HAProxy, splice", backend, "  option splice-auto\n")),
+        Box::new(move || socat(backend)),
+    ];
+    starts.into_iter().map(|start| start())
 }
 
-#[allow(clippy::unnecessary_wraps, reason = "as the other carriers")]
-fn direct(backend: SocketAddr) -> Result<Carrier, String> {
-    Ok(Carrier { name: "direct", address: backend, running: Running::Direct })
+fn direct(backend: SocketAddr) -> Carrier {
+    Carrier { name: "direct", address: backend, running: Running::Direct }
 }
 
-#[allow(clippy::unnecessary_wraps, reason = "as the other carriers")]
-fn bridge(backend: SocketAddr) -> Result<Carrier, String> {
-    let port = free_port();
+/// Starts a bridge whose connections the kernel redirects.
+pub(crate) fn redirecting(backend: SocketAddr) -> Carrier {
+    bridge("svcdns, redirecting", backend, &[])
+}
+
+/// Registers the backend as `hello.svc`, and starts svcdns with these flags besides.
+fn bridge(name: &'static str, backend: SocketAddr, flags: &[&str]) -> Carrier {
     let key = format!("default/default/hello.svc/latest/{backend}");
     let files = Files::new(&[(&key, r#"{"protocol":"http"}"#)]);
-    let (url, port_text) = (files.url(), port.to_string());
-    let flags = [
+    let url = files.url();
+    let common = [
         "--bridge",
-        "--bridge-bind",
-        "true",
         "--bridge-pool",
         "127.217.83.0/24",
-        "--bridge-ports",
-        &port_text,
-        "--bridge-connections",
-        "20000",
         "--bridge-connections-per-service",
         "20000",
         "--registry",
         &url,
     ];
-    let server = Svcdns::serve(&flags);
+    let server = Svcdns::serve(&[&common, flags].concat());
     let address = eventually("an address of the bridge", SOON, || {
         let found = dns::addresses(server.address, "hello.svc").ok()?;
-        found.first().copied().filter(|address| {
-            matches!(address, std::net::IpAddr::V4(address) if address.octets()[1] == 217)
-        })
+        let is_bridge = |address: &IpAddr| address.to_string().starts_with("127.217.");
+        found.first().copied().filter(is_bridge)
     });
+    let is_port = |pair: &&[&str]| pair[0] == "--bridge-ports";
+    let port = flags.windows(2).find(is_port).map_or(80, |pair| pair[1].parse().unwrap());
     let address = SocketAddr::new(address, port);
-    Ok(Carrier { name: "svcdns", address, running: Running::Bridge(Box::new((server, files))) })
+    Carrier { name, address, running: Running::Bridge(Box::new((server, files))) }
 }
 
-fn haproxy(backend: SocketAddr) -> Result<Carrier, String> {
+fn haproxy(name: &'static str, backend: SocketAddr, options: &str) -> Result<Carrier, String> {
     let program = Path::new("/usr/sbin/haproxy");
     if !program.exists() {
-        return Err("no haproxy".to_owned());
+        return Err(format!("{name}: no haproxy"));
     }
     let port = free_port();
     let folder = tempfile::tempdir().unwrap();
@@ -144,17 +148,18 @@ fn haproxy(backend: SocketAddr) -> Result<Carrier, String> {
     let connections = descriptors::raise_limit().saturating_sub(100) / 2;
     let text = format!(
         "global\n  maxconn {connections}\n\
-         defaults\n  mode tcp\n  timeout connect 1s\n  timeout client 1h\n  timeout server 1h\n\
+         defaults\n  mode tcp\n{options}\
+         \x20 timeout connect 1s\n  timeout client 1h\n  timeout server 1h\n\
          listen bench\n  bind 127.0.0.1:{port}\n  server one {backend}\n"
     );
     fs::write(&file, text).unwrap();
     let process = Process::start(Command::new(program).arg("-db").arg("-f").arg(&file));
-    Ok(started("HAProxy", port, process))
+    Ok(started(name, port, process))
 }
 
 fn socat(backend: SocketAddr) -> Result<Carrier, String> {
     if !on_path("socat") {
-        return Err("no socat".to_owned());
+        return Err("socat: not installed".to_owned());
     }
     let port = free_port();
     let listen = format!("TCP4-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr,nodelay,backlog=4096");

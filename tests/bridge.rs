@@ -6,8 +6,10 @@
 
 mod support;
 
+use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -361,11 +363,75 @@ fn a_service_whose_port_is_taken_stays_direct_and_the_others_go_on() {
     first.stop();
     let settings = settings.unwrap();
     let mut second = Bridged::start_with(None, |chosen| *chosen = settings);
-    let _other_program = eventually("the port", SOON, || TcpListener::bind(taken).ok());
+    let other_program = eventually("the port", SOON, || TcpListener::bind(taken).ok());
     second.put("taken", &[instance]);
     let address = second.serve("unrelated", &[instance]);
     assert!(second.view("taken").is_none());
     assert_eq!(read_all(connect(address)).unwrap(), "instance");
+    // Once the port is free, the service is bridged although nothing about it has changed.
+    drop(other_program);
+    assert_eq!(second.announcement("taken"), Some(*taken.ip()));
+    assert_eq!(read_all(connect(taken)).unwrap(), "instance");
+}
+
+#[test]
+fn a_service_that_restarts_keeps_its_address_and_listener() {
+    let mut bridge = Bridged::start();
+    let instance = named("instance");
+    let address = bridge.serve("restarting", &[instance]);
+    for _ in 0..20 {
+        bridge.remove("restarting");
+        assert_eq!(bridge.announcement("restarting"), None);
+        assert_eq!(bridge.serve("restarting", &[instance]), address);
+        assert_eq!(read_all(connect(address)).unwrap(), "instance");
+    }
+}
+
+#[test]
+fn only_new_names_are_written_to_the_file_at_once() {
+    let state = tempfile::tempdir().unwrap();
+    let mut bridge = Bridged::start_with(Some(state.path()), |_| {});
+    let instance = named("instance");
+    let taken = {
+        let address = bridge.serve("taken", &[instance]);
+        bridge.remove("taken");
+        assert_eq!(bridge.announcement("taken"), None);
+        address
+    };
+    let file = state.path().join("bridge-addresses");
+    // A replaced file has another number.
+    let number = || fs::metadata(&file).unwrap().ino();
+    let (before, start) = (number(), Instant::now());
+    for _ in 0..30 {
+        assert_eq!(bridge.serve("taken", &[instance]), taken);
+        bridge.remove("taken");
+        assert_eq!(bridge.announcement("taken"), None);
+    }
+    if start.elapsed() < Duration::from_secs(5) {
+        assert_eq!(number(), before, "releases are not written at once");
+    }
+    bridge.serve("new", &[instance]);
+    assert_ne!(number(), before, "clients learn a new address once it is in the file");
+    bridge.remove("new");
+    assert_eq!(bridge.announcement("new"), None);
+    bridge.stop();
+    let written: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    assert!(written["names"]["new"]["released"].is_u64(), "written at the end: {written}");
+}
+
+#[test]
+fn a_state_directory_that_is_gone_keeps_no_service_from_being_bridged() {
+    let state = tempfile::tempdir().unwrap();
+    let path = state.path().join("state");
+    fs::create_dir(&path).unwrap();
+    let mut bridge = Bridged::start_with(Some(&path), |_| {});
+    fs::remove_dir(&path).unwrap();
+    let address = bridge.serve("hello", &[named("first")]);
+    assert_eq!(read_all(connect(address)).unwrap(), "first");
+    bridge.put("hello", &[named("second")]);
+    eventually("the new instance", SOON, || {
+        (read_all(connect(address)).unwrap() == "second").then_some(())
+    });
 }
 
 #[test]

@@ -12,8 +12,10 @@ use std::process::{Command, Output};
 
 use nix::sys::signal::Signal;
 use support::files::Files;
+use support::process::Process;
 use support::svcdns::{self, Svcdns};
-use support::{SOON, eventually, netns, on_path, pages, process, skip};
+use support::{SOON, eventually, netns, on_path, pages, skip};
+use tempfile::TempDir;
 
 const CLIENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 
@@ -37,6 +39,19 @@ fn bridged(files: &Files, flags: &[&str]) -> Svcdns {
     let url = files.url();
     let flags = [&["--bridge", "--registry", &url], flags].concat();
     Svcdns::serve_at("127.0.0.1:53".parse().unwrap(), &flags)
+}
+
+/// Starts svcdns with a bridge that stays off; returns it, and what it has logged until then.
+fn stays_off(mut command: Command, files: &Files, flags: &[&str]) -> (Process, TempDir, String) {
+    let state = tempfile::tempdir().unwrap();
+    command.args(["serve", "--bridge", "--registry", &files.url(), "--listen", "127.0.0.1:53"]);
+    command.args(["--upstream", "off"]).args(flags).arg("--state-dir").arg(state.path());
+    let server = Process::start(&mut command);
+    let text = eventually("the reason in the log", SOON, || {
+        let text = server.log();
+        text.contains("the port bridge stays off").then_some(text)
+    });
+    (server, state, text)
 }
 
 /// Waits until the name has an address of the bridge; returns it.
@@ -168,7 +183,7 @@ fn https_passes_through_unchanged() {
         let mut command = Command::new("openssl");
         command.args(["s_server", "-www", "-accept", "10.9.0.5:8443"]);
         command.args(["-cert", &certificate, "-key", &key]);
-        let _server = process::Process::start_with(&mut command, |_| {});
+        let _server = Process::start_with(&mut command, |_| {});
         let files = registered(&[8443]);
         let server = bridged(&files, &[]);
         bridge_address(&server, "hello.svc");
@@ -338,7 +353,8 @@ fn open_connections_finish_at_a_stop_and_new_ones_are_refused() {
         instance.read_exact(&mut received).unwrap();
         assert_eq!(&received, b"ping");
         assert!(server.is_running());
-        drop((client, instance));
+        // With the listener end the connections that were never accepted.
+        drop((client, instance, echo));
         eventually("the end of the server", SOON, || (!server.is_running()).then_some(()));
         assert!(!tables().contains("svcdns"), "{}", tables());
     });
@@ -354,25 +370,10 @@ fn without_the_permission_the_bridge_stays_off_and_says_what_to_do() {
         let files = registered(&[serve_pages()]);
         // Without a bridge, its pool is like any other network.
         files.put("default/default/inside/latest/127.83.1.2:80", r#"{"protocol":"http"}"#);
-        let url = files.url();
-        let state = tempfile::tempdir().unwrap();
-        let log = state.path().join("log");
         let mut command = Command::new("setpriv");
         command.args(["--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]);
-        command.arg(svcdns::command().get_program()).args([
-            "serve",
-            "--bridge",
-            "--registry",
-            &url,
-        ]);
-        command.args(["--listen", "127.0.0.1:53", "--upstream", "off", "--admin-listen", "off"]);
-        command.arg("--state-dir").arg(state.path());
-        command.stderr(fs::File::create(&log).unwrap());
-        let mut child = command.spawn().unwrap();
-        let text = eventually("the reason in the log", SOON, || {
-            let text = fs::read_to_string(&log).unwrap();
-            text.contains("the port bridge stays off").then_some(text)
-        });
+        command.arg(svcdns::command().get_program());
+        let (_server, _state, text) = stays_off(command, &files, &["--admin-listen", "off"]);
         assert!(text.contains("CAP_NET_ADMIN") && text.contains("bridge.bind"), "{text}");
         eventually("the address of the instance", SOON, || {
             let found = support::dns::addresses("127.0.0.1:53".parse().unwrap(), "hello.svc");
@@ -380,8 +381,17 @@ fn without_the_permission_the_bridge_stays_off_and_says_what_to_do() {
         });
         let inside = support::dns::addresses("127.0.0.1:53".parse().unwrap(), "inside.svc");
         assert_eq!(inside, Ok(vec!["127.83.1.2".parse().unwrap()]));
-        child.kill().unwrap();
-        child.wait().unwrap();
+    });
+}
+
+#[test]
+fn the_pool_must_not_contain_an_address_of_the_server_itself() {
+    let test = "the_pool_must_not_contain_an_address_of_the_server_itself";
+    netns::inside(test, "127.0.0.1", || {
+        let files = registered(&[serve_pages()]);
+        let flags = ["--bridge-bind", "true", "--admin-listen", "127.83.0.9:8080"];
+        let (_server, _state, text) = stays_off(svcdns::command(), &files, &flags);
+        assert!(text.contains("contains 127.83.0.9:8080, which is in use"), "{text}");
     });
 }
 
@@ -454,7 +464,7 @@ fn commands_show_what_the_bridge_does() {
         assert!(explained.contains("not bridged: no registration has a protocol"), "{explained}");
         // The service with loop endpoints only is known, but has no address.
         let rejected = shown(&["ls", "--rejected"]);
-        assert_eq!(rejected.matches("endpoint-of-bridge").count(), 2, "{rejected}");
+        assert!(rejected.contains("2  endpoint-of-bridge"), "{rejected}");
         assert_eq!(support::dns::addresses(server.address, "loop.svc"), Ok(Vec::new()));
         let json: serde_json::Value = serde_json::from_str(&shown(&["ls", "--json"])).unwrap();
         assert_eq!(json[0]["bridged"][0]["address"], *address);

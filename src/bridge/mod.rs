@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!  publisher ──BridgeChange──▶ requests ──▶ assignments ──Update::Bridged──▶ publisher
-//!                                           │ pool, pool_file
+//!                              (following)  │ pool, saving, retries
 //!                                           ▼
 //!  client ─▶ 127.83.4.7:80 ─▶ listener ─▶ shared: service ─▶ routes: instances of the port
 //!             (redirected,     workers                          │ choice
@@ -16,11 +16,14 @@
 //! ```
 //!
 //! - **Addresses** (`pool`) come from a network within 127.0.0.0/8. A name keeps its address, also
-//!   across restarts (`pool_file`), and no other name gets it while clients may remember it.
+//!   across restarts (`pool_file`), and no other name gets it while clients may remember it. The
+//!   file is written in the background (`saving`): connections never wait for the disk.
 //! - **Listening.** A listener on 127.83.4.7:8000 would keep every program from binding
 //!   0.0.0.0:8000 later. So one rule of the kernel (`redirect`) redirects the whole pool to one
-//!   listener, which asks for the original destination: all ports work. Without the permission for
-//!   that, and only if configured, `bound` binds a few ports at each address.
+//!   listener, which asks for the original destination: all ports work. Its port is one that no
+//!   other user can bind (`reserved_port`), and rules that another program removes are restored
+//!   (`redirect_watch`). Without the permission for that, and only if configured, `bound` binds a
+//!   few ports at each address; what fails is tried again (`retries`).
 //! - **A port** (`routes`) stands for a protocol if it is in `bridge.ports`, else for the endpoints
 //!   with that port. A connection that leads nowhere is reset at once, and never hangs.
 //! - **The choice** (`choice`): the fewest open connections for the weight. An instance that fails

@@ -13,8 +13,10 @@ use tokio::time::Instant;
 use super::pool::Assignment;
 use super::pool_file::PoolFile;
 
-/// Time between two writes for new names.
-const NEW_NAMES_INTERVAL: Duration = Duration::from_secs(1);
+/// Pause between two writes for new names, as a multiple of the time that the last one took.
+///
+/// Their clients wait for it; a large file, or a slow disk, must not be kept busy.
+const PAUSE_FACTOR: u32 = 4;
 
 /// Time between two writes that only note names as removed, or as back.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -32,8 +34,8 @@ pub(super) type SavedNames = Vec<(Arc<str>, Assignment)>;
 #[derive(Debug)]
 pub(super) struct Saving {
     file: PoolFile,
-    /// When the last write began.
-    begun: Option<Instant>,
+    /// When a write for new names may begin again.
+    next: Option<Instant>,
     /// Since when the file lacks something.
     outdated: Option<Instant>,
     /// Names that the next write contains for the first time.
@@ -62,8 +64,8 @@ impl Write {
 impl Saving {
     /// Creates the state of a file that is up to date.
     pub(super) fn new(file: PoolFile) -> Self {
-        let (begun, outdated, write) = (None, None, None);
-        Self { file, begun, outdated, new: Vec::new(), write, said_failed: false }
+        let (next, outdated, write) = (None, None, None);
+        Self { file, next, outdated, new: Vec::new(), write, said_failed: false }
     }
 
     /// Takes note that the file is out of date, and of names that are not in it.
@@ -78,11 +80,7 @@ impl Saving {
             return None;
         }
         let outdated = self.outdated?;
-        Some(if self.new.is_empty() {
-            outdated + INTERVAL
-        } else {
-            self.begun.map_or(outdated, |begun| begun + NEW_NAMES_INTERVAL)
-        })
+        Some(if self.new.is_empty() { outdated + INTERVAL } else { self.next.unwrap_or(outdated) })
     }
 
     /// Begins a write of all names.
@@ -90,7 +88,7 @@ impl Saving {
         let file = self.file.clone();
         let task = tokio::task::spawn_blocking(move || file.replace(names));
         self.write = Some(Write { task, begun: now, new: std::mem::take(&mut self.new) });
-        (self.begun, self.outdated) = (Some(now), None);
+        self.outdated = None;
     }
 
     /// Waits for the write in progress; returns the names that clients may learn from now on.
@@ -110,7 +108,9 @@ impl Saving {
                 }
             }
         };
-        let new = self.write.take().map(|write| write.new).unwrap_or_default();
+        let Some(Write { begun, new, .. }) = self.write.take() else { return Vec::new() };
+        let took = begun.elapsed();
+        self.next = Some(Instant::now() + took.saturating_mul(PAUSE_FACTOR).min(PATIENCE));
         match ended {
             Ok(Ok(())) => self.said_failed = false,
             Ok(Err(error)) => self.warn(&error.to_string()),
@@ -171,7 +171,7 @@ mod tests {
         saving.note(["other".into()], start);
         assert_eq!(saving.finished().await, ["hello".into()]);
         assert_eq!(file.read().unwrap().len(), 1);
-        assert_eq!(saving.due(), Some(start + NEW_NAMES_INTERVAL), "not one write for each name");
+        assert!(saving.due().is_some_and(|due| due > start), "not one write for each name");
         saving.finish(names).await;
     }
 

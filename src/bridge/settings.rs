@@ -258,4 +258,12 @@ mod tests {
         assert_eq!(limits(4096), (2048, 2048));
         assert_eq!(limits(0), (1, 1));
     }
+
+    #[test]
+    fn the_distributed_unit_allows_the_default_number_of_connections() {
+        let unit = include_str!("../../deploy/svcdns-bridge.conf");
+        let limit = unit.lines().find_map(|line| line.strip_prefix("LimitNOFILE=")).unwrap();
+        let share = DescriptorShare::Bridge.of(limit.parse().unwrap());
+        assert_eq!(Settings::default().within(share), Settings::default());
+    }
 }

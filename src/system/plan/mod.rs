@@ -420,7 +420,7 @@ mod tests {
         let steps = plan_server(&root, "[Unit]\n", Some(&needs)).unwrap();
         let text = steps.iter().map(describe).collect::<Vec<_>>().join("\n");
         assert!(!text.contains("CAP_NET_ADMIN") && !text.contains("table of its own"), "{text}");
-        assert!(text.contains("+LimitNOFILE=131072"), "{text}");
+        assert!(text.contains("+LimitNOFILE=196608"), "{text}");
         assert!(text.contains("+TimeoutStopSec=3620s"), "{text}");
     }
 

@@ -75,8 +75,8 @@ struct Direction {
     is_quick: bool,
     /// Whether the transfer is large.
     is_large: bool,
-    /// Whether the direction waits for bytes of its sender.
-    is_reading: bool,
+    /// Whether the direction reads from its sender next, and so notices its failure.
+    will_read: bool,
     /// The pipe with bytes of a large transfer.
     pipe: Option<Pipe>,
 }
@@ -159,9 +159,11 @@ impl<'c> Forwarding<'c> {
             if requested.is_ready() && responded.is_ready() {
                 return Poll::Ready(Ok(()));
             }
-            // Nobody else notices that a side is gone from which nothing is read.
-            let has_failed = (!request.is_reading && client_failure.poll(client, context))
-                || (!response.is_reading && instance_failure.poll(instance, context));
+            // A side from which nothing is read may be gone. If the client is slow, it still gets
+            // what the instance sent before it failed.
+            let is_ended = response.progress == Progress::Closed;
+            let has_failed = (!request.will_read && client_failure.poll(client, context))
+                || (is_ended && instance_failure.poll(instance, context));
             if has_failed {
                 return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
             }
@@ -228,11 +230,12 @@ impl Direction {
         context: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
         let before = self.bytes;
-        self.is_reading = false;
+        self.will_read = false;
         loop {
             ready!(self.poll_backlog(receiver, context))?;
             ready!(self.poll_pipe(receiver, context))?;
             if self.bytes - before >= MAX_POLL_BYTES {
+                self.will_read = true;
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -296,7 +299,7 @@ impl Direction {
             Some(pipe) => self.poll_fill(pipe, sender, context),
             None => self.poll_copy(sender, receiver, context),
         };
-        self.is_reading = received.is_pending();
+        self.will_read = received.is_pending();
         received
     }
 

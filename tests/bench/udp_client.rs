@@ -1,4 +1,5 @@
 //! A DNS client on one UDP socket.
+#![allow(dead_code, reason = "each benchmark uses some of it")]
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 

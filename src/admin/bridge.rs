@@ -97,7 +97,6 @@ impl BridgeView {
                     failures: total.failures,
                     over_limit: counters.over_limit.get(),
                     unknown: counters.unknown.get(),
-                    ..off
                 })
             }
         }

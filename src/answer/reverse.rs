@@ -112,7 +112,7 @@ impl QueryContext<'_> {
     /// Returns the registries behind a name, in wire form without the zone.
     fn holders_of_owner(&self, owner: &[u8]) -> HolderSets {
         let labels: Vec<&[u8]> = owner_labels(owner).collect();
-        match full::resolve(&self.snapshot, self.settings(), &labels, |_| {}) {
+        match full::resolve(self.snapshot, self.settings(), &labels, |_| {}) {
             NameLookup::Selection(selection) => selection.holders,
             NameLookup::NoData | NameLookup::NxDomain => HolderSets::default(),
         }

@@ -11,10 +11,10 @@ use super::counters::ServiceCounters;
 use super::instance::InstanceState;
 use super::pool::{AddressPool, PoolClock};
 use super::requests::ChangedNames;
-use super::retries::{Refusal, Retries};
 use super::routes::Routes;
 use super::saving::SavedNames;
 use super::shared::{BridgedService, Shared};
+use super::waiting::{Refusal, WaitingNames};
 use super::workers::Workers;
 use crate::service::{BridgeCandidate, BridgeChange, BridgedName};
 
@@ -30,7 +30,7 @@ pub(super) struct Assignments {
     names: HashMap<Box<str>, KnownName>,
     /// Names that are withdrawn, by the time until which their connections are served.
     lingering: BTreeSet<(Instant, Box<str>)>,
-    retries: Retries,
+    waiting: WaitingNames,
     instances: HashMap<SocketAddr, Weak<InstanceState>>,
     /// Size of `instances` after its last cleanup.
     cleaned: usize,
@@ -93,7 +93,7 @@ impl Assignments {
             shared,
             names: HashMap::new(),
             lingering: BTreeSet::new(),
-            retries: Retries::default(),
+            waiting: WaitingNames::default(),
             instances: HashMap::new(),
             cleaned: 0,
             bound,
@@ -108,7 +108,7 @@ impl Assignments {
     pub(super) fn apply(&mut self, changes: ChangedNames, now: Instant, workers: &Workers) {
         let mut services = Vec::new();
         for (name, change) in changes {
-            self.retries.remove(&name);
+            self.waiting.remove(&name);
             match change {
                 BridgeChange::Put(candidate) => services.extend(self.put(candidate, now, workers)),
                 BridgeChange::Removed(_) => {
@@ -119,13 +119,21 @@ impl Assignments {
                 }
             }
         }
-        self.shared.update(services);
+        self.publish(services);
+    }
+
+    /// Makes these services those that connections reach.
+    fn publish(&self, services: Vec<(Ipv4Addr, Option<BridgedService>)>) {
+        // Every new connection needs the lock.
+        if !services.is_empty() {
+            self.shared.update(services);
+        }
     }
 
     /// Returns when [`Self::run_due`] has to be called.
     pub(super) fn due(&self) -> Option<Instant> {
         let lingering = self.lingering.first().map(|(until, _)| *until);
-        [lingering, self.retries.due()].into_iter().flatten().min()
+        [lingering, self.waiting.due()].into_iter().flatten().min()
     }
 
     /// Ends what lingers, and tries names again that could not get an address.
@@ -140,14 +148,14 @@ impl Assignments {
                 bound.close(known.address);
             }
         }
-        if self.retries.due().is_some_and(|due| due <= now) {
-            self.retries.begin();
-            while let Some(candidate) = self.retries.next() {
+        if self.waiting.due().is_some_and(|due| due <= now) {
+            self.waiting.begin();
+            while let Some(candidate) = self.waiting.next() {
                 services.extend(self.put(candidate, now, workers));
             }
-            self.retries.end(now);
+            self.waiting.end(now);
         }
-        self.shared.update(services);
+        self.publish(services);
     }
 
     /// Sets whether no client may get an address, because connections do not arrive.
@@ -226,7 +234,7 @@ impl Assignments {
             // remembers it is refused at once.
             let phase = if routes.is_empty() { Phase::Empty } else { Phase::Served };
             if let Err(refusal) = self.assign(name, phase, workers) {
-                self.retries.add(candidate, refusal, now);
+                self.waiting.add(candidate, &refusal, now);
                 return None;
             }
         }

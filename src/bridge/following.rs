@@ -270,9 +270,9 @@ mod tests {
         bridge.put("hello", "grpc");
         bridge.next().await;
         let linger = bridge.shared.settings.linger();
-        tokio::time::sleep(linger - Duration::from_secs(1)).await;
+        tokio::time::sleep(linger.mul_f32(0.9)).await;
         assert_eq!(bridge.shared.ports(address).len(), 1);
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        tokio::time::sleep(linger.mul_f32(0.2)).await;
         assert_eq!(bridge.shared.ports(address), []);
         bridge.stop.cancel();
     }

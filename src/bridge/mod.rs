@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!  publisher ──BridgeChange──▶ requests ──▶ assignments ──Update::Bridged──▶ publisher
-//!                              (following)  │ pool, saving, retries
+//!                              (following)  │ pool, saving, waiting
 //!                                           ▼
 //!  client ─▶ 127.83.4.7:80 ─▶ listener ─▶ shared: service ─▶ routes: instances of the port
 //!             (redirected,     workers                          │ choice
@@ -23,7 +23,7 @@
 //!   listener, which asks for the original destination: all ports work. Its port is one that no
 //!   other user can bind (`reserved_port`), and rules that another program removes are restored
 //!   (`redirect_watch`). Without the permission for that, and only if configured, `bound` binds a
-//!   few ports at each address; what fails is tried again (`retries`).
+//!   few ports at each address; what fails is tried again (`waiting`).
 //! - **A port** (`routes`) stands for a protocol if it is in `bridge.ports`, else for the endpoints
 //!   with that port. A connection that leads nowhere is reset at once, and never hangs.
 //! - **The choice** (`choice`): the fewest open connections for the weight. An instance that fails
@@ -52,7 +52,6 @@ mod redirect;
 mod redirect_watch;
 mod requests;
 mod reserved_port;
-mod retries;
 mod routes;
 mod running;
 mod saving;
@@ -60,6 +59,7 @@ mod settings;
 mod shared;
 mod sockets;
 mod stream;
+mod waiting;
 mod workers;
 
 pub use counters::{Counters, ServiceCounts};

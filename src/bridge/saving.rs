@@ -100,13 +100,11 @@ impl Saving {
         let ended = if write.new.is_empty() {
             (&mut write.task).await
         } else {
-            match tokio::time::timeout_at(patience, &mut write.task).await {
-                Ok(ended) => ended,
-                Err(_) => {
-                    self.warn("the disk does not respond");
-                    return self.write.as_mut().map(Write::take_new).unwrap_or_default();
-                }
-            }
+            let Ok(ended) = tokio::time::timeout_at(patience, &mut write.task).await else {
+                self.warn("the disk does not respond");
+                return self.write.as_mut().map(Write::take_new).unwrap_or_default();
+            };
+            ended
         };
         let Some(Write { begun, new, .. }) = self.write.take() else { return Vec::new() };
         let took = begun.elapsed();

@@ -20,7 +20,7 @@ const MAX_NAMES: usize = 256;
 
 /// The names, and when to try them again.
 #[derive(Debug, Default)]
-pub(super) struct Retries {
+pub(super) struct WaitingNames {
     candidates: BTreeMap<Box<str>, BridgeCandidate>,
     /// The name that was tried last.
     last: Box<str>,
@@ -51,11 +51,11 @@ pub(super) enum Refusal {
     Bind(BindFailure),
 }
 
-impl Retries {
+impl WaitingNames {
     /// Keeps a name to try it again.
-    pub(super) fn add(&mut self, candidate: BridgeCandidate, refusal: Refusal, now: Instant) {
+    pub(super) fn add(&mut self, candidate: BridgeCandidate, refusal: &Refusal, now: Instant) {
         let name = &candidate.name;
-        match &refusal {
+        match refusal {
             Refusal::Full(pool) => {
                 if !std::mem::replace(&mut self.said_full, true) {
                     tracing::warn!(
@@ -148,52 +148,52 @@ mod tests {
 
     #[test]
     fn every_name_is_tried_again_at_growing_intervals() {
-        let (mut retries, start) = (Retries::default(), Instant::now());
+        let (mut waiting, start) = (WaitingNames::default(), Instant::now());
         let count = MAX_NAMES + 10;
         for n in 0..count {
-            retries.add(candidate(&format!("s{n:03}")), taken(), start);
+            waiting.add(candidate(&format!("s{n:03}")), &taken(), start);
         }
-        assert!(!retries.said_taken, "it may be a listener of the bridge itself");
+        assert!(!waiting.said_taken, "it may be a listener of the bridge itself");
         let (mut now, mut tried, mut pauses) = (start, BTreeMap::new(), Vec::new());
         for _ in 0..8 {
-            let due = retries.due().unwrap();
+            let due = waiting.due().unwrap();
             pauses.push((due - now).as_secs());
             now = due;
-            retries.begin();
-            while let Some(candidate) = retries.next() {
+            waiting.begin();
+            while let Some(candidate) = waiting.next() {
                 *tried.entry(candidate.name.clone()).or_insert(0) += 1;
-                retries.add(candidate, taken(), now);
+                waiting.add(candidate, &taken(), now);
             }
-            retries.end(now);
+            waiting.end(now);
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
-        assert!(retries.said_taken && tried.len() == count, "{}", tried.len());
+        assert!(waiting.said_taken && tried.len() == count, "{}", tried.len());
         // Once nothing is in the way, all of them succeed without further pauses.
         for _ in 0..2 {
-            now = retries.due().unwrap();
-            retries.begin();
-            while retries.next().is_some() {}
-            retries.end(now);
+            now = waiting.due().unwrap();
+            waiting.begin();
+            while waiting.next().is_some() {}
+            waiting.end(now);
         }
-        assert_eq!(retries.due(), None);
-        assert!(!retries.said_taken, "a later conflict is said again");
+        assert_eq!(waiting.due(), None);
+        assert!(!waiting.said_taken, "a later conflict is said again");
     }
 
     #[test]
     fn a_full_pool_ends_the_round() {
-        let (mut retries, now) = (Retries::default(), Instant::now());
+        let (mut waiting, now) = (WaitingNames::default(), Instant::now());
         let full = || Refusal::Full("127.83.0.0/16".parse().unwrap());
         for name in ["a", "b", "c"] {
-            retries.add(candidate(name), full(), now);
+            waiting.add(candidate(name), &full(), now);
         }
-        retries.remove("b");
-        retries.begin();
-        let tried = retries.next().unwrap();
+        waiting.remove("b");
+        waiting.begin();
+        let tried = waiting.next().unwrap();
         assert_eq!(&*tried.name, "a");
-        retries.add(tried, full(), now);
-        assert_eq!(retries.next(), None);
-        retries.end(now);
-        retries.begin();
-        assert_eq!(&*retries.next().unwrap().name, "c", "another name has its turn");
+        waiting.add(tried, &full(), now);
+        assert_eq!(waiting.next(), None);
+        waiting.end(now);
+        waiting.begin();
+        assert_eq!(&*waiting.next().unwrap().name, "c", "another name has its turn");
     }
 }

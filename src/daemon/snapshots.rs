@@ -13,10 +13,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::follow::RegistryPipeline;
-use super::run_ahead::run_ahead;
 use super::snapshot_file::{SnapshotFile, SnapshotHeader};
 use crate::answer::{Answerer, Snapshot};
-use crate::catalog::{RegistryStatus, SavedKeys, ServiceChange, save_keys};
+use crate::catalog::{RegistryStatus, ServiceChange, save_keys};
 use crate::directory::snapshot_name;
 use crate::name::Zones;
 use crate::registry::{RegistryState, StoreIdentity};
@@ -229,10 +228,7 @@ impl RegistrySnapshot {
                 "the snapshot is from the future: the clock has gone back, and its age is unknown"
             ),
         }
-        let count = SavedKeys::new(read.keys()).expected();
-        let keys = || SavedKeys::new(read.keys());
-        let restored = run_ahead(keys, |keys| pipeline.restore(self.registry, count, keys));
-        if let Err(reason) = restored {
+        if let Err(reason) = pipeline.restore(self.registry, read.keys()) {
             return self.set_aside(&reason);
         }
         self.current_at = Some(current_at);

@@ -203,7 +203,7 @@ mod tests {
         };
         update(
             &mut index,
-            &[change("10.9.0.5", 1, true), change("10.9.0.5", 2, true), change("fd00::5", 1, true)],
+            &[change("10.9.0.5", 2, true), change("fd00::5", 1, true), change("10.9.0.5", 1, true)],
         );
         let bases = |index: &AddressIndex, address: &str| -> Vec<_> {
             index.bases_at(address.parse().unwrap()).collect()

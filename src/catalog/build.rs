@@ -28,7 +28,7 @@ pub(super) struct KeyBuilder {
 #[derive(Debug)]
 pub(super) struct BuiltKey<'t> {
     pub(super) base: Cow<'t, str>,
-    /// The result of [`super::mirror::KeyHasher::base`].
+    /// The result of [`super::hash::KeyHasher::base`].
     pub(super) base_hash: u64,
     pub(super) key: RegistryKey,
 }

@@ -46,29 +46,41 @@ impl Catalog {
         let mut builder = std::mem::take(&mut self.builder);
         let (settings, hasher) = (Arc::clone(&self.settings), self.mirror.hasher());
         let keys = RestoredKeys::new(saved, registry, &settings, hasher, &mut builder);
-        self.mirror.reserve(keys.expected().min(settings.max_keys));
-        // A list without an end changes nothing, and the next list abandons it.
-        let newest = run_ahead(keys, |batches| {
-            let mut newest = 0;
-            for batch in batches {
-                let batch = batch?;
-                self.mirror.look_ahead(batch.iter().map(|key| {
-                    (key.hash, key.built.as_ref().map_or(key.hash, |built| built.base_hash))
-                }));
-                for RestoredKey { hash, revision, built } in batch {
-                    newest = revision.max(newest);
-                    let slot = self.mirror.find(hash, registry, || text_of(&built));
-                    self.store(registry, hash, slot, built);
-                }
-            }
-            Ok(newest)
-        });
+        let expected = keys.expected();
+        self.mirror.reserve(expected.min(settings.max_keys));
+        let stored = if expected > BATCH_KEYS {
+            run_ahead(keys, |batches| self.store_all(registry, batches))
+        } else {
+            self.store_all(registry, keys)
+        };
         self.builder = builder;
-        let newest = newest?;
+        // A list without an end changes nothing, and the next list abandons it.
+        let newest = stored?;
         self.end_list(registry, 0, now);
         let tracker = &mut self.trackers[registry.index()];
         (tracker.disconnected, tracker.restored_revision) = (true, newest);
         Ok(())
+    }
+
+    /// Stores keys of the list in progress; returns their newest revision.
+    fn store_all<'b>(
+        &mut self,
+        registry: RegistryId,
+        batches: impl Iterator<Item = Result<Vec<RestoredKey<'b>>, MalformedKeys>>,
+    ) -> Result<u64, MalformedKeys> {
+        let mut newest = 0;
+        for batch in batches {
+            let batch = batch?;
+            self.mirror.look_ahead(batch.iter().map(|key| {
+                (key.hash, key.built.as_ref().map_or(key.hash, |built| built.base_hash))
+            }));
+            for RestoredKey { hash, revision, built } in batch {
+                newest = revision.max(newest);
+                let slot = self.mirror.find(hash, registry, || text_of(&built));
+                self.store(registry, hash, slot, built);
+            }
+        }
+        Ok(newest)
     }
 }
 

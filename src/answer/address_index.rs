@@ -58,7 +58,7 @@ impl AddressIndex {
     }
 
     /// Adds and removes pairs of an address and a hash.
-    pub(super) fn update(&mut self, changes: &AddressChanges) {
+    pub(super) fn update(&mut self, changes: &AddressIndexChanges) {
         self.v4.update(&changes.v4);
         self.v6.update(&changes.v6);
     }
@@ -66,12 +66,12 @@ impl AddressIndex {
 
 /// Sorted changes of an [`AddressIndex`].
 #[derive(Debug)]
-pub(super) struct AddressChanges {
+pub(super) struct AddressIndexChanges {
     v4: Vec<((u32, u64), bool)>,
     v6: Vec<((u128, u64), bool)>,
 }
 
-impl AddressChanges {
+impl AddressIndexChanges {
     /// Sorts pairs of an address and a hash, to be added (`true`) or removed (`false`).
     pub(super) fn sorted(changes: impl Iterator<Item = (IpAddr, u64, bool)>) -> Self {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
@@ -199,7 +199,7 @@ mod tests {
         let mut index = AddressIndex::default();
         let change = |address: &str, base, add| (address.parse().unwrap(), base, add);
         let update = |index: &mut AddressIndex, changes: &[(IpAddr, u64, bool)]| {
-            index.update(&AddressChanges::sorted(changes.iter().copied()));
+            index.update(&AddressIndexChanges::sorted(changes.iter().copied()));
         };
         update(
             &mut index,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use foldhash::quality::RandomState;
 
-use super::address_index::{AddressChanges, AddressIndex};
+use super::address_index::{AddressIndex, AddressIndexChanges};
 use super::holds::PublishedHolds;
 use super::shard::Shard;
 use super::sharded::Sharded;
@@ -259,7 +259,7 @@ impl Snapshot {
     }
 
     /// Adds and removes addresses of bases.
-    pub(super) fn update_addresses(&mut self, changes: &AddressChanges) {
+    pub(super) fn update_addresses(&mut self, changes: &AddressIndexChanges) {
         self.addresses.update(changes);
     }
 }
@@ -268,9 +268,9 @@ impl Snapshot {
 pub(super) fn sorted_addresses<'b>(
     hasher: &RandomState,
     changes: impl Iterator<Item = (IpAddr, &'b str, bool)>,
-) -> AddressChanges {
+) -> AddressIndexChanges {
     let hash = |base: &str| hasher.hash_one(base.as_bytes());
-    AddressChanges::sorted(changes.map(|(address, base, add)| (address, hash(base), add)))
+    AddressIndexChanges::sorted(changes.map(|(address, base, add)| (address, hash(base), add)))
 }
 
 /// Copies a wire-form name to the zeroed `buffer`, in lower case.

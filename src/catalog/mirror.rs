@@ -15,7 +15,7 @@ use super::build::BuiltKey;
 use super::hash::{KeyHasher, short_hash, widen};
 use super::holds::PerCause;
 use super::key::RegistryKey;
-use super::model::Service;
+use super::model::{Service, ServiceChange};
 use super::rules::ServiceRules;
 use crate::service::RegistryId;
 
@@ -92,22 +92,6 @@ struct BaseEntry {
     last_pending: RegistryId,
     /// Whether the base is in `Mirror::queued`.
     queued: bool,
-}
-
-/// A service before and after a change.
-#[derive(Clone, Debug)]
-pub struct ServiceChange {
-    /// The service before, `None` if it is new.
-    pub before: Option<Arc<Service>>,
-    /// The service after, `None` if it was removed.
-    pub after: Option<Arc<Service>>,
-}
-
-impl ServiceChange {
-    /// Returns the base name of the service.
-    pub fn base(&self) -> &str {
-        self.after.as_ref().or(self.before.as_ref()).map_or("", |service| service.base())
-    }
 }
 
 /// Counts of one registry, and the bases that wait for the end of its list.

@@ -43,8 +43,7 @@ pub use conflicts::{Conflict, ConflictKind, conflicts, conflicts_with_alias, spe
 pub use holds::{Hold, HoldCause, HoldView, PerCause, Released};
 pub use hosts::HostAddresses;
 pub use key::{Group, RegistryKey};
-pub use mirror::ServiceChange;
-pub use model::{ExclusionReason, Instance, Service};
+pub use model::{ExclusionReason, Instance, Service, ServiceChange};
 pub use one_or_many::OneOrMany;
 pub use rejections::{MAX_LISTED_REJECTIONS, RejectedKey, Rejections};
 pub use rules::{Docker0, Merge, ServiceRules};

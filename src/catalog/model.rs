@@ -22,6 +22,22 @@ pub struct Service {
     keys: ServiceKeys,
 }
 
+/// A service before and after a change.
+#[derive(Clone, Debug)]
+pub struct ServiceChange {
+    /// The service before, `None` if it is new.
+    pub before: Option<Arc<Service>>,
+    /// The service after, `None` if it was removed.
+    pub after: Option<Arc<Service>>,
+}
+
+impl ServiceChange {
+    /// Returns the base name of the service.
+    pub fn base(&self) -> &str {
+        self.after.as_ref().or(self.before.as_ref()).map_or("", |service| service.base())
+    }
+}
+
 /// The keys of a service, in the most compact form that can hold them.
 #[derive(Clone, Debug)]
 enum ServiceKeys {

@@ -261,7 +261,7 @@ impl<'b, 'c> RestoredKeys<'b, 'c> {
             Ok((found, rank))
                 if found == *base
                     && endpoints.iter().all(is_served)
-                    && endpoints.len() <= usize::from(u16::MAX) =>
+                    && u16::try_from(endpoints.len()).is_ok() =>
             {
                 let uncommon = own_text.map(|text| {
                     Box::new(UncommonFields { text: Some(text.into()), rejected: Box::default() })

@@ -258,10 +258,9 @@ impl AgentSession<'_> {
         let error = self.error();
         // One update: a reader must not take an incomplete round for a complete one.
         let complete = |report: &mut RegistryReport| {
-            report.synced = true;
             report.revision = index;
             report.error = error;
-            report.lists += 1;
+            report.note_list();
         };
         self.supervisor.link.following(complete).await?;
         // The queries that the session depends on go first, in case the agent refuses some.

@@ -7,6 +7,8 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use svcdns::descriptors;
+
 use crate::support::files::Files;
 use crate::support::process::Process;
 use crate::support::svcdns::Svcdns;
@@ -138,8 +140,10 @@ fn haproxy(backend: SocketAddr) -> Result<Carrier, String> {
     let port = free_port();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("haproxy.cfg");
+    // HAProxy does not start if its connections need more descriptors than the limit.
+    let connections = descriptors::raise_limit().saturating_sub(100) / 2;
     let text = format!(
-        "global\n  maxconn 25000\n\
+        "global\n  maxconn {connections}\n\
          defaults\n  mode tcp\n  timeout connect 1s\n  timeout client 1h\n  timeout server 1h\n\
          listen bench\n  bind 127.0.0.1:{port}\n  server one {backend}\n"
     );

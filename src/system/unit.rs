@@ -123,7 +123,7 @@ pub(super) struct HookUnit {
     pub(super) start: Vec<Vec<String>>,
     /// The commands of `ExecStop=`, in order; harmless if the start was not done.
     pub(super) stop: Vec<Vec<String>>,
-    /// Whether a start that failed is repeated, for which systemd must be 244 or later.
+    /// Whether a failed start is repeated, which needs systemd 244 or later.
     pub(super) repeats: bool,
 }
 

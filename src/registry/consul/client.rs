@@ -136,7 +136,7 @@ impl ConsulClient {
         self.read(&action, &path, index, wait).await
     }
 
-    /// Waits for a change of any check since `index`, for up to `wait`; returns the new index.
+    /// Reads the index of all checks, after a change since `index` or a wait of `wait`.
     ///
     /// Index 0 does not wait. The filter matches no check, which keeps the answer small.
     pub(super) async fn checks_index(&self, index: u64, wait: Duration) -> Result<u64, Failure> {

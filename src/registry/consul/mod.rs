@@ -3,7 +3,7 @@
 //! The supervisor reads the names of all services, then the instances of each with one query, and
 //! follows both with blocking queries: Consul answers such a query once there is a newer index
 //! than the query's. A limited number of services has a waiting query; the others are read again
-//! once the index of the catalog, or that of the checks, shows that something has changed. An outage
+//! once the index of the catalog, or of all checks, shows that something has changed. An outage
 //! removes no instance.
 //!
 //! - `supervisor`: the sessions with one agent after another, and the rounds over all services

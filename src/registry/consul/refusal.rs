@@ -17,7 +17,9 @@ use crate::registry::backoff::Backoff;
 /// Every query that was on its way when the agent had no room is refused at about the same time.
 pub(super) const BURST: Duration = Duration::from_secs(1);
 
-/// Longest time from the first connections that an ending agent closes until it is unreachable.
+/// Maximum time until an agent that ends is found to be gone.
+///
+/// It counts from the first connections that the agent closes.
 const MAX_END_TIME: Duration = Duration::from_secs(10);
 
 /// Connections that the agent must still accept at any time.
@@ -109,7 +111,7 @@ impl WaitingLimit {
         self.current < before
     }
 
-    /// Records that the agent cannot be reached: the limit of before the last burst applies again.
+    /// Takes back the last burst of refusals, if the agent is gone soon after it.
     ///
     /// An agent that ends closes its newest connections without an answer, as if it refused them.
     pub(super) fn note_end(&mut self, now: Instant) {

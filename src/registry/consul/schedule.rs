@@ -1,9 +1,9 @@
 //! Which services have a waiting query, and which are read next.
 //!
 //! Every waiting query takes a connection, so their number is limited. The services beyond it are
-//! polled: each of them is read once when the index of the catalog, or that of the checks, shows that
-//! something has changed. A polled service that changes takes the waiting query of one that has not changed for
-//! long.
+//! polled: each of them is read once when the index of the catalog, or of all checks, shows that
+//! something has changed. A polled service that changes takes the waiting query of one that has not
+//! changed for long.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;

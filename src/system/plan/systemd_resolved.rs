@@ -17,7 +17,9 @@ use crate::resolv_conf::RESOLV_CONF;
 /// The first version of systemd-resolved that routes a domain to a link.
 const FIRST_VERSION_WITH_ROUTES: u32 = 240;
 
-/// The first version of systemd with `Restart=on-failure` for `Type=oneshot`; others refuse the unit.
+/// The first version of systemd with `Restart=on-failure` for `Type=oneshot`.
+///
+/// Older versions refuse such a unit.
 const FIRST_VERSION_WITH_REPEATS: u32 = 244;
 
 /// The link to which systemd-resolved routes the zones.

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use super::process::{self, Process};
-use super::{SOON, dns, eventually};
+use super::{SOON, dns, eventually, free_address};
 
 /// A running `svcdns serve` with its own state directory.
 pub(crate) struct Svcdns {
@@ -54,6 +54,10 @@ impl Svcdns {
         flags: &[S],
         change: impl FnOnce(&mut Command),
     ) -> Self {
+        // The kernel could give a port that it chooses to a client, too: svcdns shares its UDP port
+        // among its sockets (SO_REUSEPORT), and dig allows sharing. Such a dig gets its own query.
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let listen = if listen == any { free_address() } else { listen };
         let mut command = command();
         command
             .arg("serve")

@@ -18,9 +18,8 @@ use support::svcdns::Svcdns;
 use support::{SOON, dns, eventually, netns};
 
 /// Flags for fast checks; a loaded machine may take a second to respond.
-const FAST: [&str; 8] = [
-    "--checks-enabled",
-    "true",
+const FAST: [&str; 7] = [
+    "--checks",
     "--checks-interval",
     "1s",
     "--checks-timeout",

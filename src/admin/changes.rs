@@ -10,7 +10,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{OwnedSemaphorePermit, broadcast};
 use tokio_util::sync::CancellationToken;
 
-use super::streams::StreamCount;
+use super::connections::BusyGuard;
 use super::views::{EndpointView, EventView};
 use crate::catalog::{Service, ServiceChange};
 
@@ -60,14 +60,13 @@ impl ChangeFeed {
     pub(super) fn body(
         &self,
         permit: OwnedSemaphorePermit,
-        streams: &StreamCount,
+        busy: BusyGuard,
         stop: CancellationToken,
     ) -> Body {
         let mut receiver = self.sender.subscribe();
         let (mut sender, body) = Channel::<Bytes, std::convert::Infallible>::new(MAX_QUEUED_LINES);
-        let guard = streams.begin();
         tokio::spawn(async move {
-            let _until_the_end = (permit, guard);
+            let _until_the_end = (permit, busy);
             loop {
                 let line = tokio::select! {
                     () = stop.cancelled() => return,

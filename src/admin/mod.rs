@@ -7,14 +7,16 @@
 mod bridge;
 mod changes;
 mod checks;
+mod connections;
 mod forwarding;
+mod guard;
 mod http;
 mod page;
 mod release;
+mod rendering;
 mod resolv_conf;
 mod routes;
 mod socket;
-mod streams;
 mod views;
 
 pub use bridge::{BridgeState, BridgeView, BridgedNameView};
@@ -35,7 +37,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::answer::{Answerer, Published};
@@ -46,9 +48,6 @@ use crate::server::Counters;
 use crate::service::Update;
 use crate::upstream::Forwarder;
 use release::Releases;
-
-/// Limit on the open change streams of all connections.
-const MAX_STREAMS: usize = 32;
 
 /// Everything that the HTTP interface shows.
 #[derive(Debug)]
@@ -76,7 +75,6 @@ pub struct AdminContext {
     /// Whether the machine's resolv.conf names this server.
     pub resolv_conf: ResolvConfState,
     releases: Releases,
-    stream_permits: Arc<Semaphore>,
 }
 
 /// Addresses, directories and start time of a server.
@@ -126,7 +124,6 @@ impl AdminContext {
             lost_log_lines,
             changes: ChangeFeed::default(),
             resolv_conf: ResolvConfState::default(),
-            stream_permits: Arc::new(Semaphore::new(MAX_STREAMS)),
         }
     }
 

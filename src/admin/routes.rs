@@ -8,12 +8,14 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::checks::CheckFailureView;
+use super::connections::AdminConnection;
 use super::release::Requester;
-use super::streams::StreamCount;
+use super::rendering::Renderer;
 use super::views::{ConflictView, RejectionsView, ServerStatus, ServiceView};
 use super::{AdminContext, bridge, page};
 use crate::metrics;
@@ -24,6 +26,8 @@ use crate::wire::type_number;
 #[derive(Clone)]
 struct RouteState {
     context: Arc<AdminContext>,
+    renderer: Renderer,
+    streams: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
@@ -40,10 +44,15 @@ const INDEX: &str = "svcdns\n\n\
     /v1/watch      changes as they happen, one JSON object per line\n\
     /v1/release    POST, socket only: applies held removals; ?registry=NAME for one registry\n";
 
+/// Limit on the open change streams of a listener.
+const MAX_STREAMS: usize = 32;
+
 /// The path that ends holds, the only one that changes anything.
 pub(super) const RELEASE_PATH: &str = "/v1/release";
 
 pub(super) fn router(context: Arc<AdminContext>, stop: CancellationToken) -> Router {
+    let streams = Arc::new(Semaphore::new(MAX_STREAMS));
+    let state = RouteState { context, renderer: Renderer::new(), streams, stop };
     Router::new()
         .route("/", get(async || INDEX))
         .route("/healthz", get(async || "alive\n"))
@@ -56,18 +65,7 @@ pub(super) fn router(context: Arc<AdminContext>, stop: CancellationToken) -> Rou
         .route("/v1/explain", get(explain))
         .route("/v1/watch", get(watch))
         .route(RELEASE_PATH, post(release))
-        .with_state(RouteState { context, stop })
-}
-
-/// Responds with JSON; a blocking thread serializes it because it may be large.
-async fn json<T: Serialize + Send + 'static>(
-    make: impl FnOnce() -> T + Send + 'static,
-) -> Response {
-    let made = tokio::task::spawn_blocking(move || serde_json::to_vec(&make())).await;
-    match made {
-        Ok(Ok(bytes)) => ([(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
-        _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-    }
+        .with_state(state)
 }
 
 /// Reports whether NXDOMAIN can be trusted, and which registries have a problem.
@@ -90,14 +88,13 @@ async fn ready(State(state): State<RouteState>) -> Response {
 }
 
 async fn metrics_page(State(state): State<RouteState>) -> Response {
-    match tokio::task::spawn_blocking(move || page::metrics(&state.context).render()).await {
-        Ok(Ok(text)) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
-        _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-    }
+    let render = move || page::metrics(&state.context).render().map(String::into_bytes);
+    state.renderer.page(metrics::CONTENT_TYPE, render).await
 }
 
 async fn status(State(state): State<RouteState>) -> Response {
-    json(move || ServerStatus::new(&state.context)).await
+    let RouteState { context, renderer, .. } = state;
+    renderer.json(move || ServerStatus::new(&context)).await
 }
 
 /// Parameters of `/v1/services`.
@@ -110,8 +107,9 @@ async fn services(
     State(state): State<RouteState>,
     Query(params): Query<ServicesParams>,
 ) -> Response {
-    json(move || {
-        let AdminContext { answerer, registries, checks, .. } = &*state.context;
+    let RouteState { context, renderer, .. } = state;
+    let make = move || {
+        let AdminContext { answerer, registries, checks, .. } = &*context;
         let snapshot = answerer.snapshot();
         let checks = checks.as_deref();
         let view =
@@ -127,20 +125,19 @@ async fn services(
         };
         views.sort_by(|a, b| a.base.cmp(&b.base));
         views
-    })
-    .await
+    };
+    renderer.long_json(make).await
 }
 
 async fn rejected(State(state): State<RouteState>) -> Response {
-    json(move || {
-        let AdminContext { answerer, registries, .. } = &*state.context;
-        RejectionsView::new(&answerer.rejections(), registries)
-    })
-    .await
+    let RouteState { context, renderer, .. } = state;
+    let make = move || RejectionsView::new(&context.answerer.rejections(), &context.registries);
+    renderer.long_json(make).await
 }
 
 async fn conflicts(State(state): State<RouteState>) -> Response {
-    json(move || ConflictView::all(&state.context.answerer, &state.context.registries)).await
+    let RouteState { context, renderer, .. } = state;
+    renderer.long_json(move || ConflictView::all(&context.answerer, &context.registries)).await
 }
 
 /// Parameters of `/v1/explain`.
@@ -206,11 +203,11 @@ async fn release(
 
 async fn watch(
     State(state): State<RouteState>,
-    Extension(streams): Extension<StreamCount>,
+    Extension(connection): Extension<AdminConnection>,
 ) -> Response {
-    let Ok(permit) = Arc::clone(&state.context.stream_permits).try_acquire_owned() else {
+    let Ok(permit) = Arc::clone(&state.streams).try_acquire_owned() else {
         return (StatusCode::SERVICE_UNAVAILABLE, "too many open change streams\n").into_response();
     };
-    let body = state.context.changes.body(permit, &streams, state.stop.clone());
+    let body = state.context.changes.body(permit, connection.begin(), state.stop.clone());
     ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }

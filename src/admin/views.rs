@@ -107,6 +107,9 @@ pub struct RegistryView {
     pub error: Option<String>,
     /// Number of complete lists read.
     pub lists: u64,
+    /// Time since the last of them was complete, in seconds.
+    #[serde(default)]
+    pub last_list_age: Option<u64>,
     /// Number of connections lost.
     pub disconnects: u64,
     /// Number of keys that are served, including held ones.
@@ -338,6 +341,7 @@ impl ServerStatus {
                 last_event_age: report.last_event.map(age),
                 error: report.error,
                 lists: report.lists,
+                last_list_age: report.last_list.map(|at| at.elapsed().as_secs()),
                 disconnects: report.disconnects,
                 keys: stats.keys,
                 instances: stats.instances,

@@ -43,7 +43,7 @@ pub use tls::Tls;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -161,8 +161,20 @@ pub struct RegistryReport {
     pub snapshot: Option<SystemTime>,
     /// Number of lists completed.
     pub lists: u64,
+    /// Time when the last of them was complete.
+    #[serde(skip)]
+    pub last_list: Option<Instant>,
     /// Number of connections lost.
     pub disconnects: u64,
+}
+
+impl RegistryReport {
+    /// Notes that a list is complete.
+    pub fn note_list(&mut self) {
+        self.synced = true;
+        self.lists += 1;
+        self.last_list = Some(Instant::now());
+    }
 }
 
 impl RegistryState {

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use super::process::{self, Process};
-use super::{SOON, dns, eventually};
+use super::{SOON, dns, eventually, free_address};
 
 /// The program under test.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_svcdns");
@@ -80,6 +80,10 @@ impl Svcdns {
         flags: &[S],
         change: impl FnOnce(&mut Command),
     ) -> Self {
+        // The kernel could give a port that it chooses to a client, too: svcdns shares its UDP port
+        // among its sockets (SO_REUSEPORT), and dig allows sharing. Such a dig gets its own query.
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let listen = if listen == any { free_address() } else { listen };
         command
             .arg("serve")
             .args(["--listen", &listen.to_string(), "--admin-listen", "off", "--state-dir"])

@@ -478,8 +478,7 @@ impl InstanceView {
     ) -> Self {
         let key = instance.key;
         let check = CheckFailureView::of(checks, instance);
-        let failed =
-            check.as_ref().filter(|_| instance.excluded == Some(ExclusionReason::CheckFailed));
+        let failed = check.as_ref().filter(|_| instance.is_left_out());
         let failed = failed.map(|check| ExclusionReason::check_failed(&check.message));
         let preceded = instance
             .preceding_registry()

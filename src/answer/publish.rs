@@ -459,11 +459,11 @@ impl<'c> AffectedOwners<'c> {
 /// Returns the addresses of a service's served instances, sorted and unique.
 ///
 /// An alias has none: the PTR records of an address have registered names only.
-fn served_addresses(service: Option<&Service>) -> Vec<IpAddr> {
+fn selectable_addresses(service: Option<&Service>) -> Vec<IpAddr> {
     let registered = service.filter(|service| service.alias_target().is_none());
-    let served = registered.into_iter().flat_map(Service::served);
+    let selectable = registered.into_iter().flat_map(Service::selectable);
     let mut addresses: Vec<_> =
-        served.filter_map(|instance| instance.endpoint.host.address()).collect();
+        selectable.filter_map(|instance| instance.endpoint.host.address()).collect();
     addresses.sort_unstable();
     addresses.dedup();
     addresses
@@ -571,6 +571,6 @@ fn add_count(counts: &mut BTreeMap<String, i32>, name: &str, delta: i32) {
 /// Returns the addresses that a service gained (`true`) and lost (`false`).
 fn address_changes(changed: &ServiceChange) -> impl Iterator<Item = (IpAddr, &str, bool)> {
     let [before, after] =
-        [&changed.before, &changed.after].map(|service| served_addresses(service.as_deref()));
+        [&changed.before, &changed.after].map(|service| selectable_addresses(service.as_deref()));
     difference(&before, &after).into_iter().map(|(address, there)| (address, changed.base(), there))
 }

@@ -135,15 +135,15 @@ impl Snapshot {
         self.services.iter().flat_map(|shard| shard.iter().map(|(_, service)| service))
     }
 
-    /// Returns the services with a served instance at `address`, unordered.
+    /// Returns the services with a selectable instance at `address`, unordered.
     pub(super) fn services_at(&self, address: IpAddr) -> impl Iterator<Item = &Arc<Service>> {
         self.addresses
             .bases_at(address)
             .flat_map(|base| self.services_with(base))
-            .filter(move |service| service.served().any(|instance| instance.is_at(address)))
+            .filter(move |service| service.selectable().any(|instance| instance.is_at(address)))
     }
 
-    /// Returns whether any served instance has an address in this range of one family.
+    /// Returns whether any selectable instance has an address in this range of one family.
     pub(super) fn has_addresses_in(&self, addresses: &RangeInclusive<IpAddr>) -> bool {
         self.addresses.has_any(addresses)
     }

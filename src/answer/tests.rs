@@ -2,6 +2,7 @@
 
 mod aliases;
 mod bridging;
+mod checks;
 mod messages;
 mod naming;
 mod properties;

@@ -206,6 +206,14 @@ impl RegistrySnapshot {
         let read = match self.file.read(self.state.name.as_str(), &self.store) {
             Ok(Some(read)) => read,
             Ok(None) => return,
+            Err(reason) if reason.is_of_access() => {
+                tracing::warn!(
+                    registry = %self.state,
+                    %path,
+                    "cannot use the snapshot: {reason}; it is kept until the registry has been read"
+                );
+                return;
+            }
             Err(reason) => return self.set_aside(&reason),
         };
         let current_at = read.header.current_at;

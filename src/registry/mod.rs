@@ -200,14 +200,6 @@ impl fmt::Display for RegistryState {
     }
 }
 
-/// Returns what readers of a registry's services should know, given its URL.
-pub fn note(url: &str) -> Option<&'static str> {
-    url.starts_with("zookeeper://").then_some(
-        "in ZooKeeper, a leaf holds one registration, and GoFrame names it after the service: a \
-         second program of the same service replaces the first",
-    )
-}
-
 /// Returns the name of the registry at an index of the configuration.
 pub fn name_at(states: &[Arc<RegistryState>], index: usize) -> String {
     states.get(index).map_or_else(|| "unknown".to_owned(), ToString::to_string)

@@ -5,7 +5,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 # A test that cannot run on this machine writes its name and the reason here.
 export SKIPPED_TESTS := $(CURDIR)/target/skipped-tests
 
-.PHONY: help run build test registries fresh systemd bench micro check flood properties fuzz deny clean
+.PHONY: help run build test registries monitoring fresh systemd bench micro check flood properties fuzz deny clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -46,6 +46,10 @@ registries: ## run all tests against real registries, and print the times (Consu
 
 fresh: ## run make test on a new minimal Debian (needs root and debootstrap)
 	tests/fresh-machine.sh make test
+
+monitoring: ## check metrics, alert rules and dashboard with a real Prometheus
+	@tests/setup.sh monitoring
+	cargo test --locked --test metrics -- --include-ignored
 
 # The release is DEBIAN_RELEASE, by default that of this machine.
 systemd: ## boot a Debian with systemd-resolved, and install, kill and uninstall svcdns there

@@ -7,7 +7,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -18,16 +18,8 @@ use support::svcdns::Svcdns;
 use support::{SOON, dns, eventually, netns};
 
 /// Flags for fast checks; a loaded machine may take a second to respond.
-const FAST: [&str; 8] = [
-    "--checks-enabled",
-    "true",
-    "--checks-interval",
-    "1s",
-    "--checks-timeout",
-    "1s",
-    "--checks-fall",
-    "2",
-];
+const FAST: [&str; 7] =
+    ["--checks", "--checks-interval", "1s", "--checks-timeout", "1s", "--checks-fall", "2"];
 
 const HTTP: &str = r#"{"insecure":true,"protocol":"http"}"#;
 
@@ -55,6 +47,21 @@ fn wait_for_output(server: &Svcdns, arguments: &[&str], text: &str) -> String {
     })
 }
 
+/// Returns the metrics of a server.
+fn metrics(server: &Svcdns) -> String {
+    let admin = json(server, &["status"])["admin"].as_str().unwrap().to_owned();
+    let page = Command::new("curl").args(["-sS", &format!("http://{admin}/metrics")]).output();
+    String::from_utf8(page.unwrap().stdout).unwrap()
+}
+
+/// Returns the number of checks that have passed.
+fn passed(server: &Svcdns) -> u64 {
+    let page = metrics(server);
+    let count =
+        |line: &str| line.strip_prefix("svcdns_checks_total{result=\"passed\"} ")?.parse().ok();
+    page.lines().find_map(count).unwrap()
+}
+
 /// Python's HTTP server on a loopback address.
 struct WebServer {
     process: Process,
@@ -65,16 +72,53 @@ struct WebServer {
 impl WebServer {
     /// Starts a server on port `port`, and waits until it responds.
     fn start(last: u8, port: u16) -> Self {
+        Self::start_with(last, port, |command, address| {
+            command.args(["-m", "http.server", "--bind", address]).arg(port.to_string());
+        })
+    }
+
+    /// Starts a server over TLS, which demands this of its clients.
+    fn start_tls(last: u8, port: u16, demand: &str) -> Self {
+        Self::start_with(last, port, |command, address| {
+            // The name in the certificate is not that of the server.
+            let own = rcgen::generate_simple_self_signed(["other.example".to_owned()]).unwrap();
+            let directory = command.get_current_dir().unwrap();
+            fs::write(directory.join("server.pem"), own.cert.pem()).unwrap();
+            fs::write(directory.join("server.key"), own.signing_key.serialize_pem()).unwrap();
+            command.args(["-c", TLS_SERVER, address, &port.to_string(), demand]);
+        })
+    }
+
+    fn start_with(last: u8, port: u16, set: impl FnOnce(&mut Command, &str)) -> Self {
         let address = SocketAddr::from((Ipv4Addr::new(127, 0, 1, last), port));
         let directory = tempfile::tempdir().unwrap();
         let mut command = Command::new("python3");
-        command.args(["-m", "http.server", "--bind", &address.ip().to_string()]);
-        command.arg(port.to_string()).current_dir(directory.path());
+        command.current_dir(directory.path());
+        set(&mut command, &address.ip().to_string());
         let process = Process::start(&mut command);
         eventually("the web server to listen", SOON, || TcpStream::connect(address).ok());
         Self { process, address, _directory: directory }
     }
 }
+
+/// A server over TLS, with a certificate in the directory.
+///
+/// The last argument is what it demands of its clients: `certificate`, `name` (SNI) or `nothing`.
+const TLS_SERVER: &str = r#"
+import http.server, ssl, sys
+address, port, demand = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain("server.pem", "server.key")
+if demand == "certificate":
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations("server.pem")
+if demand == "name":
+    refusal = ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+    context.sni_callback = lambda _, name, __: None if name else refusal
+server = http.server.ThreadingHTTPServer((address, port), http.server.SimpleHTTPRequestHandler)
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
+"#;
 
 /// Returns a port that is free on all loopback addresses.
 fn free_port() -> u16 {
@@ -158,9 +202,7 @@ fn a_killed_program_leaves_the_answers_before_its_registration_ends() {
     server.wait_for("hello.svc", &["127.0.1.12"]);
     let listed = stdout(&server, &["ls", "hello"]);
     assert!(listed.contains("dropped: check: connection refused, since "), "{listed}");
-    let admin = json(&server, &["status"])["admin"].as_str().unwrap().to_owned();
-    let page = Command::new("curl").args(["-sS", &format!("http://{admin}/metrics")]).output();
-    let page = String::from_utf8(page.unwrap().stdout).unwrap();
+    let page = metrics(&server);
     for line in [
         "svcdns_check_targets{probe=\"tcp\"} 2.0",
         "svcdns_check_targets{probe=\"http\"} 0.0",
@@ -192,6 +234,49 @@ fn a_killed_program_leaves_the_answers_before_its_registration_ends() {
     // The program returns.
     let _again = WebServer::start(11, port);
     server.wait_for("hello.svc", &["127.0.1.11", "127.0.1.12"]);
+}
+
+#[test]
+fn servers_over_tls_are_checked_over_tls_whatever_their_protocol_and_certificate() {
+    const HTTPS: &str = r#"{"protocol":"https"}"#;
+    let port = free_port();
+    let servers = [
+        WebServer::start_tls(31, port, "nothing"),
+        WebServer::start_tls(32, port, "nothing"),
+        WebServer::start_tls(33, port, "certificate"),
+        WebServer::start(34, port),
+        WebServer::start_tls(35, port, "name"),
+    ];
+    let keys: Vec<_> = servers.iter().map(|server| key(server.address)).collect();
+    let etcd = Etcd::start();
+    for (key, value) in keys.iter().zip([HTTP, HTTPS, HTTPS, "{}", "{}"]) {
+        etcd.put(&format!("/service/{key}"), value);
+    }
+    let flags = ["--checks-path", "/", "--admin-listen", "127.0.0.1:0"];
+    let server = serve(&etcd.url(), &flags);
+    let all = ["127.0.1.31", "127.0.1.32", "127.0.1.33", "127.0.1.34", "127.0.1.35"];
+    server.wait_for("hello.svc", &all);
+    eventually("several rounds of checks", SOON, || (passed(&server) >= 25).then_some(()));
+    let text = stdout(&server, &["status"]);
+    assert!(text.contains("checks 5 endpoints (0 over TCP, 5 with HTTP) every 1s: 0 failing"));
+    for checked in [&servers[0], &servers[1], &servers[3]] {
+        let log = checked.process.log();
+        assert!(log.contains("\"GET / HTTP/1.1\" 200"), "{log}");
+    }
+    // A program that hangs is noticed over TLS, too.
+    servers[0].process.signal(Signal::SIGSTOP);
+    servers[2].process.signal(Signal::SIGSTOP);
+    server.wait_for("hello.svc", &["127.0.1.32", "127.0.1.34", "127.0.1.35"]);
+    servers[0].process.signal(Signal::SIGCONT);
+    servers[2].process.signal(Signal::SIGCONT);
+    server.wait_for("hello.svc", &all);
+    drop(server);
+    // The status of the response counts, over TLS and without.
+    let server = serve(&etcd.url(), &["--checks-path", "/absent"]);
+    // Those that refuse the handshake have no status.
+    server.wait_for("hello.svc", &["127.0.1.33", "127.0.1.35"]);
+    let listed = stdout(&server, &["ls", "hello"]);
+    assert_eq!(listed.matches("dropped: check: HTTP status 404, since ").count(), 3, "{listed}");
 }
 
 /// Accepts connections on a port of every address, and closes them.
@@ -227,18 +312,25 @@ fn vanished_machines_are_left_out_but_not_most_machines_at_once() {
                 all.iter().map(|machine| (key(format!("{machine}:8000")), "{}")).collect();
             let keys: Vec<_> = keys.iter().map(|(key, value)| (key.as_str(), *value)).collect();
             let files = Files::new(&keys);
-            let server = serve(&files.url(), &[]);
+            let server = serve(&files.url(), &["--admin-listen", "127.0.0.1:0"]);
             server.wait_for("hello.svc", &all);
             wait_for_output(&server, &["status"], "checks 8 endpoints (8 over TCP, 0 with HTTP)");
-            // Every endpoint has passed at least once, so the next failures are new ones.
-            thread::sleep(support::seconds(3));
+            // Three rounds of checks: every endpoint has passed, so the next failures are new ones.
+            eventually("all to pass", SOON, || (passed(&server) >= 24).then_some(()));
 
             vanish(&machines[..1]);
             server.wait_for("hello.svc", &all[1..]);
             let listed = stdout(&server, &["ls", "hello"]);
             assert!(listed.contains("dropped: check: "), "{listed}");
             // After the time in which an instance is left out, it is no part of a burst any more.
-            thread::sleep(support::seconds(4));
+            let check = json(&server, &["ls", "hello"])[0]["instances"][0]["check"].clone();
+            let millis = json(&server, &["status"])["checks"]["detection-time-ms"].clone();
+            let since = Duration::from_secs(check["since"].as_u64().unwrap() + 1);
+            let old = UNIX_EPOCH + since + Duration::from_millis(millis.as_u64().unwrap());
+            eventually("the failure to be old", SOON, || (SystemTime::now() > old).then_some(()));
+            // The next result, of whatever check, notices that.
+            let before = passed(&server);
+            eventually("the next checks", SOON, || (passed(&server) > before).then_some(()));
 
             // The network is gone, but for one machine.
             vanish(&machines[1..7]);

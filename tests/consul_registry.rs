@@ -401,10 +401,54 @@ fn only_a_limited_number_of_queries_wait_and_all_services_are_followed() {
     followed.wait_until("all second instances", || {
         (0..60).all(|n| followed.instances(&format!("s{n}")).len() == 2)
     });
-    // Waiting queries, reads, the names, the check of the leader, kept connections, and those that
-    // a check for room opens for a moment.
+    // Waiting queries, reads, the names, the changes of checks, the check of the leader, kept
+    // connections, and those that a check for room opens for a moment.
     let connections = connections_to(consul.address());
-    assert!(connections <= 5 + 4 + 2 + 8 + 10, "{connections} connections");
+    assert!(connections <= 5 + 4 + 3 + 8 + 10, "{connections} connections");
+    followed.stop();
+}
+
+#[test]
+fn changes_of_checks_are_seen_without_a_waiting_query() {
+    let test = "changes_of_checks_are_seen_without_a_waiting_query";
+    let Some(consul) = Consul::start(test) else { return };
+    let ids = [1, 2, 3].map(|n| consul.put(&format!("s{n}"), "", at(n), "{}"));
+    let mut settings = settings(&consul);
+    settings.max_waiting = 1;
+    settings.tuning.poll_interval = seconds(1);
+    // Nothing else reads the polled services again.
+    settings.tuning.wait = LONG;
+    let followed = follow_with(settings, LONG);
+    followed.wait_until_synced();
+    for (verb, count) in [("fail", 0), ("warn", 1), ("fail", 0), ("pass", 1)] {
+        ids.iter().for_each(|id| consul.set_check(verb, id));
+        followed.wait_until(verb, || {
+            (1..=3).all(|n| followed.instances(&format!("s{n}")).len() == count)
+        });
+    }
+    // The check of a new service is critical until it is passed.
+    let (id, service) = goframe_service("new", "", at(4), "{}");
+    consul.register(&service);
+    followed.wait_until("the service", || followed.knows("new"));
+    consul.set_check("pass", &id);
+    followed.wait_for("new", &["10.0.0.4:8000"]);
+    followed.stop();
+}
+
+#[test]
+fn the_end_of_an_agent_is_not_taken_for_a_refusal() {
+    let test = "the_end_of_an_agent_is_not_taken_for_a_refusal";
+    let Some(mut consul) = Consul::start_persistent(test) else { return };
+    consul.fill((0..60).map(|n| (format!("s{n}"), vec![at(1)])));
+    let followed = follow(&consul, LONG);
+    followed.wait_until_synced();
+    // It closes queries on new connections without an answer.
+    consul.kill();
+    followed.wait_for_report("disconnected", |report| !report.connected);
+    consul.restart();
+    // More than the half of the queries, the kept connections and a check for room.
+    followed
+        .wait_until("a waiting query for each service", || connections_to(consul.address()) >= 60);
     followed.stop();
 }
 

@@ -7,6 +7,7 @@
 
 mod support;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -230,6 +231,37 @@ fn goframe_servers_in_the_file_registry_resolve_until_they_exit() {
                 .map_or(Some(()), |found| found.is_empty().then_some(()))
         });
         assert_eq!(left().len(), 1, "svcdns deleted a file that another program registered");
+    });
+}
+
+#[test]
+fn a_goframe_server_with_tls_passes_an_http_check_until_it_hangs() {
+    let test = "a_goframe_server_with_tls_passes_an_http_check_until_it_hangs";
+    let Some(goframe) = GoFrame::new(test) else { return };
+    netns::inside(test, "127.0.0.53", || {
+        let etcd = Etcd::start();
+        let registry = format!("etcd {}", etcd.endpoint(0));
+        let own = rcgen::generate_simple_self_signed(["other.example".to_owned()]).unwrap();
+        let [certificate, key] = ["tls.pem", "tls.key"].map(|name| goframe.temp.path().join(name));
+        fs::write(&certificate, own.cert.pem()).unwrap();
+        fs::write(&key, own.signing_key.serialize_pem()).unwrap();
+        let mut secure = goframe.role(&registry, &["http", "hello.svc", ":18443"]);
+        let secure = Process::start(secure.env("CERTIFICATE", certificate).env("KEY", key));
+        let _plain = goframe.start(&registry, &["http", "hello.svc", ":18080"]);
+        let url = etcd.url();
+        let flags = ["--checks", "--checks-path", "/", "--checks-interval", "1s"];
+        let flags = [&flags[..], &["--checks-timeout", "1s", "--registry", &url]].concat();
+        let server = Svcdns::serve_at("127.0.0.53:53".parse().unwrap(), &flags);
+        ports(&server, "hello.svc", 2);
+        // GoFrame does not tell that the server uses TLS.
+        let metadata = dns::dig_short(server.address, &["hello.svc", "TXT"]);
+        assert_eq!(metadata, [r#""insecure=true" "protocol=http""#]);
+        secure.signal(Signal::SIGSTOP);
+        assert_eq!(ports(&server, "hello.svc", 1), ["18080"]);
+        let listed = String::from_utf8(server.run(&["ls", "hello"]).stdout).unwrap();
+        assert!(listed.contains("check: no response within the timeout"), "{listed}");
+        secure.signal(Signal::SIGCONT);
+        ports(&server, "hello.svc", 2);
     });
 }
 

@@ -107,7 +107,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     ("answer", &["catalog", "metrics", "name", "service", "wire"]),
     ("bridge", &["descriptors", "directory", "metrics", "service", "state_file"]),
     ("catalog", &["name", "service"]),
-    ("checks", &["descriptors", "metrics", "service"]),
+    ("checks", &["descriptors", "metrics", "service", "tls_error"]),
     ("registry", &["percent", "regular_file", "service", "tls_error"]),
     ("name", &[]),
     ("service", &[]),

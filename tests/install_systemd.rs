@@ -414,6 +414,32 @@ fn the_route_in_systemd_resolved_survives_many_restarts_in_a_row() {
     });
 }
 
+/// systemd-resolved may end while the unit starts.
+#[test]
+fn the_route_in_systemd_resolved_survives_a_failed_start_of_its_unit() {
+    const TEST: &str = "the_route_in_systemd_resolved_survives_a_failed_start_of_its_unit";
+    if !can_run_systemd(TEST) {
+        return;
+    }
+    with_systemd_resolved(TEST, Systemd::start, |systemd, install, before| {
+        systemd.ends_with(0, install);
+        systemd.ends_with(0, &["systemctl", "stop", ROUTE]);
+        let resolved = systemd.main_process(RESOLVED);
+        systemd.ends_with(0, &["sh", "-c", &format!("kill -STOP {resolved}")]);
+        systemd.ends_with(0, &["systemctl", "start", "--no-block", ROUTE]);
+        let command = eventually("a command that waits for systemd-resolved", SOON, || {
+            let process = systemd.main_process(ROUTE);
+            let name = systemd.run(&["cat", &format!("/proc/{process}/comm")]).stdout;
+            (name == b"resolvectl\n").then_some(process)
+        });
+        systemd.ends_with(0, &["sh", "-c", &format!("kill -KILL {command}")]);
+        systemd.ends_with(0, &["sh", "-c", &format!("kill -CONT {resolved}")]);
+        resolved_route::expect_names(systemd, "after a failed start");
+        systemd.ends_with(0, &[PROGRAM, "uninstall"]);
+        assert_nothing_left(before, "after uninstall");
+    });
+}
+
 /// systemd runs `ExecStop=` only after a successful start.
 #[test]
 fn uninstall_while_the_route_unit_starts_leaves_no_interface() {

@@ -8,6 +8,7 @@
 #                            haproxy, …
 #   tests/setup.sh systemd   what `cargo build` needs, and what boots a Debian: debootstrap,
 #                            systemd-nspawn
+#   tests/setup.sh monitoring   what the tests start, and Prometheus
 #   tests/setup.sh fuzz      what `cargo build` and cargo-fuzz need
 set -eu
 cd "$(dirname "$0")/.."
@@ -24,6 +25,7 @@ test="etcd:etcd-server etcdctl:etcd-client dig:bind9-dnsutils curl:curl ip:iprou
       systemd/libsystemd-shared:libsystemd-shared java:default-jre-headless
       /usr/share/java/zookeeper.jar:libzookeeper-java nft:nftables"
 bench="knotd:knot nsd:nsd haproxy:haproxy socat:socat"
+monitoring="prometheus:prometheus promtool:prometheus"
 systemd="debootstrap:debootstrap systemd-nspawn:systemd-container ip:iproute2
          unshare:util-linux mount:mount"
 
@@ -32,9 +34,10 @@ build) wanted=$build ;;
 fuzz) wanted="$build c++:g++" ;;
 test) wanted="$build $test" ;;
 bench) wanted="$build $test $bench" ;;
+monitoring) wanted="$build $test $monitoring" ;;
 systemd) wanted="$build $systemd" ;;
 *)
-    echo "usage: tests/setup.sh build|test|bench|systemd|fuzz" >&2
+    echo "usage: tests/setup.sh build|test|bench|monitoring|systemd|fuzz" >&2
     exit 2
     ;;
 esac
@@ -96,7 +99,8 @@ if [ -n "$missing" ]; then
     }
     install || { $sudo apt-get update -qq && install; }
     if [ -d /run/systemd/system ]; then
-        for daemon in etcd-server:etcd unbound:unbound knot:knot nsd:nsd haproxy:haproxy; do
+        for daemon in etcd-server:etcd unbound:unbound knot:knot nsd:nsd haproxy:haproxy \
+            prometheus:prometheus; do
             case " $missing " in
             *" ${daemon%%:*} "*)
                 echo "Disabling Debian's ${daemon##*:}.service: the tests start their own." >&2

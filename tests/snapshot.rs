@@ -7,7 +7,6 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -18,10 +17,12 @@ use support::consul::Consul;
 use support::etcd::Etcd;
 use support::nacos::{self, Nacos};
 use support::polaris::{self, PolarisServer};
+use support::process::Process;
+use support::strace::{self, Tracer};
 use support::svcdns::Svcdns;
 #[cfg(feature = "zookeeper")]
 use support::zookeeper::{ZooKeeper, put_leaf};
-use support::{SOON, dns, eventually, free_address, netns, skip, strace};
+use support::{SOON, dns, eventually, free_address, netns, skip};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -398,6 +399,112 @@ fn unusable_snapshots_are_set_aside() {
 }
 
 #[test]
+fn a_snapshot_without_access_is_left_where_it_is() {
+    let mut etcd = hello();
+    let server = Svcdns::serve(&flags(&etcd));
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    let state = server.stop_and_keep();
+    etcd.kill();
+    let path = snapshot(state.path());
+    let whole = fs::read(&path).unwrap();
+    let set_mode = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    set_mode(0);
+    let server = Svcdns::serve_unprivileged(state, &flags(&etcd));
+    check_knows_nothing(&server);
+    let log = server.log();
+    assert!(log.contains("cannot use the snapshot: it cannot be read: Permission denied"), "{log}");
+    assert!(log.contains("it is kept until the registry has been read"), "{log}");
+    let state = server.stop_and_keep();
+    assert_eq!(snapshots(state.path()), [path.clone()]);
+    set_mode(0o640);
+    assert_eq!(fs::read(&path).unwrap(), whole);
+    let server = Svcdns::serve_again(state, &flags(&etcd));
+    check_answers_from_snapshot(&server);
+    // Once the registry has been read, its data replaces even a file without access.
+    let state = server.stop_and_keep();
+    set_mode(0);
+    etcd.start_all();
+    etcd.put(&key("hello.svc", 3), HTTP);
+    let server = Svcdns::serve_unprivileged(state, &flags(&etcd));
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+    let state = server.stop_and_keep();
+    etcd.kill();
+    let server = Svcdns::serve_again(state, &flags(&etcd));
+    let addresses = dns::addresses(server.address, "hello.svc").unwrap();
+    assert_eq!(addresses.len(), 3, "{addresses:?}");
+}
+
+#[test]
+fn what_is_no_file_in_place_of_a_snapshot_is_set_aside() {
+    let mut etcd = hello();
+    let server = Svcdns::serve(&flags(&etcd));
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    let state = server.stop_and_keep();
+    etcd.kill();
+    let path = snapshot(state.path());
+    fs::remove_file(&path).unwrap();
+    // Otherwise, no snapshot could ever replace it.
+    fs::create_dir(&path).unwrap();
+    let server = Svcdns::serve_again(state, &flags(&etcd));
+    check_knows_nothing(&server);
+    assert!(server.log().contains("it is a directory"), "{}", server.log());
+    assert!(server.log().contains(".unusable"), "{}", server.log());
+    etcd.start_all();
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    let state = server.stop_and_keep();
+    assert!(path.is_file());
+    drop(state);
+}
+
+#[test]
+fn a_state_directory_that_is_read_only_at_the_start_is_not_used() {
+    let name = "a_state_directory_that_is_read_only_at_the_start_is_not_used";
+    netns::inside(name, "127.0.0.1", || {
+        let mut etcd = hello();
+        let server = Svcdns::serve(&flags(&etcd));
+        server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+        let state = server.stop_and_keep();
+        let (path, directory) = (snapshot(state.path()), state.path().to_str().unwrap());
+        let whole = fs::read(&path).unwrap();
+        netns::run("mount", &["--bind", directory, directory]);
+        netns::run("mount", &["-o", "remount,bind,ro", directory]);
+
+        // A default directory, as systemd sets it: the server runs without one.
+        let (runtime, address) = (tempfile::tempdir().unwrap(), "127.0.0.1:5300");
+        let flags = flags(&etcd);
+        let mut command = support::svcdns::command();
+        command.args(["serve", "--listen", address, "--upstream", "off", "--admin-listen", "off"]);
+        command.args(&flags).arg("--runtime-dir").arg(runtime.path());
+        let mut server = Process::start(command.env("STATE_DIRECTORY", directory));
+        eventually("the answer", SOON, || {
+            let found = dns::addresses(address.parse().unwrap(), "hello.svc").ok()?;
+            (found.len() == 2).then_some(())
+        });
+        let log = server.log();
+        assert!(log.contains("no state is kept across restarts"), "{log}");
+        assert!(log.contains("Read-only file system"), "{log}");
+        assert!(server.terminate().success());
+
+        // A directory that the user has named must be usable.
+        let output = support::svcdns::command()
+            .args(["serve", "--listen", "127.0.0.1:0", "--upstream", "off"])
+            .args(["--state-dir", directory])
+            .args(&flags)
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        let reason = format!("cannot use the state directory {directory}: Read-only file system");
+        assert!(error.contains(&reason), "{error}");
+        etcd.kill();
+        netns::run("umount", &[directory]);
+        assert_eq!(fs::read(&path).unwrap(), whole);
+        let server = Svcdns::serve_again(state, &flags);
+        check_answers_from_snapshot(&server);
+    });
+}
+
+#[test]
 fn the_age_of_a_snapshot_decides_whether_it_is_used() {
     let mut etcd = hello();
     let server = Svcdns::serve(&flags(&etcd));
@@ -483,23 +590,10 @@ fn a_snapshot_is_on_disk_before_it_gets_its_name() {
     server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
     let output = tempfile::tempdir().unwrap();
     let trace = output.path().join("trace");
-    let mut tracer = Command::new("strace")
-        .args(["-f", "-y", "-e", "trace=write,fsync,rename", "-o", trace.to_str().unwrap(), "-p"])
-        .arg(server.pid().to_string())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let tasks = format!("/proc/{}/task", server.pid());
-    eventually("strace to attach", SOON, || {
-        let mut tasks = fs::read_dir(&tasks).unwrap();
-        let traced = |task: &Path| {
-            let status = fs::read_to_string(task.join("status")).unwrap_or_default();
-            !status.contains("TracerPid:\t0")
-        };
-        tasks.all(|task| traced(&task.unwrap().path())).then_some(())
-    });
+    let arguments = ["-e", "trace=write,fsync,rename", "-o", trace.to_str().unwrap()];
+    let mut tracer = Tracer::attach(server.pid(), &arguments);
     let state = server.stop_and_keep();
-    tracer.wait().unwrap();
+    tracer.wait();
     let trace = fs::read_to_string(&trace).unwrap();
     let name = snapshot(state.path()).to_str().unwrap().to_owned();
     let directory = state.path().to_str().unwrap();
@@ -515,6 +609,34 @@ fn a_snapshot_is_on_disk_before_it_gets_its_name() {
         position("fsync of the directory", &["fsync(", &format!("<{directory}>")]),
     ];
     assert!(steps.is_sorted(), "{steps:?} in\n{trace}");
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_disk_that_hangs() {
+    if !strace::can_trace() {
+        return skip("a_stop_does_not_wait_for_a_disk_that_hangs", "strace cannot trace");
+    }
+    let mut etcd = hello();
+    let server = Svcdns::serve(&flags(&etcd));
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    let mut server = Svcdns::serve_again(server.stop_and_keep(), &flags(&etcd));
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    let delay = ["-e", "trace=fsync", "-e", "inject=fsync:delay_enter=3600s"];
+    let tracer = Tracer::attach(server.pid(), &delay);
+    etcd.put(&key("hello.svc", 3), HTTP);
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+    server.signal(Signal::SIGTERM);
+    let log =
+        eventually("the end", SOON, || Some(server.log()).filter(|log| log.contains("stopped")));
+    assert!(log.contains("the snapshots were not written in time"), "{log}");
+    // A traced process ends only once its tracer has noticed.
+    drop(tracer);
+    eventually("the end", SOON, || (!server.is_running()).then_some(()));
+    let state = server.kill();
+    // The previous snapshot is still there.
+    etcd.kill();
+    let server = Svcdns::serve_again(state, &flags(&etcd));
+    check_answers_from_snapshot(&server);
 }
 
 #[test]

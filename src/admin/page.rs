@@ -197,6 +197,8 @@ fn add_registry_metrics(page: &mut Page, status: &ServerStatus) {
         "Time since the last event or other activity",
         ages,
     );
+    let ages = values(|registry| registry.last_list_age.map(|age| age as f64));
+    page.gauges("svcdns_registry_last_list_age_seconds", "Time since the last complete list", ages);
     let ages = values(|registry| registry.snapshot_age.map(|age| age as f64));
     page.gauges(
         "svcdns_snapshot_age_seconds",

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
@@ -18,7 +18,7 @@ use super::release::Requester;
 use super::rendering::Renderer;
 use super::views::{ConflictView, RejectionsView, ServerStatus, ServiceView};
 use super::{AdminContext, bridge, page};
-use crate::metrics;
+use crate::metrics::TextFormat;
 use crate::name::{Name, reverse_name};
 use crate::registry::{RegistryState, name_at};
 use crate::wire::type_number;
@@ -35,7 +35,7 @@ struct RouteState {
 const INDEX: &str = "svcdns\n\n\
     /healthz       200 while the process answers\n\
     /readyz        200 once NXDOMAIN can be trusted, 503 before; problems of the registries\n\
-    /metrics       metrics in the OpenMetrics text format\n\
+    /metrics       metrics, as text for Prometheus\n\
     /v1/status     the server, its registries and its upstreams\n\
     /v1/services   services and instances; ?base=NAME for one\n\
     /v1/rejected   keys and endpoints that cannot be served, with the reason\n\
@@ -87,9 +87,11 @@ async fn ready(State(state): State<RouteState>) -> Response {
     }
 }
 
-async fn metrics_page(State(state): State<RouteState>) -> Response {
-    let render = move || page::metrics(&state.context).render().map(String::into_bytes);
-    state.renderer.page(metrics::CONTENT_TYPE, render).await
+async fn metrics_page(State(state): State<RouteState>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    let format = TextFormat::accepted(accept.unwrap_or_default());
+    let render = move || page::metrics(&state.context).render(format).map(String::into_bytes);
+    state.renderer.page(format.media_type(), render).await
 }
 
 async fn status(State(state): State<RouteState>) -> Response {

@@ -107,6 +107,9 @@ pub struct RegistryView {
     pub error: Option<String>,
     /// Number of complete lists read.
     pub lists: u64,
+    /// Time since the last of them was complete, in seconds.
+    #[serde(default)]
+    pub last_list_age: Option<u64>,
     /// Number of connections lost.
     pub disconnects: u64,
     /// Number of keys that are served, including held ones.
@@ -338,6 +341,7 @@ impl ServerStatus {
                 last_event_age: report.last_event.map(age),
                 error: report.error,
                 lists: report.lists,
+                last_list_age: report.last_list.map(|at| at.elapsed().as_secs()),
                 disconnects: report.disconnects,
                 keys: stats.keys,
                 instances: stats.instances,
@@ -474,8 +478,7 @@ impl InstanceView {
     ) -> Self {
         let key = instance.key;
         let check = CheckFailureView::of(checks, instance);
-        let failed =
-            check.as_ref().filter(|_| instance.excluded == Some(ExclusionReason::CheckFailed));
+        let failed = check.as_ref().filter(|_| instance.is_left_out());
         let failed = failed.map(|check| ExclusionReason::check_failed(&check.message));
         let preceded = instance
             .preceding_registry()

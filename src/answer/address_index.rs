@@ -57,8 +57,23 @@ impl AddressIndex {
         }
     }
 
-    /// Adds (`true`) or removes (`false`) pairs of an address and a hash.
-    pub(super) fn update(&mut self, changes: impl Iterator<Item = (IpAddr, u64, bool)>) {
+    /// Adds and removes pairs of an address and a hash.
+    pub(super) fn update(&mut self, changes: &AddressIndexChanges) {
+        self.v4.update(&changes.v4);
+        self.v6.update(&changes.v6);
+    }
+}
+
+/// Sorted changes of an [`AddressIndex`].
+#[derive(Debug)]
+pub(super) struct AddressIndexChanges {
+    v4: Vec<((u32, u64), bool)>,
+    v6: Vec<((u128, u64), bool)>,
+}
+
+impl AddressIndexChanges {
+    /// Sorts pairs of an address and a hash, to be added (`true`) or removed (`false`).
+    pub(super) fn sorted(changes: impl Iterator<Item = (IpAddr, u64, bool)>) -> Self {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for (address, base, add) in changes {
             match address {
@@ -66,8 +81,9 @@ impl AddressIndex {
                 IpAddr::V6(address) => v6.push(((Ipv6Addr::to_bits(address), base), add)),
             }
         }
-        self.v4.update(v4);
-        self.v6.update(v6);
+        v4.sort_unstable();
+        v6.sort_unstable();
+        Self { v4, v6 }
     }
 }
 
@@ -96,14 +112,13 @@ impl<T: Copy + Ord> SortedChunks<T> {
         chunks.iter().flat_map(|chunk| chunk.iter()).skip(first).copied()
     }
 
-    /// Applies changes: `true` adds the entry, `false` removes it.
-    fn update(&mut self, mut changes: Vec<(T, bool)>) {
+    /// Applies sorted changes: `true` adds the entry, `false` removes it.
+    fn update(&mut self, changes: &[(T, bool)]) {
         if changes.is_empty() {
             return;
         }
-        changes.sort_unstable();
         let mut next = ChunkList { chunks: Vec::with_capacity(self.chunks.len() + 1) };
-        let mut rest = &changes[..];
+        let mut rest = changes;
         for (at, chunk) in self.chunks.iter().enumerate() {
             // A chunk takes the changes up to the first entry of its successor.
             let end = self.chunks.get(at + 1).and_then(|chunk| chunk.first());
@@ -183,9 +198,12 @@ mod tests {
     fn networks_with_a_registered_address_are_found() {
         let mut index = AddressIndex::default();
         let change = |address: &str, base, add| (address.parse().unwrap(), base, add);
-        index.update(
-            [change("10.9.0.5", 1, true), change("10.9.0.5", 2, true), change("fd00::5", 1, true)]
-                .into_iter(),
+        let update = |index: &mut AddressIndex, changes: &[(IpAddr, u64, bool)]| {
+            index.update(&AddressIndexChanges::sorted(changes.iter().copied()));
+        };
+        update(
+            &mut index,
+            &[change("10.9.0.5", 2, true), change("fd00::5", 1, true), change("10.9.0.5", 1, true)],
         );
         let bases = |index: &AddressIndex, address: &str| -> Vec<_> {
             index.bases_at(address.parse().unwrap()).collect()
@@ -206,9 +224,9 @@ mod tests {
         ] {
             assert_eq!(index.has_any(&range(first, last)), found, "{first}-{last}");
         }
-        index.update([change("10.9.0.5", 1, false)].into_iter());
+        update(&mut index, &[change("10.9.0.5", 1, false)]);
         assert_eq!(bases(&index, "10.9.0.5"), [2]);
-        index.update([change("10.9.0.5", 2, false)].into_iter());
+        update(&mut index, &[change("10.9.0.5", 2, false)]);
         assert!(!index.has_any(&range("0.0.0.0", "255.255.255.255")));
     }
 
@@ -225,8 +243,8 @@ mod tests {
                 for entry in &entries {
                     if add { expected.insert(*entry) } else { expected.remove(entry) };
                 }
-                let changes = entries.iter().rev().map(|entry| (*entry, add)).collect();
-                chunks.update(changes);
+                let changes: Vec<_> = entries.iter().map(|entry| (*entry, add)).collect();
+                chunks.update(&changes);
                 prop_assert!(chunks.from(0).eq(expected.iter().copied()));
                 for bound in [first, first + count / 2, first + count] {
                     let found = chunks.from(bound).next();

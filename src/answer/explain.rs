@@ -384,7 +384,9 @@ impl Explanation {
     /// Adds all instances at an address.
     fn add_instances_at(&mut self, snapshot: &Snapshot, address: IpAddr) {
         for service in snapshot.services_at(address) {
-            for instance in service.instances().filter(|instance| instance.is_at(address)) {
+            for mut instance in service.instances().filter(|instance| instance.is_at(address)) {
+                // Reverse names do not depend on checks.
+                instance.excluded = instance.excluded.filter(|_| !instance.is_left_out());
                 let dropped = instance.excluded.map(|reason| reason.to_string());
                 self.instances.push(ConsideredInstance::new(&instance, dropped, snapshot));
             }
@@ -436,7 +438,7 @@ impl ConsideredInstance {
                 .host
                 .address()
                 .map(|address| SocketAddr::new(address, instance.endpoint.port)),
-            check_failed: instance.excluded == Some(ExclusionReason::CheckFailed),
+            check_failed: instance.is_left_out(),
             preceded_by: instance.preceding_registry().map(RegistryId::index),
         }
     }

@@ -334,7 +334,7 @@ impl<'a> InstanceFilter<'a> {
     /// Returns whether a service exists in scope, with the named version or instance.
     fn admits_service(&self, service: &Service) -> bool {
         if let Some(address) = self.address {
-            return service.served().any(|instance| {
+            return service.selectable().any(|instance| {
                 instance.is_at(address)
                     && self.in_scope(instance.key.group())
                     && self.admits_version(instance.key.group())
@@ -368,8 +368,13 @@ impl<'a> InstanceFilter<'a> {
                 || service
                     .visible_groups()
                     .any(|group| self.in_scope(group) && &*group.version == "latest"));
+        let all_fail = self.selects_only_failing(service, latest_only);
         let mut instances: Vec<_> = service
             .instances()
+            .map(|instance| {
+                let is_served = all_fail && instance.is_left_out();
+                Instance { excluded: instance.excluded.filter(|_| !is_served), ..instance }
+            })
             .filter(|instance| {
                 let dropped = self.drop_reason(instance, latest_only);
                 let left_out = instance.excluded.map(|_| "left out");
@@ -404,6 +409,14 @@ impl<'a> InstanceFilter<'a> {
             .then(|| self.plain_name(settings, service.base()))
             .flatten();
         Selection { service, instances, duplicates, holders, form, plain_name, is_direct }
+    }
+
+    /// Returns whether checks leave out every matching instance.
+    ///
+    /// They are then served all the same: a check never takes the last instance of a name.
+    fn selects_only_failing(&self, service: &Service, latest_only: bool) -> bool {
+        let matches = |instance: Instance<'_>| self.drop_reason(&instance, latest_only).is_none();
+        service.instances().any(|instance| instance.is_left_out()) && !service.served().any(matches)
     }
 
     /// Returns the shortest name of the service or version, as text in front of the zone.

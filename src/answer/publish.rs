@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -16,12 +17,12 @@ use super::owner::{
     MAX_NAME_BYTES, is_configured, is_label, owner_labels, owner_of, service_owner,
 };
 use super::settings::Settings;
-use super::table::Snapshot;
+use super::table::{Snapshot, sorted_addresses};
 use super::{bridging, compile};
 use crate::catalog::{
     self, Catalog, Group, MalformedKeys, Released, Service, ServiceChange, SettleOutcome,
 };
-use crate::service::{BridgeChange, CheckChange, HostChange, Put, RegistryId, Update, WallClock};
+use crate::service::{BridgeChange, CheckChange, HostChange, RegistryId, Update, WallClock};
 
 /// Maximum services compiled per step.
 ///
@@ -108,18 +109,19 @@ impl Publisher {
         self.answerer.snapshot.store(Arc::new(next));
     }
 
-    /// Takes the keys that a registry had in an earlier run, about `count`; publishes nothing yet.
+    /// Takes the keys that a registry had in an earlier run; publishes nothing yet.
+    ///
+    /// `saved` is the result of [`catalog::save_keys`].
     ///
     /// # Errors
     /// If the keys are malformed; nothing is then restored.
     pub fn restore(
         &mut self,
         registry: RegistryId,
-        count: usize,
-        keys: impl IntoIterator<Item = Result<Put, MalformedKeys>>,
+        saved: &[u8],
         now: Instant,
     ) -> Result<(), MalformedKeys> {
-        self.catalog.restore(registry, count, keys, now)
+        self.catalog.restore(registry, saved, now)
     }
 
     /// Applies updates and publishes the result.
@@ -133,6 +135,46 @@ impl Publisher {
     ///
     /// The new generation has its services; [`Publication::compile_next`] compiles their nodes.
     pub fn begin(
+        &mut self,
+        updates: impl IntoIterator<Item = Update>,
+        now: Instant,
+    ) -> Publication<'_> {
+        let mut publication = self.settle(updates, now);
+        let Publication { outcome, with_aliases, next, .. } = &mut publication;
+        if let Some(next) = next {
+            next.update_services(with_aliases.as_ref().unwrap_or(&outcome.changed));
+        }
+        publication
+    }
+
+    /// Begins a publication, and first publishes a generation without nodes of changed services.
+    ///
+    /// Until the next generation, every query takes the full path. At the start of a server, that
+    /// is better than no answer: compiling a million services takes a second.
+    pub fn publish_services(
+        &mut self,
+        updates: impl IntoIterator<Item = Update>,
+        now: Instant,
+    ) -> Publication<'_> {
+        let mut publication = self.settle(updates, now);
+        let Publication { publisher, outcome, with_aliases, next, indexed, .. } = &mut publication;
+        if let Some(next) = next {
+            let changed = with_aliases.as_ref().unwrap_or(&outcome.changed);
+            let hasher = next.hasher();
+            let addresses = || sorted_addresses(&hasher, changed.iter().flat_map(address_changes));
+            let (addresses, toggled) = beside(addresses, || {
+                next.update_services(changed);
+                next.update_ancestors(ancestor_changes(changed))
+            });
+            next.update_addresses(&addresses);
+            *indexed = Some(toggled);
+            publisher.store(next.uncompiled());
+        }
+        publication
+    }
+
+    /// Applies updates to the catalog and begins a generation, still without the changed services.
+    fn settle(
         &mut self,
         updates: impl IntoIterator<Item = Update>,
         now: Instant,
@@ -164,7 +206,6 @@ impl Publisher {
                 next.bridged = self.catalog.bridged().clone();
                 next.hosts = self.catalog.hosts().clone();
                 with_aliases = self.answerer.settings.aliases.expand(&outcome.changed, &mut next);
-                next.update_services(with_aliases.as_ref().unwrap_or(&outcome.changed));
             }
             next
         });
@@ -218,9 +259,9 @@ pub struct Publication<'p> {
     outcome: SettleOutcome,
     /// The published changes, if aliases make them differ from those of the catalog.
     with_aliases: Option<Vec<ServiceChange>>,
-    /// The new generation, with all its services; `None` if nothing changed.
+    /// The new generation; `None` if nothing changed.
     next: Option<Snapshot>,
-    /// The names that came or went, once [`Self::publish_services`] has indexed all changes.
+    /// The names that came or went, if [`Publisher::publish_services`] has indexed all changes.
     indexed: Option<Vec<Box<str>>>,
     /// Number of changed services that are completely compiled.
     compiled: usize,
@@ -229,19 +270,6 @@ pub struct Publication<'p> {
 }
 
 impl Publication<'_> {
-    /// Publishes a generation without nodes of the changed services, before they are compiled.
-    ///
-    /// Until the next generation, every query takes the full path. At the start of a server, that
-    /// is better than no answer: compiling a million services takes a second.
-    pub fn publish_services(&mut self) {
-        let Self { publisher, outcome, with_aliases, next, indexed, .. } = self;
-        let Some(next) = next.as_mut() else { return };
-        let changed = with_aliases.as_ref().unwrap_or(&outcome.changed);
-        *indexed = Some(next.update_ancestors(ancestor_changes(changed)));
-        next.update_addresses(changed.iter().flat_map(address_changes));
-        publisher.store(next.uncompiled());
-    }
-
     /// Compiles the nodes of the next 100,000 changed services and aliases at most.
     ///
     /// Returns `false` once all nodes are compiled and only [`Self::publish`] is left to call.
@@ -260,7 +288,8 @@ impl Publication<'_> {
         let toggled = if let Some(toggled) = indexed {
             std::mem::take(toggled)
         } else {
-            next.update_addresses(changed.iter().flat_map(address_changes));
+            let addresses = changed.iter().flat_map(address_changes);
+            next.update_addresses(&sorted_addresses(&next.hasher(), addresses));
             next.update_ancestors(ancestor_changes(changed))
         };
         let owners = publisher.compile(next, changed, &toggled);
@@ -290,6 +319,15 @@ impl Publication<'_> {
         publisher.answerer.stats.store(Arc::new(publisher.catalog.stats()));
         Published { changed, hosts, bridge, checks, lease_checks, released, wake }
     }
+}
+
+/// Runs `other` in a second thread, if one can be started, while this one runs `own`.
+fn beside<A: Send, B>(other: impl Fn() -> A + Sync, own: impl FnOnce() -> B) -> (A, B) {
+    thread::scope(|scope| {
+        let started = thread::Builder::new().name("beside".to_owned()).spawn_scoped(scope, &other);
+        let own = own();
+        (started.ok().and_then(|started| started.join().ok()).unwrap_or_else(&other), own)
+    })
 }
 
 /// Appends the node of `owner`, or nothing if the name does not exist.
@@ -420,11 +458,11 @@ impl<'c> AffectedOwners<'c> {
 /// Returns the addresses of a service's served instances, sorted and unique.
 ///
 /// An alias has none: the PTR records of an address have registered names only.
-fn served_addresses(service: Option<&Service>) -> Vec<IpAddr> {
+fn selectable_addresses(service: Option<&Service>) -> Vec<IpAddr> {
     let registered = service.filter(|service| service.alias_target().is_none());
-    let served = registered.into_iter().flat_map(Service::served);
+    let selectable = registered.into_iter().flat_map(Service::selectable);
     let mut addresses: Vec<_> =
-        served.filter_map(|instance| instance.endpoint.host.address()).collect();
+        selectable.filter_map(|instance| instance.endpoint.host.address()).collect();
     addresses.sort_unstable();
     addresses.dedup();
     addresses
@@ -451,6 +489,8 @@ fn difference(before: &[IpAddr], after: &[IpAddr]) -> Vec<(IpAddr, bool)> {
 /// longer names `a.b.n` and `a.b.n.d` are below `b.n`, `n`, `b.n.d`, `n.d` and `d`.
 fn ancestor_changes(changed: &[ServiceChange]) -> Vec<(Box<str>, i32)> {
     let mut counts: BTreeMap<String, i32> = BTreeMap::new();
+    // Most names have the few scopes in common.
+    let mut of_scopes: BTreeMap<(&str, &str), i32> = BTreeMap::new();
     let mut full = String::new();
     for change in changed {
         let (base, ServiceChange { before, after }) = (change.base(), change);
@@ -467,30 +507,28 @@ fn ancestor_changes(changed: &[ServiceChange]) -> Vec<(Box<str>, i32)> {
                 if last.replace((deployment, namespace)) == Some((deployment, namespace)) {
                     continue;
                 }
-                full.clear();
-                full.extend([namespace, ".", deployment]);
-                let labels = [namespace, deployment].map(is_label);
-                // A namespace or deployment that cannot be a label is not part of any name.
-                let tails = [("", true), (namespace, labels[0]), (&full, labels[0] && labels[1])];
-                for (tail, _) in tails.into_iter().filter(|(_, can_be)| *can_be) {
-                    let mut above = base.split_once('.').map(|(_, above)| above);
-                    loop {
-                        match above {
-                            Some(above) if tail.is_empty() => add_count(&mut counts, above, delta),
-                            Some(above) => {
-                                add_count(&mut counts, &format!("{above}.{tail}"), delta);
-                            }
-                            None => break,
-                        }
-                        above =
-                            above.and_then(|above| above.split_once('.')).map(|(_, above)| above);
-                    }
-                    let mut above = Some(tail).filter(|tail| !tail.is_empty());
+                *of_scopes.entry((deployment, namespace)).or_default() += delta;
+                let Some((_, above)) = base.split_once('.') else { continue };
+                for tail in tails(deployment, namespace, &mut full) {
+                    let mut above = Some(above);
                     while let Some(name) = above {
-                        add_count(&mut counts, name, delta);
+                        if tail.is_empty() {
+                            add_count(&mut counts, name, delta);
+                        } else {
+                            add_count(&mut counts, &format!("{name}.{tail}"), delta);
+                        }
                         above = name.split_once('.').map(|(_, above)| above);
                     }
                 }
+            }
+        }
+    }
+    for ((deployment, namespace), delta) in of_scopes {
+        for tail in tails(deployment, namespace, &mut full) {
+            let mut above = Some(tail).filter(|tail| !tail.is_empty());
+            while let Some(name) = above {
+                add_count(&mut counts, name, delta);
+                above = name.split_once('.').map(|(_, above)| above);
             }
         }
     }
@@ -499,6 +537,21 @@ fn ancestor_changes(changed: &[ServiceChange]) -> Vec<(Box<str>, i32)> {
         .filter(|(_, delta)| *delta != 0)
         .map(|(name, delta)| (name.into(), delta))
         .collect()
+}
+
+/// Returns what may follow the base in a name: nothing, the namespace, and `full`: both.
+///
+/// A namespace or deployment that cannot be a label is not part of any name.
+fn tails<'n>(
+    deployment: &str,
+    namespace: &'n str,
+    full: &'n mut String,
+) -> impl Iterator<Item = &'n str> {
+    full.clear();
+    full.extend([namespace, ".", deployment]);
+    let labels = [namespace, deployment].map(is_label);
+    let tails = [("", true), (namespace, labels[0]), (full, labels[0] && labels[1])];
+    tails.into_iter().filter(|(_, can_be)| *can_be).map(|(tail, _)| tail)
 }
 
 /// Returns the deployments and namespaces of a service's names, sorted.
@@ -517,6 +570,6 @@ fn add_count(counts: &mut BTreeMap<String, i32>, name: &str, delta: i32) {
 /// Returns the addresses that a service gained (`true`) and lost (`false`).
 fn address_changes(changed: &ServiceChange) -> impl Iterator<Item = (IpAddr, &str, bool)> {
     let [before, after] =
-        [&changed.before, &changed.after].map(|service| served_addresses(service.as_deref()));
+        [&changed.before, &changed.after].map(|service| selectable_addresses(service.as_deref()));
     difference(&before, &after).into_iter().map(|(address, there)| (address, changed.base(), there))
 }

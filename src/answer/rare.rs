@@ -138,7 +138,7 @@ pub(super) fn ptr<'s>(
     let mut owners = Vec::new();
     // The answer is full after this many services.
     for service in services.take(MAX_PTR_RECORDS) {
-        for instance in service.served().filter(|instance| instance.is_at(address)) {
+        for instance in service.selectable().filter(|instance| instance.is_at(address)) {
             owners.extend(service_owner(settings, service.base(), instance.key.group()));
         }
     }

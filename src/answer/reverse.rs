@@ -17,6 +17,7 @@ use super::owner::{HOSTMASTER_LABEL, NS_LABEL, owner_of};
 use super::rare;
 use super::respond::{NOT_READY, QueryContext, SOA_NUMBERS_OFFSET};
 use super::rrset::{ComposedRecords, RRset, record_head};
+use crate::catalog::Instance;
 use crate::name::{
     Name, ReverseNetwork, ReverseScope, local_reverse_zone, may_be_reverse, reverse_name,
 };
@@ -117,7 +118,7 @@ impl QueryContext<'_> {
             let instances = service.instances().filter(|instance| instance.is_at(address));
             let instances: Vec<_> = instances.collect();
             for scope in instances.chunk_by(|a, b| a.key.scope() == b.key.scope()) {
-                if scope.iter().any(|instance| instance.excluded.is_none()) {
+                if scope.iter().any(Instance::is_selectable) {
                     sets.push(scope.iter().map(|instance| instance.key.registry()).collect());
                 }
             }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use foldhash::quality::RandomState;
 
-use super::address_index::AddressIndex;
+use super::address_index::{AddressIndex, AddressIndexChanges};
 use super::holds::PublishedHolds;
 use super::shard::Shard;
 use super::sharded::Sharded;
@@ -135,15 +135,15 @@ impl Snapshot {
         self.services.iter().flat_map(|shard| shard.iter().map(|(_, service)| service))
     }
 
-    /// Returns the services with a served instance at `address`, unordered.
+    /// Returns the services with a selectable instance at `address`, unordered.
     pub(super) fn services_at(&self, address: IpAddr) -> impl Iterator<Item = &Arc<Service>> {
         self.addresses
             .bases_at(address)
             .flat_map(|base| self.services_with(base))
-            .filter(move |service| service.served().any(|instance| instance.is_at(address)))
+            .filter(move |service| service.selectable().any(|instance| instance.is_at(address)))
     }
 
-    /// Returns whether any served instance has an address in this range of one family.
+    /// Returns whether any selectable instance has an address in this range of one family.
     pub(super) fn has_addresses_in(&self, addresses: &RangeInclusive<IpAddr>) -> bool {
         self.addresses.has_any(addresses)
     }
@@ -185,26 +185,20 @@ impl Snapshot {
 
     /// Adds, replaces and removes services.
     pub(super) fn update_services(&mut self, changes: &[ServiceChange]) {
-        self.longest_base = changes
-            .iter()
-            .map(|change| change.base().split('.').count())
-            .fold(self.longest_base, usize::max);
-        let first = |change: &ServiceChange| {
-            instance_address(change.base().split('.').next().unwrap_or_default().as_bytes())
-        };
-        self.has_instance_like_base |= changes.iter().any(|change| first(change).is_some());
+        let mut keyed = Vec::with_capacity(changes.len());
         for change in changes {
+            let base = change.base();
+            self.longest_base = self.longest_base.max(base.split('.').count());
+            let first = base.split('.').next().unwrap_or_default();
+            self.has_instance_like_base |= instance_address(first.as_bytes()).is_some();
+            // Cloned before the sort: services in this order are close together in memory.
+            keyed.push((self.hash(base.as_bytes()), (change, change.after.clone())));
             let is_alias = |service: &Arc<Service>| service.alias_target().is_some();
             self.len -= usize::from(change.before.is_some());
             self.len += usize::from(change.after.is_some());
             self.aliases -= usize::from(change.before.as_ref().is_some_and(is_alias));
             self.aliases += usize::from(change.after.as_ref().is_some_and(is_alias));
         }
-        // Cloned before the sort: services in this order are close together in memory.
-        let keyed = changes
-            .iter()
-            .map(|change| (self.hash(change.base().as_bytes()), (change, change.after.clone())))
-            .collect();
         self.services.update(keyed, |shard, changes| {
             changes.sort_unstable_by_key(|(hash, _)| *hash);
             let is_changed = |(hash, service): &&(u64, Arc<Service>)| {
@@ -259,15 +253,24 @@ impl Snapshot {
         toggled
     }
 
-    /// Adds (`true`) or removes (`false`) addresses of bases.
-    pub(super) fn update_addresses<'b>(
-        &mut self,
-        changes: impl Iterator<Item = (IpAddr, &'b str, bool)>,
-    ) {
-        let hasher = &self.hasher;
-        let hash = |base: &str| hasher.hash_one(base.as_bytes());
-        self.addresses.update(changes.map(|(address, base, add)| (address, hash(base), add)));
+    /// Returns the hasher of the bases, for [`sorted_addresses`].
+    pub(super) fn hasher(&self) -> RandomState {
+        self.hasher.clone()
     }
+
+    /// Adds and removes addresses of bases.
+    pub(super) fn update_addresses(&mut self, changes: &AddressIndexChanges) {
+        self.addresses.update(changes);
+    }
+}
+
+/// Prepares adding (`true`) or removing (`false`) addresses of bases.
+pub(super) fn sorted_addresses<'b>(
+    hasher: &RandomState,
+    changes: impl Iterator<Item = (IpAddr, &'b str, bool)>,
+) -> AddressIndexChanges {
+    let hash = |base: &str| hasher.hash_one(base.as_bytes());
+    AddressIndexChanges::sorted(changes.map(|(address, base, add)| (address, hash(base), add)))
 }
 
 /// Copies a wire-form name to the zeroed `buffer`, in lower case.

@@ -2,6 +2,7 @@
 
 mod aliases;
 mod bridging;
+mod checks;
 mod messages;
 mod naming;
 mod properties;
@@ -274,8 +275,7 @@ fn services_published_before_their_nodes_get_the_same_answers() {
             names.iter().flat_map(|name| types.map(|rtype| query(name, rtype, Some(1232))));
         queries.map(|query| respond(&answerer, &query, Transport::Udp, 7)).collect()
     };
-    let mut publication = test.publisher.begin([update(changes)], test.now);
-    publication.publish_services();
+    let publication = test.publisher.publish_services([update(changes)], test.now);
     let before = responses();
     assert!(test.answerer.snapshot().is_uncompiled);
     publication.publish();

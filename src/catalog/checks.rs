@@ -6,7 +6,7 @@ use foldhash::fast::RandomState;
 
 use super::ServiceChange;
 use super::key::RegistryKey;
-use super::model::{ExclusionReason, Service};
+use super::model::{Instance, Service};
 use crate::service::{CheckChange, CheckTarget, CheckVerdict, Endpoint, NamePattern, Probe};
 
 /// The metadata key by which GoFrame's servers tell their protocol: `http`, `https` or `grpc`.
@@ -21,6 +21,8 @@ pub struct CheckRules {
     pub protocols: Vec<String>,
     /// Whether instances are checked with HTTP, unless they tell another protocol.
     pub http: bool,
+    /// Whether a service's name has all versions if none is `latest`.
+    pub version_fallback: bool,
 }
 
 impl CheckRules {
@@ -40,7 +42,7 @@ impl CheckRules {
         if !self.protocols.is_empty() && !self.protocols.iter().any(|name| has(name)) {
             return None;
         }
-        let http = self.http && (protocol.is_none() || has("http"));
+        let http = self.http && (protocol.is_none() || has("http") || has("https"));
         let probe = if http { Probe::Http } else { Probe::Tcp };
         Some(CheckTarget { address, port: endpoint.port, probe })
     }
@@ -52,10 +54,8 @@ impl CheckRules {
         if !self.choose(service.base()) {
             return Vec::new();
         }
-        let considered = service.instances().filter(|instance| {
-            matches!(instance.excluded, None | Some(ExclusionReason::CheckFailed))
-        });
-        let mut targets: Vec<CheckTarget> = considered
+        let mut targets: Vec<CheckTarget> = service
+            .selectable()
             .filter_map(|instance| self.target(instance.key, instance.endpoint))
             .collect();
         targets.sort_unstable();
@@ -90,7 +90,7 @@ impl CheckIndex {
     /// Leaves out the instances of a service that fail, except where none would be left.
     pub(super) fn leave_out(&self, service: &mut Service) {
         if !self.failing.is_empty() && self.rules.choose(service.base()) {
-            service.leave_out_failing(|key, endpoint| {
+            service.leave_out_failing(self.rules.version_fallback, |key, endpoint| {
                 self.rules
                     .target(key, endpoint)
                     .is_some_and(|target| self.failing.contains(&target))
@@ -101,6 +101,8 @@ impl CheckIndex {
     /// Indexes the targets of changed services; returns the targets to check or drop.
     pub(super) fn update(&mut self, changed: &[ServiceChange]) -> Vec<CheckChange> {
         let mut changes = Vec::new();
+        // Removed last, so that a target that moves to another service keeps its verdict.
+        let mut gone = Vec::new();
         for changed in changed {
             let base = changed.base();
             let [before, after] = [&changed.before, &changed.after].map(Option::as_deref);
@@ -114,10 +116,12 @@ impl CheckIndex {
                     changes.push(CheckChange::Wanted(*target));
                 }
             }
-            for target in &before {
-                if after.binary_search(target).is_err() && self.remove(*target, base) {
-                    changes.push(CheckChange::Unwanted(*target));
-                }
+            let is_gone = |target: &CheckTarget| after.binary_search(target).is_err();
+            gone.extend(before.into_iter().filter(is_gone).map(|target| (target, base)));
+        }
+        for (target, base) in gone {
+            if self.remove(target, base) {
+                changes.push(CheckChange::Unwanted(target));
             }
         }
         changes
@@ -177,8 +181,5 @@ impl CheckIndex {
 
 /// Returns the number of instances that failed checks leave out.
 fn count_left_out(service: &Service) -> usize {
-    service
-        .instances()
-        .filter(|instance| instance.excluded == Some(ExclusionReason::CheckFailed))
-        .count()
+    service.instances().filter(Instance::is_left_out).count()
 }

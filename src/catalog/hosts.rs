@@ -36,6 +36,11 @@ impl HostIndex {
     pub(super) fn update(&mut self, changed: &[ServiceChange]) -> Vec<HostChange> {
         let mut changes = Vec::new();
         for changed in changed {
+            // Nearly all services have addresses only.
+            let services = changed.before.iter().chain(&changed.after);
+            if !services.flat_map(|service| service.keys()).any(|key| key.has_host_names()) {
+                continue;
+            }
             let base = changed.base();
             let [before, after] = [&changed.before, &changed.after]
                 .map(|service| service.as_deref().map(hosts_of).unwrap_or_default());

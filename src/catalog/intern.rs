@@ -21,12 +21,14 @@ pub(super) struct Interner<T> {
 /// Minimum number of values for a clean-up.
 const MIN_CLEANUP_SIZE: usize = 64;
 
-impl<T: Hash + Eq> Interner<T> {
-    /// Creates an empty set.
-    pub(super) fn new(hasher: RandomState) -> Self {
-        Self { hasher, table: HashTable::new(), cleanup_at: MIN_CLEANUP_SIZE }
+impl<T> Default for Interner<T> {
+    fn default() -> Self {
+        let (hasher, table) = (RandomState::default(), HashTable::new());
+        Self { hasher, table, cleanup_at: MIN_CLEANUP_SIZE }
     }
+}
 
+impl<T: Hash + Eq> Interner<T> {
     /// Returns the shared copy of `value`, which is added if new. Amortised O(1).
     pub(super) fn intern(&mut self, value: Arc<T>) -> Arc<T> {
         let hash = self.hasher.hash_one(&value);
@@ -58,7 +60,7 @@ mod tests {
 
     #[test]
     fn equal_values_are_shared_and_unused_ones_are_dropped() {
-        let mut set = Interner::new(RandomState::default());
+        let mut set = Interner::default();
         let first = set.intern(Arc::new("a".to_owned()));
         let second = set.intern(Arc::new("a".to_owned()));
         assert!(Arc::ptr_eq(&first, &second));

@@ -250,6 +250,11 @@ impl RegistryKey {
         self.metadata.weight()
     }
 
+    /// Returns whether an endpoint has a host name, not an address.
+    pub(super) fn has_host_names(&self) -> bool {
+        self.endpoints.iter().any(|endpoint| matches!(endpoint.host, Host::Name(_)))
+    }
+
     /// Returns the registry that has the key.
     pub fn registry(&self) -> RegistryId {
         self.shared.registry

@@ -6,15 +6,16 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::hash::BuildHasher;
+use std::hint::black_box;
 use std::sync::Arc;
 
-use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
+use super::build::BuiltKey;
+use super::hash::{KeyHasher, short_hash, widen};
 use super::holds::PerCause;
 use super::key::RegistryKey;
-use super::model::Service;
+use super::model::{Service, ServiceChange};
 use super::rules::ServiceRules;
 use crate::service::RegistryId;
 
@@ -24,7 +25,7 @@ const NO_INDEX: u32 = u32::MAX;
 /// The keys of all registries and the services built from them.
 #[derive(Debug)]
 pub(super) struct Mirror {
-    hasher: RandomState,
+    hasher: KeyHasher,
     entries: Vec<KeyEntry>,
     free_entries: Vec<u32>,
     /// Entries by [`short_hash`] of registry and key text, without removed ones.
@@ -93,22 +94,6 @@ struct BaseEntry {
     queued: bool,
 }
 
-/// A service before and after a change.
-#[derive(Clone, Debug)]
-pub struct ServiceChange {
-    /// The service before, `None` if it is new.
-    pub before: Option<Arc<Service>>,
-    /// The service after, `None` if it was removed.
-    pub after: Option<Arc<Service>>,
-}
-
-impl ServiceChange {
-    /// Returns the base name of the service.
-    pub fn base(&self) -> &str {
-        self.after.as_ref().or(self.before.as_ref()).map_or("", |service| service.base())
-    }
-}
-
 /// Counts of one registry, and the bases that wait for the end of its list.
 #[derive(Debug, Default)]
 pub(super) struct RegistryTally {
@@ -135,10 +120,10 @@ pub(super) fn instance_cost(key: &RegistryKey) -> u32 {
 
 impl Mirror {
     /// Creates an empty mirror for this many registries.
-    pub(super) fn new(hasher: RandomState, registries: usize) -> Self {
+    pub(super) fn new(registries: usize) -> Self {
         let tallies = (0..registries).map(|_| RegistryTally::default()).collect();
         Self {
-            hasher,
+            hasher: KeyHasher::default(),
             entries: Vec::new(),
             free_entries: Vec::new(),
             index: HashTable::new(),
@@ -162,22 +147,40 @@ impl Mirror {
         &self.tallies[registry.index()]
     }
 
-    /// Returns the hash of a key, seeded so that registrants cannot provoke collisions.
-    pub(super) fn hash(&self, registry: RegistryId, text: &str) -> u64 {
-        self.hasher.hash_one((registry, text))
+    /// Returns the hasher of the keys and base names.
+    pub(super) fn hasher(&self) -> KeyHasher {
+        self.hasher.clone()
     }
 
-    /// Returns the entry of a key, given its [`Self::hash`].
-    pub(super) fn find(&self, hash: u64, registry: RegistryId, text: &str) -> Option<u32> {
+    /// Returns the entry of a key, given its hash.
+    ///
+    /// `text` is called if an entry has the same hash.
+    pub(super) fn find<T: AsRef<str>>(
+        &self,
+        hash: u64,
+        registry: RegistryId,
+        text: impl Fn() -> T,
+    ) -> Option<u32> {
         let short = short_hash(hash);
         let is = |&(known, slot): &(u32, u32)| {
             let entry = &self.entries[slot as usize];
             let here = |key: &Arc<RegistryKey>| {
-                key.registry() == registry && key.has_text(self.name(entry.base), text)
+                key.registry() == registry && key.has_text(self.name(entry.base), text().as_ref())
             };
             known == short && entry.key.as_ref().is_some_and(here)
         };
         self.index.find(widen(short), is).map(|(_, slot)| *slot)
+    }
+
+    /// Loads the parts of the indexes that keys with these hashes, and their bases', need.
+    ///
+    /// The processor overlaps these loads, but not those of one [`Self::insert`] after another.
+    pub(super) fn look_ahead(&self, hashes: impl Iterator<Item = (u64, u64)>) {
+        for (key, base) in hashes {
+            let (key, base) = (widen(short_hash(key)), widen(short_hash(base)));
+            black_box(self.index.find(key, |_| false).is_some());
+            black_box(self.names.find(base, |_| false).is_some());
+        }
     }
 
     /// Returns the hash and the text of an entry's key.
@@ -185,7 +188,7 @@ impl Mirror {
         let entry = &self.entries[slot as usize];
         let Some(key) = &entry.key else { return (0, String::new()) };
         let text = key.text(self.name(entry.base));
-        (self.hash(key.registry(), &text), text)
+        (self.hasher.key(key.registry(), &text), text)
     }
 
     /// Returns the key of an entry, `None` if the entry is free.
@@ -246,18 +249,23 @@ impl Mirror {
         cost
     }
 
-    /// Finds a base by its name.
-    pub(super) fn find_base(&self, name: &str) -> Option<u32> {
-        let short = short_hash(self.hasher.hash_one(name));
+    /// Finds a base by its name and the hash of that.
+    pub(super) fn find_base(&self, hash: u64, name: &str) -> Option<u32> {
+        let short = short_hash(hash);
         let is = |&(known, base): &(u32, u32)| {
             known == short && self.bases[base as usize].service.has_base(name)
         };
         self.names.find(widen(short), is).map(|(_, base)| *base)
     }
 
+    /// Finds a base by its name.
+    pub(super) fn base_named(&self, name: &str) -> Option<u32> {
+        self.find_base(self.hasher.base(name), name)
+    }
+
     /// Returns the service of a base name as of the last rebuild.
     pub(super) fn service(&self, name: &str) -> Option<&Arc<Service>> {
-        self.find_base(name).and_then(|base| self.bases[base as usize].service())
+        self.base_named(name).and_then(|base| self.bases[base as usize].service())
     }
 
     /// Returns all services as of the last rebuild, in no particular order.
@@ -312,7 +320,8 @@ impl Mirror {
     /// O(entries of the base).
     pub(super) fn with_prefix(&self, registry: RegistryId, base: &str, prefix: &str) -> Vec<u32> {
         let mut slots = Vec::new();
-        let mut slot = self.find_base(base).map_or(NO_INDEX, |base| self.bases[base as usize].head);
+        let mut slot =
+            self.base_named(base).map_or(NO_INDEX, |base| self.bases[base as usize].head);
         while slot != NO_INDEX {
             let entry = &self.entries[slot as usize];
             let matches = |key: &Arc<RegistryKey>| {
@@ -336,15 +345,14 @@ impl Mirror {
     pub(super) fn insert(
         &mut self,
         hash: u64,
-        key: Arc<RegistryKey>,
-        name: &str,
+        built: BuiltKey<'_>,
         base: Option<u32>,
         generation: u32,
     ) -> u32 {
-        let base = base.unwrap_or_else(|| self.new_base(name));
+        let base = base.unwrap_or_else(|| self.new_base(built.base_hash, &built.base));
         let head = &mut self.bases[base as usize].head;
-        let entry =
-            KeyEntry { key: Some(key), base, next: *head, generation, state: EntryState::Present };
+        let (key, state) = (Some(Arc::new(built.key)), EntryState::Present);
+        let entry = KeyEntry { key, base, next: *head, generation, state };
         let slot = allocate(&mut self.entries, &mut self.free_entries, entry);
         *head = slot;
         self.index.insert_unique(
@@ -502,7 +510,7 @@ impl Mirror {
         keys
     }
 
-    fn new_base(&mut self, name: &str) -> u32 {
+    fn new_base(&mut self, hash: u64, name: &str) -> u32 {
         let entry = BaseEntry {
             service: Arc::new(Service::empty(name)),
             head: NO_INDEX,
@@ -512,13 +520,13 @@ impl Mirror {
             queued: false,
         };
         let base = allocate(&mut self.bases, &mut self.free_bases, entry);
-        let short = short_hash(self.hasher.hash_one(name));
+        let short = short_hash(hash);
         self.names.insert_unique(widen(short), (short, base), |(short, _)| widen(*short));
         base
     }
 
     fn free_base(&mut self, base: u32) {
-        let short = short_hash(self.hasher.hash_one(self.name(base)));
+        let short = short_hash(self.hasher.base(self.name(base)));
         if let Ok(found) = self.names.find_entry(widen(short), |(_, other)| *other == base) {
             found.remove();
         }
@@ -570,16 +578,6 @@ impl BaseEntry {
     fn service(&self) -> Option<&Arc<Service>> {
         Some(&self.service).filter(|service| !service.keys().is_empty())
     }
-}
-
-/// Returns the part of a hash that an index stores to grow without rehashing.
-fn short_hash(hash: u64) -> u32 {
-    (hash >> 32) as u32
-}
-
-/// Expands a short hash to the bits that a hash table uses.
-fn widen(short: u32) -> u64 {
-    u64::from(short) << 32 | u64::from(short)
 }
 
 /// Stores an element in a free slot or at the end; returns its index.

@@ -5,10 +5,12 @@
 //! leases to check with each registry.
 
 mod bridged;
+mod build;
 mod checks;
 mod conflicts;
 mod expiry;
 mod grace;
+mod hash;
 mod holds;
 mod hosts;
 mod intern;
@@ -23,7 +25,9 @@ mod puts;
 mod rejections;
 mod release;
 mod removals;
+mod restored;
 mod rules;
+mod run_ahead;
 mod saved;
 mod status;
 mod sweeps;
@@ -33,35 +37,32 @@ mod text;
 mod tracker;
 
 pub use bridged::BridgedAddresses;
+pub use build::reject_host;
 pub use checks::CheckRules;
 pub use conflicts::{Conflict, ConflictKind, conflicts, conflicts_with_alias, spelling};
 pub use holds::{Hold, HoldCause, HoldView, PerCause, Released};
 pub use hosts::HostAddresses;
 pub use key::{Group, RegistryKey};
-pub use mirror::ServiceChange;
-pub use model::{ExclusionReason, Instance, Service};
+pub use model::{ExclusionReason, Instance, Service, ServiceChange};
 pub use one_or_many::OneOrMany;
-pub use puts::reject_host;
 pub use rejections::{MAX_LISTED_REJECTIONS, RejectedKey, Rejections};
 pub use rules::{Docker0, Merge, ServiceRules};
-pub use saved::{MalformedKeys, SavedKeys, save_keys};
+pub use saved::{MalformedKeys, save_keys};
 pub use status::{RegistryStats, RegistryStatus, Staleness, Stats};
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use foldhash::fast::RandomState;
 use ipnet::Ipv4Net;
 
 use crate::name::Zones;
 use crate::service::{
-    Change, CheckChange, HostChange, MAX_REGISTRIES, Metadata, RegistryId, RegistrySet, Update,
+    Change, CheckChange, HostChange, MAX_REGISTRIES, RegistryId, RegistrySet, Update,
 };
+use build::KeyBuilder;
 use checks::CheckIndex;
 use hosts::HostIndex;
-use intern::Interner;
-use key::SharedKeyFields;
 use mirror::{EntryState, Mirror};
 use rejections::Ledger;
 use removals::is_pending;
@@ -130,14 +131,10 @@ impl Settings {
 /// once. The limits in [`Settings`] bound the memory.
 #[derive(Debug)]
 pub struct Catalog {
-    settings: Settings,
+    settings: Arc<Settings>,
     mirror: Mirror,
     trackers: Vec<RegistryTracker>,
-    groups: Interner<Group>,
-    shared_fields: Interner<SharedKeyFields>,
-    /// The shared fields of the last key put; the next key usually has the same.
-    last_shared: Option<Arc<SharedKeyFields>>,
-    metadata: Interner<Metadata>,
+    builder: KeyBuilder,
     /// Keys removed or replaced since the last clean-up of interned values.
     removed_keys: usize,
     /// Clean-ups still to run, one per [`Self::settle`].
@@ -186,15 +183,11 @@ impl Catalog {
         let trackers: Vec<_> = graces.map(RegistryTracker::new).collect();
         let registries = trackers.len();
         let checks = settings.checks.take().map(CheckIndex::new);
-        let hasher = RandomState::default();
         Self {
-            settings,
-            mirror: Mirror::new(hasher.clone(), registries),
+            settings: Arc::new(settings),
+            mirror: Mirror::new(registries),
             trackers,
-            groups: Interner::new(hasher.clone()),
-            shared_fields: Interner::new(hasher.clone()),
-            last_shared: None,
-            metadata: Interner::new(hasher),
+            builder: KeyBuilder::default(),
             removed_keys: 0,
             cleanups_due: 0,
             ledger: Ledger::new(registries),
@@ -395,11 +388,6 @@ impl Catalog {
         }
     }
 
-    /// Returns the layer of a registry's keys.
-    fn layer(&self, registry: RegistryId) -> u8 {
-        self.settings.layers.get(registry.index()).copied().unwrap_or(u8::MAX)
-    }
-
     fn registries(&self) -> impl Iterator<Item = RegistryId> + use<> {
         RegistryId::first(self.trackers.len())
     }
@@ -444,7 +432,7 @@ impl Catalog {
     /// Marks the services of these base names as changed.
     fn mark_bases(&mut self, bases: BTreeSet<Box<str>>) {
         for base in bases {
-            if let Some(base) = self.mirror.find_base(&base) {
+            if let Some(base) = self.mirror.base_named(&base) {
                 self.mirror.mark_changed(base, None);
             }
         }
@@ -460,16 +448,13 @@ impl Catalog {
     ///
     /// The work takes two calls: during the first, readers may hold the previous services.
     fn remove_unused(&mut self) {
-        if self.removed_keys > (self.shared_fields.len().max(self.metadata.len()) / 2).max(1024) {
+        if self.removed_keys > (self.builder.shared_values() / 2).max(1024) {
             self.removed_keys = 0;
             self.cleanups_due = 2;
         }
         if self.cleanups_due > 0 {
             self.cleanups_due -= 1;
-            self.last_shared = None;
-            self.shared_fields.remove_unused();
-            self.groups.remove_unused();
-            self.metadata.remove_unused();
+            self.builder.remove_unused();
         }
     }
 }

@@ -22,6 +22,22 @@ pub struct Service {
     keys: ServiceKeys,
 }
 
+/// A service before and after a change.
+#[derive(Clone, Debug)]
+pub struct ServiceChange {
+    /// The service before, `None` if it is new.
+    pub before: Option<Arc<Service>>,
+    /// The service after, `None` if it was removed.
+    pub after: Option<Arc<Service>>,
+}
+
+impl ServiceChange {
+    /// Returns the base name of the service.
+    pub fn base(&self) -> &str {
+        self.after.as_ref().or(self.before.as_ref()).map_or("", |service| service.base())
+    }
+}
+
 /// The keys of a service, in the most compact form that can hold them.
 #[derive(Clone, Debug)]
 enum ServiceKeys {
@@ -77,6 +93,16 @@ impl Instance<'_> {
         self.endpoint.host.address() == Some(address)
     }
 
+    /// Returns whether the check of its endpoint leaves it out.
+    pub fn is_left_out(&self) -> bool {
+        self.excluded == Some(ExclusionReason::CheckFailed)
+    }
+
+    /// Returns whether names can select it: it is served, or only its check leaves it out.
+    pub fn is_selectable(&self) -> bool {
+        self.excluded.is_none() || self.is_left_out()
+    }
+
     /// Returns the key as stored in its registry.
     pub fn text(&self) -> String {
         self.service.text(self.key)
@@ -114,7 +140,9 @@ pub enum ExclusionReason {
     /// Another key of the group has the same endpoint, for example in another registry.
     #[error("the same endpoint is registered by another key")]
     Duplicate,
-    /// The check of its endpoint fails, and other instances of its group are served.
+    /// The check of its endpoint fails, and the name of its service or version has others.
+    ///
+    /// Names that select no served instance get it all the same.
     #[error("check: it fails")]
     CheckFailed,
 }
@@ -163,10 +191,15 @@ impl Service {
         Self { base: self.base.clone(), keys: ServiceKeys::new(keys, rules) }
     }
 
-    /// Excludes the served instances that fail, except where a group would be left without any.
+    /// Excludes the served instances that fail, except where a name would be left without any.
     ///
-    /// A group has names of its own, so that each of them keeps an answer.
-    pub(super) fn leave_out_failing(&mut self, fails: impl Fn(&RegistryKey, &Endpoint) -> bool) {
+    /// That name is the service's own if it has all versions, because none is `latest`; otherwise,
+    /// and without `version_fallback`, it is the name of the version.
+    pub(super) fn leave_out_failing(
+        &mut self,
+        version_fallback: bool,
+        fails: impl Fn(&RegistryKey, &Endpoint) -> bool,
+    ) {
         // A single instance is the last one.
         let ServiceKeys::Sorted(sorted) = &mut self.keys else { return };
         let SortedKeys { keys, instances } = &mut **sorted;
@@ -174,13 +207,21 @@ impl Service {
             let key = &keys[instance.key as usize];
             fails(key, &key.endpoints[usize::from(instance.endpoint)])
         };
+        let is_served = |instance: &InstanceRef| instance.excluded.is_none();
         let group_of = |instance: &InstanceRef| keys[instance.key as usize].group();
-        for group in instances.chunk_by_mut(|a, b| group_of(a) == group_of(b)) {
-            let is_served = |instance: &InstanceRef| instance.excluded.is_none();
-            if group.iter().any(|instance| is_served(instance) && !fails(instance)) {
-                let served = group.iter_mut().filter(|instance| is_served(instance));
-                for instance in served.filter(|instance| fails(instance)) {
-                    instance.excluded = Some(ExclusionReason::CheckFailed);
+        let of_scope =
+            |a: &InstanceRef, b: &InstanceRef| group_of(a).scope() == group_of(b).scope();
+        for scope in instances.chunk_by_mut(of_scope) {
+            let is_latest = |instance: &InstanceRef| &*group_of(instance).version == "latest";
+            let has_latest = scope.iter().any(|one| is_served(one) && is_latest(one));
+            let has_all = version_fallback && !has_latest;
+            let of_name = |a: &InstanceRef, b: &InstanceRef| has_all || group_of(a) == group_of(b);
+            for name in scope.chunk_by_mut(of_name) {
+                if name.iter().any(|instance| is_served(instance) && !fails(instance)) {
+                    let served = name.iter_mut().filter(|instance| is_served(instance));
+                    for instance in served.filter(|instance| fails(instance)) {
+                        instance.excluded = Some(ExclusionReason::CheckFailed);
+                    }
                 }
             }
         }
@@ -245,6 +286,11 @@ impl Service {
     /// Returns the instances that are served, in the order of [`Self::instances`].
     pub fn served(&self) -> impl Iterator<Item = Instance<'_>> {
         self.instances().filter(|instance| instance.excluded.is_none())
+    }
+
+    /// Returns the instances that names can select, in the order of [`Self::instances`].
+    pub fn selectable(&self) -> impl Iterator<Item = Instance<'_>> {
+        self.instances().filter(Instance::is_selectable)
     }
 
     /// Returns the groups with a key of a winning layer and spelling, sorted and unique.

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::key::{KeyLayout, UncommonFields};
+use super::key::{KeyLayout, SharedKeyFields, UncommonFields};
 use super::tests::{JUNK, id, registration, zones};
 use super::*;
 use crate::service::{
-    LeaseReply, ListKind, ListScope, Put, Reason, Rejected, Release, Removal, key_prefix,
+    LeaseReply, ListKind, ListScope, Metadata, Put, Reason, Rejected, Release, Removal, key_prefix,
 };
 
 const NAMES: [&str; 8] =

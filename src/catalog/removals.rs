@@ -21,8 +21,8 @@ impl Catalog {
         removal: Removal,
         now: Instant,
     ) {
-        let hash = self.mirror.hash(registry, text);
-        let slot = self.mirror.find(hash, registry, text);
+        let hash = self.mirror.hasher().key(registry, text);
+        let slot = self.mirror.find(hash, registry, || text);
         if self.is_outdated(registry, hash, slot, revision) {
             return;
         }
@@ -185,7 +185,7 @@ impl Catalog {
         period: (Instant, Instant),
     ) -> Option<Arc<RegistryKey>> {
         let mut held = RegistryKey::clone(self.mirror.key(slot)?);
-        held.shared = self.shared_fields.intern(Arc::new(SharedKeyFields {
+        held.shared = self.builder.shared_fields.intern(Arc::new(SharedKeyFields {
             hold: Some(cause),
             ..SharedKeyFields::clone(&held.shared)
         }));

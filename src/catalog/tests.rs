@@ -10,12 +10,12 @@ mod services;
 
 use std::collections::BTreeMap;
 
-use super::key::{KeyLayout, UncommonFields};
+use super::key::{KeyLayout, SharedKeyFields, UncommonFields};
 use super::*;
 use crate::name::base_of;
 use crate::service::{
-    Addresses, Endpoint, Host, LeaseReply, ListKind, ListScope, Put, Reason, Registration,
-    RegistrySet, Rejected, Release, Removal, ServiceId,
+    Addresses, Endpoint, Host, LeaseReply, ListKind, ListScope, Metadata, Put, Reason,
+    Registration, RegistrySet, Rejected, Release, Removal, ServiceId,
 };
 
 pub(super) fn zones() -> Zones {
@@ -402,7 +402,10 @@ fn removed_keys_free_their_memory() {
     test.list(ListKind::Routine, &[]);
     test.settle();
     assert_eq!(
-        (test.catalog.shared_fields.len(), test.catalog.groups.len(), test.catalog.metadata.len()),
+        {
+            let builder = &test.catalog.builder;
+            (builder.shared_fields.len(), builder.groups.len(), builder.metadata.len())
+        },
         (0, 0, 0)
     );
     assert_eq!(test.catalog.services().count(), 0);
@@ -510,7 +513,7 @@ fn keys_share_their_common_fields_in_any_layout() {
             "{}: a key keeps its text",
             texts[0]
         );
-        assert_eq!(test.catalog.shared_fields.len(), 1, "{}", texts[0]);
+        assert_eq!(test.catalog.builder.shared_fields.len(), 1, "{}", texts[0]);
         let mut kept: Vec<String> = keys().map(|(service, key)| service.text(key)).collect();
         kept.sort_unstable();
         texts.sort_unstable();

@@ -7,6 +7,7 @@ use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
 use super::burst::{BurstChange, BurstDetector, Standing};
+use super::probe::HttpScheme;
 use super::schedule::{CheckSchedule, Turn};
 use super::{CheckFailure, CheckMonitor, FailingEndpoint, Settings};
 use crate::service::{CheckChange, CheckTarget, CheckVerdict, Probe};
@@ -36,6 +37,8 @@ struct WatchedTarget {
     request: u64,
     /// The next check.
     turn: Turn,
+    /// The scheme of the next check, if it is an HTTP check.
+    scheme: HttpScheme,
     standing: Standing,
     /// Successful checks since the last failed one.
     passes: u32,
@@ -53,6 +56,8 @@ struct WatchedTarget {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StartedCheck {
     pub(super) target: CheckTarget,
+    /// The scheme of an HTTP check; after the check, that of the next one.
+    pub(super) scheme: HttpScheme,
     /// [`WatchedTarget::request`].
     request: u64,
 }
@@ -93,6 +98,7 @@ impl Checker {
         let watched = WatchedTarget {
             request: self.wanted,
             turn: self.schedule.add(target, now),
+            scheme: HttpScheme::default(),
             standing: Standing::Unknown,
             passes: 0,
             failures: 0,
@@ -123,7 +129,7 @@ impl Checker {
         let turn = self.schedule.repeat(target, now);
         let watched = self.targets.get_mut(&target)?;
         watched.turn = turn;
-        Some(StartedCheck { target, request: watched.request })
+        Some(StartedCheck { target, scheme: watched.scheme, request: watched.request })
     }
 
     /// Returns when the next check may start.
@@ -143,6 +149,7 @@ impl Checker {
         let target = check.target;
         let is_same = |watched: &&mut WatchedTarget| watched.request == check.request;
         let Some(watched) = self.targets.get_mut(&target).filter(is_same) else { return };
+        watched.scheme = check.scheme;
         let is_loopback = target.address.to_canonical().is_loopback();
         match result {
             Ok(()) => {

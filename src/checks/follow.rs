@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::checker::Checker;
-use super::probe::probe;
+use super::probe::Prober;
 use super::{CheckMonitor, Settings};
 use crate::service::{CheckChange, CheckVerdict, Update};
 
@@ -26,15 +26,16 @@ pub async fn follow(
     stop: CancellationToken,
 ) {
     let mut checker = Checker::new(settings.clone(), Arc::clone(&monitor));
-    let settings = Arc::new(settings);
+    let prober = Arc::new(Prober::new(settings));
     // No more run at once than start within a timeout, which the descriptors allow.
     let mut running = JoinSet::new();
     loop {
         let now = Instant::now();
-        while let Some(check) = checker.start_next(now) {
-            let settings = Arc::clone(&settings);
+        while let Some(mut check) = checker.start_next(now) {
+            let prober = Arc::clone(&prober);
             running.spawn(async move {
-                let result = probe(check.target, &settings).await;
+                let result;
+                (check.scheme, result) = prober.probe(check.target, check.scheme).await;
                 (check, result, now.elapsed())
             });
         }

@@ -10,6 +10,7 @@ mod follow;
 mod monitor;
 mod probe;
 mod schedule;
+mod tls;
 
 pub use failure::CheckFailure;
 pub use follow::follow;

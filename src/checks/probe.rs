@@ -1,6 +1,9 @@
 //! A single check of an endpoint.
 
+use std::error::Error;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty};
@@ -10,11 +13,16 @@ use hyper::header::{ACCEPT, CONNECTION, HOST, USER_AGENT};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{self, ClientConfig};
 
-use super::{CheckFailure, Settings};
+use super::{CheckFailure, Settings, tls};
 use crate::service::{CheckTarget, Probe};
+use crate::tls_error;
 
 /// Limit on the headers of a response, in bytes.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
@@ -27,21 +35,121 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 /// Name under which requests appear in the logs of servers.
 const AGENT: &str = concat!("svcdns/", env!("CARGO_PKG_VERSION"), " (check)");
 
-/// Checks an endpoint once, within the timeout.
+/// The scheme of an HTTP check.
 ///
-/// # Errors
-/// If the check fails.
-pub(super) async fn probe(target: CheckTarget, settings: &Settings) -> Result<(), CheckFailure> {
-    let deadline = Instant::now() + settings.timeout;
-    let stream = connect(target.socket_address(), deadline).await?;
-    match target.probe {
-        Probe::Tcp => Ok(()),
-        Probe::Http => {
-            match get(stream, target.socket_address(), &settings.path, deadline).await? {
-                status if status.is_success() || status.is_redirection() => Ok(()),
-                status => Err(CheckFailure::Status(status.as_u16())),
+/// Registrations do not tell it reliably: a server of GoFrame that has its certificate from files
+/// registers as `http`. A check therefore tries the other scheme if a response suggests it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum HttpScheme {
+    /// HTTP over TCP.
+    #[default]
+    Http,
+    /// HTTP over TLS.
+    Https,
+}
+
+impl HttpScheme {
+    fn other(self) -> Self {
+        match self {
+            Self::Http => Self::Https,
+            Self::Https => Self::Http,
+        }
+    }
+}
+
+/// Performs checks.
+#[derive(Debug)]
+pub(super) struct Prober {
+    settings: Settings,
+    tls: Option<Arc<ClientConfig>>,
+}
+
+impl Prober {
+    /// Creates a prober with these settings.
+    pub(super) fn new(settings: Settings) -> Self {
+        let tls = tls::config().inspect_err(|error| {
+            tracing::error!(%error, "cannot use TLS: no check uses it");
+        });
+        Self { settings, tls: tls.ok().map(Arc::new) }
+    }
+
+    /// Checks an endpoint once, within the timeout; an HTTP check begins with this scheme.
+    ///
+    /// Also returns the scheme that the server speaks, as far as is known.
+    pub(super) async fn probe(
+        &self,
+        target: CheckTarget,
+        scheme: HttpScheme,
+    ) -> (HttpScheme, Result<(), CheckFailure>) {
+        let deadline = Instant::now() + self.settings.timeout;
+        let address = target.socket_address();
+        match target.probe {
+            Probe::Tcp => (scheme, connect(address, deadline).await.map(drop)),
+            Probe::Http => {
+                let result = self.request(address, scheme, deadline).await;
+                if !suggests_other_scheme(scheme, result) {
+                    return (scheme, result);
+                }
+                let other = self.request(address, scheme.other(), deadline).await;
+                let is_response = matches!(other, Ok(()) | Err(CheckFailure::Status(_)));
+                if is_response && !suggests_other_scheme(scheme.other(), other) {
+                    (scheme.other(), other)
+                } else {
+                    (scheme, result)
+                }
             }
         }
+    }
+
+    /// Requests the path with a scheme.
+    async fn request(
+        &self,
+        address: SocketAddr,
+        scheme: HttpScheme,
+        deadline: Instant,
+    ) -> Result<(), CheckFailure> {
+        let stream = connect(address, deadline).await?;
+        let path = &self.settings.path;
+        let status = match scheme {
+            HttpScheme::Http => get(stream, address, path, deadline).await,
+            HttpScheme::Https => {
+                let tls = self.tls.clone();
+                let tls = tls.ok_or(CheckFailure::Local(ErrorKind::Unsupported))?;
+                let handshake =
+                    TlsConnector::from(tls).connect(ServerName::from(address.ip()), stream);
+                match timeout_at(deadline, handshake).await {
+                    Ok(Ok(stream)) => get(stream, address, path, deadline).await,
+                    Ok(Err(error)) => Err(failure_of_tls(&error)),
+                    Err(_) => Err(NoStatus::Check(CheckFailure::NoResponse)),
+                }
+            }
+        };
+        match status {
+            Ok(status) if status.is_success() || status.is_redirection() => Ok(()),
+            Ok(status) => Err(CheckFailure::Status(status.as_u16())),
+            Err(NoStatus::RefusedByTls) => Ok(()),
+            Err(NoStatus::Check(failure)) => Err(failure),
+        }
+    }
+}
+
+/// Reason why a request has no response.
+enum NoStatus {
+    /// The check fails.
+    Check(CheckFailure),
+    /// The server works, but accepts no client like this one: it demands a certificate, perhaps.
+    RefusedByTls,
+}
+
+/// Returns whether the result may be that of a server that speaks the other scheme.
+///
+/// A server of TLS closes a connection without TLS, sends an alert, or responds with status 400, as
+/// those of Go and nginx do.
+fn suggests_other_scheme(scheme: HttpScheme, result: Result<(), CheckFailure>) -> bool {
+    match result {
+        Err(CheckFailure::Closed | CheckFailure::NotHttp) => true,
+        Err(CheckFailure::Status(400)) => scheme == HttpScheme::Http,
+        _ => false,
     }
 }
 
@@ -61,18 +169,18 @@ async fn connect(address: SocketAddr, deadline: Instant) -> Result<TcpStream, Ch
 
 /// Requests a path, and returns the status of the final response; follows no redirect.
 async fn get(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
     address: SocketAddr,
     path: &str,
     deadline: Instant,
-) -> Result<StatusCode, CheckFailure> {
+) -> Result<StatusCode, NoStatus> {
     let request = Request::get(path)
         .header(HOST, address.to_string())
         .header(USER_AGENT, AGENT)
         .header(ACCEPT, "*/*")
         .header(CONNECTION, "close")
         .body(Empty::<Bytes>::new())
-        .map_err(|_| CheckFailure::NotHttp)?;
+        .map_err(|_| NoStatus::Check(CheckFailure::NotHttp))?;
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(MAX_HEADER_BYTES)
         .handshake(TokioIo::new(stream))
@@ -89,7 +197,9 @@ async fn get(
     let mut exchange = std::pin::pin!(timeout_at(deadline, exchange));
     loop {
         tokio::select! {
-            result = &mut exchange => return result.unwrap_or(Err(CheckFailure::NoResponse)),
+            result = &mut exchange => {
+                return result.unwrap_or(Err(NoStatus::Check(CheckFailure::NoResponse)));
+            }
             _ = &mut connection, if !connection_ended => connection_ended = true,
         }
     }
@@ -106,6 +216,21 @@ async fn drain(response: &mut Response<hyper::body::Incoming>) {
     }
 }
 
-fn failure_of(error: &hyper::Error) -> CheckFailure {
-    if error.is_parse() { CheckFailure::NotHttp } else { CheckFailure::Closed }
+/// Returns why there is no response.
+fn failure_of(error: &hyper::Error) -> NoStatus {
+    let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    match io {
+        Some(io) => failure_of_tls(io),
+        None if error.is_parse() => NoStatus::Check(CheckFailure::NotHttp),
+        None => NoStatus::Check(CheckFailure::Closed),
+    }
+}
+
+/// Returns why a stream, perhaps over TLS, has failed.
+fn failure_of_tls(error: &io::Error) -> NoStatus {
+    match tls_error::inside(error) {
+        None => NoStatus::Check(CheckFailure::Closed),
+        Some(rustls::Error::InvalidMessage(_)) => NoStatus::Check(CheckFailure::NotHttp),
+        Some(_) => NoStatus::RefusedByTls,
+    }
 }

@@ -9,7 +9,8 @@ use super::registries::RegistryReading;
 use super::{FAILED_ANSWER, NOT_FOUND, ServerLocation, names, output};
 use crate::admin::{RegistryView, ServerStatus};
 use crate::answer::{ConsideredInstance, Explanation, TcpOmission};
-use crate::registry::{self, name_at};
+use crate::config::registry_note;
+use crate::registry::name_at;
 use crate::service::UnixTime;
 use crate::wire::extended_error_text;
 
@@ -99,7 +100,7 @@ fn notes(explanation: &Explanation, registries: &[FollowedRegistry]) -> Vec<Stri
     let noted = noted.filter(|(index, registry)| has_key((*index, &registry.name)));
     noted
         .filter_map(|(_, FollowedRegistry { name, url })| {
-            Some(format!("{name}: {}", registry::note(url)?))
+            Some(format!("{name}: {}", registry_note(url)?))
         })
         .collect()
 }

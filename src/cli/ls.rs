@@ -9,8 +9,8 @@ use super::{NOT_FOUND, ServerLocation, names, output};
 use crate::admin::{
     AliasView, ConflictView, RegistryView, RejectionsView, ServerStatus, ServiceView,
 };
+use crate::config::registry_note;
 use crate::percent;
-use crate::registry;
 use crate::service::UnixTime;
 
 pub(super) async fn run(location: &ServerLocation, command: LsArgs) -> anyhow::Result<ExitCode> {
@@ -119,7 +119,7 @@ fn notes(services: &[ServiceView], status: &ServerStatus) -> String {
     };
     let mut text = String::new();
     for RegistryView { name, url, .. } in &status.registries {
-        if let Some(note) = registry::note(url).filter(|_| has_key(name)) {
+        if let Some(note) = registry_note(url).filter(|_| has_key(name)) {
             let _ = writeln!(text, "\n{name}: {note}");
         }
     }

@@ -246,6 +246,7 @@ mod tests {
             last_event_age: Some(2),
             error: None,
             lists: count,
+            last_list_age: Some(60),
             disconnects: count,
             keys: size,
             instances: size,

@@ -47,6 +47,7 @@ pub(super) fn read(layers: &Layers) -> Result<Option<CheckConfig>, ConfigError> 
         names: list(layers, keys::CHECKS_NAMES, name_pattern)?,
         protocols: list(layers, keys::CHECKS_PROTOCOLS, protocol)?,
         http: path.is_some(),
+        version_fallback: boolean(layers, keys::VERSION_FALLBACK)?,
     };
     let settings = checks::Settings {
         interval: time(keys::CHECKS_INTERVAL)?,

@@ -96,9 +96,11 @@ impl Key {
         format!("SVCDNS_{}", self.flag().to_uppercase().replace('-', "_"))
     }
 
-    /// Returns whether the flag of the key is the name of its section, and needs no value.
+    /// Returns whether the key turns its section on.
+    ///
+    /// The flag of such a key is the name of the section, and needs no value.
     pub(super) fn is_switch(&self) -> bool {
-        (self.section, self.name) == ("bridge", "enabled")
+        self.name == "enabled"
     }
 
     /// Returns the default in words if `default` is an empty string or list.

@@ -176,7 +176,7 @@ keys! { GENERAL:
         "Let open connections finish for this long at shutdown.";
     CHECKS_ENABLED = "checks" "enabled" Bool "BOOL" "" "false"
         "Check the endpoints of the instances, and leave out those that fail while others of the \
-         service pass. The other keys of this section then apply.";
+         same name pass. The other keys of this section then apply.";
     CHECKS_NAMES = "checks" "names" List "PATTERN"
         "names without zone; `*` stands for any characters" r#"["*"]"#
         "Check the instances of these services.";
@@ -187,8 +187,8 @@ keys! { GENERAL:
     CHECKS_PATH = "checks" "path" Text "PATH" "such as `/health`" r#""""#
         => "TCP connections only"
         "Check instances with an HTTP GET request of this path, unless their metadata tells \
-         another protocol than `http`. A response of status 2xx or 3xx passes. All others are \
-         checked by opening a TCP connection.";
+         another protocol than `http` or `https`. A response of status 2xx or 3xx passes. All \
+         others are checked by opening a TCP connection.";
     CHECKS_INTERVAL = "checks" "interval" Duration "DURATION" "100ms to 1h" r#""2s""#
         "Time between two checks of an endpoint.";
     CHECKS_TIMEOUT = "checks" "timeout" Duration "DURATION" "100ms to `interval`" r#""1s""#

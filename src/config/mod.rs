@@ -37,6 +37,7 @@ pub use error::{ConfigError, Origin};
 pub use flags::{DiffFlags, Flags, RegistryFlags, ServeFlags};
 pub use gather::CONFIG_VARIABLE;
 pub use key::{Key, SecretKey, ValueForm};
+pub use registry::registry_note;
 pub use secret::{ConfiguredSecret, SecretPlace};
 pub use table::KEYS;
 pub use warning::ConfigWarning;

@@ -14,7 +14,7 @@ use crate::bridge::BridgeRequests;
 use crate::catalog::MalformedKeys;
 use crate::config::Config;
 use crate::registry::{Feed, NamedSource, Registry, RegistryCommand, RegistryState, Source};
-use crate::service::{Change, CheckChange, ListKind, MAX_REGISTRIES, Put, RegistryId, Update};
+use crate::service::{Change, CheckChange, ListKind, MAX_REGISTRIES, RegistryId, Update};
 use crate::upstream::HostRequests;
 
 /// Limit on updates that wait for publication; at the limit, their sources wait.
@@ -128,19 +128,15 @@ impl RegistryPipeline {
         requests
     }
 
-    /// Takes the keys that a registry had in an earlier run, about `count`.
+    /// Takes the keys that a registry had in an earlier run, as [`crate::catalog::save_keys`] wrote
+    /// them.
     ///
     /// Call it before [`Self::start`], and [`Self::publish_restored`] after the last registry.
     ///
     /// # Errors
     /// If the keys are malformed; nothing is then restored.
-    pub fn restore(
-        &mut self,
-        registry: RegistryId,
-        count: usize,
-        keys: impl IntoIterator<Item = Result<Put, MalformedKeys>>,
-    ) -> Result<(), MalformedKeys> {
-        self.publisher.restore(registry, count, keys, Instant::now())?;
+    pub fn restore(&mut self, registry: RegistryId, saved: &[u8]) -> Result<(), MalformedKeys> {
+        self.publisher.restore(registry, saved, Instant::now())?;
         if let Some(pending) = self.pending.get_mut(registry.index()) {
             pending.first = ListKind::Reconnect;
         }
@@ -191,11 +187,13 @@ impl RegistryPipeline {
         now: Instant,
         ready: Option<impl FnOnce()>,
     ) -> Published {
-        let mut publication = self.publisher.begin(updates, now);
-        if let Some(ready) = ready {
-            publication.publish_services();
+        let mut publication = if let Some(ready) = ready {
+            let publication = self.publisher.publish_services(updates, now);
             ready();
-        }
+            publication
+        } else {
+            self.publisher.begin(updates, now)
+        };
         while publication.compile_next() {
             // Let the other tasks of this thread run: their connections must answer pings.
             yield_now().await;
@@ -276,6 +274,7 @@ mod tests {
     use crate::catalog::{self, Catalog};
     use crate::name::Zones;
     use crate::registry::gsvc;
+    use crate::service::Put;
 
     /// A registry whose first follower panics after its list.
     ///

@@ -11,7 +11,6 @@ mod listen_error;
 mod log;
 mod resolv_conf;
 mod responder;
-mod run_ahead;
 mod server;
 mod signals;
 mod snapshot_file;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -27,8 +28,14 @@ use crate::service::{MAX_REGISTRIES, RegistryId, Update};
 use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
 use crate::{admin, checks, descriptors, server};
 
-/// Maximum wait for the DNS server to end, and then for all tasks.
+/// Maximum time from the stop until the DNS server and its tasks have ended.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Maximum time from the stop until the snapshots are written.
+///
+/// A million instances take less than a second, but a disk may be slow. Nobody answers queries in
+/// this time, so it has a limit; the previous snapshot is only a little older.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A running server.
 #[derive(Debug)]
@@ -50,6 +57,8 @@ pub struct Server {
     dns: tokio::task::JoinHandle<Result<(), BindError>>,
     publisher: oneshot::Receiver<()>,
     tracker: TaskTracker,
+    /// The task that writes the snapshots, the last time after the stop.
+    snapshots: Option<tokio::task::JoinHandle<()>>,
     /// The task of the port bridge, which ends once its connections have drained.
     bridge_tasks: TaskTracker,
     /// The longest time that the connections of the port bridge may take.
@@ -151,9 +160,9 @@ impl Server {
             start_publisher(pipeline, context, snapshots, tracker.clone(), stop.clone())?;
         // No query is answered before the snapshots are. An error means that the thread has ended,
         // which `finish` reports.
-        if let Ok(Some(snapshots)) = loaded.await {
-            tracker.spawn(snapshots.keep(Arc::clone(&answerer), stop.clone()));
-        }
+        let snapshots = loaded.await.ok().flatten();
+        let snapshots = snapshots
+            .map(|snapshots| tokio::spawn(snapshots.keep(Arc::clone(&answerer), stop.clone())));
         let lane = forwarder.map(|forwarder| forwarder.lane());
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),
@@ -171,6 +180,7 @@ impl Server {
             dns,
             publisher,
             tracker,
+            snapshots,
             bridge_drain,
             bridge_tasks,
             stop,
@@ -193,16 +203,26 @@ impl Server {
             }
         };
         self.stop.cancel();
+        let stopped = tokio::time::Instant::now();
         if !self.dns.is_finished() {
-            let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, &mut self.dns).await;
+            let _ = timeout_at(stopped + SHUTDOWN_TIMEOUT, &mut self.dns).await;
         }
         self.tracker.close();
-        if tokio::time::timeout(SHUTDOWN_TIMEOUT, self.tracker.wait()).await.is_err() {
+        if timeout_at(stopped + SHUTDOWN_TIMEOUT, self.tracker.wait()).await.is_err() {
             tracing::warn!(tasks = self.tracker.len(), "some tasks did not end in time");
+        }
+        if let Some(snapshots) = self.snapshots
+            && timeout_at(stopped + SNAPSHOT_TIMEOUT, snapshots).await.is_err()
+        {
+            tracing::warn!(
+                timeout = ?SNAPSHOT_TIMEOUT,
+                "the snapshots were not written in time, because the disk is slow: if svcdns \
+                 starts without a registry, it has the previous snapshot, if any"
+            );
         }
         self.bridge_tasks.close();
         let limit = self.bridge_drain + SHUTDOWN_TIMEOUT;
-        if tokio::time::timeout(limit, self.bridge_tasks.wait()).await.is_err() {
+        if timeout_at(stopped + limit, self.bridge_tasks.wait()).await.is_err() {
             tracing::warn!("the port bridge did not end in time");
         }
         ended

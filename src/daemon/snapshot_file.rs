@@ -73,6 +73,14 @@ pub(super) enum UnusableSnapshot {
     Unreadable(#[from] io::Error),
 }
 
+impl UnusableSnapshot {
+    /// Returns whether the file may be usable later: only the access to it has failed.
+    pub(super) fn is_of_access(&self) -> bool {
+        let of_file = [ErrorKind::InvalidInput, ErrorKind::FileTooLarge];
+        matches!(self, Self::Unreadable(error) if !of_file.contains(&error.kind()))
+    }
+}
+
 impl ReadSnapshot {
     /// Returns the keys, as [`crate::catalog::save_keys`] wrote them.
     pub(super) fn keys(&self) -> &[u8] {

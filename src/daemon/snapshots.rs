@@ -13,10 +13,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::follow::RegistryPipeline;
-use super::run_ahead::run_ahead;
 use super::snapshot_file::{SnapshotFile, SnapshotHeader};
 use crate::answer::{Answerer, Snapshot};
-use crate::catalog::{RegistryStatus, SavedKeys, ServiceChange, save_keys};
+use crate::catalog::{RegistryStatus, ServiceChange, save_keys};
 use crate::directory::snapshot_name;
 use crate::name::Zones;
 use crate::registry::{RegistryState, StoreIdentity};
@@ -207,6 +206,14 @@ impl RegistrySnapshot {
         let read = match self.file.read(self.state.name.as_str(), &self.store) {
             Ok(Some(read)) => read,
             Ok(None) => return,
+            Err(reason) if reason.is_of_access() => {
+                tracing::warn!(
+                    registry = %self.state,
+                    %path,
+                    "cannot use the snapshot: {reason}; it is kept until the registry has been read"
+                );
+                return;
+            }
             Err(reason) => return self.set_aside(&reason),
         };
         let current_at = read.header.current_at;
@@ -229,10 +236,7 @@ impl RegistrySnapshot {
                 "the snapshot is from the future: the clock has gone back, and its age is unknown"
             ),
         }
-        let count = SavedKeys::new(read.keys()).expected();
-        let keys = || SavedKeys::new(read.keys());
-        let restored = run_ahead(keys, |keys| pipeline.restore(self.registry, count, keys));
-        if let Err(reason) = restored {
+        if let Err(reason) = pipeline.restore(self.registry, read.keys()) {
             return self.set_aside(&reason);
         }
         self.current_at = Some(current_at);

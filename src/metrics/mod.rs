@@ -1,4 +1,4 @@
-//! Metrics: counters, and a page of them in the OpenMetrics text format.
+//! Metrics: counters, and a page of them in the text formats that Prometheus reads.
 //!
 //! Imports no other module. Other modules keep plain counters; [`Page`] is composed on request.
 
@@ -18,8 +18,32 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-/// Media type of a rendered [`Page`].
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// A text format of a [`Page`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TextFormat {
+    /// The text format of Prometheus, version 0.0.4, which every tool reads.
+    Prometheus,
+    /// OpenMetrics 1.0, which servers of Prometheus ask for.
+    OpenMetrics,
+}
+
+impl TextFormat {
+    /// Chooses the format for the `Accept` header of a request.
+    pub fn accepted(header: &str) -> Self {
+        let is_open = header
+            .split(',')
+            .any(|range| range.trim().split(';').next() == Some("application/openmetrics-text"));
+        if is_open { Self::OpenMetrics } else { Self::Prometheus }
+    }
+
+    /// Returns the media type.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
 
 /// A page of current metrics.
 #[derive(Debug, Default)]
@@ -106,12 +130,15 @@ impl Page {
     ///
     /// # Errors
     /// None in practice: writing to a string does not fail.
-    pub fn render(self) -> Result<String, fmt::Error> {
+    pub fn render(self, format: TextFormat) -> Result<String, fmt::Error> {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(self));
         let mut text = String::new();
         encode(&mut text, &registry)?;
-        Ok(text)
+        Ok(match format {
+            TextFormat::OpenMetrics => text,
+            TextFormat::Prometheus => as_prometheus(&text),
+        })
     }
 
     /// Adds a family.
@@ -124,6 +151,32 @@ impl Page {
     ) {
         self.families.push(Family { name, help, unit, samples });
     }
+}
+
+/// Converts a page from OpenMetrics.
+///
+/// The family of a counter has the suffix `_total` in its name. There are no units and no end.
+fn as_prometheus(page: &str) -> String {
+    let mut text = String::with_capacity(page.len() + 1024);
+    let mut help = None;
+    for line in page.lines() {
+        if line.starts_with("# HELP ") {
+            help = Some(line);
+        } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = kind.split_once(' ').unwrap_or((kind, "untyped"));
+            let suffix = if kind == "counter" { "_total" } else { "" };
+            let help = help.take().and_then(|help| help.splitn(4, ' ').nth(3)).unwrap_or("");
+            for part in
+                ["# HELP ", name, suffix, " ", help, "\n# TYPE ", name, suffix, " ", kind, "\n"]
+            {
+                text.push_str(part);
+            }
+        } else if !line.starts_with('#') {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    text
 }
 
 impl Collector for Page {
@@ -197,21 +250,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_are_in_the_openmetrics_format() {
-        let mut page = Page::default();
-        page.counters(
-            "svcdns_answers",
-            "Answers sent",
-            [(vec![("rcode", "NOERROR".to_owned())], 3), (vec![("rcode", "a\"b".to_owned())], 0)],
-        );
-        page.counter("svcdns_lists", "Lists read", 1);
-        page.gauge("svcdns_keys", "Keys", 2);
-        let histogram = DurationHistogram::new();
-        histogram.observe(Duration::from_millis(2));
-        page.histogram("svcdns_publication", "Publications", &histogram);
-        let waited = [(vec![("service", "a".to_owned())], Duration::from_millis(1500))];
-        page.times("svcdns_waits", "Waits", waited);
-        let text = page.render().unwrap();
+    fn pages_are_in_both_text_formats() {
+        let text = example().render(TextFormat::OpenMetrics).unwrap();
         for line in [
             "# TYPE svcdns_answers counter",
             "svcdns_answers_total{rcode=\"NOERROR\"} 3",
@@ -227,5 +267,52 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }
         assert!(text.ends_with("# EOF\n"));
+
+        let text = example().render(TextFormat::Prometheus).unwrap();
+        for line in [
+            "# HELP svcdns_answers_total Answers sent",
+            "# TYPE svcdns_answers_total counter",
+            "svcdns_answers_total{rcode=\"NOERROR\"} 3",
+            "# TYPE svcdns_keys gauge",
+            "svcdns_keys 2.0",
+            "# TYPE svcdns_publication_seconds histogram",
+            "svcdns_publication_seconds_bucket{le=\"0.003\"} 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+        }
+        assert!(!text.contains("# UNIT") && !text.contains("# EOF"), "{text}");
+    }
+
+    #[test]
+    fn the_accept_header_chooses_the_format() {
+        for (header, format) in [
+            ("", TextFormat::Prometheus),
+            ("*/*", TextFormat::Prometheus),
+            ("text/plain;version=0.0.4", TextFormat::Prometheus),
+            ("application/openmetrics-text", TextFormat::OpenMetrics),
+            (
+                "application/openmetrics-text;version=1.0.0,text/plain;q=0.5",
+                TextFormat::OpenMetrics,
+            ),
+        ] {
+            assert_eq!(TextFormat::accepted(header), format, "{header}");
+        }
+    }
+
+    fn example() -> Page {
+        let mut page = Page::default();
+        page.counters(
+            "svcdns_answers",
+            "Answers sent",
+            [(vec![("rcode", "NOERROR".to_owned())], 3), (vec![("rcode", "a\"b".to_owned())], 0)],
+        );
+        page.counter("svcdns_lists", "Lists read", 1);
+        page.gauge("svcdns_keys", "Keys", 2);
+        let histogram = DurationHistogram::new();
+        histogram.observe(Duration::from_millis(2));
+        page.histogram("svcdns_publication", "Publications", &histogram);
+        let waited = [(vec![("service", "a".to_owned())], Duration::from_millis(1500))];
+        page.times("svcdns_waits", "Waits", waited);
+        page
     }
 }

@@ -61,32 +61,43 @@ pub enum BaseError {
 /// [`BaseError::TooLong`].
 pub fn base_of(registered: &str, zones: &Zones) -> Result<Base, BaseError> {
     let mut text = registered.to_ascii_lowercase();
-    let mut rank = zones.len();
+    let (base, rank) = base_of_lower_case(&text, zones)?;
+    let length = base.len();
+    text.truncate(length);
+    Ok(Base { text, rank })
+}
+
+/// Returns the base of a registered name in lower case, and its rank, without an allocation.
+///
+/// # Errors
+/// Those of [`base_of`]; a name with capitals is [`BaseError::NotDns`].
+pub fn base_of_lower_case<'n>(name: &'n str, zones: &Zones) -> Result<(&'n str, u8), BaseError> {
+    let (mut base, mut rank) = (name, zones.len());
     let mut longest_zone_labels = 0;
-    let mut end = text.len();
     for (index, zone) in zones.iter().enumerate() {
-        let Some(front) = text.strip_suffix(zone.relative_text()) else { continue };
+        let Some(front) = name.strip_suffix(zone.relative_text()) else { continue };
         if front.is_empty() {
             return Err(BaseError::Reserved);
         }
-        if front.ends_with('.') && zone.label_count() > longest_zone_labels {
-            (rank, longest_zone_labels, end) = (index, zone.label_count(), front.len() - 1);
+        if let Some(front) = front.strip_suffix('.')
+            && zone.label_count() > longest_zone_labels
+        {
+            (base, rank, longest_zone_labels) = (front, index, zone.label_count());
         }
     }
-    text.truncate(end);
-    if !text.split('.').all(is_base_label) {
+    if !base.split('.').all(is_base_label) {
         return Err(BaseError::NotDns);
     }
-    if RESERVED_BASES.contains(&&*text) {
+    if RESERVED_BASES.contains(&base) {
         return Err(BaseError::Reserved);
     }
     let longest_zone =
         zones.iter().map(|zone| zone.relative_text().len()).max().unwrap_or_default();
-    if text.len() + 1 + longest_zone > MAX_TEXT_LENGTH {
+    if base.len() + 1 + longest_zone > MAX_TEXT_LENGTH {
         return Err(BaseError::TooLong);
     }
     // `Zones` has at most 255 zones.
-    Ok(Base { text, rank: u8::try_from(rank).unwrap_or(u8::MAX) })
+    Ok((base, u8::try_from(rank).unwrap_or(u8::MAX)))
 }
 
 /// Returns whether a lower-case label is allowed in a base.

@@ -18,8 +18,8 @@ pub use addresses::{
     MAX_INSTANCE_LABEL_BYTES, instance_address, instance_label, ipv4_label, put_instance_label,
 };
 pub use grammar::{
-    Base, BaseError, Interpretation, ParsedName, Selector, ServiceScope, base_of, interpretations,
-    parse_labels,
+    Base, BaseError, Interpretation, ParsedName, Selector, ServiceScope, base_of,
+    base_of_lower_case, interpretations, parse_labels,
 };
 pub use labels::{Labels, Name, NameError};
 pub use reverse::{

@@ -43,7 +43,7 @@ pub use tls::Tls;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -161,8 +161,20 @@ pub struct RegistryReport {
     pub snapshot: Option<SystemTime>,
     /// Number of lists completed.
     pub lists: u64,
+    /// Time when the last of them was complete.
+    #[serde(skip)]
+    pub last_list: Option<Instant>,
     /// Number of connections lost.
     pub disconnects: u64,
+}
+
+impl RegistryReport {
+    /// Notes that a list is complete.
+    pub fn note_list(&mut self) {
+        self.synced = true;
+        self.lists += 1;
+        self.last_list = Some(Instant::now());
+    }
 }
 
 impl RegistryState {
@@ -186,14 +198,6 @@ impl fmt::Display for RegistryState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.name.fmt(f)
     }
-}
-
-/// Returns what readers of a registry's services should know, given its URL.
-pub fn note(url: &str) -> Option<&'static str> {
-    url.starts_with("zookeeper://").then_some(
-        "in ZooKeeper, a leaf holds one registration, and GoFrame names it after the service: a \
-         second program of the same service replaces the first",
-    )
 }
 
 /// Returns the name of the registry at an index of the configuration.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Feed, Registry, RegistryCommand, gsvc};
+use super::{Feed, Registry, RegistryCommand, RegistryReport, gsvc};
 use crate::service::{Change, ListKind, Put, Registration};
 
 /// The static services of a configuration file.
@@ -58,10 +58,7 @@ impl Registry for StaticRegistry {
         if feed.send(changes).await.is_err() {
             return;
         }
-        feed.state().update(|report| {
-            report.synced = true;
-            report.lists += 1;
-        });
+        feed.state().update(RegistryReport::note_list);
         stop.cancelled().await;
     }
 }

@@ -79,12 +79,13 @@ pub(super) fn server_path() -> PathBuf {
 /// Files other than our units count as current.
 pub(super) fn is_current(path: &Path, unit: &[u8]) -> bool {
     let (current, of_machine): (_, &[&str]) = if path == server_path() {
-        (server(Path::new("/"), None), &["ExecStart="])
+        (vec![server(Path::new("/"), None)], &["ExecStart="])
     } else if path == Path::new(FOLDER).join(KEEP) {
-        (keep(Path::new("/")), &["ExecStart="])
+        (vec![keep(Path::new("/"))], &["ExecStart="])
     } else if path == Path::new(FOLDER).join(HOOK) {
         let of_machine = &["After=", "Description=", "Exec", "PartOf=", "WantedBy="];
-        (HookUnit::default().to_unit(), of_machine)
+        let hook = |repeats| HookUnit { repeats, ..HookUnit::default() }.to_unit();
+        (vec![hook(true), hook(false)], of_machine)
     } else {
         return true;
     };
@@ -93,7 +94,8 @@ pub(super) fn is_current(path: &Path, unit: &[u8]) -> bool {
         let lines = text.lines().filter(|line| !is_of_machine(line));
         lines.map(str::to_owned).collect::<Vec<_>>()
     };
-    std::str::from_utf8(unit).is_ok_and(|unit| other_lines(unit) == other_lines(&current))
+    let is_same = |unit| current.iter().any(|current| other_lines(unit) == other_lines(current));
+    std::str::from_utf8(unit).is_ok_and(is_same)
 }
 
 /// Quotes a word for a command line in a unit (systemd.service(5)).
@@ -121,6 +123,8 @@ pub(super) struct HookUnit {
     pub(super) start: Vec<Vec<String>>,
     /// The commands of `ExecStop=`, in order; harmless if the start was not done.
     pub(super) stop: Vec<Vec<String>>,
+    /// Whether a failed start is repeated, which needs systemd 244 or later.
+    pub(super) repeats: bool,
 }
 
 impl HookUnit {
@@ -128,14 +132,23 @@ impl HookUnit {
     ///
     /// `PartOf=` makes every restart of the other unit, even after a crash, restart this one
     /// (systemd.unit(5)). Without a start limit, it also follows many restarts in a row.
+    ///
+    /// If the other unit ends while this one starts, the start fails. The next start of the other
+    /// unit then counts as done if it comes before the failed one has ended, so `Restart=` repeats
+    /// it.
     pub(super) fn to_unit(&self) -> String {
         let mut text = format!(
             "{HEADING}\n\
              [Unit]\nDescription={}\nPartOf={unit}\nAfter={unit} dbus.service\n\
              StartLimitIntervalSec=0\n\n\
-             [Service]\nType=oneshot\nRemainAfterExit=yes\n",
+             [Service]\nType=oneshot\nRemainAfterExit=yes\n{repeat}",
             self.description,
-            unit = self.bound_to
+            unit = self.bound_to,
+            repeat = if self.repeats {
+                "Restart=on-failure\nRestartSec=1s\n"
+            } else {
+                "# Restart=on-failure needs systemd 244.\n"
+            }
         );
         for words in &self.stop {
             let _ = writeln!(text, "ExecStartPre=-{}", command_line(words));
@@ -202,12 +215,14 @@ mod tests {
             bound_to: "systemd-resolved.service",
             start: vec![line(&["/bin/sh", "-c", "echo '$1' \"%\""])],
             stop: vec![line(&["/sbin/ip", "link", "del", "svcdns0"])],
+            repeats: true,
         };
         let unit = hook.to_unit();
         for expected in [
             "PartOf=systemd-resolved.service\n",
             "WantedBy=systemd-resolved.service\n",
             "StartLimitIntervalSec=0\n",
+            "\nRestart=on-failure\n",
             "ExecStart=/bin/sh -c \"echo '$$1' \\\"%%\\\"\"\n",
             "ExecStartPre=-/sbin/ip link del svcdns0\n",
             "ExecStopPost=-/sbin/ip link del svcdns0\n",
@@ -216,7 +231,11 @@ mod tests {
         }
         let path = Path::new(FOLDER).join(HOOK);
         assert!(is_current(&path, unit.as_bytes()));
-        let older = unit.replace("StartLimitIntervalSec=0\n", "");
-        assert!(!is_current(&path, older.as_bytes()));
+        let without_restart = HookUnit { repeats: false, ..hook }.to_unit();
+        assert!(!without_restart.contains("\nRestart="));
+        assert!(is_current(&path, without_restart.as_bytes()));
+        for line in ["StartLimitIntervalSec=0\n", "Restart=on-failure\n"] {
+            assert!(!is_current(&path, unit.replace(line, "").as_bytes()), "{line}");
+        }
     }
 }

@@ -8,7 +8,7 @@
 //
 // The variable REGISTRY says where to register: "etcd HOST:PORT" or "file DIRECTORY". Without it, a
 // gRPC server registers in GoFrame's default file registry and an HTTP server nowhere. GoFrame's own
-// GF_GSVC_… variables set the rest.
+// GF_GSVC_… variables set the rest. With CERTIFICATE and KEY, two files, an HTTP server uses TLS.
 package main
 
 import (
@@ -66,6 +66,9 @@ func serveHTTP(name, address string, registry gsvc.Registry) {
 	}
 	server := g.Server(name)
 	server.SetAddr(address)
+	if certificate := os.Getenv("CERTIFICATE"); certificate != "" {
+		server.EnableHTTPS(certificate, os.Getenv("KEY"))
+	}
 	server.BindHandler("/", func(r *ghttp.Request) {
 		r.Response.Writef("page of %s, Host %s\n", name, r.Host)
 	})

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use super::machine::said;
+use super::{SOON, eventually};
 
 /// System calls that change files.
 pub(crate) const FILE_CALLS: [&str; 9] =
@@ -19,6 +21,40 @@ pub(crate) fn can_trace() -> bool {
         .args(["-o", "/dev/null", "true"])
         .status()
         .is_ok_and(|status| status.success())
+}
+
+/// An strace that follows all threads of a process, until the process ends.
+pub(crate) struct Tracer(Child);
+
+impl Tracer {
+    /// Attaches to a process; returns once all its threads are traced.
+    pub(crate) fn attach(pid: u32, arguments: &[&str]) -> Self {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-y"]).args(arguments).args(["-p", &pid.to_string()]);
+        let tracer = Self(command.stderr(Stdio::null()).spawn().unwrap());
+        let tasks = format!("/proc/{pid}/task");
+        eventually("strace to attach", SOON, || {
+            let mut tasks = fs::read_dir(&tasks).unwrap();
+            let traced = |task: &Path| {
+                let status = fs::read_to_string(task.join("status")).unwrap_or_default();
+                !status.contains("TracerPid:\t0")
+            };
+            tasks.all(|task| traced(&task.unwrap().path())).then_some(())
+        });
+        tracer
+    }
+
+    /// Waits until the process has ended.
+    pub(crate) fn wait(&mut self) {
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Runs svcdns under strace, which kills a process at its n-th such system call.

@@ -9,7 +9,10 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use super::process::{self, Process};
-use super::{SOON, dns, eventually};
+use super::{SOON, dns, eventually, free_address};
+
+/// The program under test.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_svcdns");
 
 /// A running `svcdns serve` with its own state directory.
 pub(crate) struct Svcdns {
@@ -47,6 +50,19 @@ impl Svcdns {
         Self::serve_in(state, (Ipv4Addr::LOCALHOST, 0).into(), flags, |_| {})
     }
 
+    /// Starts a server like [`Self::serve_again`] that may open a file only if its mode allows it.
+    ///
+    /// Root could otherwise open any file.
+    pub(crate) fn serve_unprivileged<S: AsRef<str>>(state: TempDir, flags: &[S]) -> Self {
+        let mut command = command();
+        if nix::unistd::geteuid().is_root() {
+            command = wrapped("setpriv");
+            command.args(["--inh-caps=-all", "--bounding-set=-dac_override,-dac_read_search"]);
+            command.arg(PROGRAM);
+        }
+        Self::serve_by(command, state, (Ipv4Addr::LOCALHOST, 0).into(), flags, |_| {})
+    }
+
     /// Starts a server in this state directory, after a change to its command.
     pub(crate) fn serve_in<S: AsRef<str>>(
         state: TempDir,
@@ -54,7 +70,20 @@ impl Svcdns {
         flags: &[S],
         change: impl FnOnce(&mut Command),
     ) -> Self {
-        let mut command = command();
+        Self::serve_by(command(), state, listen, flags, change)
+    }
+
+    fn serve_by<S: AsRef<str>>(
+        mut command: Command,
+        state: TempDir,
+        listen: SocketAddr,
+        flags: &[S],
+        change: impl FnOnce(&mut Command),
+    ) -> Self {
+        // The kernel could give a port that it chooses to a client, too: svcdns shares its UDP port
+        // among its sockets (SO_REUSEPORT), and dig allows sharing. Such a dig gets its own query.
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let listen = if listen == any { free_address() } else { listen };
         command
             .arg("serve")
             .args(["--listen", &listen.to_string(), "--admin-listen", "off", "--state-dir"])
@@ -159,8 +188,13 @@ impl Svcdns {
 /// The command has no `SVCDNS_` variables, directories of a service that runs the tests, or ignored
 /// signals.
 pub(crate) fn command() -> Command {
+    wrapped(PROGRAM)
+}
+
+/// Returns such a command for another program, which runs svcdns.
+fn wrapped(program: &str) -> Command {
     process::stop_ignoring_signals();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_svcdns"));
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         let name_text = name.to_string_lossy();
         let directories = ["RUNTIME_DIRECTORY", "STATE_DIRECTORY"];

@@ -93,6 +93,17 @@ impl Systemd {
         enter.args(["--target", &init, "--mount", "--pid", "--cgroup"]).args(line);
         Some(enter.output().unwrap())
     }
+
+    /// Prints the states of the units and of systemd-resolved, for a test that fails.
+    fn show_state(&self) {
+        let units = "timeout 10 systemctl --no-pager status svcdns* systemd-resolved*";
+        for line in [units, "timeout 10 resolvectl --no-pager status"] {
+            let line: Vec<&str> = line.split(' ').collect();
+            if let Some(output) = self.try_run(&line) {
+                eprintln!("--- {}:\n{}", line.join(" "), said(&output));
+            }
+        }
+    }
 }
 
 impl ServiceManager for Systemd {
@@ -103,6 +114,9 @@ impl ServiceManager for Systemd {
 
 impl Drop for Systemd {
     fn drop(&mut self) {
+        if thread::panicking() {
+            self.show_state();
+        }
         self.process.kill();
         remove_when_empty(&self.group);
     }

@@ -9,7 +9,7 @@ use crate::service::{CheckChange, CheckTarget, CheckVerdict, NamePattern, Probe}
 fn rules(names: &[&str], protocols: &[&str], http: bool) -> CheckRules {
     let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
     let names = names.iter().map(|name| NamePattern::new(name)).collect();
-    CheckRules { names, protocols: owned(protocols), http }
+    CheckRules { names, protocols: owned(protocols), http, version_fallback: true }
 }
 
 fn checked(rules: CheckRules) -> TestCatalog {
@@ -84,6 +84,58 @@ fn an_instance_that_fails_is_left_out_while_others_of_its_group_pass() {
 }
 
 #[test]
+fn without_a_latest_version_all_versions_share_a_name() {
+    let mut test = checked(rules(&["*"], &[], false));
+    for (version, endpoint) in [("v1", "10.0.0.1:80"), ("v2", "10.0.0.2:80")] {
+        test.put(&hello(version, endpoint), 0, 0);
+    }
+    test.put("/service/d/other/hello.svc/v1/10.0.0.3:80", 0, 0);
+    test.settle();
+    test.judge(tcp("10.0.0.3:80"), true);
+    assert_eq!(test.served("hello"), 3, "the last one of its namespace");
+    test.judge(tcp("10.0.0.1:80"), true);
+    assert_eq!(test.endpoints("hello"), ["10.0.0.2:80", "10.0.0.3:80"]);
+    test.put(&hello("latest", "10.0.0.4:80"), 0, 0);
+    test.settle();
+    assert_eq!(test.served("hello"), 4, "each version has a name of its own");
+    let rules = CheckRules { version_fallback: false, ..rules(&["*"], &[], false) };
+    let mut test = checked(rules);
+    for (version, endpoint) in [("v1", "10.0.0.1:80"), ("v2", "10.0.0.2:80")] {
+        test.put(&hello(version, endpoint), 0, 0);
+    }
+    test.settle();
+    test.judge(tcp("10.0.0.1:80"), true);
+    assert_eq!(test.served("hello"), 2);
+}
+
+#[test]
+fn the_next_registry_does_not_replace_instances_that_fail() {
+    let layers = Merge::First.layers([false, false]);
+    let set = |settings: &mut Settings| {
+        settings.layers = layers;
+        settings.checks = Some(rules(&["*"], &[], false));
+    };
+    let mut test = TestCatalog::with(set, 2);
+    test.put(&hello("latest", "10.0.0.1:80"), 0, 0);
+    test.put(&hello("latest", "10.0.0.2:80"), 0, 0);
+    let next = hello("latest", "10.0.0.3:80");
+    test.apply(1, Change::Put(put(&next, 0, 0)));
+    // What is not served is not checked.
+    let wanted = [tcp("10.0.0.1:80"), tcp("10.0.0.2:80")].map(CheckChange::Wanted);
+    assert_eq!(test.check_changes(), wanted);
+    for endpoint in ["10.0.0.1:80", "10.0.0.2:80"] {
+        test.judge(tcp(endpoint), true);
+    }
+    assert_eq!(test.endpoints("hello"), ["10.0.0.1:80", "10.0.0.2:80"]);
+    // The first registry decides: once it has removed them, the next one takes over.
+    for endpoint in ["10.0.0.1:80", "10.0.0.2:80"] {
+        test.delete(&hello("latest", endpoint), 0, Removal::Explicit);
+    }
+    assert!(test.check_changes().contains(&CheckChange::Wanted(tcp("10.0.0.3:80"))));
+    assert_eq!(test.endpoints("hello"), ["10.0.0.3:80"]);
+}
+
+#[test]
 fn a_verdict_that_changes_nothing_publishes_nothing() {
     let mut test = checked(rules(&["*"], &[], false));
     test.put(&hello("latest", "10.0.0.1:80"), 0, 0);
@@ -117,6 +169,23 @@ fn services_share_the_check_of_an_endpoint() {
     test.put(&key("c", "10.0.0.1:80"), 0, 0);
     assert_eq!(test.check_changes(), [CheckChange::Wanted(tcp("10.0.0.1:80"))]);
     assert_eq!(test.served("c"), 2);
+}
+
+#[test]
+fn an_endpoint_that_moves_to_another_service_keeps_its_verdict() {
+    let mut test = checked(rules(&["*"], &[], false));
+    let key = |name: &str, endpoint: &str| format!("/service/d/n/{name}/latest/{endpoint}");
+    for (name, endpoint) in [("a", "10.0.0.1:80"), ("a", "10.0.0.2:80"), ("b", "10.0.0.3:80")] {
+        test.put(&key(name, endpoint), 0, 0);
+    }
+    test.check_changes();
+    test.judge(tcp("10.0.0.1:80"), true);
+    test.delete(&key("a", "10.0.0.1:80"), 0, Removal::Explicit);
+    test.put(&key("b", "10.0.0.1:80"), 0, 0);
+    assert_eq!(test.check_changes(), []);
+    assert_eq!(test.endpoints("b"), ["10.0.0.3:80"]);
+    test.judge(tcp("10.0.0.1:80"), false);
+    assert_eq!(test.endpoints("b"), ["10.0.0.1:80", "10.0.0.3:80"]);
 }
 
 #[test]
@@ -157,7 +226,9 @@ fn instances_without_a_protocol_are_checked_with_http_if_there_is_a_path() {
     let mut test = checked(rules(&["*"], &[], true));
     test.put(&hello("latest", "10.0.0.1:80"), 0, 0);
     test.put_with_protocol(&hello("latest", "10.0.0.2:80"), "https");
-    let wanted = [target("10.0.0.1:80", Probe::Http), tcp("10.0.0.2:80")];
+    test.put_with_protocol(&hello("latest", "10.0.0.3:80"), "grpc");
+    let http = ["10.0.0.1:80", "10.0.0.2:80"].map(|endpoint| target(endpoint, Probe::Http));
+    let wanted = [http[0], http[1], tcp("10.0.0.3:80")];
     assert_eq!(test.check_changes(), wanted.map(CheckChange::Wanted));
 }
 
@@ -271,11 +342,13 @@ proptest! {
                 let fails = |endpoint: &Endpoint| {
                     target(endpoint).is_some_and(|target| failing.contains(&target))
                 };
+                // Without version `latest`, all versions share the name of the service.
+                let share = considered.iter().all(|(version, ..)| &**version != "latest");
                 for (version, excluded, endpoint) in &considered {
                     targets.extend(target(endpoint));
-                    let others_pass = considered
-                        .iter()
-                        .any(|(other, _, endpoint)| other == version && !fails(endpoint));
+                    let mut others =
+                        considered.iter().filter(|(other, ..)| share || other == version);
+                    let others_pass = others.any(|(.., endpoint)| !fails(endpoint));
                     prop_assert_eq!(excluded.is_some(), fails(endpoint) && others_pass);
                     left_out += usize::from(excluded.is_some());
                 }

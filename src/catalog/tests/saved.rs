@@ -1,7 +1,8 @@
 //! Tests of saved keys: what is restored, and what the first list makes of it.
 
+use proptest::prelude::*;
+
 use super::*;
-use crate::service::Metadata;
 
 const KEYS: [&str; 9] = [
     "/service/d/n/hello.svc/latest/10.0.0.1:80",
@@ -46,8 +47,7 @@ fn save(test: &TestCatalog, registry: u8) -> Vec<u8> {
 }
 
 fn restore(test: &mut TestCatalog, registry: u8, bytes: &[u8]) -> Result<(), MalformedKeys> {
-    let keys = SavedKeys::new(bytes);
-    let restored = test.catalog.restore(id(registry), keys.expected(), keys, test.now);
+    let restored = test.catalog.restore(id(registry), bytes, test.now);
     test.settle();
     restored
 }
@@ -207,6 +207,137 @@ fn restored_keys_follow_the_zones_and_limits_of_now() {
     let mut small = TestCatalog::with(|settings| settings.max_keys = 2, 1);
     restore(&mut small, 0, &bytes).unwrap();
     assert_eq!(contents(&small).len(), 2);
+}
+
+/// Returns puts of the saved keys of a registry, in the order in which they are saved.
+fn saved_puts(test: &TestCatalog, registry: u8) -> Vec<Put> {
+    let mut services: Vec<_> = test.catalog.services().collect();
+    services.sort_by_key(|service| Arc::as_ptr(service).addr());
+    let of_service = |service: &Arc<Service>| -> Vec<Put> {
+        let own = service.keys().iter().filter(|key| key.registry() == id(registry));
+        let put = |key: &Arc<RegistryKey>| {
+            let zone = test.catalog.settings.zones.get(key.rank().into());
+            let suffix = zone.map(|zone| format!(".{}", zone.relative_text()));
+            let Group { deployment, namespace, version } = &**key.group();
+            let id = ServiceId {
+                deployment: (&**deployment).into(),
+                namespace: (&**namespace).into(),
+                name: format!("{}{}", service.base(), suffix.unwrap_or_default()).into(),
+                version: (&**version).into(),
+            };
+            let content = Registration {
+                id,
+                endpoints: key.endpoints.to_vec(),
+                rejected: Vec::new(),
+                metadata: Arc::clone(&key.metadata),
+                overrides: key.layer() == 0,
+            };
+            let (revision, lease) = (key.revision, key.lease);
+            Put { key: service.text(key).into(), revision, lease, content: Ok(content) }
+        };
+        own.map(put).collect()
+    };
+    services.into_iter().flat_map(of_service).collect()
+}
+
+/// Describes what a catalog knows, except how it lays out the texts of keys.
+fn describe(test: &mut TestCatalog) -> (BTreeMap<String, Vec<String>>, String) {
+    let of_service = |service: &Arc<Service>| {
+        let mut all: Vec<String> = service
+            .instances()
+            .map(|instance| format!("{} {:?}", instance.endpoint, instance.excluded))
+            .collect();
+        all.extend(service.keys().iter().map(|key| {
+            format!(
+                "{} {} {} {} {:?} {:?} {:?} {}",
+                service.text(key),
+                key.revision,
+                key.lease,
+                key.layer(),
+                key.group(),
+                key.endpoints,
+                key.rejected(),
+                serde_json::to_string(&*key.metadata).unwrap()
+            )
+        }));
+        all.sort();
+        (service.base().to_owned(), all)
+    };
+    let services = test.catalog.services().map(of_service).collect();
+    let (stats, rejections) = (test.catalog.stats(), test.catalog.rejections());
+    (services, format!("{stats:?} {rejections:?}"))
+}
+
+/// A put of one of some keys: with layouts of their text or without, for one name or several.
+fn any_put() -> impl Strategy<Value = Put> {
+    let names = ["hello.svc", "hello", "Hello.internal", "a.b", "shop.svc.internal", "x", "bad!"];
+    let endpoints = [
+        "10.0.0.1:80",
+        "10.0.0.2:80,10.0.0.3:81",
+        "172.17.0.1:80",
+        "[fd00::5]:80,web.example:80",
+        "web.svc:80",
+        "",
+    ];
+    let layout = prop_oneof![4 => Just(None), 1 => (0..20_u8).prop_map(Some)];
+    let metadata = 0..4_u8;
+    let (name, endpoints) =
+        (prop::sample::select(names.to_vec()), prop::sample::select(endpoints.to_vec()));
+    (name, endpoints, 0..4_u8, layout, (metadata, any::<bool>()), any::<(u32, u16)>()).prop_map(
+        |(name, endpoints, group, opaque, (weight, overrides), (revision, lease))| {
+            let (namespace, version) = (["n", "N2"][usize::from(group / 2)], group % 2);
+            let text = format!("/service/d/{namespace}/{name}/v{version}/{endpoints}");
+            let entries = serde_json::from_str(&format!(r#"{{"weight":{weight}}}"#)).unwrap();
+            let content = Registration {
+                metadata: Arc::new(Metadata::new(entries)),
+                overrides: overrides && weight == 0,
+                ..registration(&text)
+            };
+            let key = opaque.map_or(text, |number| format!("opaque-{number}"));
+            let (revision, lease) = (revision.into(), lease.into());
+            Put { key: key.into(), revision, lease, content: Ok(content) }
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_restored_catalog_equals_one_loaded_by_puts(
+        puts in prop::collection::vec(any_put(), 0..60),
+        others in prop::collection::vec(any_put(), 0..6),
+        zones in prop::sample::select(vec![vec!["svc", "internal"], vec!["internal"], vec!["b"]]),
+        (max_keys, max_instances) in (prop_oneof![Just(5_usize), Just(1000)], 2..12_usize),
+        pool in prop::option::of(Just("10.0.0.0/30")),
+    ) {
+        let mut test = TestCatalog::with(|_| {}, 2);
+        list(&mut test, 0, ListKind::Routine, puts);
+        let bytes = save(&test, 0);
+        let settings = |settings: &mut Settings| {
+            let zones: Vec<String> = zones.iter().map(ToString::to_string).collect();
+            settings.zones = Zones::new(&zones).unwrap();
+            (settings.max_keys, settings.max_instances_per_service) = (max_keys, max_instances);
+            settings.bridge_pool = pool.map(|pool| pool.parse().unwrap());
+        };
+        let mut by_puts = TestCatalog::with(settings, 2);
+        let mut restored = TestCatalog::with(settings, 2);
+        let saved = saved_puts(&test, 0);
+        for test in [&mut by_puts, &mut restored] {
+            list(test, 1, ListKind::Routine, others.clone());
+        }
+        list(&mut by_puts, 0, ListKind::Routine, saved.clone());
+        restore(&mut restored, 0, &bytes).unwrap();
+        prop_assert_eq!(describe(&mut restored), describe(&mut by_puts));
+        // The first list finds each restored key.
+        list(&mut restored, 0, ListKind::Reconnect, saved.clone());
+        prop_assert_eq!(describe(&mut restored), describe(&mut by_puts));
+        for test in [&mut by_puts, &mut restored] {
+            let half = saved[saved.len() / 2..].to_vec();
+            list(test, 0, ListKind::Routine, half);
+        }
+        prop_assert_eq!(describe(&mut restored), describe(&mut by_puts));
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::checks::CheckFailure;
+use crate::checks::probe::HttpScheme;
 use crate::checks::tests::settings;
 use crate::service::{CheckTarget, Probe};
 
@@ -51,7 +52,7 @@ async fn responding(response: &'static str) -> SocketAddr {
 }
 
 async fn check(address: SocketAddr, probe: Probe) -> Result<(), CheckFailure> {
-    super::probe(target(address, probe), &settings()).await
+    Prober::new(settings()).probe(target(address, probe), HttpScheme::Http).await.1
 }
 
 #[tokio::test]
@@ -72,6 +73,20 @@ async fn responses_with_status_2xx_and_3xx_pass() {
     ] {
         assert_eq!(check(responding(response).await, Probe::Http).await, expected, "{response:?}");
     }
+}
+
+#[tokio::test]
+async fn a_response_that_never_gets_to_its_end_in_time_fails() {
+    // Each part arrives in time, but not the header.
+    let address = server("127.0.0.1:0", |mut stream| async move {
+        request(&mut stream).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nx-slow: ").await;
+        while stream.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    assert_eq!(check(address, Probe::Http).await, Err(CheckFailure::NoResponse));
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ pub(super) static KIND: RegistryKind = RegistryKind {
     keys: KEYS,
     secrets: &[&PASSWORD],
     tls: Some(&TLS_KEYS),
+    note: None,
     read,
 };
 

@@ -16,6 +16,7 @@ pub(super) static KIND: RegistryKind = RegistryKind {
     keys: &[],
     secrets: &[],
     tls: None,
+    note: None,
     read,
 };
 

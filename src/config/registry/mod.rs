@@ -55,6 +55,8 @@ pub(super) struct RegistryKind {
     tls: Option<&'static TlsKeys>,
     /// Secrets that its registries may need.
     pub(super) secrets: &'static [&'static SecretKey],
+    /// What readers of the services of such a registry should know.
+    note: Option<&'static str>,
     /// Reads the keys of the kind, and returns the parser of its URLs.
     read: fn(&Layers) -> Result<UrlParser, ConfigError>,
 }
@@ -191,6 +193,11 @@ pub(super) fn kind_of_url(url: &str) -> Result<&'static RegistryKind, String> {
     }
     let forms = forms();
     Err(format!("unknown kind of registry {scheme:?}: expected a URL such as {forms}"))
+}
+
+/// Returns what readers of a registry's services should know, given its URL.
+pub fn registry_note(url: &str) -> Option<&'static str> {
+    kind_of_url(url).ok()?.note
 }
 
 /// Splits a URL into its scheme and the part after `://`.

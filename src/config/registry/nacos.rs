@@ -20,6 +20,7 @@ pub(super) static KIND: RegistryKind = RegistryKind {
     keys: KEYS,
     secrets: &[&PASSWORD],
     tls: Some(&TLS_KEYS),
+    note: None,
     read,
 };
 
@@ -38,7 +39,7 @@ keys! { KEYS:
     POLL_INTERVAL = "nacos" "poll-interval" Duration "DURATION" "`100ms` to `1h`" r#""1s""#
         "Shortest time between two reads of a service; longer if there are so many services that \
          `max-requests` does not suffice.";
-    MAX_REQUESTS = "nacos" "max-requests" Number "N" "1 to 10000" "200"
+    MAX_REQUESTS = "nacos" "max-requests" Number "N" "per second, 1 to 10000" "200"
         "Limit on requests to Nacos per second; right after connecting, svcdns reads all services \
          as fast as Nacos answers.";
 }

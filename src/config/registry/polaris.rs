@@ -19,6 +19,7 @@ pub(super) static KIND: RegistryKind = RegistryKind {
     keys: KEYS,
     secrets: &[&TOKEN],
     tls: Some(&TLS_KEYS),
+    note: None,
     read,
 };
 

@@ -15,6 +15,10 @@ pub(super) static KIND: RegistryKind = RegistryKind {
     keys: KEYS,
     secrets: &[&PASSWORD],
     tls: Some(&TLS_KEYS),
+    note: Some(
+        "in ZooKeeper, a leaf holds one registration, and GoFrame names it after the service: a \
+         second program of the same service replaces the first",
+    ),
     read,
 };
 

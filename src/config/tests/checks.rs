@@ -35,7 +35,7 @@ fn checks_have_rules_and_settings() {
     };
     assert_eq!(settings, expected);
     assert!(config.catalog().checks.is_some());
-    let CheckConfig { rules, .. } = read("", &[("SVCDNS_CHECKS_ENABLED", "true")]).checks.unwrap();
+    let CheckConfig { rules, .. } = read("", &[("SVCDNS_CHECKS", "true")]).checks.unwrap();
     assert_eq!((rules.names, rules.http), (vec![NamePattern::new("*")], false));
 }
 

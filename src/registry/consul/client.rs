@@ -136,6 +136,14 @@ impl ConsulClient {
         self.read(&action, &path, index, wait).await
     }
 
+    /// Reads the index of all checks, after a change since `index` or a wait of `wait`.
+    ///
+    /// Index 0 does not wait. The filter matches no check, which keeps the answer small.
+    pub(super) async fn checks_index(&self, index: u64, wait: Duration) -> Result<u64, Failure> {
+        let path = format!("/v1/health/state/any?filter={}", percent::encode("Status == \"\""));
+        Ok(self.read("follow the checks", &path, index, wait).await?.index)
+    }
+
     /// Checks that the agent answers and its cluster has a leader.
     pub(super) async fn check_leader(&self, limit: Duration) -> Result<(), Failure> {
         let action = "check the agent";
@@ -196,7 +204,8 @@ impl ConsulClient {
             // Consul adds up to a sixteenth, so that not all queries end together.
             limit += wait + wait / 16;
         }
-        let path = format!("{path}?{}", parameters.join("&"));
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let path = format!("{path}{separator}{}", parameters.join("&"));
         let answer = self.send(Method::GET, path, String::new(), limit).await;
         let answer = answer.and_then(|answer| {
             if answer.has_index {

@@ -3,17 +3,19 @@
 //! The supervisor reads the names of all services, then the instances of each with one query, and
 //! follows both with blocking queries: Consul answers such a query once there is a newer index
 //! than the query's. A limited number of services has a waiting query; the others are read again
-//! once the index of the catalog shows that something has changed. An outage removes no
-//! instance.
+//! once the index of the catalog, or of all checks, shows that something has changed. An outage
+//! removes no instance.
 //!
 //! - `supervisor`: the sessions with one agent after another, and the rounds over all services
 //! - `schedule`: which services have a waiting query, and which are read next
+//! - `check_changes`: the query for changes of checks
 //! - `refusal`: fewer waiting queries and retries, if the agent refuses connections
 //! - `index`: the rules for Consul's indexes, and the pace of queries
 //! - `client`: requests; `failure`: messages
 //! - `parse`: conversion of Consul's answers to [`crate::service`]
 //! - `register`: the only code that writes
 
+mod check_changes;
 mod client;
 mod failure;
 mod index;

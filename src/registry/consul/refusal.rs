@@ -17,6 +17,11 @@ use crate::registry::backoff::Backoff;
 /// Every query that was on its way when the agent had no room is refused at about the same time.
 pub(super) const BURST: Duration = Duration::from_secs(1);
 
+/// Maximum time until an agent that ends is found to be gone.
+///
+/// It counts from the first connections that the agent closes.
+const MAX_END_TIME: Duration = Duration::from_secs(10);
+
 /// Connections that the agent must still accept at any time.
 ///
 /// For other clients on the same host, such as the heartbeats of GoFrame programs.
@@ -36,8 +41,8 @@ pub(super) struct WaitingLimit {
     configured: usize,
     /// Time of the last refusal.
     refused: Option<Instant>,
-    /// Time at which the limit was last lowered.
-    lowered: Option<Instant>,
+    /// Time at which the limit was last lowered, and the limit before.
+    lowered: Option<(Instant, usize)>,
     /// Whether a check has found head-room since the last round and the last refusal.
     is_settled: bool,
 }
@@ -96,14 +101,24 @@ impl WaitingLimit {
     /// `waiting` is the number of waiting queries now. Returns whether the limit is lower now.
     pub(super) fn lower(&mut self, waiting: usize, now: Instant) -> bool {
         (self.refused, self.is_settled) = (Some(now), false);
-        if self.lowered.is_some_and(|lowered| now.duration_since(lowered) < BURST) {
+        if self.lowered.is_some_and(|(lowered, _)| now.duration_since(lowered) < BURST) {
             return false;
         }
-        self.lowered = Some(now);
+        self.lowered = Some((now, self.current));
         // Without waiting queries, others have the connections.
         let used = if waiting == 0 { self.current } else { self.current.min(waiting + 1) };
         let before = std::mem::replace(&mut self.current, (used / 2).max(1));
         self.current < before
+    }
+
+    /// Takes back the last burst of refusals, if the agent is gone soon after it.
+    ///
+    /// An agent that ends closes its newest connections without an answer, as if it refused them.
+    pub(super) fn note_end(&mut self, now: Instant) {
+        let Some((lowered, before)) = self.lowered else { return };
+        if now.duration_since(lowered) < MAX_END_TIME {
+            (self.current, self.refused, self.lowered) = (before, None, None);
+        }
     }
 
     /// Returns the next check for room, if one is of use.
@@ -184,6 +199,20 @@ mod tests {
 
     /// Longer than any test.
     const CALM: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn the_end_of_the_agent_counts_as_no_refusal() {
+        let mut now = Instant::now();
+        let mut limit = WaitingLimit::new(100);
+        assert!(limit.lower(100, now));
+        now += MAX_END_TIME;
+        limit.note_end(now);
+        assert_eq!(limit.current(), 50, "an older refusal has another reason");
+        assert!(limit.lower(50, now));
+        limit.note_end(now);
+        assert_eq!(limit.current(), 50);
+        assert!(limit.lower(50, now), "the next agent may refuse connections at once");
+    }
 
     #[test]
     fn a_burst_of_refusals_halves_the_limit_once() {

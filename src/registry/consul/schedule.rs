@@ -1,9 +1,9 @@
 //! Which services have a waiting query, and which are read next.
 //!
 //! Every waiting query takes a connection, so their number is limited. The services beyond it are
-//! polled: each of them is read once when the index of the catalog shows that something has
-//! changed. A polled service that changes takes the waiting query of one that has not changed for
-//! long.
+//! polled: each of them is read once when the index of the catalog, or of all checks, shows that
+//! something has changed. A polled service that changes takes the waiting query of one that has not
+//! changed for long.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -38,7 +38,7 @@ pub(super) struct Schedule {
     is_round: bool,
     /// When the polled services were last due.
     polled: Option<Instant>,
-    /// Whether the catalog has changed since.
+    /// Whether the catalog or a check has changed since.
     poll_wanted: bool,
     tuning: ConsulTuning,
 }
@@ -70,7 +70,7 @@ enum Mode {
     Ready,
     /// Keeps a connection for a waiting query.
     Waiting,
-    /// Is read when the catalog has changed.
+    /// Is read when the catalog or a check has changed.
     Polled,
     /// Is read again some time after a failure.
     Failed,
@@ -154,7 +154,12 @@ impl Schedule {
         changed
     }
 
-    /// Records that the catalog has changed, perhaps with the polled services.
+    /// Returns whether there are more services than may wait, so that some are polled.
+    pub(super) fn has_polled(&self) -> bool {
+        self.services.len() > self.limit.current()
+    }
+
+    /// Records that the catalog or a check has changed, perhaps of a polled service.
     pub(super) fn note_change(&mut self) {
         self.poll_wanted = true;
     }
@@ -317,6 +322,11 @@ impl Schedule {
             self.end_waiting(&name);
         }
         Some(self.limit.current())
+    }
+
+    /// Records that the agent cannot be reached; see [`WaitingLimit::note_end`].
+    pub(super) fn note_end(&mut self, now: Instant) {
+        self.limit.note_end(now);
     }
 
     /// Returns whether a round is in progress.

@@ -9,6 +9,7 @@ use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Settings;
+use super::check_changes::CheckChanges;
 use super::client::{ConsulClient, NameList};
 use super::failure::invalid_index;
 use super::index::{self, IndexStep, Pace, RoundPace};
@@ -82,6 +83,7 @@ impl Supervisor for ConsulSupervisor {
             names_query: None,
             names_error: None,
             round_due: None,
+            check_changes: CheckChanges::new(tuning.backoff()),
             room_due: Some(Instant::now() + self.settings.tuning.heartbeat_interval),
             round: ListKind::Routine,
             service_faults: ServiceFaults::default(),
@@ -89,7 +91,11 @@ impl Supervisor for ConsulSupervisor {
         };
         session.spawn_leader_check(None);
         session.begin_round(names).await?;
-        session.run().await
+        let Err(end) = session.run().await;
+        if matches!(&end, SessionEnd::Failed(failure) if failure.kind == FailureKind::Connection) {
+            session.supervisor.schedule.note_end(Instant::now());
+        }
+        Err(end)
     }
 }
 
@@ -97,6 +103,7 @@ impl Supervisor for ConsulSupervisor {
 enum QueryResult {
     Names(Result<NameList, Failure>),
     Service { name: Arc<str>, result: Result<(u64, Vec<Change>), Failure> },
+    Checks(Result<u64, Failure>),
     Leader(Result<(), Failure>),
     Room { check: RoomCheck, began: Instant, result: Result<(), Failure> },
 }
@@ -118,6 +125,8 @@ struct AgentSession<'a> {
     names_query: Option<AbortHandle>,
     /// The fault of the last list of names, which was taken despite it.
     names_error: Option<String>,
+    /// The query for changes of checks, while there are polled services.
+    check_changes: CheckChanges,
     /// When the list of names is read for a required round; until then all goes on.
     round_due: Option<Instant>,
     /// When the next check for room begins; `None` while one is in progress.
@@ -138,6 +147,9 @@ impl AgentSession<'_> {
             }
             if self.round_due.is_some_and(|due| due <= Instant::now()) {
                 self.read_names_for_round();
+            }
+            if self.supervisor.schedule.has_polled() {
+                self.spawn_checks_query();
             }
             if self.room_due.take_if(|due| *due <= Instant::now()).is_some() {
                 self.spawn_room_check();
@@ -168,6 +180,7 @@ impl AgentSession<'_> {
     /// Handles the result of a query.
     async fn take(&mut self, id: Id, result: QueryResult) -> Result<(), SessionEnd> {
         match result {
+            QueryResult::Checks(result) => self.take_checks(result),
             QueryResult::Leader(Ok(())) => {
                 self.leader_retries.reset();
                 self.spawn_leader_check(None);
@@ -258,10 +271,9 @@ impl AgentSession<'_> {
         let error = self.error();
         // One update: a reader must not take an incomplete round for a complete one.
         let complete = |report: &mut RegistryReport| {
-            report.synced = true;
             report.revision = index;
             report.error = error;
-            report.lists += 1;
+            report.note_list();
         };
         self.supervisor.link.following(complete).await?;
         // The queries that the session depends on go first, in case the agent refuses some.
@@ -372,15 +384,32 @@ impl AgentSession<'_> {
         Ok(())
     }
 
+    /// Takes the index of the checks, which may have changed with the polled services.
+    ///
+    /// The session does not depend on it: after a failure, the polled services are read anyway.
+    fn take_checks(&mut self, result: Result<u64, Failure>) {
+        let may_have_changed = match result {
+            Ok(index) => self.check_changes.answered(index, Instant::now()),
+            Err(failure) => {
+                let failed_before = self.check_changes.failed();
+                self.note_if_refusal(&failure, failed_before);
+                true
+            }
+        };
+        if may_have_changed {
+            self.supervisor.schedule.note_change();
+        }
+        if !self.supervisor.schedule.has_polled() {
+            self.check_changes.pause();
+        }
+    }
+
     /// Records the failure of a query for one service, which keeps its instances.
     fn take_failure(&mut self, name: &Arc<str>, failure: Failure) {
         let now = Instant::now();
         let failed_before = self.supervisor.schedule.failed(name, now);
         let kind = failure.kind;
-        // Another reason than a lack of room may close every connection for this service.
-        if kind.is_crowded() && !(failed_before && kind == FailureKind::Closed) {
-            self.note_refusal(&failure);
-        }
+        self.note_if_refusal(&failure, failed_before);
         // The end of the agent ends all queries, and soon the session; after a refusal, there may
         // be room at once.
         let is_lasting = failed_before || !(kind.is_crowded() || kind == FailureKind::Connection);
@@ -412,6 +441,15 @@ impl AgentSession<'_> {
         }
         self.note_refusal(&failure);
         retry.ok_or(failure)
+    }
+
+    /// Takes a failure for a refusal if it may be one.
+    fn note_if_refusal(&mut self, failure: &Failure, failed_before: bool) {
+        // Another reason than a lack of room may close every connection for this query.
+        let has_other_reason = failed_before && failure.kind == FailureKind::Closed;
+        if failure.kind.is_crowded() && !has_other_reason {
+            self.note_refusal(failure);
+        }
     }
 
     /// Makes do with fewer waiting queries after a refusal.
@@ -484,6 +522,16 @@ impl AgentSession<'_> {
             QueryResult::Service { name: queried, result }
         });
         self.supervisor.schedule.set_query(&name, handle);
+    }
+
+    /// Starts the query for the next change of a check, unless one is in progress.
+    fn spawn_checks_query(&mut self) {
+        let Some((index, delay)) = self.check_changes.next_query() else { return };
+        let (client, wait) = (self.client.clone(), self.supervisor.settings.tuning.wait);
+        self.queries.spawn(async move {
+            sleep(delay).await;
+            QueryResult::Checks(client.checks_index(index, wait).await)
+        });
     }
 
     /// Starts the query for the names that follow the last list, at its pace.

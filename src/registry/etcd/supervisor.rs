@@ -128,11 +128,10 @@ impl EtcdSupervisor {
         });
         self.link.feed.state().update(|report| {
             report.connected = true;
-            report.synced = true;
             report.revision = status.revision;
             report.last_event = Some(SystemTime::now());
             report.error = None;
-            report.lists += 1;
+            report.note_list();
         });
         let registry = self.link.feed.state();
         let duration_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);

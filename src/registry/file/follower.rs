@@ -21,7 +21,7 @@ use super::directory::{DirectoryIdentity, RegistryDirectory, RegistryDirectoryEr
 use super::files::{ClockReading, KnownFiles};
 use super::vanished::{VanishedDirectory, another_directory};
 use super::watch::{DirectoryEvents, DirectoryWatch, FileEvent, WatchEnd};
-use crate::registry::Feed;
+use crate::registry::{Feed, RegistryReport};
 use crate::service::{Change, ListKind};
 
 /// Limit on the queued files that one step reads.
@@ -394,10 +394,7 @@ impl DirectoryFollower {
         if !mem::replace(&mut self.listed, true) {
             changes.push(Change::ListEnd { revision: 0 });
         }
-        self.feed.state().update(|report| {
-            report.synced = true;
-            report.lists += 1;
-        });
+        self.feed.state().update(RegistryReport::note_list);
     }
 
     /// Reads the files with events, those that are due and, during a scan, queued ones.

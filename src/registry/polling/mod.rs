@@ -6,7 +6,9 @@
 //!
 //! - `supervisor`: the sessions with one server after another, and the rounds over all names
 //! - `schedule`: which name is polled when
+//! - `doubt`: whether the store may have lost its data
 
+mod doubt;
 mod schedule;
 mod supervisor;
 

@@ -1,15 +1,16 @@
-//! Which list is polled when, and which answers are believed.
+//! Which list is polled when.
 //!
 //! Queries are spread evenly over time. A list that has changed lately is polled at the shortest
 //! interval, since changes come in groups; the others share the limit on queries per second.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
+use super::doubt::DataLoss;
 use super::{PollingTuning, Revision, time_of};
 use crate::registry::attempts::ConnectionTuning;
 use crate::registry::backoff::Backoff;
@@ -21,12 +22,6 @@ const QUIET_SHARE: f64 = 0.8;
 ///
 /// A query that is never answered takes as long as the time limit of a request.
 const RETRY_SHARE: usize = 4;
-
-/// Number of lists that do not lose all their instances at about the same time by themselves.
-const MIN_EMPTIED: usize = 2;
-
-/// The same for many lists, as the number of lists of which one may.
-const LISTS_PER_EMPTIED: usize = 100;
 
 /// The lists of a store, each with the time of its next query.
 #[derive(Debug)]
@@ -47,12 +42,8 @@ pub(super) struct PollSchedule {
     is_round: bool,
     tuning: PollingTuning,
     backoff: (Duration, Duration),
-    /// Time outside a round at which names last vanished although their lists had instances.
-    vanished: Option<Instant>,
-    /// The latest times outside a round at which a list with instances was missing.
-    emptied: VecDeque<Instant>,
-    /// Time for which a loss of data makes other losses doubtful: the removal grace.
-    patience: Duration,
+    /// Signs of a loss of data outside a round.
+    loss: DataLoss,
 }
 
 /// The state of polling one list.
@@ -112,9 +103,7 @@ impl PollSchedule {
             is_round: false,
             tuning: tuning.clone(),
             backoff: (connection.backoff_min, connection.backoff_max),
-            vanished: None,
-            emptied: VecDeque::new(),
-            patience,
+            loss: DataLoss::new(patience),
         }
     }
 
@@ -142,7 +131,7 @@ impl PollSchedule {
             vanished += usize::from(was_named && !is_named && list.instances > 0);
         }
         if vanished > 0 && !self.is_round {
-            self.vanished = Some(now);
+            self.loss.note_vanished(now);
         }
         let mut changed = self.forget_unnamed();
         let mut new = 0;
@@ -305,31 +294,15 @@ impl PollSchedule {
     /// Records that a list is missing; outside a round, that may be a loss of data.
     pub(super) fn note_missing(&mut self, name: &str, now: Instant) {
         let is_emptied = |list: &PollingState| !list.is_unread() && list.instances > 0;
-        if !self.lists.get(name).is_some_and(is_emptied) {
-            return;
-        }
-        self.emptied.push_back(now);
-        if self.emptied.len() > self.min_emptied() {
-            self.emptied.pop_front();
+        if self.lists.get(name).is_some_and(is_emptied) {
+            self.loss.note_emptied(self.lists.len(), now);
         }
     }
 
     /// Returns whether a list that lacks instances may be of a store that has lost its data.
-    ///
-    /// Its programs register again one after the other, so the first lists after that may lack
-    /// instances.
     pub(super) fn is_doubted(&self, name: &str, instances: usize, now: Instant) -> bool {
-        let is_recent = |time: &Instant| now.saturating_duration_since(*time) < self.patience;
-        let is_mass_loss = || {
-            self.vanished.as_ref().is_some_and(is_recent)
-                || self.emptied.iter().filter(|time| is_recent(time)).count() >= self.min_emptied()
-        };
-        self.lists.get(name).is_some_and(|list| instances < list.instances) && is_mass_loss()
-    }
-
-    /// Returns how many lists must lose all their instances until other losses are doubtful.
-    fn min_emptied(&self) -> usize {
-        MIN_EMPTIED.max(self.lists.len() / LISTS_PER_EMPTIED)
+        let lacks_some = self.lists.get(name).is_some_and(|list| instances < list.instances);
+        lacks_some && self.loss.is_recent(self.lists.len(), now)
     }
 
     /// Records that a list has not changed.

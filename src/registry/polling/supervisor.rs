@@ -204,9 +204,8 @@ impl<S: PolledStore> PollingSession<'_, S> {
         self.supervisor
             .link
             .following(|report| {
-                report.synced = true;
                 report.error = error;
-                report.lists += 1;
+                report.note_list();
             })
             .await?;
         Ok(())

@@ -316,7 +316,10 @@ mod tests {
         ] {
             assert!(text.contains(expected), "{expected}: {text}");
         }
+        assert!(text.contains("+Restart=on-failure"), "{text}");
         assert!(!Integration::Link.needs_port_53(&machine));
+        machine.resolved.as_mut().unwrap().version = Some(243);
+        assert!(!steps(&root, &machine, &options()).contains("+Restart=on-failure"));
         machine.resolved.as_mut().unwrap().version = Some(245);
         assert!(Integration::Link.needs_port_53(&machine));
         let on_53 = InstallOptions { server: "127.0.0.1:53".parse().unwrap(), ..options() };

@@ -41,6 +41,8 @@ impl PlanBuilder<'_> {
             bound_to: unit::SERVER,
             start: vec![words(&["/bin/sh", "-c", &add])],
             stop: vec![removal(&resolvconf, is_openresolv)],
+            // The commands do not need the server.
+            repeats: false,
         };
         self.steps.push(final_update(&resolvconf));
         // The record is removed without a check: a command that adds it may still be running.

@@ -17,6 +17,11 @@ use crate::resolv_conf::RESOLV_CONF;
 /// The first version of systemd-resolved that routes a domain to a link.
 const FIRST_VERSION_WITH_ROUTES: u32 = 240;
 
+/// The first version of systemd with `Restart=on-failure` for `Type=oneshot`.
+///
+/// Older versions refuse such a unit.
+const FIRST_VERSION_WITH_REPEATS: u32 = 244;
+
 /// The link to which systemd-resolved routes the zones.
 const LINK: &str = "svcdns0";
 
@@ -92,6 +97,7 @@ impl PlanBuilder<'_> {
             bound_to: "systemd-resolved.service",
             start,
             stop: vec![ip(&["link", "del", LINK])],
+            repeats: version.is_some_and(|version| version >= FIRST_VERSION_WITH_REPEATS),
         };
         let exists = ip(&["link", "show", LINK]);
         self.add_hook(&hook, exists, "a restart of systemd-resolved")?;

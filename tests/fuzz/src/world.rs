@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use svcdns::answer::{AliasTarget, Aliases, Answerer, Answers, Published, Publisher, Settings};
-use svcdns::catalog::{self, Docker0, Merge};
+use svcdns::catalog::{self, CheckRules, Docker0, Merge};
 use svcdns::name::{Name, Zones};
 use svcdns::service::{
-    Addresses, BridgeChange, BridgedName, Change, HostChange, LeaseReply, ListKind, ListScope, Put,
-    RegistryId, Removal, Update, key_prefix,
+    Addresses, BridgeChange, BridgedName, Change, CheckChange, CheckTarget, CheckVerdict,
+    HostChange, LeaseReply, ListKind, ListScope, NamePattern, Put, RegistryId, Removal, Update,
+    key_prefix,
 };
 
 use super::answers::{Kinds, answer, local_answer, without_serial};
@@ -79,6 +80,8 @@ struct World {
     /// Updates for the next publication.
     pending: Vec<Update>,
     hosts: BTreeMap<Box<str>, Addresses>,
+    /// The endpoints to check, and whether each fails.
+    checked: BTreeMap<CheckTarget, bool>,
     /// Registries whose last list is incomplete.
     incomplete: [bool; REGISTRIES as usize],
     queries: Vec<TestQuery>,
@@ -104,6 +107,7 @@ impl World {
             known: Vec::new(),
             pending: Vec::new(),
             hosts: BTreeMap::new(),
+            checked: BTreeMap::new(),
             incomplete: [true; 2],
             queries: Vec::new(),
         };
@@ -170,7 +174,8 @@ impl World {
                 let reply = LeaseReply { gone, ..LeaseReply::default() };
                 self.report(registry, Change::LeasesChecked(reply));
             }
-            28 | 29 => self.now += Duration::from_millis(u64::from(choices.byte()) * 100),
+            28 => self.judge(choices),
+            29 => self.now += Duration::from_millis(u64::from(choices.byte()) * 100),
             _ => self.resolve(choices),
         }
         if choices.one_in(3) {
@@ -273,6 +278,12 @@ impl World {
                 HostChange::Unwanted(host) => self.hosts.remove(&host),
             };
         }
+        for change in published.checks {
+            match change {
+                CheckChange::Wanted(target) => self.checked.insert(target, false),
+                CheckChange::Unwanted(target) => self.checked.remove(&target),
+            };
+        }
     }
 
     /// Resolves some host name, or reports a failed lookup.
@@ -290,6 +301,19 @@ impl World {
             known.clone_from(&found);
         }
         let published = self.publisher.apply([Update::Hosts(vec![(host.into(), found)])], self.now);
+        self.follow(published);
+    }
+
+    /// Lets the checks of some endpoints fail or pass.
+    fn judge(&mut self, choices: &mut Choices<'_>) {
+        self.publish();
+        let (first, fails) = (choices.below(4), !choices.one_in(4));
+        let mut verdicts = Vec::new();
+        for (target, failing) in self.checked.iter_mut().skip(first).step_by(choices.below(3) + 1) {
+            *failing = fails;
+            verdicts.push(CheckVerdict { target: *target, fails });
+        }
+        let published = self.publisher.apply([Update::Checks(verdicts)], self.now);
         self.follow(published);
     }
 
@@ -339,7 +363,12 @@ impl World {
             publisher.apply([bridged(published.bridge)], self.now);
         }
         let hosts = Update::Hosts(self.hosts.clone().into_iter().collect());
-        let published = publisher.apply([hosts], self.now);
+        let verdict = |(target, fails): (&CheckTarget, &bool)| CheckVerdict {
+            target: *target,
+            fails: *fails,
+        };
+        let verdicts = Update::Checks(self.checked.iter().map(verdict).collect());
+        let published = publisher.apply([hosts, verdicts], self.now);
         publisher.apply([bridged(published.bridge)], self.now);
         let mut kinds = Kinds::unmeasured();
         for query in &self.queries {
@@ -444,5 +473,7 @@ fn settings(choices: &mut Choices<'_>) -> (catalog::Settings, Settings) {
         bridge: true,
         registry_names: vec!["etcd".parse().unwrap()],
     };
+    let (names, version_fallback) = (vec![NamePattern::new("*")], settings.version_fallback);
+    catalog.checks = Some(CheckRules { names, version_fallback, ..CheckRules::default() });
     (catalog, settings)
 }

@@ -113,11 +113,10 @@ impl Follower<'_> {
         let error = self.unreadable.summary();
         self.warn(error.as_deref());
         let update = |report: &mut RegistryReport| {
-            report.synced = true;
             report.revision = revision(zxid);
             report.last_event = Some(SystemTime::now());
             report.error = error;
-            report.lists += 1;
+            report.note_list();
         };
         let link = &mut self.supervisor.link;
         if mem::replace(&mut self.is_following, true) {

@@ -421,7 +421,7 @@ mod tests {
             (Direction::default(), Direction { is_quick: true, ..Direction::default() });
         assert_eq!([direction.read_limit(), quick.read_limit()], [FIRST_READ_BYTES, BUFFER_BYTES]);
         let others: Vec<_> = (0..MAX_BACKLOG_BYTES / BUFFER_BYTES)
-            .map(|_| Backlog::new(&[0; BUFFER_BYTES]))
+            .map(|_| Backlog::new(&vec![0; BUFFER_BYTES]))
             .collect();
         assert_eq!([direction.read_limit(), quick.read_limit()], [MIN_READ_BYTES; 2]);
         direction.backlog = Some(Backlog::new(&[0; MIN_READ_BYTES]));

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,19 +13,30 @@ use anyhow::{Context, bail};
 use axum::Router;
 use axum::http::HeaderMap;
 use axum::routing::get;
+use ipnet::Ipv4Net;
 use tokio::net::TcpListener;
+use tokio::time::error::Elapsed;
 use tokio_util::sync::CancellationToken;
 
 use super::ServerLocation;
 use super::arguments::DemoArgs;
 use super::output::{complain, print, quoted};
+use crate::bridge;
 use crate::config::{Config, Flags};
 use crate::daemon::{Log, Server, ShutdownSignals, StartError};
+use crate::name::Name;
 use crate::registry::Registrant;
 use crate::service::{Endpoint, Metadata, ServiceId};
+use crate::system::find_open_sockets;
 
 /// Preferred port of the demo's DNS server; if it is in use, a free port is chosen.
 const DNS_PORT: u16 = 5300;
+
+/// The port that programs connect to if a URL names none.
+const HTTP_PORT: u16 = 80;
+
+/// Limit on open connections through the demo's port bridge.
+const MAX_CONNECTIONS: usize = 128;
 
 /// Maximum wait until the server knows the example service.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,6 +69,8 @@ async fn demonstrate(folder: &Path, log: &Log, stop: CancellationToken) -> anyho
         .with("state-dir", state_dir.to_string_lossy())
         .with("admin-listen", "127.0.0.1:0");
     let mut config = Config::load(Some(Path::new("/dev/null")), [], &flags)?;
+    let bridge = bridge_settings();
+    config.bridge = bridge.as_ref().ok().cloned();
     let server = match Server::start(&config, log, stop.clone()).await {
         Err(StartError::Listen(_)) => {
             config.listen = vec![(Ipv4Addr::LOCALHOST, 0).into()];
@@ -92,19 +106,26 @@ async fn demonstrate(folder: &Path, log: &Log, stop: CancellationToken) -> anyho
         }
     });
 
-    let known = async {
-        while server.answerer.snapshot().service("hello").is_none() {
-            tokio::time::sleep(POLL_INTERVAL).await;
-        }
-    };
+    let name = Name::from_text("hello.svc")?;
+    let known = wait_until(|| server.answerer.snapshot().service("hello").is_some());
     tokio::select! {
-        known = tokio::time::timeout(READY_TIMEOUT, known) => {
-            known.context("the example service did not appear in its registry")?;
-        }
+        known = known => known.context("the example service did not appear in its registry")?,
         () = stop.cancelled() => {}
     }
+    if bridge.is_ok() {
+        // If its port was bound in the meantime, the service stays direct.
+        let bridged = wait_until(|| server.answerer.bridged_address(&name).is_some());
+        tokio::select! {
+            _ = bridged => {}
+            () = stop.cancelled() => {}
+        }
+    }
     if !stop.is_cancelled() {
-        print(&instructions(&server, http)?)?;
+        let bridged = bridge.and_then(|_| {
+            let address = server.answerer.bridged_address(&name);
+            address.ok_or_else(|| ErrorKind::AddrInUse.into())
+        });
+        print(&instructions(&server, http, &bridged)?)?;
     }
     let ended = server.finish().await;
     stop.cancel();
@@ -118,12 +139,55 @@ async fn demonstrate(folder: &Path, log: &Log, stop: CancellationToken) -> anyho
     Ok(())
 }
 
+/// Polls until the condition holds, for at most [`READY_TIMEOUT`].
+async fn wait_until(is_met: impl Fn() -> bool) -> Result<(), Elapsed> {
+    let polls = async {
+        while !is_met() {
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    };
+    tokio::time::timeout(READY_TIMEOUT, polls).await
+}
+
+/// Returns the settings of the demo's port bridge.
+///
+/// The bridge binds its port and needs no table of the kernel: nothing is left behind, even if the
+/// demo is killed.
+///
+/// # Errors
+/// If the port cannot be bound.
+fn bridge_settings() -> io::Result<bridge::Settings> {
+    let is_free = |pool: &Ipv4Net| {
+        let in_pool = |ip| matches!(ip, IpAddr::V4(ip) if pool.contains(&ip));
+        find_open_sockets(in_pool).is_empty()
+    };
+    // Another demo has its own network. That of a real server is 127.83.0.0/16.
+    let pools = (0..=u8::MAX).map(|third| Ipv4Net::new_assert([127, 84, third, 0].into(), 24));
+    let pool = pools.into_iter().find(is_free).ok_or(ErrorKind::AddrInUse)?;
+    std::net::TcpListener::bind((pool.network(), HTTP_PORT))?;
+    Ok(bridge::Settings {
+        pool,
+        ports: vec![HTTP_PORT],
+        bind: true,
+        connections: MAX_CONNECTIONS,
+        connections_per_service: MAX_CONNECTIONS,
+        ..Default::default()
+    })
+}
+
 async fn hello(headers: HeaderMap) -> String {
     let host = headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or("no host");
     format!("Hello from hello.svc! You asked for {host}.\n")
 }
 
-fn instructions(server: &Server, http: SocketAddr) -> anyhow::Result<String> {
+/// Returns what the demo does, and commands to try.
+///
+/// `bridged` is the address of the port bridge, or the reason why there is none.
+fn instructions(
+    server: &Server,
+    http: SocketAddr,
+    bridged: &io::Result<Ipv4Addr>,
+) -> anyhow::Result<String> {
     let address = server.addresses.first().context("the server listens on no address")?;
     let (ip, port) = (address.ip(), address.port());
     let program = quoted(&std::env::current_exe()?.to_string_lossy());
@@ -131,16 +195,42 @@ fn instructions(server: &Server, http: SocketAddr) -> anyhow::Result<String> {
     let dig = format!("dig @{ip} -p {port}");
     let mut text = format!(
         "svcdns {} answers on {address} (UDP and TCP).\n\
-         A small HTTP service on {http} is registered as hello.svc.\n\n\
-         Try in a second terminal:\n\n",
+         A small HTTP service on {http} is registered as hello.svc.\n",
         env!("CARGO_PKG_VERSION")
     );
-    for line in [
-        format!("{dig} hello.svc A"),
-        format!("{dig} hello.svc SRV"),
-        format!("curl http://$({dig} +short hello.svc | head -1):{}/", http.port()),
+    let _ = match bridged {
+        Ok(address) => writeln!(
+            text,
+            "The port bridge is on: http://hello.svc/ leads there from {address}, port \
+             {HTTP_PORT}.\n\
+             Until the demo ends, no other program can start to listen on 0.0.0.0:{HTTP_PORT}."
+        ),
+        Err(error) => writeln!(
+            text,
+            "The port bridge is off, so clients need the port {}: {}.",
+            http.port(),
+            match error.kind() {
+                ErrorKind::PermissionDenied =>
+                    format!("only root may listen on port {HTTP_PORT} (try sudo)"),
+                ErrorKind::AddrInUse => format!("another program uses port {HTTP_PORT}"),
+                _ => format!("cannot listen on port {HTTP_PORT}: {error}"),
+            }
+        ),
+    };
+    text.push_str("\nTry in a second terminal:\n\n");
+    let mut lines = vec![format!("{dig} hello.svc A"), format!("{dig} hello.svc SRV")];
+    if bridged.is_ok() {
+        lines.push(format!("curl http://$({dig} +short hello.svc)/"));
+        lines.push(format!(
+            "curl --resolve hello.svc:{HTTP_PORT}:$({this} resolve --short hello.svc A) \
+             http://hello.svc/"
+        ));
+    }
+    let direct = "direct._via.hello.svc";
+    lines.extend([
+        format!("curl http://$({dig} +short {direct} | head -1):{}/", http.port()),
         format!(
-            "curl --resolve hello.svc:{0}:$({this} resolve --short hello.svc A) \
+            "curl --resolve hello.svc:{0}:$({this} resolve --short {direct} A) \
              http://hello.svc:{0}/",
             http.port()
         ),
@@ -148,7 +238,8 @@ fn instructions(server: &Server, http: SocketAddr) -> anyhow::Result<String> {
         format!("{this} explain hello.svc SRV"),
         format!("{this} ls"),
         format!("{this} status"),
-    ] {
+    ]);
+    for line in lines {
         let _ = writeln!(text, "  {line}");
     }
     if let Some(admin) = server.admin {
@@ -168,7 +259,7 @@ impl DemoFolder {
             let path = std::env::temp_dir().join(format!("svcdns-demo-{:08x}", fastrand::u32(..)));
             match fs::DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => return Ok(Self(path)),
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => {
                     return Err(error).with_context(|| {
                         format!("cannot create the directory {}", path.display())

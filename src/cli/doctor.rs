@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use super::arguments::DoctorArgs;
 use super::client::{AdminClient, NotRunning};
-use super::{ServerLocation, output, resolve};
+use super::{ServerLocation, bridge_check, output, resolve};
 use crate::admin::ServerStatus;
 use crate::config::Flags;
 use crate::name::Name;
@@ -35,7 +35,7 @@ const RESOLVED_STUB: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53));
 /// Names of the checks; if several are broken, the first is the likely cause.
 ///
 /// A broken check makes later ones fail too.
-const LIKELY_CAUSES: [&str; 10] = [
+const LIKELY_CAUSES: [&str; 11] = [
     "installation",
     "server",
     "port 53",
@@ -46,6 +46,7 @@ const LIKELY_CAUSES: [&str; 10] = [
     "registry",
     "other names",
     "lookup",
+    bridge_check::CHECK,
 ];
 
 /// The output of `--json`.
@@ -118,6 +119,7 @@ async fn examine(location: &ServerLocation) -> anyhow::Result<Vec<Finding>> {
             findings.extend(server(status, zone).await?);
             findings.push(other_names(status, &machine).await?);
             findings.extend(registries(status));
+            findings.extend(bridge_check::examine(status).await);
         }
         Err(reason) => {
             let unit = root.has("/etc/systemd/system/svcdns.service");

@@ -3,6 +3,7 @@
 //! Only this module prints to standard output.
 
 mod arguments;
+mod bridge_check;
 mod check;
 mod client;
 mod demo;

@@ -52,7 +52,9 @@ pub use plan::{
     InstallOptions, Plan, PlanError, check_state_directory, describe, plan, plan_file, plan_server,
     plan_unit,
 };
-pub use port_owner::{BoundSocket, PortOwner, find_bound_sockets, find_port_owner, free_loopback};
+pub use port_owner::{
+    BoundSocket, PortOwner, find_bound_sockets, find_open_sockets, find_port_owner, free_loopback,
+};
 pub use private_namespace::{NamespaceError, enter_namespace};
 pub use private_resolv_conf::PrivateResolvConf;
 pub use resolv_conf_edit::KeptLine;

@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::socket_table::{SocketEntry, SocketKind, sockets};
@@ -62,22 +62,36 @@ pub struct BoundSocket {
 /// Such sockets have the same port and an overlapping address. Those of other namespaces are not
 /// found. If several processes share a socket, the first one found is its owner.
 pub fn find_bound_sockets(transport: Transport, wanted: SocketAddr) -> Vec<BoundSocket> {
-    let mut found = read_tables(transport, wanted);
+    let mut found = read_tables(transport, |socket| conflicts(socket.address, wanted));
     if !found.is_empty() {
         find_owners(&mut found);
     }
     found.into_iter().map(|(_, socket)| socket).collect()
 }
 
-/// Returns the inodes and the sockets that conflict with `wanted`, without their owners.
+/// Returns the sockets at an address for which `is_wanted` holds, and that any peer can reach.
 ///
-/// The local port of a TCP connection conflicts too, not only that of a listener.
-fn read_tables(transport: Transport, wanted: SocketAddr) -> Vec<(u64, BoundSocket)> {
+/// Sockets bound to all addresses do not count.
+pub fn find_open_sockets(is_wanted: impl Fn(IpAddr) -> bool) -> Vec<BoundSocket> {
+    let is_found = |socket: &SocketEntry| socket.open && is_wanted(socket.address.ip());
+    let mut found = read_tables(Transport::Tcp, is_found);
+    found.extend(read_tables(Transport::Udp, is_found));
+    if !found.is_empty() {
+        find_owners(&mut found);
+    }
+    found.into_iter().map(|(_, socket)| socket).collect()
+}
+
+/// Returns the inodes and the sockets for which `is_wanted` holds, without their owners.
+fn read_tables(
+    transport: Transport,
+    is_wanted: impl Fn(&SocketEntry) -> bool,
+) -> Vec<(u64, BoundSocket)> {
     let kind = match transport {
         Transport::Udp => SocketKind::Udp,
         Transport::Tcp => SocketKind::Tcp,
     };
-    let found = sockets(kind, |socket| conflicts(socket.address, wanted)).unwrap_or_default();
+    let found = sockets(kind, is_wanted).unwrap_or_default();
     let bound = |SocketEntry { address, open, user, inode }| {
         (inode, BoundSocket { address, open, user, owner: None })
     };
@@ -85,6 +99,8 @@ fn read_tables(transport: Transport, wanted: SocketAddr) -> Vec<(u64, BoundSocke
 }
 
 /// Returns whether no socket can be bound to one address while another one is to the other.
+///
+/// The local port of a TCP connection conflicts too, not only that of a listener.
 fn conflicts(bound: SocketAddr, wanted: SocketAddr) -> bool {
     let (ip, other) = (bound.ip(), wanted.ip());
     bound.port() == wanted.port() && (ip == other || ip.is_unspecified() || other.is_unspecified())

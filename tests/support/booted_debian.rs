@@ -12,7 +12,8 @@ use super::systemd::{Hierarchy, child_of, remove_when_empty};
 use super::{SOON, eventually, netns, seconds};
 
 /// Packages beside those of a minimal Debian.
-const PACKAGES: &str = "dbus,iproute2,libnss-resolve,systemd,systemd-resolved,systemd-sysv";
+const PACKAGES: &str =
+    "curl,dbus,iproute2,libnss-resolve,nftables,systemd,systemd-resolved,systemd-sysv";
 
 /// The machine's name, and the end of its link's name outside.
 const NAME: &str = "debian";
@@ -43,12 +44,13 @@ impl BootedDebian {
     pub(crate) fn packages() -> PathBuf {
         let release = env::var("DEBIAN_RELEASE").unwrap_or_default();
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("debian-{release}"));
-        if !folder.join("complete").exists() {
+        let complete = folder.join("complete");
+        if fs::read_to_string(&complete).ok().as_deref() != Some(PACKAGES) {
             let _ = fs::remove_dir_all(&folder);
             let mut make = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/debian.sh"));
             make.arg(&folder).arg(PACKAGES).args([release].iter().filter(|name| !name.is_empty()));
             assert!(make.status().unwrap().success(), "{make:?}");
-            fs::write(folder.join("complete"), "").unwrap();
+            fs::write(complete, PACKAGES).unwrap();
         }
         folder
     }

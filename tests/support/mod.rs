@@ -8,6 +8,7 @@
 )]
 
 pub(crate) mod booted_debian;
+pub(crate) mod bridge_server;
 pub(crate) mod bridged;
 pub(crate) mod consul;
 pub(crate) mod counters;
@@ -18,6 +19,8 @@ pub(crate) mod files;
 pub(crate) mod followed;
 pub(crate) mod former;
 pub(crate) mod go;
+pub(crate) mod goframe;
+pub(crate) mod load;
 pub(crate) mod machine;
 pub(crate) mod nacos;
 pub(crate) mod netns;

@@ -68,7 +68,7 @@ pub(crate) fn enter(test: &str, body: impl FnOnce()) {
     let output = Command::new("unshare")
         .args(&unshare)
         .arg(env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .args(["--exact", test, "--include-ignored", "--nocapture", "--test-threads=1"])
         .env(INSIDE, test)
         .stdin(Stdio::null())
         .stderr(if is_shown { Stdio::inherit() } else { Stdio::piped() })

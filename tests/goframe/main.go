@@ -3,6 +3,7 @@
 //	goframe http NAME ADDRESS  HTTP server that registers as NAME
 //	goframe grpc NAME ADDRESS  gRPC server (grpc-go's health service) that registers as NAME
 //	goframe get URL            HTTP client without discovery, which uses the machine's resolver
+//	goframe fetch URL          Go's own HTTP client
 //	goframe discover URL       HTTP client with GoFrame's own discovery
 //	goframe check TARGET       gRPC client of the health service at host:port or a service name
 //
@@ -14,7 +15,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -30,7 +34,7 @@ import (
 
 func main() {
 	if len(os.Args) < 3 {
-		fail("usage: goframe http|grpc NAME ADDRESS | get|discover URL | check TARGET")
+		fail("usage: goframe http|grpc NAME ADDRESS | get|fetch|discover URL | check TARGET")
 	}
 	registry := chosenRegistry()
 	switch role := os.Args[1]; role {
@@ -40,6 +44,8 @@ func main() {
 		serveGRPC(os.Args[2], os.Args[3], registry)
 	case "get", "discover":
 		get(os.Args[2], role == "discover", registry)
+	case "fetch":
+		fetch(os.Args[2])
 	case "check":
 		check(os.Args[2], registry)
 	default:
@@ -70,6 +76,8 @@ func serveHTTP(name, address string, registry gsvc.Registry) {
 		server.EnableHTTPS(certificate, os.Getenv("KEY"))
 	}
 	server.BindHandler("/", func(r *ghttp.Request) {
+		// Tells instances apart.
+		r.Response.Header().Set("Instance", strconv.Itoa(os.Getpid()))
 		r.Response.Writef("page of %s, Host %s\n", name, r.Host)
 	})
 	server.Run()
@@ -99,6 +107,17 @@ func get(url string, discover bool, registry gsvc.Registry) {
 	}
 	defer response.Close()
 	fmt.Println(response.ReadAllString())
+}
+
+func fetch(url string) {
+	response, err := http.Get(url)
+	if err != nil {
+		fail(err.Error())
+	}
+	defer response.Body.Close()
+	if _, err := io.Copy(os.Stdout, response.Body); err != nil {
+		fail(err.Error())
+	}
 }
 
 func check(target string, registry gsvc.Registry) {

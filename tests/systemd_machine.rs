@@ -13,12 +13,15 @@ use std::time::{Duration, Instant};
 use support::booted_debian::BootedDebian;
 use support::files::Files;
 use support::machine::{assert_same_tree, said};
-use support::netns;
 use support::resolved_route::{self, RESOLVED};
 use support::service_manager::ServiceManager;
+use support::{SOON, eventually, netns, pages};
 
 /// Interruptions of `install`.
 const KILLS: usize = 20;
+
+/// What happens to the machine, and how.
+type Moment = (&'static str, fn(&mut BootedDebian));
 
 /// The files of the machine that only we write.
 const OURS: [&str; 3] = ["/var/lib/svcdns", "/var/lib/private/svcdns", "/var/lib/svcdns-install"];
@@ -90,6 +93,108 @@ fn a_booted_debian_resolves_names_through_restarts_kills_and_reboots() {
         }
         report.say("uninstalled after each of them: /etc is as before, byte for byte");
     });
+}
+
+#[test]
+fn a_booted_debian_bridges_services_through_restarts_kills_and_a_reboot() {
+    const TEST: &str = "a_booted_debian_bridges_services_through_restarts_kills_and_a_reboot";
+    const UNIT: &str = "svcdns.service";
+    if !netns::is_inside(TEST) {
+        assert!(nix::unistd::geteuid().is_root(), "only root can boot a machine");
+    }
+    let packages = BootedDebian::packages();
+    netns::enter(TEST, || {
+        netns::links();
+        let server = std::net::SocketAddr::new(netns::ADDRESS.parse().unwrap(), 53);
+        let _upstream = resolved_route::serve_outside_name(server);
+        let port = pages::serve_hosts((netns::ADDRESS, 0));
+        let mut machine = BootedDebian::boot(&packages);
+        let report = Report::new();
+        fs::copy(env!("CARGO_BIN_EXE_svcdns"), machine.path("/usr/local/bin/svcdns")).unwrap();
+        let key = format!("default/default/hello.svc/latest/{}:{port}", netns::ADDRESS);
+        let files = Files::readable_in(&machine.path("/srv"), &[(&key, r#"{"protocol":"http"}"#)]);
+        let registry = files.url().replacen(machine.path("/").to_str().unwrap(), "/", 1);
+        let install = ["svcdns", "install", "--bridge", "--registry", &registry];
+        let before = machine.tree("/etc");
+
+        machine.ends_with(0, &install);
+        let address = expect_page(&machine, "after the installation");
+        let own_table = ["table ip svcdns_bridge_127_83_0_0_16".to_owned()];
+        assert_eq!(tables(&machine), own_table);
+        let status = machine.ends_with(0, &["svcdns", "status"]);
+        assert!(status.contains("port bridge: 1 name in 127.83.0.0/16 (redirected)"), "{status}");
+        let diagnosis = machine.ends_with(0, &["svcdns", "doctor"]);
+        assert!(diagnosis.contains("The kernel redirects connections"), "{diagnosis}");
+        report.say(&format!("installed: http://hello.svc/ leads to port {port} from {address}"));
+        // Debian's own rules begin with `flush ruleset`.
+        let moments: [Moment; 4] = [
+            ("a restart", |machine| machine.restart(UNIT)),
+            ("a kill", |machine| machine.kill(UNIT)),
+            ("a restart of nftables", |machine| {
+                machine.ends_with(0, &["systemctl", "restart", "nftables.service"]);
+            }),
+            ("a reboot", BootedDebian::reboot),
+        ];
+        for (name, act) in moments {
+            act(&mut machine);
+            let when = format!("after {name}");
+            assert_eq!(expect_page(&machine, &when), address, "{when}");
+            assert!(tables(&machine).contains(&own_table[0]), "{when}: {:?}", tables(&machine));
+            report.say(&format!("the page comes from the same address {when}"));
+        }
+        let log = machine.ends_with(0, &["journalctl", "--boot=all", "--unit", UNIT]);
+        assert!(!log.contains("port bridge stays off"), "{log}");
+
+        // A killed server that systemd does not start again leaves its table.
+        let folder = machine.path("/run/systemd/system/svcdns.service.d");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("no-restart.conf"), "[Service]\nRestart=no\n").unwrap();
+        machine.ends_with(0, &["systemctl", "daemon-reload"]);
+        let process = machine.main_process(UNIT);
+        machine.ends_with(0, &["sh", "-c", &format!("kill -KILL {process}")]);
+        eventually("the end of the unit", SOON, || {
+            (!machine.succeeds(&["systemctl", "is-active", "--quiet", UNIT])).then_some(())
+        });
+        assert_eq!(tables(&machine).len(), 1, "after a kill");
+        machine.ends_with(0, &["svcdns", "uninstall"]);
+        assert_eq!(tables(&machine), [] as [&str; 0], "after uninstall");
+        expect_as_before(&machine, &before, "after uninstall of a killed server");
+        report.say("uninstalled after a kill: no table is left, and /etc is as before");
+        fs::remove_dir_all(folder).unwrap();
+        machine.ends_with(0, &["systemctl", "daemon-reload"]);
+
+        // Without rules of the kernel.
+        machine.ends_with(0, &[&install[..], &["--bridge-bind", "true"]].concat());
+        expect_page(&machine, "with bound ports");
+        assert_eq!(tables(&machine), [] as [&str; 0], "with bound ports");
+        let diagnosis = machine.ends_with(0, &["svcdns", "doctor"]);
+        assert!(diagnosis.contains("svcdns has bound ports"), "{diagnosis}");
+        machine.kill(UNIT);
+        expect_page(&machine, "with bound ports, after a kill");
+        machine.ends_with(0, &["svcdns", "uninstall"]);
+        expect_as_before(&machine, &before, "after uninstall with bound ports");
+        report.say("with bound ports, the page comes too, and nothing is left after uninstall");
+    });
+}
+
+/// Waits until curl on the machine gets the page of hello.svc; returns the bridge's address.
+fn expect_page(machine: &BootedDebian, when: &str) -> String {
+    let mut said = String::new();
+    let page = || {
+        let output = machine.run(&["curl", "-sS", "--max-time", "20", "http://hello.svc/"]);
+        said = support::machine::said(&output);
+        (said == "page of hello.svc\n").then_some(())
+    };
+    eventually(&format!("the page {when}"), SOON, page);
+    let [address] = &machine.addresses("hello.svc")[..] else { panic!("one address {when}") };
+    assert!(address.starts_with("127.83."), "{address} {when}");
+    address.clone()
+}
+
+/// Returns the kernel's tables on the machine.
+fn tables(machine: &BootedDebian) -> Vec<String> {
+    let listed = machine.ends_with(0, &["nft", "list", "tables"]);
+    listed.lines().map(str::to_owned).collect()
 }
 
 /// Turns the validation of systemd-resolved on or off.

@@ -5,7 +5,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 # A test that cannot run on this machine writes its name and the reason here.
 export SKIPPED_TESTS := $(CURDIR)/target/skipped-tests
 
-.PHONY: help run build test registries monitoring fresh systemd bench micro check flood properties fuzz deny clean
+.PHONY: help run build test registries monitoring fresh systemd bridge bench micro check flood properties fuzz deny clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -55,6 +55,15 @@ monitoring: ## check metrics, alert rules and dashboard with a real Prometheus
 systemd: ## boot a Debian with systemd-resolved, and install, kill and uninstall svcdns there
 	@tests/setup.sh systemd
 	cargo test --locked --test systemd_machine -- --nocapture
+
+bridge: ## run all tests of the port bridge, the long ones too, and print their figures
+	@tests/setup.sh test
+	@rm -rf $(SKIPPED_TESTS) && mkdir -p $(SKIPPED_TESTS)
+	cargo test --locked --test bridge --test bridge_bad_input --test bridge_clients \
+		--test bridge_commands --test bridge_connections --test bridge_goframe \
+		--test bridge_load --test bridge_pitfalls --test bridge_redirect \
+		-- --include-ignored --nocapture --test-threads=1
+	@tests/skipped.sh $(SKIPPED_TESTS)
 
 bench: ## measure the figures of docs/benchmarks.md and docs/performance.md
 	@tests/setup.sh bench

@@ -5,26 +5,17 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use socket2::{Domain, SockRef, Socket, Type};
+use support::bridge_server::{self, has_nft};
 use support::bridged::{self, Bridged, connect, listen, named, read_all};
 use support::files::Files;
 use support::svcdns::Svcdns;
-use support::{SOON, dns, eventually, netns, on_path, skip};
-
-/// Returns whether the machine lets tests redirect connections.
-fn has_nft(test: &str) -> bool {
-    let found = Path::new("/usr/sbin/nft").exists() || on_path("nft");
-    if !found {
-        skip(test, "no nft");
-    }
-    found
-}
+use support::{SOON, eventually, netns};
 
 /// Starts a bridge whose connections the kernel redirects, and which probes silent peers soon.
 fn redirected() -> Bridged {
@@ -109,15 +100,9 @@ fn serve(endpoints: &[SocketAddr]) -> (Svcdns, Files, SocketAddr) {
         .collect();
     let json = r#"{"protocol":"http"}"#;
     let files = Files::new(&keys.iter().map(|key| (&**key, json)).collect::<Vec<_>>());
-    let server = Svcdns::serve_at(
-        "127.0.0.1:53".parse().unwrap(),
-        &["--bridge", "--registry", &files.url()],
-    );
-    let address = eventually("an address of the bridge", SOON, || {
-        let found = dns::addresses(server.address, "hello.svc").ok()?;
-        found.first().copied().filter(|one| one.to_string().starts_with("127.83."))
-    });
-    (server, files, SocketAddr::new(address, 80))
+    let server = bridge_server::start(&files.url(), &[]);
+    let address = bridge_server::web_address(&server, "hello.svc");
+    (server, files, address)
 }
 
 #[test]

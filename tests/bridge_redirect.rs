@@ -5,12 +5,14 @@ mod support;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
 use nix::sys::signal::Signal;
+use support::bridge_server::{
+    self, address as bridge_address, curl, has_nft, output, redirected_to, registered, run, tables,
+};
 use support::files::Files;
 use support::process::Process;
 use support::svcdns::{self, Svcdns};
@@ -24,21 +26,9 @@ fn serve_pages() -> u16 {
     pages::serve_hosts((netns::ADDRESS, 0))
 }
 
-/// Registers instances of `hello.svc` on these ports.
-fn registered(ports: &[u16]) -> Files {
-    let keys: Vec<_> = ports
-        .iter()
-        .map(|port| format!("default/default/hello.svc/latest/{}:{port}", netns::ADDRESS))
-        .collect();
-    let json = r#"{"protocol":"http"}"#;
-    Files::new(&keys.iter().map(|key| (&**key, json)).collect::<Vec<_>>())
-}
-
 /// Starts svcdns as the machine's name server, with its bridge on.
 fn bridged(files: &Files, flags: &[&str]) -> Svcdns {
-    let url = files.url();
-    let flags = [&["--bridge", "--registry", &url], flags].concat();
-    Svcdns::serve_at("127.0.0.1:53".parse().unwrap(), &flags)
+    bridge_server::start(&files.url(), flags)
 }
 
 /// Starts svcdns with a bridge that stays off; returns it, and what it has logged until then.
@@ -52,51 +42,6 @@ fn stays_off(mut command: Command, files: &Files, flags: &[&str]) -> (Process, T
         text.contains("the port bridge stays off").then_some(text)
     });
     (server, state, text)
-}
-
-/// Waits until the name has an address of the bridge; returns it.
-fn bridge_address(server: &Svcdns, name: &str) -> String {
-    eventually("an address of the bridge", SOON, || {
-        let found = support::dns::addresses(server.address, name).ok()?;
-        found.first().map(ToString::to_string).filter(|one| one.starts_with("127.83."))
-    })
-}
-
-fn run(program: &str, arguments: &[&str]) -> Output {
-    Command::new(program).args(arguments).output().unwrap_or_else(|e| panic!("{program}: {e}"))
-}
-
-fn output(program: &str, arguments: &[&str]) -> String {
-    let output = run(program, arguments);
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {text}{errors}");
-    text
-}
-
-fn curl(url: &str) -> String {
-    output("curl", &["-sS", "--max-time", "20", url])
-}
-
-/// Returns the names of the kernel's tables.
-fn tables() -> String {
-    output("nft", &["list", "tables"])
-}
-
-/// Returns where the rules of the bridge redirect connections to.
-fn redirected_to() -> SocketAddrV4 {
-    let rules = output("nft", &["list", "ruleset"]);
-    let at = rules.split_once("dnat to ").unwrap_or_else(|| panic!("{rules}")).1;
-    at.split_whitespace().next().unwrap().parse().unwrap()
-}
-
-/// Returns whether the machine lets tests redirect connections.
-fn has_nft(test: &str) -> bool {
-    let found = Path::new("/usr/sbin/nft").exists() || on_path("nft");
-    if !found {
-        skip(test, "no nft");
-    }
-    found
 }
 
 #[test]

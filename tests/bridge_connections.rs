@@ -88,7 +88,9 @@ fn a_client_that_has_gone_is_noticed_while_its_instance_is_silent() {
         let silent = listen(|_stream| thread::sleep(SOON * 2));
         let address = bridge.serve("silent", &[silent]);
         let mut clients = [(); 5].map(|()| connect(address));
-        clients.iter_mut().for_each(|client| client.write_all(b"hello").unwrap());
+        for client in &mut clients {
+            client.write_all(b"hello").unwrap();
+        }
         eventually("all requests to arrive", SOON, || {
             (bridge.request_bytes("silent") == 25).then_some(())
         });
@@ -163,7 +165,8 @@ fn stalled_receivers_take_little_memory() {
             for mut stream in listener.incoming().flatten() {
                 let counter = Arc::clone(&counter);
                 let send = move || {
-                    while stream.write_all(&[b'x'; 1 << 16]).is_ok() {
+                    let block = vec![b'x'; 1 << 16];
+                    while stream.write_all(&block).is_ok() {
                         counter.fetch_add(1 << 16, Ordering::Relaxed);
                     }
                 };
@@ -180,7 +183,7 @@ fn stalled_receivers_take_little_memory() {
                 let mut client = TcpStream::from(client);
                 client.set_read_timeout(Some(SOON)).unwrap();
                 // A fast start, after which the client stalls.
-                client.read_exact(&mut [0; 1 << 18]).unwrap();
+                client.read_exact(&mut vec![0; 1 << 18]).unwrap();
                 client
             })
             .collect();
@@ -198,7 +201,7 @@ fn stalled_receivers_take_little_memory() {
         // The last ones are served all the same.
         for client in clients.iter().rev().take(10) {
             SockRef::from(client).set_recv_buffer_size(1 << 20).unwrap();
-            (&*client).read_exact(&mut [0; 1 << 18]).unwrap();
+            (&*client).read_exact(&mut vec![0; 1 << 18]).unwrap();
         }
         drop(clients);
         server.stop();

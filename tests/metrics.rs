@@ -8,6 +8,8 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
+use std::io::Read;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -57,6 +59,13 @@ impl Everything {
         asked("nothing.svc", "NXDOMAIN");
         asked("www.example.com", "NOERROR");
         dns::dig(server.address, &["+tcp", "hello.svc"]);
+        // A service of the bridge has metrics of its own from its first connection on.
+        let bridged = eventually("an address of the bridge", SOON, || {
+            let found = dns::addresses(server.address, "hello.svc").ok()?;
+            found.first().copied().filter(|one| one.to_string().starts_with("127.219."))
+        });
+        let read = TcpStream::connect((bridged, 20083)).unwrap().read(&mut [0]);
+        assert!(read.is_err(), "nothing listens at the endpoint");
         let status: Value =
             serde_json::from_slice(&server.run(&["status", "--json"]).stdout).unwrap();
         let address = status["admin"].as_str().unwrap().to_owned();

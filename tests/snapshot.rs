@@ -415,7 +415,7 @@ fn a_snapshot_without_access_is_left_where_it_is() {
     assert!(log.contains("cannot use the snapshot: it cannot be read: Permission denied"), "{log}");
     assert!(log.contains("it is kept until the registry has been read"), "{log}");
     let state = server.stop_and_keep();
-    assert_eq!(snapshots(state.path()), [path.clone()]);
+    assert_eq!(snapshots(state.path()), std::slice::from_ref(&path));
     set_mode(0o640);
     assert_eq!(fs::read(&path).unwrap(), whole);
     let server = Svcdns::serve_again(state, &flags(&etcd));

@@ -42,11 +42,12 @@ impl SocketOptions {
     /// Accepted connections inherit those of their listener (tcp(7)).
     ///
     /// # Errors
-    /// If the kernel does not have one of the options.
+    /// If the kernel lacks one of the first two.
     pub(super) fn set(self, socket: &impl AsFd) -> io::Result<()> {
         let socket = SockRef::from(socket);
         socket.set_tcp_nodelay(true)?;
-        socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
+        // It saves memory; some sandboxes lack it.
+        let _ = socket.set_tcp_notsent_lowat(UNSENT_BYTES);
         socket.set_tcp_keepalive(
             &TcpKeepalive::new()
                 .with_time(self.keepalive)

@@ -54,7 +54,6 @@ pub(super) fn poll_write(
 
 /// Returns two ends of a connection: one of this runtime, and one for plain calls.
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 pub(super) fn pair() -> (TcpStream, std::net::TcpStream) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let far = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();

@@ -210,7 +210,8 @@ fn thread_time() -> u64 {
 
 #[test]
 fn the_work_for_a_candidate_is_proportional_to_its_registrations() {
-    let time = |registrations: u32| {
+    // As many registrations in all: the kernel updates the time of a thread only at its ticks.
+    let time = |registrations: u32, times: u32| {
         let mut harness = Harness::empty(Settings { bridge: true, ..settings() });
         let keys = (0..registrations).map(|n| {
             let address = Ipv4Addr::from(0x0A00_0000 + n);
@@ -219,13 +220,15 @@ fn the_work_for_a_candidate_is_proportional_to_its_registrations() {
         harness.apply(keys);
         let name = Name::from_text("web.svc").unwrap();
         let start = thread_time();
-        let candidate = harness.answerer.bridge_candidate(&name).unwrap();
-        assert_eq!(candidate.registrations.len(), registrations as usize);
+        for _ in 0..times {
+            let candidate = harness.answerer.bridge_candidate(&name).unwrap();
+            assert_eq!(candidate.registrations.len(), registrations as usize);
+        }
         thread_time() - start
     };
-    let (few, many) = (time(600), time(9600));
-    // Comparing each registration with each other one would take 256 times as long.
-    assert!(many < 64 * few, "{few} ns for 600, {many} ns for 9,600");
+    let (few, many) = (time(600, 160), time(9600, 10));
+    // Comparing each registration with each other one would take many times as long.
+    assert!(many < 4 * few, "{few} ns for 600 at a time, {many} ns for 9,600");
 }
 
 #[test]

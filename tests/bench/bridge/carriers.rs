@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use svcdns::descriptors;
 
 use crate::support::files::Files;
@@ -53,6 +54,16 @@ impl Carrier {
         let children = fs::read_to_string(path).unwrap_or_default();
         let children = children.split_whitespace().filter_map(|child| child.parse().ok());
         [first].into_iter().chain(children).collect()
+    }
+}
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        // A server that is killed leaves its rule behind, which concerns the carriers after it.
+        if let Running::Bridge(running) = &mut self.running {
+            running.0.signal(Signal::SIGTERM);
+            eventually("the end of svcdns", SOON, || (!running.0.is_running()).then_some(()));
+        }
     }
 }
 
@@ -121,6 +132,8 @@ fn bridge(name: &'static str, backend: SocketAddr, flags: &[&str]) -> Carrier {
         "127.217.83.0/24",
         "--bridge-connections-per-service",
         "20000",
+        "--bridge-drain",
+        "100ms",
         "--registry",
         &url,
     ];
@@ -144,8 +157,8 @@ fn haproxy(name: &'static str, backend: SocketAddr, options: &str) -> Result<Car
     let port = free_port();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("haproxy.cfg");
-    // HAProxy does not start if its connections need more descriptors than the limit.
-    let connections = descriptors::raise_limit().saturating_sub(100) / 2;
+    // HAProxy does not start if its connections and pipes need more descriptors than the limit.
+    let connections = descriptors::raise_limit().saturating_sub(100) / 3;
     let text = format!(
         "global\n  maxconn {connections}\n\
          defaults\n  mode tcp\n{options}\

@@ -421,7 +421,9 @@ fn changes_of_checks_are_seen_without_a_waiting_query() {
     let followed = follow_with(settings, LONG);
     followed.wait_until_synced();
     for (verb, count) in [("fail", 0), ("warn", 1), ("fail", 0), ("pass", 1)] {
-        ids.iter().for_each(|id| consul.set_check(verb, id));
+        for id in &ids {
+            consul.set_check(verb, id);
+        }
         followed.wait_until(verb, || {
             (1..=3).all(|n| followed.instances(&format!("s{n}")).len() == count)
         });

@@ -56,7 +56,7 @@ use std::time::{Duration, Instant};
 use common::cores;
 use content::Content;
 use measure::{Load, Rounds, Row};
-use peers::{ECHO, PEERS, Peer, SECOND_ECHO};
+use peers::{CHECKED, ECHO, PEERS, Peer, SECOND_ECHO};
 use queries::Kind;
 use report::Results;
 use server::Server;
@@ -119,7 +119,7 @@ impl Options {
 
     fn wants(&self, peer: &Peer) -> bool {
         if self.only.is_empty() {
-            peer.name != SECOND_ECHO
+            ![SECOND_ECHO, CHECKED].contains(&peer.name)
         } else {
             self.only.iter().any(|name| name == peer.name)
         }

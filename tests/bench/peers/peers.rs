@@ -49,9 +49,22 @@ pub(crate) const PEERS: &[Peer] = &[
         name: "svcdns",
         settings: "etcd with GoFrame's keys; `--upstream off`, otherwise default settings",
         version: || Ok(env!("CARGO_PKG_VERSION").to_owned()),
-        start: |content, etcd| Ok(svcdns(content, etcd)),
+        start: |content, etcd| Ok(svcdns(content, etcd, &[])),
         max_services: usize::MAX,
         short: true,
+        slow: false,
+        optional: false,
+    },
+    // Only if `--only` names it: its ratio to the first row shows what checks cost.
+    Peer {
+        name: CHECKED,
+        settings: "svcdns again, with `--checks` and `--checks-max-per-second 1000`",
+        version: || Ok(env!("CARGO_PKG_VERSION").to_owned()),
+        start: |content, etcd| {
+            Ok(svcdns(content, etcd, &["--checks", "--checks-max-per-second", "1000"]))
+        },
+        max_services: usize::MAX,
+        short: false,
         slow: false,
         optional: false,
     },
@@ -153,6 +166,8 @@ pub(crate) const PEERS: &[Peer] = &[
     },
 ];
 
+/// The name of svcdns with checks.
+pub(crate) const CHECKED: &str = "svcdns-checks";
 /// The name of the echo.
 pub(crate) const ECHO: &str = "echo";
 /// The name of a second echo.
@@ -192,7 +207,7 @@ fn role(role: &str, content: Content) -> Server {
     Server::new(process, Target { address, content, zone: ZONE, echo: role == "echo" }, folder())
 }
 
-fn svcdns(content: Content, etcd: &Etcd) -> Server {
+fn svcdns(content: Content, etcd: &Etcd, flags: &[&str]) -> Server {
     let (address, folder) = (free_address(), folder());
     let mut command = svcdns::command();
     command.args([
@@ -206,7 +221,7 @@ fn svcdns(content: Content, etcd: &Etcd) -> Server {
         "--upstream",
         "off",
     ]);
-    command.arg("--state-dir").arg(folder.path());
+    command.args(flags).arg("--state-dir").arg(folder.path());
     server(&mut command, address, content, folder)
 }
 

@@ -3,6 +3,7 @@
 //! They are read from `/proc/self/net`, which exists even where a process sees only itself in
 //! `/proc` (`ProcSubset=pid` of systemd). Sockets of other network namespaces are not in them.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -22,7 +23,7 @@ pub(crate) enum SocketKind {
 }
 
 /// A socket in a table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SocketEntry {
     /// The local address; IPv4 addresses in IPv6 form are IPv4 addresses here.
     pub(crate) address: SocketAddr,
@@ -46,16 +47,12 @@ pub(crate) fn sockets(
         SocketKind::Udp => (["/proc/self/net/udp", "/proc/self/net/udp6"], UDP_TABLE_READINGS),
         SocketKind::Tcp => (["/proc/self/net/tcp", "/proc/self/net/tcp6"], 1),
     };
-    let (mut found, mut failure) = (Vec::new(), None);
+    let (mut found, mut failure) = (HashSet::new(), None);
     for table in tables {
         for _ in 0..readings {
             match fs::read_to_string(table) {
                 Ok(table) => {
-                    for socket in table.lines().filter_map(parse).filter(&is_wanted) {
-                        if readings == 1 || !found.contains(&socket) {
-                            found.push(socket);
-                        }
-                    }
+                    found.extend(table.lines().filter_map(parse).filter(&is_wanted));
                 }
                 // Without IPv6, there is no second table.
                 Err(error) if table == tables[0] => failure = Some(error),
@@ -63,7 +60,7 @@ pub(crate) fn sockets(
             }
         }
     }
-    failure.map_or(Ok(found), Err)
+    failure.map_or_else(|| Ok(found.into_iter().collect()), Err)
 }
 
 /// Parses a line of a table; returns `None` for its heading.

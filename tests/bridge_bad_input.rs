@@ -175,7 +175,7 @@ fn silent_instances_and_silent_clients_hold_up_nobody_and_are_forgotten() {
     let test = "silent_instances_and_silent_clients_hold_up_nobody_and_are_forgotten";
     inside(test, || {
         // The kernel forgets the closed end of a client after this time; by default, it is 60 s.
-        netns::run("sysctl", &["-w", "net.ipv4.tcp_fin_timeout=1"]);
+        netns::set_sysctl("net.ipv4.tcp_fin_timeout", "1");
         // Waiting connections of a listener that nobody accepts, and a service that works.
         let silent = TcpListener::bind((netns::ADDRESS, 0)).unwrap();
         let endpoint = silent.local_addr().unwrap();

@@ -49,7 +49,7 @@ fn a_half_closed_connection_outlives_the_memory_of_connection_tracking() {
     netns::inside(test, "127.0.0.1", || {
         let mut bridge = redirected();
         // The time is 60 s by default, and that between two probes 10 s.
-        netns::run("sysctl", &["-w", "net.netfilter.nf_conntrack_tcp_timeout_close_wait=3"]);
+        netns::set_sysctl("net.netfilter.nf_conntrack_tcp_timeout_close_wait", "3");
         let thinking = listen(|mut stream| {
             let _ = stream.read_to_end(&mut Vec::new());
             thread::sleep(Duration::from_secs(8));
@@ -74,7 +74,7 @@ fn a_client_that_has_gone_is_noticed_while_its_instance_is_silent() {
     }
     netns::inside(test, "127.0.0.1", || {
         // The time after which the kernel forgets a closed connection whose peer stays open.
-        netns::run("sysctl", &["-w", "net.ipv4.tcp_fin_timeout=1"]);
+        netns::set_sysctl("net.ipv4.tcp_fin_timeout", "1");
         let mut bridge = redirected();
         let silent = listen(|_stream| thread::sleep(SOON * 2));
         let address = bridge.serve("silent", &[silent]);
@@ -112,7 +112,7 @@ fn an_endpoint_of_a_missing_address_family_costs_no_connection() {
         return;
     }
     netns::inside(test, "127.0.0.1", || {
-        netns::run("sysctl", &["-w", "net.ipv6.conf.all.disable_ipv6=1"]);
+        netns::set_sysctl("net.ipv6.conf.all.disable_ipv6", "1");
         let (six, four) = ("[::1]:9000".parse().unwrap(), named("four"));
         let (server, _files, address) = serve(&[six, four]);
         for _ in 0..10 {

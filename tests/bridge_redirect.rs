@@ -199,6 +199,57 @@ fn a_killed_server_leaves_a_table_that_the_next_one_replaces() {
 }
 
 #[test]
+fn a_socket_at_the_address_of_a_service_takes_nothing_from_it() {
+    let test = "a_socket_at_the_address_of_a_service_takes_nothing_from_it";
+    if !has_nft(test) {
+        return;
+    }
+    netns::inside(test, "127.0.0.1", || {
+        let files = registered(&[serve_pages()]);
+        let server = bridged(&files, &[]);
+        let address = bridge_address(&server, "hello.svc");
+        let state = server.stop_and_keep();
+        let own = TcpListener::bind((&*address, 60700)).unwrap();
+        own.set_nonblocking(true).unwrap();
+        let flags = ["--bridge", "--registry", &files.url()];
+        let server = Svcdns::serve_in(state, "127.0.0.1:53".parse().unwrap(), &flags, |_| {});
+        assert_eq!(bridge_address(&server, "hello.svc"), address);
+        assert_eq!(curl("http://hello.svc/"), "page of hello.svc\n");
+        // The bridge has the connection, and resets it: no instance has this port.
+        let reset =
+            TcpStream::connect((&*address, 60700)).and_then(|mut stream| stream.read(&mut [0]));
+        assert!(reset.is_err(), "{reset:?}");
+        assert!(own.accept().is_err());
+        server.stop();
+    });
+}
+
+#[test]
+fn clients_get_the_instances_while_a_firewall_drops_redirected_connections() {
+    let test = "clients_get_the_instances_while_a_firewall_drops_redirected_connections";
+    if !has_nft(test) {
+        return;
+    }
+    netns::inside(test, "127.0.0.1", || {
+        let files = registered(&[serve_pages()]);
+        let server = bridged(&files, &[]);
+        let address = bridge_address(&server, "hello.svc");
+        let port = redirected_to().port();
+        netns::run("nft", &["add table ip other"]);
+        netns::run("nft", &["add chain ip other in { type filter hook input priority 0; }"]);
+        netns::run("nft", &[&format!("add rule ip other in tcp dport {port} drop")]);
+        server.wait_for("hello.svc", &[netns::ADDRESS]);
+        let status = server.run(&["status"]);
+        let status = String::from_utf8_lossy(&status.stdout);
+        assert!(status.contains("may drop them"), "{status}");
+        netns::run("nft", &["delete table ip other"]);
+        assert_eq!(bridge_address(&server, "hello.svc"), address);
+        assert_eq!(curl("http://hello.svc/"), "page of hello.svc\n");
+        server.stop();
+    });
+}
+
+#[test]
 fn rules_that_another_program_removes_are_restored() {
     let test = "rules_that_another_program_removes_are_restored";
     if !has_nft(test) {

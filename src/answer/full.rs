@@ -368,11 +368,17 @@ impl<'a> InstanceFilter<'a> {
                 || service
                     .visible_groups()
                     .any(|group| self.in_scope(group) && &*group.version == "latest"));
-        let all_fail = self.selects_only_failing(service, latest_only);
+        let all_fail = [IpAddr::is_ipv4, IpAddr::is_ipv6]
+            .map(|is_family| self.selects_only_failing(service, latest_only, is_family));
         let mut instances: Vec<_> = service
             .instances()
             .map(|instance| {
-                let is_served = all_fail && instance.is_left_out();
+                let is_served = instance.is_left_out()
+                    && instance
+                        .endpoint
+                        .host
+                        .address()
+                        .is_some_and(|address| all_fail[usize::from(address.is_ipv6())]);
                 Instance { excluded: instance.excluded.filter(|_| !is_served), ..instance }
             })
             .filter(|instance| {
@@ -411,12 +417,23 @@ impl<'a> InstanceFilter<'a> {
         Selection { service, instances, duplicates, holders, form, plain_name, is_direct }
     }
 
-    /// Returns whether checks leave out every matching instance.
+    /// Returns whether checks leave out every matching instance with an address of a family.
     ///
-    /// They are then served all the same: a check never takes the last instance of a name.
-    fn selects_only_failing(&self, service: &Service, latest_only: bool) -> bool {
-        let matches = |instance: Instance<'_>| self.drop_reason(&instance, latest_only).is_none();
-        service.instances().any(|instance| instance.is_left_out()) && !service.served().any(matches)
+    /// They are then served all the same: a check never takes the last address of a name.
+    fn selects_only_failing(
+        &self,
+        service: &Service,
+        latest_only: bool,
+        is_family: fn(&IpAddr) -> bool,
+    ) -> bool {
+        let is_of_family = |instance: &Instance<'_>| {
+            instance.endpoint.host.address().is_some_and(|address| is_family(&address))
+        };
+        let matches = |instance: Instance<'_>| {
+            is_of_family(&instance) && self.drop_reason(&instance, latest_only).is_none()
+        };
+        service.instances().any(|instance| instance.is_left_out() && is_of_family(&instance))
+            && !service.served().any(matches)
     }
 
     /// Returns the shortest name of the service or version, as text in front of the zone.

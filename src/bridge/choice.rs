@@ -17,19 +17,24 @@ pub(super) struct WeightedInstance {
 /// Chooses the instance with the fewest open connections for its weight; ties by weight.
 ///
 /// Instances that are set aside are chosen only if all others were tried; instances in `tried`
-/// never. Of connections at the same time, one probes an instance whose pause has ended. `draw`
-/// returns a random number below its argument.
+/// never. Of connections at the same time, one probes an instance whose pause has ended; a
+/// connection that was refused, `is_refused`, leaves that to others. `draw` returns a random number
+/// below its argument.
 pub(super) fn choose<'i>(
     instances: &'i [WeightedInstance],
     tried: &[SocketAddr],
+    is_refused: bool,
     now: Millis,
     mut draw: impl FnMut(u64) -> u64,
 ) -> Option<&'i Arc<InstanceState>> {
     let is_new = |instance: &&WeightedInstance| !tried.contains(&instance.state.address);
     let untried = || instances.iter().filter(is_new);
     let usable = || untried().filter(|instance| !instance.state.is_set_aside(now));
+    let has_weight = |instance: &&WeightedInstance| instance.weight > 0;
+    let has_not_failed = |instance: &&WeightedInstance| !is_refused || !instance.state.has_failed();
     loop {
-        let chosen = least_loaded(usable().filter(|instance| instance.weight > 0), &mut draw)
+        let chosen = least_loaded(usable().filter(has_weight).filter(has_not_failed), &mut draw)
+            .or_else(|| least_loaded(usable().filter(has_weight), &mut draw))
             .or_else(|| least_loaded(usable(), &mut draw));
         match chosen {
             // Otherwise another connection was faster to probe it: it is set aside by now.
@@ -90,7 +95,8 @@ mod tests {
     fn number(instances: &[WeightedInstance], tried: &[u8]) -> Option<u8> {
         let mut random = fastrand::Rng::new();
         let tried: Vec<_> = tried.iter().map(|n| ([192, 0, 2, *n], 80).into()).collect();
-        let chosen = choose(instances, &tried, NOW, |below| random.u64(..below))?;
+        let draw = |below| random.u64(..below);
+        let chosen = choose(instances, &tried, !tried.is_empty(), NOW, draw)?;
         match chosen.address {
             SocketAddr::V4(address) => Some(address.ip().octets()[3]),
             SocketAddr::V6(_) => None,
@@ -126,6 +132,17 @@ mod tests {
         assert_eq!([(); 3].map(|()| number(&instances, &[])), [Some(0), Some(1), Some(1)]);
         instances[0].state.record_success();
         assert_eq!(number(&instances, &[]), Some(0));
+    }
+
+    #[test]
+    fn a_connection_that_was_refused_leaves_probes_to_others() {
+        let instances = instances(&[u32::MAX, u32::MAX, 1]);
+        for instance in &instances[..2] {
+            instance.state.record_failure(Millis(0));
+        }
+        assert_ne!(number(&instances, &[]), Some(2), "their pauses have ended");
+        assert_eq!(number(&instances, &[0]), Some(2));
+        assert_eq!(number(&instances, &[0, 2]), Some(1), "rather than none");
     }
 
     #[test]

@@ -30,7 +30,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(1900);
 /// Limit on the attempts of one connection that are not refused, each at another instance.
 const MAX_SILENT_ATTEMPTS: usize = 3;
 /// Limit on all attempts of one connection: a refusal takes next to no time, but some work.
-const MAX_ATTEMPTS: usize = 32;
+const MAX_ATTEMPTS: usize = 128;
 
 /// A connection to an instance.
 #[derive(Debug)]
@@ -156,7 +156,8 @@ impl Race<'_> {
     fn start_next(&mut self) {
         while self.may_start() && Instant::now() < self.end {
             let now = self.clock.now();
-            let chosen = choose(self.instances, &self.tried, now, |below| fastrand::u64(..below));
+            let draw = |below| fastrand::u64(..below);
+            let chosen = choose(self.instances, &self.tried, self.refused > 0, now, draw);
             let Some(state) = chosen.map(Arc::clone) else { return };
             let address = state.address;
             match self.options.outgoing(address) {

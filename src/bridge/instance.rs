@@ -62,6 +62,11 @@ impl InstanceState {
         self.open.load(Ordering::Relaxed)
     }
 
+    /// Returns whether the last attempt failed.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failures.load(Ordering::Relaxed) > 0
+    }
+
     /// Returns whether the instance is set aside: it is paused, or another connection probes it.
     pub(super) fn is_set_aside(&self, now: Millis) -> bool {
         self.is_paused(now) || self.probed_until.load(Ordering::Relaxed) > now.0

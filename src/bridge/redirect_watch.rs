@@ -26,6 +26,22 @@ const INTERVAL_AFTER_FAILURE: Duration = Duration::from_secs(10);
 /// Longest time of a probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Number of probes in a row without a clear result that count as a failure.
+///
+/// A rule that drops packets gives no result; nor does a machine that is very busy, for a while.
+const MAX_UNCLEAR: u32 = 3;
+
+/// Result of a connection to the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probed {
+    /// The bridge has ended it: connections are redirected.
+    Redirected,
+    /// It was refused: connections are not redirected.
+    Refused,
+    /// Neither.
+    Unclear,
+}
+
 /// The rules, and what is needed to look after them.
 #[derive(Debug)]
 pub(super) struct RedirectWatch {
@@ -35,6 +51,8 @@ pub(super) struct RedirectWatch {
     pub(super) shared: Arc<Shared>,
     /// Receives why connections are not redirected at the moment, if so.
     pub(super) problem: watch::Sender<Option<String>>,
+    /// Number of probes without a clear result since the last one that had one.
+    pub(super) unclear: u32,
 }
 
 impl RedirectWatch {
@@ -42,17 +60,34 @@ impl RedirectWatch {
     pub(super) async fn run(&mut self, stop: &CancellationToken) {
         let mut interval = INTERVAL;
         while stop.run_until_cancelled(tokio::time::sleep(interval)).await.is_some() {
-            interval = INTERVAL;
-            if self.is_lost().await {
-                let restored = self.restore().await;
-                if restored.is_err() {
-                    interval = INTERVAL_AFTER_FAILURE;
+            interval = self.check(stop).await;
+        }
+    }
+
+    /// Probes once, and restores the rules if they are lost; returns the time until the next probe.
+    pub(super) async fn check(&mut self, stop: &CancellationToken) -> Duration {
+        match self.probe().await {
+            // At the end, the listeners are closed.
+            _ if stop.is_cancelled() => {}
+            Probed::Redirected => self.note(None),
+            Probed::Refused => {
+                if let Err(error) = self.restore().await {
+                    self.note(Some(error));
+                    return INTERVAL_AFTER_FAILURE;
                 }
-                self.note(restored.err());
-            } else {
-                self.note(None);
+            }
+            Probed::Unclear => {
+                self.unclear = self.unclear.saturating_add(1);
+                if self.unclear >= MAX_UNCLEAR {
+                    self.note(Some(
+                        "connections to the bridge's addresses get no response: another program's \
+                         rules may drop them (`nft list ruleset`)"
+                            .to_owned(),
+                    ));
+                }
             }
         }
+        INTERVAL
     }
 
     /// Removes the rules. Without any rule for NAT, the kernel also stops translating open
@@ -66,7 +101,8 @@ impl RedirectWatch {
     /// Restores the rules and checks that they work.
     async fn restore(&mut self) -> Result<(), String> {
         self.redirect.restore().await.map_err(|error| error.to_string())?;
-        if self.is_lost().await {
+        let probed = self.probe().await;
+        if probed == Probed::Refused {
             return Err(
                 "connections are refused in spite of the bridge's table: another program's \
                         rules may reject them (`nft list ruleset`)"
@@ -79,11 +115,17 @@ impl RedirectWatch {
                  `nft flush ruleset`: svcdns has added it again"
             );
         }
+        if probed == Probed::Redirected {
+            self.note(None);
+        }
         Ok(())
     }
 
     /// Passes on whether connections are redirected, if that has changed.
-    fn note(&self, problem: Option<String>) {
+    fn note(&mut self, problem: Option<String>) {
+        if problem.is_none() {
+            self.unclear = 0;
+        }
         self.problem.send_if_modified(|known| {
             let is_changed = known.is_some() != problem.is_some();
             match &problem {
@@ -100,11 +142,11 @@ impl RedirectWatch {
         });
     }
 
-    /// Returns whether a connection to the pool is not redirected; `false` if that is unknown.
+    /// Connects to the pool.
     ///
-    /// Its port is the one that this process has bound: without redirection, no program of another
-    /// user can accept it.
-    async fn is_lost(&self) -> bool {
+    /// The port is the one that this process has bound: without redirection, no program of another
+    /// user can accept the connection.
+    async fn probe(&self) -> Probed {
         let pool = self.shared.settings.pool;
         let target = SocketAddr::from((pool.broadcast(), self.port.address().port()));
         let probe = async {
@@ -113,8 +155,12 @@ impl RedirectWatch {
             stream.read(&mut [0]).await
         };
         match tokio::time::timeout(PROBE_TIMEOUT, probe).await {
-            Ok(Err(error)) => error.kind() == ErrorKind::ConnectionRefused,
-            Ok(Ok(_)) | Err(_) => false,
+            Ok(Err(error)) => match error.kind() {
+                ErrorKind::ConnectionReset => Probed::Redirected,
+                ErrorKind::ConnectionRefused => Probed::Refused,
+                _ => Probed::Unclear,
+            },
+            Ok(Ok(_)) | Err(_) => Probed::Unclear,
         }
     }
 }

@@ -95,7 +95,17 @@ impl Bridge {
             // The listener of a killed server must not count as in use.
             remove_stale(nft, pool).await?;
         }
-        let left_out = left_out(pool);
+        let file = state_dir.map(PoolFile::new);
+        let earlier = read(file.as_ref());
+        let mut left_out = left_out(pool);
+        if nft.is_some() {
+            // The rules come before any listener. Otherwise, another user who listens there could
+            // take the address away from its name, and the clients that remember it.
+            for assignment in earlier.values() {
+                left_out.remove(&assignment.address);
+            }
+        }
+        warn_of(pool, &left_out);
         let shared = Arc::new(Shared::new(settings.within_descriptors()));
         let settings = &shared.settings;
         let (workers, ended) = Workers::start(&shared, &stop)?;
@@ -107,9 +117,8 @@ impl Bridge {
             let limit = DescriptorShare::BridgeListeners.current() / settings.ports.len().max(1);
             (Some(BoundListeners::new(settings.ports.clone(), limit, stop.clone())), None)
         };
-        let file = state_dir.map(PoolFile::new);
         let clock = PoolClock::start();
-        let addresses = AddressPool::new(pool, &left_out, read(file.as_ref()), clock.now());
+        let addresses = AddressPool::new(pool, &left_out, earlier, clock.now());
         let bridge = Self { shared: Arc::clone(&shared), requests: Arc::default() };
         let following = Following {
             assignments: Assignments::new(
@@ -232,7 +241,10 @@ async fn redirect(
     }
     let rules = Rules { pool, listener: port.address(), left_out };
     let redirect = Redirect::install(nft, rules).await?;
-    Ok(RedirectWatch { redirect, port, shared: Arc::clone(shared), problem })
+    let shared = Arc::clone(shared);
+    let mut watch = RedirectWatch { redirect, port, shared, problem, unclear: 0 };
+    watch.check(stop).await;
+    Ok(watch)
 }
 
 /// Returns the addresses of the pool that other programs use.
@@ -248,15 +260,19 @@ fn left_out(pool: Ipv4Net) -> BTreeSet<Ipv4Addr> {
         BTreeSet::new()
     });
     addresses.retain(|address| *address != pool.network() && *address != pool.broadcast());
-    if let Some(address) = addresses.first() {
+    addresses
+}
+
+/// Logs which addresses no service gets.
+fn warn_of(pool: Ipv4Net, left_out: &BTreeSet<Ipv4Addr>) {
+    if let Some(address) = left_out.first() {
         tracing::warn!(
             %address,
-            count = addresses.len(),
+            count = left_out.len(),
             %pool,
             "other programs listen on addresses of the bridge's pool: no service gets these"
         );
     }
-    addresses
 }
 
 /// Reads the addresses of an earlier run; sets an unusable file aside.

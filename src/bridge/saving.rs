@@ -111,8 +111,8 @@ impl Saving {
         self.next = Some(Instant::now() + took.saturating_mul(PAUSE_FACTOR).min(PATIENCE));
         match ended {
             Ok(Ok(())) => self.said_failed = false,
-            Ok(Err(error)) => self.warn(&error.to_string()),
-            Err(panicked) => self.warn(&panicked.to_string()),
+            Ok(Err(error)) => self.failed(&error.to_string()),
+            Err(panicked) => self.failed(&panicked.to_string()),
         }
         new
     }
@@ -130,6 +130,12 @@ impl Saving {
         };
         // The write goes on in its thread, as long as the process does.
         let _ = tokio::time::timeout(FINAL_PATIENCE, finished).await;
+    }
+
+    /// Takes note that a write has failed: the file is still out of date.
+    fn failed(&mut self, error: &str) {
+        self.outdated.get_or_insert_with(Instant::now);
+        self.warn(error);
     }
 
     /// Logs that writing fails, once until it works again.
@@ -200,5 +206,21 @@ mod tests {
         saving.begin(names(), Instant::now());
         assert_eq!(saving.finished().await, ["hello".into()]);
         assert!(saving.said_failed);
+    }
+
+    #[tokio::test]
+    async fn a_failed_write_is_repeated() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().join("state");
+        let file = PoolFile::new(&directory);
+        let mut saving = Saving::new(file.clone());
+        saving.note(["hello".into()], Instant::now());
+        saving.begin(names(), Instant::now());
+        saving.finished().await;
+        let due = saving.due().unwrap();
+        assert!(due > Instant::now(), "not at once");
+        std::fs::create_dir(&directory).unwrap();
+        saving.finish(names).await;
+        assert_eq!(file.read().unwrap().len(), 1);
     }
 }

@@ -113,7 +113,7 @@ pub enum InvalidPool {
     /// The pool is not part of 127.0.0.0/8, or too small.
     #[error(
         "{0} is no pool for the bridge: use a network within 127.0.0.0/8, at most /28, without \
-         127.0.0.0/24"
+         127.0.0.0/24 and 127.255.255.255"
     )]
     NotLoopback(Ipv4Net),
     /// The pool contains an address that is in use.
@@ -135,11 +135,14 @@ const USUAL_LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0),
 /// Checks a pool by itself.
 ///
 /// # Errors
-/// If it is not part of 127.0.0.0/8, contains 127.0.0.0/24, or is smaller than a /28.
+/// If it is not part of 127.0.0.0/8, contains 127.0.0.0/24 or 127.255.255.255, or is smaller than a
+/// /28.
 pub fn check_pool(pool: Ipv4Net) -> Result<(), InvalidPool> {
     let is_loopback = pool.addr().is_loopback() && pool.prefix_len() >= 8;
     let overlaps = pool.contains(&USUAL_LOOPBACK) || USUAL_LOOPBACK.contains(&pool);
-    if !is_loopback || overlaps || pool.prefix_len() > MAX_POOL_PREFIX {
+    // The kernel lets no one connect to it: it is the broadcast address of the loopback network.
+    let has_broadcast = pool.contains(&Ipv4Addr::new(127, 255, 255, 255));
+    if !is_loopback || overlaps || has_broadcast || pool.prefix_len() > MAX_POOL_PREFIX {
         return Err(InvalidPool::NotLoopback(pool));
     }
     Ok(())

@@ -193,6 +193,9 @@ impl Service {
 
     /// Excludes the served instances that fail, except where a name would be left without any.
     ///
+    /// Addresses of the two families count apart, because a client may use only one. Instances with
+    /// a host name, which is not checked and may have no address, do not count.
+    ///
     /// That name is the service's own if it has all versions, because none is `latest`; otherwise,
     /// and without `version_fallback`, it is the name of the version.
     pub(super) fn leave_out_failing(
@@ -203,10 +206,11 @@ impl Service {
         // A single instance is the last one.
         let ServiceKeys::Sorted(sorted) = &mut self.keys else { return };
         let SortedKeys { keys, instances } = &mut **sorted;
-        let fails = |instance: &InstanceRef| {
-            let key = &keys[instance.key as usize];
-            fails(key, &key.endpoints[usize::from(instance.endpoint)])
+        let endpoint_of = |instance: &InstanceRef| {
+            &keys[instance.key as usize].endpoints[usize::from(instance.endpoint)]
         };
+        let fails =
+            |instance: &InstanceRef| fails(&keys[instance.key as usize], endpoint_of(instance));
         let is_served = |instance: &InstanceRef| instance.excluded.is_none();
         let group_of = |instance: &InstanceRef| keys[instance.key as usize].group();
         let of_scope =
@@ -217,10 +221,16 @@ impl Service {
             let has_all = version_fallback && !has_latest;
             let of_name = |a: &InstanceRef, b: &InstanceRef| has_all || group_of(a) == group_of(b);
             for name in scope.chunk_by_mut(of_name) {
-                if name.iter().any(|instance| is_served(instance) && !fails(instance)) {
-                    let served = name.iter_mut().filter(|instance| is_served(instance));
-                    for instance in served.filter(|instance| fails(instance)) {
-                        instance.excluded = Some(ExclusionReason::CheckFailed);
+                for is_family in [IpAddr::is_ipv4, IpAddr::is_ipv6] {
+                    let is_served = |instance: &InstanceRef| {
+                        let address = endpoint_of(instance).host.address();
+                        is_served(instance) && address.is_some_and(|address| is_family(&address))
+                    };
+                    if name.iter().any(|instance| is_served(instance) && !fails(instance)) {
+                        let served = name.iter_mut().filter(|instance| is_served(instance));
+                        for instance in served.filter(|instance| fails(instance)) {
+                            instance.excluded = Some(ExclusionReason::CheckFailed);
+                        }
                     }
                 }
             }

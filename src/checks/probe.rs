@@ -88,7 +88,10 @@ impl Prober {
             Probe::Http => {
                 let result = self.request(address, scheme, deadline).await;
                 if !suggests_other_scheme(scheme, result) {
-                    return (scheme, result);
+                    // A server that has given up TLS may wait for more than the start of a
+                    // handshake.
+                    let silent = result == Err(CheckFailure::NoResponse);
+                    return (if silent { HttpScheme::Http } else { scheme }, result);
                 }
                 let other = self.request(address, scheme.other(), deadline).await;
                 let is_response = matches!(other, Ok(()) | Err(CheckFailure::Status(_)));

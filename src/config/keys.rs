@@ -140,7 +140,7 @@ keys! { GENERAL:
         "Give each bridged service a loopback address, and carry connections of this machine to \
          that address to an instance, whatever its port.";
     BRIDGE_POOL = "bridge" "pool" Text "CIDR"
-        "network within 127.0.0.0/8, at most /28, without 127.0.0.0/24"
+        "network within 127.0.0.0/8, at most /28, without 127.0.0.0/24 and 127.255.255.255"
         r#""127.83.0.0/16""#
         "Take the addresses of bridged services from this network.";
     BRIDGE_PORTS = "bridge" "ports" NumberList "PORT" "ports, 1 to 65535" "[80, 443]"

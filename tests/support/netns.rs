@@ -174,6 +174,11 @@ pub(crate) fn mount_file(path: &str, content: &str) {
     assert_eq!(fs::read_to_string(path).unwrap(), content);
 }
 
+/// Sets a parameter of the namespace's kernel, such as `net.ipv4.tcp_fin_timeout`.
+pub(crate) fn set_sysctl(name: &str, value: &str) {
+    fs::write(format!("/proc/sys/{}", name.replace('.', "/")), value).unwrap();
+}
+
 /// Runs a program; fails the test unless it succeeds.
 pub(crate) fn run(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output().unwrap();

@@ -56,6 +56,22 @@ fn failing_instances_are_left_out_of_the_names_that_have_others() {
 }
 
 #[test]
+fn neither_a_host_name_nor_the_other_family_replaces_the_last_address() {
+    let keys = [
+        ("/service/default/default/hello.svc/latest/10.0.0.1:80", r#"{"env":"gray"}"#),
+        ("/service/default/default/hello.svc/latest/10.0.0.2:80", "{}"),
+        ("/service/default/default/hello.svc/latest/[fd00::1]:80", r#"{"env":"gray"}"#),
+        ("/service/default/default/hello.svc/latest/web.example:80", r#"{"env":"gray"}"#),
+    ];
+    let test = failing(settings(), &keys, &["10.0.0.1:80", "[fd00::1]:80"]);
+    assert_eq!(test.a("hello.svc"), "10.0.0.2");
+    assert_eq!(test.short("hello.svc", rtype::AAAA), "fd00::1");
+    assert_eq!(test.a("gray._env.hello.svc"), "10.0.0.1");
+    let test = failing(settings(), &keys, &["10.0.0.1:80", "10.0.0.2:80"]);
+    assert_eq!(test.a("hello.svc"), "10.0.0.1 | 10.0.0.2");
+}
+
+#[test]
 fn instances_are_served_if_all_of_a_name_fail() {
     let endpoints = ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"];
     let test = failing(settings(), &VERSIONS, &endpoints);

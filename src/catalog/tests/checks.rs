@@ -246,8 +246,10 @@ fn host_names_and_excluded_instances_are_not_checked() {
         .map(|endpoint| CheckChange::Wanted(tcp(endpoint)));
     expected.sort_by_key(|change| format!("{change:?}"));
     assert_eq!(wanted, expected);
+    // Neither a host name nor an address of the other family replaces the last address.
     test.judge(tcp("127.0.0.1:82"), true);
-    assert_eq!(test.endpoints("hello"), ["[fd00::5]:83", "localhost:81", "web.example:80"]);
+    let all = ["127.0.0.1:82", "[fd00::5]:83", "localhost:81", "web.example:80"];
+    assert_eq!(test.endpoints("hello"), all);
 }
 
 #[test]
@@ -283,7 +285,7 @@ fn check_keys() -> Vec<String> {
     let mut keys = Vec::new();
     for name in ["hello.svc", "hello", "other"] {
         for version in ["latest", "v1"] {
-            let several = "10.0.0.2:80,10.0.0.3:80";
+            let several = "10.0.0.2:80,10.0.0.3:80,fd00::1:80";
             for endpoints in ["10.0.0.1:80", several, "10.0.0.3:80", "web.test:1"] {
                 keys.push(format!("/service/d/n/{name}/{version}/{endpoints}"));
             }
@@ -298,7 +300,8 @@ proptest! {
         steps in prop::collection::vec(check_step(), 1..80),
     ) {
         let (keys, mut test) = (check_keys(), checked(rules(&["*"], &[], false)));
-        let endpoints = ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80", "10.0.0.4:80"].map(tcp);
+        let endpoints =
+            ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80", "10.0.0.4:80", "[fd00::1]:80"].map(tcp);
         let (mut wanted, mut failing) = (BTreeSet::new(), BTreeSet::new());
         for step in steps {
             match step {
@@ -346,8 +349,13 @@ proptest! {
                 let share = considered.iter().all(|(version, ..)| &**version != "latest");
                 for (version, excluded, endpoint) in &considered {
                     targets.extend(target(endpoint));
-                    let mut others =
-                        considered.iter().filter(|(other, ..)| share || other == version);
+                    // An address of the same family replaces a failing one, a host name does not.
+                    let family = |endpoint: &Endpoint| {
+                        endpoint.host.address().map(|address| address.is_ipv4())
+                    };
+                    let mut others = considered.iter().filter(|(other, _, other_endpoint)| {
+                        (share || other == version) && family(other_endpoint) == family(endpoint)
+                    });
                     let others_pass = others.any(|(.., endpoint)| !fails(endpoint));
                     prop_assert_eq!(excluded.is_some(), fails(endpoint) && others_pass);
                     left_out += usize::from(excluded.is_some());

@@ -70,7 +70,7 @@ fn invalid_settings_of_the_bridge_are_rejected_even_if_it_is_off() {
             (
                 "pool = '10.0.0.0/16'",
                 "2:8: bridge.pool: 10.0.0.0/16 is no pool for the bridge: use a \
-          network within 127.0.0.0/8, at most /28, without 127.0.0.0/24",
+          network within 127.0.0.0/8, at most /28, without 127.0.0.0/24 and 127.255.255.255",
             ),
             (
                 "pool = 'x'",

@@ -17,6 +17,11 @@ use super::index::{self, IndexStep, Pace};
 use super::refusal::{self, RoomCheck, WaitingLimit};
 use crate::registry::backoff::Backoff;
 
+/// Average time between two reads of polled services, if something changes all the time.
+///
+/// In a large cluster, some check changes every second.
+const TIME_PER_POLL: Duration = Duration::from_millis(10);
+
 /// Time without a change after which a service may lose its waiting query to another.
 const QUIET: Duration = Duration::from_secs(60);
 
@@ -194,8 +199,12 @@ impl Schedule {
         retry.into_iter().chain(self.next_poll()).min()
     }
 
+    /// Returns when the polled services are due; many are due less often, for the agent's sake.
     fn next_poll(&self) -> Option<Instant> {
-        let interval = if self.poll_wanted { self.tuning.poll_interval } else { self.tuning.wait };
+        let polled = self.services.len().saturating_sub(self.limit.current());
+        let pause = TIME_PER_POLL * u32::try_from(polled).unwrap_or(u32::MAX);
+        let after_change = self.tuning.poll_interval.max(pause).min(self.tuning.wait);
+        let interval = if self.poll_wanted { after_change } else { self.tuning.wait };
         self.polled.map(|polled| polled + interval).filter(|_| !self.is_round)
     }
 
@@ -482,6 +491,16 @@ mod tests {
         schedule.advance(now);
         assert_eq!(read_all(&mut schedule, 5, now).len(), 2);
         assert_eq!(schedule.wake(), Some(now + tuning.wait));
+    }
+
+    #[test]
+    fn many_polled_services_are_due_less_often() {
+        let now = Instant::now();
+        let names: Vec<String> = (0..1002).map(|number| format!("s{number:04}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut schedule = after_round(&names, now);
+        schedule.note_change();
+        assert_eq!(schedule.wake(), Some(now + 1000 * TIME_PER_POLL));
     }
 
     #[test]

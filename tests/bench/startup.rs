@@ -107,6 +107,12 @@ impl Server {
         drop(self.stop_and_keep());
     }
 
+    /// Kills the server; returns its state directory.
+    fn kill(self) -> TempDir {
+        drop(self.process);
+        self.state
+    }
+
     /// Stops the server; returns its state directory.
     fn stop_and_keep(mut self) -> TempDir {
         let status = self.process.terminate();
@@ -182,7 +188,7 @@ pub(crate) struct SnapshotFigures {
     pub(crate) memory: Memory,
 }
 
-/// Waits for a server's snapshot, kills its registry, and starts svcdns several times.
+/// Waits for a server's snapshot, kills it and its registry, and starts svcdns several times.
 pub(crate) fn measure_snapshot(
     mut server: Server,
     mut etcd: Etcd,
@@ -195,7 +201,7 @@ pub(crate) fn measure_snapshot(
     etcd.kill();
     let mut first_answer = Vec::new();
     for _ in 0..starts {
-        let state = server.stop_and_keep();
+        let state = server.kill();
         let begun = Instant::now();
         server = Server::start_in(state, &etcd);
         let seen =

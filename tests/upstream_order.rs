@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use support::files::Files;
 use support::svcdns::Svcdns;
 use support::upstream::{Behaviour, Edns, Record, Tcp, Upstream};
-use support::{dns, eventually, netns, seconds};
+use support::{dns, eventually, free_address, netns, seconds};
 
 /// Address that the first upstream has for internal names.
 const INTERNAL: &str = "192.0.2.10";
@@ -201,8 +201,9 @@ fn dead_upstreams_delay_no_client_by_more_than_1_s() {
 #[test]
 fn unreachable_upstreams_are_used_again_within_1_s_of_their_return() {
     let files = Files::new(&[]);
-    let upstream = Upstream::start();
-    let address = upstream.address;
+    // Reserved: while the upstream is stopped, no other socket gets the port.
+    let address = free_address();
+    let upstream = Upstream::start_at(address);
     let server = serve(&files, &["--upstream", &upstream.flag()]);
     drop(upstream);
     eventually("the closed port", seconds(10), || {

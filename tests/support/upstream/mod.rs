@@ -10,7 +10,7 @@ mod message;
 mod serve;
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ pub(crate) use behaviour::{Behaviour, Closing, Damage, Edns, Forged, Reply, Tcp}
 #[allow(unused_imports, reason = "each test program takes what it needs")]
 pub(crate) use message::{Message, Query, Record, rtype};
 
-use super::{eventually, free_address};
+use super::eventually;
 
 /// A running upstream, which stops when dropped.
 pub(crate) struct Upstream {
@@ -67,11 +67,9 @@ struct Behaviours {
 }
 
 impl Upstream {
-    /// Starts on a reserved port of 127.0.0.1, with an empty table.
-    ///
-    /// No other socket gets the port while the upstream is stopped: queries are refused.
+    /// Starts on a free port of 127.0.0.1, with an empty table.
     pub(crate) fn start() -> Self {
-        Self::start_at(free_address())
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into())
     }
 
     /// Starts on this address; port 0 means a free port.

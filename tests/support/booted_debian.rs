@@ -4,6 +4,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Mutex, PoisonError};
 
 use super::machine::tree;
 use super::process::Process;
@@ -42,6 +43,9 @@ impl BootedDebian {
     ///
     /// The release is that of `DEBIAN_RELEASE`, else this machine's.
     pub(crate) fn packages() -> PathBuf {
+        // One test makes them for all.
+        static MAKING: Mutex<()> = Mutex::new(());
+        let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
         let release = env::var("DEBIAN_RELEASE").unwrap_or_default();
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("debian-{release}"));
         let complete = folder.join("complete");

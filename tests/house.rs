@@ -20,6 +20,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
             "config",
             "daemon",
             "directory",
+            "inherited",
             "name",
             "path_watch",
             "percent",
@@ -42,6 +43,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
             "config",
             "descriptors",
             "directory",
+            "inherited",
             "name",
             "path_watch",
             "registry",
@@ -89,7 +91,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("system", &["directory", "regular_file", "resolv_conf", "socket_table", "wire"]),
-    ("server", &["descriptors", "metrics", "regular_file", "wire"]),
+    ("server", &["descriptors", "inherited", "metrics", "regular_file", "wire"]),
     (
         "upstream",
         &[
@@ -115,6 +117,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     ("metrics", &[]),
     ("descriptors", &[]),
     ("directory", &[]),
+    ("inherited", &[]),
     ("regular_file", &[]),
     ("path_watch", &[]),
     ("percent", &[]),

@@ -1,7 +1,7 @@
 //! The metrics page.
 
 use super::views::ServerStatus;
-use super::{AdminContext, RegistryView, bridge, checks, forwarding};
+use super::{AdminContext, RegistryView, SocketReport, bridge, checks, forwarding};
 use crate::catalog::{HoldCause, HoldView, Stats};
 use crate::metrics::{Counter, MetricLabels, Page};
 use crate::server::StreamCounters;
@@ -37,6 +37,7 @@ pub(super) fn metrics(context: &AdminContext) -> Page {
         "1 once NXDOMAIN can be trusted (the registries were read), else 0",
         usize::from(status.synced),
     );
+    add_health_metrics(&mut page, context, &status);
     page.gauge(
         "svcdns_stale",
         "1 while a registry that was read is unreachable, else 0",
@@ -67,6 +68,36 @@ pub(super) fn metrics(context: &AdminContext) -> Page {
         [(vec![("version", status.version)], 1.0)],
     );
     page
+}
+
+/// Adds the health, the listeners, and the outcomes of reloads.
+#[expect(clippy::cast_precision_loss, reason = "counts and seconds below 2^53")]
+fn add_health_metrics(page: &mut Page, context: &AdminContext, status: &ServerStatus) {
+    let health = status.health.clone().unwrap_or_default();
+    page.gauge(
+        "svcdns_ready",
+        "1 once every registry was read or is held from a snapshot, and all listeners are open, \
+         else 0",
+        usize::from(health.is_ready()),
+    );
+    page.gauge(
+        "svcdns_hanging_workers",
+        "UDP workers that have not moved for 10 s",
+        health.hanging.len(),
+    );
+    let SocketReport { open, missing, .. } = context.sockets.report().unwrap_or_default();
+    page.gauges(
+        "svcdns_listeners",
+        "Listening addresses, by state: open, or missing and tried again",
+        [("open", open), ("missing", missing.len())]
+            .map(|(state, count)| (vec![("state", state.to_owned())], count as f64)),
+    );
+    page.gauges(
+        "svcdns_start_time_seconds",
+        "Unix time of the start",
+        [(MetricLabels::new(), status.started as f64)],
+    );
+    context.reloads.add_metrics(page);
 }
 
 fn add_server_metrics(page: &mut Page, context: &AdminContext) {

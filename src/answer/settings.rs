@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 use super::aliases::Aliases;
 use super::respond::owner_in;
 use crate::name::{Name, Zones};
-use crate::service::RegistryName;
+use crate::service::{RegistryName, RegistrySet};
 
 /// Settings of the authoritative side.
 #[derive(Clone, Debug)]
@@ -35,6 +35,8 @@ pub struct Settings {
     pub bridge: bool,
     /// The names of the registries, in the order of the configuration, for EDE texts.
     pub registry_names: Vec<RegistryName>,
+    /// The registries of static services.
+    pub static_registries: RegistrySet,
 }
 
 impl Settings {
@@ -54,6 +56,7 @@ impl Settings {
             aliases: Aliases::default(),
             bridge: false,
             registry_names: Vec::new(),
+            static_registries: RegistrySet::EMPTY,
         }
     }
 

@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 
 use super::aliases::Aliases;
 use crate::name::{Name, Zones};
-use crate::service::RegistryName;
+use crate::service::{RegistryName, RegistrySet};
 
 /// Settings of the authoritative side.
 #[derive(Clone, Debug)]
@@ -34,6 +34,8 @@ pub struct Settings {
     pub bridge: bool,
     /// The names of the registries, in the order of the configuration, for EDE texts.
     pub registry_names: Vec<RegistryName>,
+    /// The registries of static services.
+    pub static_registries: RegistrySet,
 }
 
 impl Settings {
@@ -53,6 +55,7 @@ impl Settings {
             aliases: Aliases::default(),
             bridge: false,
             registry_names: Vec::new(),
+            static_registries: RegistrySet::EMPTY,
         }
     }
 

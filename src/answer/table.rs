@@ -17,6 +17,7 @@ use super::holds::PublishedHolds;
 use super::settings::Settings;
 use super::shard::Shard;
 use super::sharded::Sharded;
+use super::tally::ZoneSlots;
 use crate::catalog::{
     BridgedAddresses, Hold, HostAddresses, RegistryKey, RegistryStatus, Service, ServiceChange,
 };
@@ -32,6 +33,8 @@ type AncestorShard = Arc<[(Box<str>, u32)]>;
 pub struct Snapshot {
     /// The settings that the table was compiled with, and that responses from it follow.
     settings: Arc<Settings>,
+    /// The slots of its zones in the counts of questions.
+    pub(super) zone_slots: Arc<ZoneSlots>,
     hasher: RandomState,
     generation: u64,
     /// Whether nodes are missing, so that every query needs the full path.
@@ -71,6 +74,7 @@ impl Snapshot {
     pub(super) fn new(settings: Arc<Settings>, registry_status: RegistryStatus) -> Self {
         Self {
             settings,
+            zone_slots: Arc::default(),
             hasher: RandomState::default(),
             generation: 0,
             is_uncompiled: false,

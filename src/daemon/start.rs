@@ -17,7 +17,7 @@ use super::publisher::start_publisher;
 use super::resolv_conf::follow_line;
 use super::snapshots::Snapshots;
 use super::{Log, Responder, Server, StartError};
-use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo};
+use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo, SocketReport};
 use crate::bridge::Bridge;
 use crate::checks::CheckMonitor;
 use crate::config::Config;
@@ -126,6 +126,10 @@ impl Server {
         let snapshots = loaded.await.ok().flatten();
         let snapshots = snapshots
             .map(|snapshots| tokio::spawn(snapshots.keep(Arc::clone(&answerer), stop.clone())));
+        let open = addresses.len() + tls.len() + quic.len();
+        let report = move || SocketReport { open, ..SocketReport::default() };
+        parts.admin.sockets.watch(report);
+        tracker.spawn(Arc::clone(&parts.admin).watch_health(stop.clone()));
         let lane = parts.forwarder.as_ref().map(|forwarder| forwarder.lane());
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),

@@ -223,7 +223,7 @@ impl Publisher {
         self.retired.retain(|generation| Arc::strong_count(generation) > 1);
     }
 
-    /// Compiles the nodes affected by changed services and by names above them; returns these.
+    /// Compiles the nodes that changed services and names above them affect; returns their owners.
     fn compile<'c>(
         &self,
         next: &mut Snapshot,
@@ -455,7 +455,7 @@ impl<'c> AffectedOwners<'c> {
     }
 }
 
-/// Returns the addresses of a service's served instances, sorted and unique.
+/// Returns the addresses of a service's selectable instances, sorted and unique.
 ///
 /// An alias has none: the PTR records of an address have registered names only.
 fn selectable_addresses(service: Option<&Service>) -> Vec<IpAddr> {
@@ -489,7 +489,7 @@ fn difference(before: &[IpAddr], after: &[IpAddr]) -> Vec<(IpAddr, bool)> {
 /// longer names `a.b.n` and `a.b.n.d` are below `b.n`, `n`, `b.n.d`, `n.d` and `d`.
 fn ancestor_changes(changed: &[ServiceChange]) -> Vec<(Box<str>, i32)> {
     let mut counts: BTreeMap<String, i32> = BTreeMap::new();
-    // Most names have the few scopes in common.
+    // Names share few scopes: the names above a scope are counted once for it, not per service.
     let mut of_scopes: BTreeMap<(&str, &str), i32> = BTreeMap::new();
     let mut full = String::new();
     for change in changed {

@@ -10,12 +10,15 @@ mod hold_log;
 mod listen_error;
 mod log;
 mod notify;
+mod parts;
+mod publisher;
 mod resolv_conf;
 mod responder;
 mod server;
 mod signals;
 mod snapshot_file;
 mod snapshots;
+mod start;
 
 pub use error::{ServerError, StartError};
 pub use follow::{PipelineHandles, RegistryPipeline, UpdateChannel};

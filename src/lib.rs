@@ -15,6 +15,7 @@ pub mod daemon;
 pub mod descriptors;
 pub mod directory;
 pub mod handover;
+pub mod inherited;
 pub mod metrics;
 pub mod name;
 pub mod path_watch;

@@ -20,6 +20,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
             "config",
             "daemon",
             "directory",
+            "inherited",
             "name",
             "path_watch",
             "percent",
@@ -43,6 +44,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
             "descriptors",
             "directory",
             "handover",
+            "inherited",
             "name",
             "path_watch",
             "registry",
@@ -90,7 +92,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("system", &["directory", "regular_file", "resolv_conf", "socket_table", "wire"]),
-    ("server", &["descriptors", "metrics", "regular_file", "wire"]),
+    ("server", &["descriptors", "inherited", "metrics", "regular_file", "wire"]),
     (
         "upstream",
         &[
@@ -117,6 +119,7 @@ const ALLOWED_IMPORTS: &[(&str, &[&str])] = &[
     ("descriptors", &[]),
     ("directory", &[]),
     ("handover", &[]),
+    ("inherited", &[]),
     ("regular_file", &[]),
     ("path_watch", &[]),
     ("percent", &[]),

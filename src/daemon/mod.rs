@@ -25,6 +25,7 @@ pub use follow::{PipelineHandles, RegistryPipeline, UpdateChannel};
 pub use listen_error::ListenError;
 pub use log::Log;
 pub use notify::{Notifier, ReloadNotice};
+pub use parts::Launch;
 pub use responder::Responder;
 pub use server::Server;
 pub use signals::ShutdownSignals;

@@ -13,6 +13,7 @@ use super::AdminContext;
 use super::bridge::{BridgeView, BridgedNameView};
 use super::checks::{CheckFailureView, ChecksView};
 use super::forwarding::ForwardingView;
+use super::health::HealthReport;
 use super::resolv_conf::ResolvConfView;
 use crate::answer::{AliasTarget, Answerer, Snapshot};
 use crate::catalog::{
@@ -84,6 +85,9 @@ pub struct ServerStatus {
     /// The checks of endpoints; `None` if they are off, or from an older server.
     #[serde(default)]
     pub checks: Option<ChecksView>,
+    /// Whether it serves and is ready; `None` from an older server.
+    #[serde(default)]
+    pub health: Option<HealthReport>,
 }
 
 /// The state of a registry.
@@ -322,7 +326,8 @@ impl ServerStatus {
     /// Captures the current state of the server.
     pub(super) fn new(context: &AdminContext) -> Self {
         let AdminContext { info, answerer, registries, .. } = context;
-        let (snapshot, settings) = (answerer.snapshot(), answerer.settings());
+        let snapshot = answerer.snapshot();
+        let settings = snapshot.settings();
         let registry_status = snapshot.registry_status();
         let (stats, clock) = (answerer.stats(), WallClock::now());
         let holds_of = |index| {
@@ -381,6 +386,7 @@ impl ServerStatus {
             instances: stats.registries.iter().map(|stats| stats.instances).sum(),
             rejected: answerer.rejections().counts.values().sum(),
             generation: snapshot.generation(),
+            health: Some(context.health()),
             checks: context.checks.as_deref().map(|checks| ChecksView::new(checks, stats.left_out)),
         }
     }
@@ -395,7 +401,7 @@ impl ServiceView {
         registries: &[Arc<RegistryState>],
         checks: Option<&CheckMonitor>,
     ) -> Self {
-        let settings = answerer.settings();
+        let settings = snapshot.settings();
         let zone = settings.zones.first().text();
         let keys = service.keys().iter().map(|key| KeyView {
             key: service.text(key),
@@ -430,7 +436,8 @@ impl ServiceView {
 impl AliasView {
     /// Returns all aliases.
     fn all(answerer: &Answerer) -> Vec<Self> {
-        let (snapshot, settings) = (answerer.snapshot(), answerer.settings());
+        let snapshot = answerer.snapshot();
+        let settings = snapshot.settings();
         let zone = settings.zones.first().text();
         let is_registered = |base: &str| {
             snapshot.service(base).is_some_and(|service| service.alias_target().is_none())
@@ -506,7 +513,8 @@ impl InstanceView {
 impl ConflictView {
     /// Returns all current conflicts.
     pub fn all(answerer: &Answerer, registries: &[Arc<RegistryState>]) -> Vec<Self> {
-        let (snapshot, settings) = (answerer.snapshot(), answerer.settings());
+        let snapshot = answerer.snapshot();
+        let settings = snapshot.settings();
         let outside = |base: &str| {
             let target = settings.aliases.target(base)?;
             let service = Service::empty(&target.to_string());

@@ -1,5 +1,6 @@
 //! Entry point for queries.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -7,9 +8,10 @@ use arc_swap::ArcSwap;
 use super::counters::Counters;
 use super::lookahead::{Lookahead, OwnerKey};
 use super::message::{Recipient, ResponseContent, ResponseWriter};
-use super::respond::{AnswerOutcome, QueryContext, owner_in};
+use super::respond::{AnswerOutcome, QueryContext};
 use super::settings::Settings;
 use super::table::Snapshot;
+use super::tally::{QueryTallies, ResponseSource};
 use crate::catalog::{RegistryStatus, Rejections, Stats};
 use crate::name::Name;
 use crate::wire::{ExtendedError, Parsed, Query, Transport, rcode};
@@ -17,11 +19,11 @@ use crate::wire::{ExtendedError, Parsed, Query, Transport, rcode};
 /// Answers queries from the latest generation; shared by all workers.
 #[derive(Debug)]
 pub struct Answerer {
-    pub(super) settings: Settings,
     pub(super) snapshot: ArcSwap<Snapshot>,
     pub(super) rejections: ArcSwap<Rejections>,
     pub(super) stats: ArcSwap<Stats>,
     pub(super) counters: Counters,
+    pub(super) tallies: QueryTallies,
     /// SOA serial of generation 0: the Unix time at startup.
     ///
     /// A restart therefore does not decrease the serial.
@@ -45,7 +47,7 @@ impl Answerer {
     ///
     /// Prefetches the memory that the first 32 of them need.
     pub fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) -> Lookahead {
-        Lookahead::new(&self.settings.zones, self.snapshot.load(), requests)
+        Lookahead::new(self.snapshot.load(), requests)
     }
 
     /// Writes the response to a message into `out`, without TCP's length prefix.
@@ -65,7 +67,7 @@ impl Answerer {
         draw: u64,
         out: &mut Vec<u8>,
     ) -> AnswerOutcome {
-        let writer = self.writer(recipient, draw);
+        let writer = self.writer(&ahead.snapshot, recipient, draw);
         self.answer(parsed, (&ahead.snapshot, ahead.key(number)), writer, out)
     }
 
@@ -79,29 +81,37 @@ impl Answerer {
         draw: u64,
         out: &mut Vec<u8>,
     ) -> AnswerOutcome {
+        let (snapshot, uncounted) = (self.snapshot.load(), Counters::default());
         let writer =
-            ResponseWriter { counters: &Counters::default(), ..self.writer(recipient, draw) };
-        self.answer(parsed, (&self.snapshot.load(), None), writer, out)
+            ResponseWriter { counters: &uncounted, ..self.writer(&snapshot, recipient, draw) };
+        self.answer(parsed, (&snapshot, None), writer, out)
     }
 
     /// Writes the response to a query outside the zones, without forwarding it.
     ///
     /// Meant for queries for which [`Self::respond`] returns `Forward`, but which must not be sent
-    /// to any upstream.
+    /// to any upstream. Returns where the response comes from.
     pub fn respond_outside(
         &self,
         query: &Query<'_>,
         recipient: impl Into<Recipient>,
         out: &mut Vec<u8>,
-    ) {
+    ) -> ResponseSource {
         out.clear();
-        let (writer, snapshot) = (self.writer(recipient, 0), self.snapshot.load());
-        let context =
-            QueryContext { writer, first_serial: self.first_serial, snapshot: &snapshot, query };
+        let (snapshot, source) = (self.snapshot.load(), Cell::new(ResponseSource::Local));
+        let writer = self.writer(&snapshot, recipient, 0);
+        let context = QueryContext {
+            writer,
+            first_serial: self.first_serial,
+            snapshot: &snapshot,
+            query,
+            source: &source,
+        };
         match Name::from_wire(query.name()) {
             Ok((name, _)) => context.answer_outside(&name, NO_RECURSION, out),
             Err(_) => context.write(&ResponseContent::code(rcode::FORMERR, None), out),
         }
+        source.get()
     }
 
     /// Writes the first response of a chain that begins with an alias (CNAME).
@@ -111,21 +121,21 @@ impl Answerer {
     /// and is not counted, because the forwarder counts the query.
     pub fn write_alias(&self, query: &Query<'_>, out: &mut Vec<u8>) -> bool {
         let Ok((name, _)) = Name::from_wire(query.name()) else { return false };
-        let Some(target) = self.outside_target(&name) else { return false };
-        let uncounted = Counters::default();
-        let writer = ResponseWriter { counters: &uncounted, ..self.writer(Transport::Tcp, 0) };
         let snapshot = self.snapshot.load();
-        let context =
-            QueryContext { writer, first_serial: self.first_serial, snapshot: &snapshot, query };
+        let Some(target) = snapshot.settings().outside_target(&name) else { return false };
+        let (uncounted, source) = (Counters::default(), Cell::new(ResponseSource::Local));
+        let writer =
+            ResponseWriter { counters: &uncounted, ..self.writer(&snapshot, Transport::Tcp, 0) };
+        let context = QueryContext {
+            writer,
+            first_serial: self.first_serial,
+            snapshot: &snapshot,
+            query,
+            source: &source,
+        };
         out.clear();
         context.write_alias(target.as_wire(), out);
         true
-    }
-
-    /// Returns the target of this name if it is an alias of a name outside the zones.
-    pub fn outside_target(&self, name: &Name) -> Option<&Name> {
-        let (_, zone) = self.settings.zones.find(name)?;
-        self.settings.aliases.outside(owner_in(zone, name))
     }
 
     /// Responds on the fast path if possible, else on the full path.
@@ -141,11 +151,12 @@ impl Answerer {
             Parsed::Silent => AnswerOutcome::Silent,
             Parsed::Bad { query, rcode } => {
                 writer.write(&ResponseContent::code(*rcode, None), query, out);
-                AnswerOutcome::Answered
+                AnswerOutcome::Answered(ResponseSource::Local)
             }
             Parsed::Query(query) => {
+                let (first_serial, source) = (self.first_serial, Cell::new(ResponseSource::Local));
                 let context =
-                    QueryContext { writer, first_serial: self.first_serial, snapshot, query };
+                    QueryContext { writer, first_serial, snapshot, query, source: &source };
                 key.and_then(|key| context.respond_fast(key, out))
                     .unwrap_or_else(|| context.respond(out))
             }
@@ -174,7 +185,7 @@ impl Answerer {
         let (Parsed::Bad { query, .. } | Parsed::Query(query)) = Query::parse(request) else {
             return false;
         };
-        self.writer(Transport::Udp, 0).write(
+        self.writer(&self.snapshot.load(), Transport::Udp, 0).write(
             &ResponseContent::code(code, Some(error)),
             &query,
             out,
@@ -202,20 +213,35 @@ impl Answerer {
         self.stats.load_full()
     }
 
-    /// Returns the settings of the authoritative side.
-    pub fn settings(&self) -> &Settings {
-        &self.settings
+    /// Returns whether the latest generation has any alias.
+    pub fn has_aliases(&self) -> bool {
+        !self.snapshot.load().settings().aliases.is_empty()
     }
 
-    /// Returns the counters of responses.
+    /// Returns the settings of the latest generation.
+    pub fn settings(&self) -> Arc<Settings> {
+        Arc::clone(self.snapshot.load().settings())
+    }
+
+    /// Returns the counters of incomplete responses.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
 
-    /// Returns a writer that counts the responses it writes.
-    pub(super) fn writer(&self, recipient: impl Into<Recipient>, draw: u64) -> ResponseWriter<'_> {
+    /// Returns the counts of questions and responses, which the callers of this type fill.
+    pub fn tallies(&self) -> &QueryTallies {
+        &self.tallies
+    }
+
+    /// Returns a writer of responses from this generation, which counts them.
+    pub(super) fn writer<'s>(
+        &'s self,
+        snapshot: &'s Snapshot,
+        recipient: impl Into<Recipient>,
+        draw: u64,
+    ) -> ResponseWriter<'s> {
         let Recipient { transport, is_local: bridged } = recipient.into();
-        let Self { settings, counters, .. } = self;
+        let (settings, counters) = (snapshot.settings(), &self.counters);
         ResponseWriter { settings, transport, bridged, draw, counters }
     }
 }

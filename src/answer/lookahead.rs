@@ -10,6 +10,7 @@ use std::sync::Arc;
 use arc_swap::Guard;
 
 use super::table::{Snapshot, to_lower_case};
+use super::tally::ZoneSlot;
 use crate::name::Zones;
 use crate::wire::question_name;
 
@@ -39,10 +40,10 @@ pub(super) struct OwnerKey {
 impl Lookahead {
     /// Looks up the first 32 messages of a batch in this generation.
     pub(super) fn new<'r>(
-        zones: &Zones,
         snapshot: Guard<Arc<Snapshot>>,
         requests: impl Iterator<Item = &'r [u8]>,
     ) -> Self {
+        let zones = &snapshot.settings().zones;
         let mut keys = [None; MAX_KEYS];
         let mut count = 0;
         for (key, request) in keys.iter_mut().zip(requests) {
@@ -59,6 +60,11 @@ impl Lookahead {
     /// Returns the key of a message, or `None` if the full path must answer it.
     pub(super) fn key(&self, number: usize) -> Option<OwnerKey> {
         self.keys.get(number).copied().flatten()
+    }
+
+    /// Returns the slot of the zone of a message's name, if it is in a served zone.
+    pub(super) fn zone_slot(&self, number: usize) -> Option<ZoneSlot> {
+        Some(self.snapshot.zone_slots.get(self.key(number)?.zone_index))
     }
 }
 

@@ -14,8 +14,10 @@ use foldhash::quality::RandomState;
 
 use super::address_index::{AddressIndex, AddressIndexChanges};
 use super::holds::PublishedHolds;
+use super::settings::Settings;
 use super::shard::Shard;
 use super::sharded::Sharded;
+use super::tally::ZoneSlots;
 use crate::catalog::{
     BridgedAddresses, Hold, HostAddresses, RegistryKey, RegistryStatus, Service, ServiceChange,
 };
@@ -27,8 +29,12 @@ type ServiceShard = Arc<[(u64, Arc<Service>)]>;
 type AncestorShard = Arc<[(Box<str>, u32)]>;
 
 /// One generation of the lookup table.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Snapshot {
+    /// The settings that the table was compiled with, and that responses from it follow.
+    settings: Arc<Settings>,
+    /// The slots of its zones in the counts of questions.
+    pub(super) zone_slots: Arc<ZoneSlots>,
     hasher: RandomState,
     generation: u64,
     /// Whether nodes are missing, so that every query needs the full path.
@@ -65,8 +71,32 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Returns an empty table.
-    pub(super) fn new(registry_status: RegistryStatus) -> Self {
-        Self { registry_status, ..Self::default() }
+    pub(super) fn new(settings: Arc<Settings>, registry_status: RegistryStatus) -> Self {
+        Self {
+            settings,
+            zone_slots: Arc::default(),
+            hasher: RandomState::default(),
+            generation: 0,
+            is_uncompiled: false,
+            registry_status,
+            holds: PublishedHolds::default(),
+            len: 0,
+            aliases: 0,
+            longest_base: 0,
+            has_instance_like_base: false,
+            nodes: Sharded::default(),
+            services: Sharded::default(),
+            ancestors: Sharded::default(),
+            addresses: AddressIndex::default(),
+            hosts: HostAddresses::default(),
+            bridged: BridgedAddresses::default(),
+            replaced: Arc::default(),
+        }
+    }
+
+    /// Returns the settings of this generation.
+    pub fn settings(&self) -> &Arc<Settings> {
+        &self.settings
     }
 
     /// Returns a copy with another registry status and other holds.
@@ -123,6 +153,45 @@ impl Snapshot {
     /// Returns the addresses that the port bridge gave to names.
     pub fn bridged(&self) -> &BridgedAddresses {
         &self.bridged
+    }
+
+    /// Adds the changes of aliases to the changes of registered services.
+    ///
+    /// Services that an alias replaces move to [`Self::replaced`]. Returns `None` if no change
+    /// concerns an alias.
+    pub(super) fn expand_aliases(
+        &mut self,
+        changed: &[ServiceChange],
+    ) -> Option<Vec<ServiceChange>> {
+        let settings = Arc::clone(&self.settings);
+        let aliases = &settings.aliases;
+        let concerns = |base: &str| {
+            aliases.target(base).is_some() || aliases.of_service(base).next().is_some()
+        };
+        if aliases.is_empty() || !changed.iter().any(|change| concerns(change.base())) {
+            return None;
+        }
+        let mut all = Vec::with_capacity(changed.len());
+        for change in changed {
+            let base = change.base();
+            if aliases.target(base).is_some() {
+                let replaced = Arc::make_mut(&mut self.replaced);
+                match &change.after {
+                    Some(service) => replaced.insert(base.into(), Arc::clone(service)),
+                    None => replaced.remove(base),
+                };
+                continue;
+            }
+            all.push(change.clone());
+            for alias in aliases.of_service(base) {
+                let target = change.after.clone().unwrap_or_else(|| Arc::new(Service::empty(base)));
+                all.push(ServiceChange {
+                    before: self.service(alias).cloned(),
+                    after: Some(Arc::new(Service::alias(alias, target))),
+                });
+            }
+        }
+        Some(all)
     }
 
     /// Returns the registered services that aliases replace, with their bases.

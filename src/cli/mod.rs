@@ -39,7 +39,7 @@ use std::time::Duration;
 use clap::FromArgMatches;
 use clap::error::ErrorKind;
 
-use crate::config::{Config, ConfigError, Flags};
+use crate::config::{Config, ConfigError, ConfigSource, Flags};
 use arguments::{Arguments, CliCommand, KeepArgs};
 use client::NotRunning;
 
@@ -147,23 +147,20 @@ impl ServerLocation {
         given.find(|path| !path.is_empty()).map(PathBuf::from)
     }
 
-    /// Loads the configuration with these flags and the flags of the directories.
-    fn configure(&self, file: Option<&Path>, flags: Flags) -> Result<Config, ConfigError> {
+    /// Returns the sources with these flags and the flags of the directories.
+    fn source(&self, file: Option<&Path>, flags: Flags) -> ConfigSource {
         let given = [("runtime-dir", &self.runtime_dir), ("state-dir", &self.state_dir)];
         let flags = given.into_iter().fold(flags, |flags, (key, path)| match path {
             Some(path) => flags.with(key, path.to_string_lossy()),
             None => flags,
         });
-        configure(file, &flags)
+        ConfigSource { file: file.map(Path::to_owned), flags }
     }
-}
 
-/// Loads the configuration from file, environment and flags.
-fn configure(file: Option<&Path>, flags: &Flags) -> Result<Config, ConfigError> {
-    let environment = std::env::vars_os().map(|(name, value)| {
-        (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
-    });
-    Config::load(file, environment, flags)
+    /// Loads the configuration with these flags and the flags of the directories.
+    fn configure(&self, file: Option<&Path>, flags: Flags) -> Result<Config, ConfigError> {
+        self.source(file, flags).load()
+    }
 }
 
 /// Replaces an unspecified address by loopback, which this machine can query.

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::arguments::RegisterArgs;
 use super::output::complain;
-use crate::config::Config;
+use crate::config::{Config, ConfigSource};
 use crate::name;
 use crate::registry::{NamedSource, RegisterEvent, Registrant, gsvc};
 use crate::service::{Metadata, Registration};
@@ -26,7 +26,8 @@ use crate::service::{Metadata, Registration};
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(super) async fn run(command: RegisterArgs) -> anyhow::Result<ExitCode> {
-    let config = super::configure(command.file.config.as_deref(), &command.flags.0)?;
+    let source = ConfigSource { file: command.file.config.clone(), flags: command.flags.0.clone() };
+    let config = source.load()?;
     let Registration { id, endpoints, metadata, .. } = parse_registration(&command, &config)?;
     let registrant = Registrant {
         head: command.head,

@@ -21,6 +21,7 @@ mod read;
 mod registry;
 mod secret;
 mod settings;
+mod source;
 mod static_services;
 mod table;
 mod toml_file;
@@ -39,6 +40,7 @@ pub use gather::CONFIG_VARIABLE;
 pub use key::{Key, SecretKey, ValueForm};
 pub use registry::registry_note;
 pub use secret::{ConfiguredSecret, SecretPlace};
+pub use source::ConfigSource;
 pub use table::KEYS;
 pub use warning::ConfigWarning;
 

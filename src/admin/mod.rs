@@ -26,7 +26,9 @@ pub use forwarding::{CacheView, ForwardingView, UpstreamListView, UpstreamView};
 pub use http::{AdminListener, serve};
 pub use release::ReleasedView;
 pub use resolv_conf::{ResolvConfState, ResolvConfView};
-pub use socket::{SocketError, SocketFile, listen, socket_path};
+pub use socket::{
+    SocketError, SocketFile, listen, listen_for_successor, socket_path, take_over_path,
+};
 pub use views::{
     AliasView, ConflictView, EndpointView, EventView, InstanceView, KeyView, RegistryView,
     RejectionCount, RejectionView, RejectionsView, ServerStatus, ServiceView,

@@ -12,6 +12,7 @@ use super::sink::Tap;
 use super::sockets::{PlainEndpoint, canonical, worker_count};
 use super::{Access, BindError, Counters, Limits, Settings, interfaces};
 use crate::descriptors;
+use crate::inherited::OpenSockets;
 use crate::wire::Transport;
 
 /// Maximum attempts to find a port that is free for both TCP and UDP.
@@ -28,6 +29,7 @@ pub struct Bound {
     pub(super) tap: Tap,
     pub(super) limits: Limits,
     pub(super) counters: Arc<Counters>,
+    pub(super) open: OpenSockets,
 }
 
 impl Bound {
@@ -52,6 +54,11 @@ impl Bound {
             .flat_map(|encrypted| &encrypted.quic)
             .map(|(address, _)| *address)
             .collect()
+    }
+
+    /// Returns the sockets that the server reads, once it serves.
+    pub fn open_sockets(&self) -> OpenSockets {
+        self.open.clone()
     }
 
     /// Returns the counters, which live until the server has ended.
@@ -122,6 +129,7 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
         tap: QueryLog::new(settings.log_queries).map_or_else(Tap::default, Tap::new),
         limits,
         counters: Arc::new(Counters::default()),
+        open: OpenSockets::default(),
     })
 }
 

@@ -16,6 +16,7 @@ use super::context::ServerContext;
 use super::quic::QuicListener;
 use super::sockets::{canonical, open_tcp, open_udp};
 use super::{BindError, EncryptedSettings, Respond, StreamKind, tcp};
+use crate::inherited::SocketName;
 use crate::wire::Transport;
 
 /// Time limit for notifying QUIC clients that the server closes.
@@ -76,7 +77,9 @@ impl EncryptedSockets {
             let listener =
                 tcp::StreamListener::new(socket, address, Arc::clone(context), Some(tls))
                     .map_err(failed)?;
-            tls_listeners.push(Arc::new(listener));
+            let listener = Arc::new(listener);
+            context.open.add(SocketName::Tls, address, &listener);
+            tls_listeners.push(listener);
         }
         for (address, socket) in quic {
             let failed = |source| BindError::System { address, transport: Transport::Udp, source };
@@ -85,7 +88,9 @@ impl EncryptedSockets {
                 .map_err(|error| failed(io::Error::other(error)))?;
             let listener =
                 QuicListener::new(socket, address, Arc::clone(context), config).map_err(failed)?;
-            quic_listeners.push(Arc::new(listener));
+            let listener = Arc::new(listener);
+            context.open.add(SocketName::Quic, address, &listener);
+            quic_listeners.push(listener);
         }
         context.tracker.spawn(certificate.follow(context.stop.clone()));
         let endpoints = quic_listeners.iter().map(|listener| listener.endpoint.clone()).collect();

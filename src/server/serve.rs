@@ -35,7 +35,7 @@ impl Bound {
         on_bind_error: impl Fn(SocketAddr, BindError) + Send + 'static,
         stop: CancellationToken,
     ) -> Result<(), BindError> {
-        let Self { endpoints, wildcards, encrypted, access, tap, limits, counters } = self;
+        let Self { endpoints, wildcards, encrypted, access, tap, limits, counters, open } = self;
         // The server also stops if the caller drops this future.
         let stop = stop.child_token();
         let _on_drop = stop.clone().drop_guard();
@@ -47,6 +47,7 @@ impl Bound {
             access: access.clone(),
             tap: tap.clone(),
             counters: Arc::clone(&counters),
+            open: open.clone(),
             deferred_permits: Arc::new(Semaphore::new(
                 limits.udp_in_flight.clamp(1, Semaphore::MAX_PERMITS),
             )),
@@ -61,6 +62,7 @@ impl Bound {
             responder: Arc::new(responder),
             limits,
             counters,
+            open,
             tracker: TaskTracker::new(),
             stop,
             abort,

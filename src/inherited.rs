@@ -77,6 +77,24 @@ pub enum InheritedSocket {
     Tcp(TcpListener),
 }
 
+impl InheritedSocket {
+    /// Returns the socket, if it is of this transport.
+    pub fn udp(self) -> Option<UdpSocket> {
+        match self {
+            Self::Udp(socket) => Some(socket),
+            Self::Tcp(_) => None,
+        }
+    }
+
+    /// Returns the socket, if it is of this transport.
+    pub fn tcp(self) -> Option<TcpListener> {
+        match self {
+            Self::Udp(_) => None,
+            Self::Tcp(socket) => Some(socket),
+        }
+    }
+}
+
 impl Inherited {
     /// Takes a socket; checks that it is one that the server can serve under this name.
     ///

@@ -27,7 +27,7 @@ use crate::bridge::Bridge;
 use crate::checks::CheckMonitor;
 use crate::config::Config;
 use crate::directory::OwnDirectory;
-use crate::inherited::{InheritedSocket, InheritedSockets, OpenSockets, SocketName};
+use crate::inherited::{Inherited, InheritedSocket, OpenSockets, SocketName};
 use crate::name::Name;
 use crate::service::{MAX_REGISTRIES, RegistryId, Update};
 use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
@@ -59,11 +59,13 @@ impl Server {
             RuntimeSockets::open(directories.runtime(), passed)?;
         let runtime_dir = directories.runtime().path().to_owned();
         let state_dir = directories.state_path().map(Path::to_owned);
-        let bound = server::bind(&config.server()).map_err(ListenError::with_holder)?;
+        let passed_port = inherited.take(SocketName::Admin);
+        let bound = server::bind_or_inherit(&config.server(), inherited)
+            .map_err(ListenError::with_holder)?;
         let (addresses, counters) = (bound.addresses(), bound.counters());
         let (tls, quic) = (bound.tls_addresses(), bound.quic_addresses());
         let open_sockets = bound.open_sockets();
-        let port = admin_port(config.admin_listen, &mut inherited, &open_sockets);
+        let port = admin_port(config.admin_listen, passed_port, &open_sockets);
         let admin = port.as_ref().and_then(AdminListener::address);
 
         let (tracker, stops) = (TaskTracker::new(), Stops::new(stop));
@@ -312,15 +314,14 @@ impl RuntimeSockets {
 /// Opens the TCP listener of the HTTP interface; the server also runs without it.
 fn admin_port(
     address: Option<SocketAddr>,
-    inherited: &mut InheritedSockets,
+    passed: Vec<Inherited>,
     open: &OpenSockets,
 ) -> Option<AdminListener> {
     let address = address?;
-    let passed =
-        inherited.take(SocketName::Admin).into_iter().find_map(|passed| match passed.socket {
-            InheritedSocket::Tcp(listener) if passed.address == address => Some(listener),
-            _ => None,
-        });
+    let passed = passed.into_iter().find_map(|passed| match passed.socket {
+        InheritedSocket::Tcp(listener) if passed.address == address => Some(listener),
+        _ => None,
+    });
     let listener = passed.map_or_else(|| std::net::TcpListener::bind(address), Ok);
     let listener = listener.and_then(|listener| {
         listener.set_nonblocking(true)?;

@@ -16,7 +16,7 @@ use super::context::ServerContext;
 use super::quic::QuicListener;
 use super::sockets::{canonical, open_tcp, open_udp};
 use super::{BindError, EncryptedSettings, Respond, StreamKind, tcp};
-use crate::inherited::SocketName;
+use crate::inherited::{InheritedSockets, SocketName};
 use crate::wire::Transport;
 
 /// Time limit for notifying QUIC clients that the server closes.
@@ -35,7 +35,10 @@ impl EncryptedSockets {
     ///
     /// # Errors
     /// If the certificate cannot be loaded or a socket cannot be bound.
-    pub(super) fn open(settings: &EncryptedSettings) -> Result<Option<Self>, BindError> {
+    pub(super) fn open(
+        settings: &EncryptedSettings,
+        inherited: &mut InheritedSockets,
+    ) -> Result<Option<Self>, BindError> {
         let Some(files) =
             settings.certificate.clone().filter(|_| settings.addresses().next().is_some())
         else {
@@ -45,12 +48,21 @@ impl EncryptedSockets {
         let (mut tls, mut quic) = (Vec::new(), Vec::new());
         for address in settings.tls.iter().copied().map(canonical) {
             let failed = |error| BindError::explain(Transport::Tcp, &LISTEN_TLS, address, error);
-            let socket = open_tcp(address).map_err(failed)?;
+            let passed = inherited
+                .sockets
+                .extract_if(.., |one| one.name == SocketName::Tls && one.address == address);
+            let passed = passed.filter_map(|one| one.socket.tcp()).last();
+            let socket = passed.map_or_else(|| open_tcp(address), Ok).map_err(failed)?;
             tls.push((socket.local_addr().map_err(failed)?, socket));
         }
         for address in settings.quic.iter().copied().map(canonical) {
             let failed = |error| BindError::explain(Transport::Udp, &LISTEN_QUIC, address, error);
-            for socket in open_udp(address, 1).map_err(failed)? {
+            let passed = inherited
+                .sockets
+                .extract_if(.., |one| one.name == SocketName::Quic && one.address == address);
+            let passed: Vec<_> = passed.filter_map(|one| one.socket.udp()).collect();
+            let sockets = if passed.is_empty() { open_udp(address, 1) } else { Ok(passed) };
+            for socket in sockets.map_err(failed)? {
                 quic.push((socket.local_addr().map_err(failed)?, socket));
             }
         }

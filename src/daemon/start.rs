@@ -22,7 +22,9 @@ use super::resolv_conf::follow_line;
 use super::snapshots::Snapshots;
 use super::take_over::{PassedFiles, Predecessor};
 use super::{Log, Notifier, Responder, Server, StartError};
-use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo, SocketError, SocketFile};
+use crate::admin::{
+    AdminContext, AdminListener, BridgeState, ServerInfo, SocketError, SocketFile, SocketReport,
+};
 use crate::bridge::Bridge;
 use crate::checks::CheckMonitor;
 use crate::config::Config;
@@ -32,6 +34,11 @@ use crate::name::Name;
 use crate::service::{MAX_REGISTRIES, RegistryId, Update};
 use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
 use crate::{admin, checks, descriptors, server};
+
+/// Silence of a UDP worker after which the service manager hears no sign of life.
+///
+/// Even an idle worker moves several times per second.
+const MAX_SILENCE: Duration = Duration::from_secs(10);
 
 impl Server {
     /// Locks the directories, opens all sockets and starts to follow the registries.
@@ -64,7 +71,7 @@ impl Server {
             .map_err(ListenError::with_holder)?;
         let (addresses, counters) = (bound.addresses(), bound.counters());
         let (tls, quic) = (bound.tls_addresses(), bound.quic_addresses());
-        let open_sockets = bound.open_sockets();
+        let (open_sockets, heartbeats) = (bound.open_sockets(), bound.heartbeats());
         let port = admin_port(config.admin_listen, passed_port, &open_sockets);
         let admin = port.as_ref().and_then(AdminListener::address);
 
@@ -170,6 +177,10 @@ impl Server {
         if let Some(serve_commands) = serve_commands {
             serve_commands();
         }
+        let open = addresses.len() + tls.len() + quic.len();
+        let report = move || SocketReport { open, ..SocketReport::default() };
+        parts.admin.sockets.watch(report);
+        tracker.spawn(Arc::clone(&parts.admin).watch_health(stop.clone()));
         let lane = parts.forwarder.as_ref().map(|forwarder| forwarder.lane());
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),
@@ -194,9 +205,10 @@ impl Server {
             })
         });
         parts.notifier.ready();
-        let status = Arc::clone(&parts.admin);
-        let status = move || status_line(&status);
-        tracker.spawn(parts.notifier.clone().follow(status, || true, stop.clone()));
+        let health = Arc::clone(&parts.admin);
+        let status = move || health.health().to_string();
+        let is_alive = move || heartbeats.silent(MAX_SILENCE).is_empty();
+        tracker.spawn(parts.notifier.clone().follow(status, is_alive, stop.clone()));
         Ok(Self {
             addresses,
             tls,
@@ -342,14 +354,5 @@ fn admin_port(
             );
             None
         }
-    }
-}
-
-/// Returns what the service manager shows of the server.
-fn status_line(context: &AdminContext) -> String {
-    if context.answerer.registry_status().synced {
-        "ready".to_owned()
-    } else {
-        "not every registry was read yet".to_owned()
     }
 }

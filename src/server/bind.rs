@@ -11,7 +11,7 @@ use super::encrypted::EncryptedSockets;
 use super::query_log::QueryLog;
 use super::sink::Tap;
 use super::sockets::{PlainEndpoint, canonical, worker_count};
-use super::{Access, BindError, Counters, Limits, Settings, interfaces};
+use super::{Access, BindError, Counters, Heartbeats, Limits, Settings, interfaces};
 use crate::descriptors;
 use crate::inherited::{Inherited, InheritedSockets, OpenSockets, SocketName};
 use crate::wire::Transport;
@@ -31,6 +31,7 @@ pub struct Bound {
     pub(super) limits: Limits,
     pub(super) counters: Arc<Counters>,
     pub(super) open: OpenSockets,
+    pub(super) heartbeats: Arc<Heartbeats>,
 }
 
 impl Bound {
@@ -65,6 +66,11 @@ impl Bound {
     /// Returns the counters, which live until the server has ended.
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
+    }
+
+    /// Returns the signs of life of the UDP workers, which exist once the server serves.
+    pub fn heartbeats(&self) -> Arc<Heartbeats> {
+        Arc::clone(&self.heartbeats)
     }
 }
 
@@ -151,6 +157,7 @@ pub fn bind_or_inherit(
         limits,
         counters: Arc::new(Counters::default()),
         open: OpenSockets::default(),
+        heartbeats: Arc::default(),
     })
 }
 

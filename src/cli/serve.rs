@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::ServerLocation;
 use super::arguments::ServeArgs;
-use crate::daemon::{Launch, Log, Notifier, Server, ShutdownSignals};
+use crate::daemon::{Launch, Log, Notifier, Predecessor, Server, ShutdownSignals};
 
 pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow::Result<ExitCode> {
     let config = location.configure(command.file.config.as_deref(), command.flags.0)?;
@@ -17,8 +17,14 @@ pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow
     }
     let stop = CancellationToken::new();
     let signals = ShutdownSignals::new()?;
-    let launch = Launch { notifier: Notifier::from_environment() };
-    let server = Server::start(&config, &log, launch, stop.clone()).await?;
+    // A signal during the start also stops the server, so that none takes over afterwards.
+    let ending = tokio::spawn(signals.stop_on(stop.clone(), true));
+    let mut launch = Launch { notifier: Notifier::from_environment(), ..Launch::default() };
+    if command.take_over {
+        let (predecessor, inherited) = Predecessor::find(&config).await?;
+        launch = Launch { inherited, predecessor: Some(predecessor), ..launch };
+    }
+    let server = Server::start(&config, &log, launch, stop).await?;
     for address in &server.addresses {
         info!(%address, "listening over UDP and TCP");
     }
@@ -39,10 +45,11 @@ pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow
         state_dir,
         "started"
     );
-    let ending = tokio::spawn(signals.stop_on(stop, true));
     let ended = server.finish().await;
     ending.abort();
-    ended?;
-    info!("stopped");
+    match ended? {
+        Some(process) => info!(process, "stopped: another server has taken over"),
+        None => info!("stopped"),
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,6 +6,7 @@
 mod directories;
 mod error;
 mod follow;
+mod hand_over;
 mod hold_log;
 mod listen_error;
 mod log;
@@ -19,6 +20,7 @@ mod signals;
 mod snapshot_file;
 mod snapshots;
 mod start;
+mod take_over;
 
 pub use error::{ServerError, StartError};
 pub use follow::{PipelineHandles, RegistryPipeline, UpdateChannel};
@@ -29,3 +31,4 @@ pub use parts::Launch;
 pub use responder::Responder;
 pub use server::Server;
 pub use signals::ShutdownSignals;
+pub use take_over::{Predecessor, TakeOverError};

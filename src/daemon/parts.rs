@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::Notifier;
+use super::{Notifier, Predecessor};
 use crate::admin::AdminContext;
+use crate::answer::Answerer;
+use crate::inherited::InheritedSockets;
 use crate::upstream::Forwarder;
 
 /// What the process that started this one gave it.
@@ -13,6 +15,10 @@ use crate::upstream::Forwarder;
 pub struct Launch {
     /// Tells the service manager about the server.
     pub notifier: Notifier,
+    /// Sockets that the service manager or the running server passed.
+    pub inherited: InheritedSockets,
+    /// The running server, if this one takes over from it.
+    pub predecessor: Option<Predecessor>,
 }
 
 /// The two steps of a stop.
@@ -46,4 +52,10 @@ pub(super) struct Parts {
     pub(super) admin: Arc<AdminContext>,
     /// Tells the service manager about the server.
     pub(super) notifier: Notifier,
+}
+
+/// Returns whether the data of every registry is known, if only from an earlier run.
+pub(super) fn is_complete(answerer: &Answerer) -> bool {
+    let status = answerer.registry_status();
+    status.registries.is_subset_of(status.known)
 }

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::ServerError;
 use super::directories::Directories;
+use super::hand_over::Successor;
 use super::parts::{Parts, Stops};
 use crate::admin::SocketFile;
 use crate::answer::Answerer;
@@ -54,18 +55,32 @@ pub struct Server {
     pub(super) stops: Stops,
     /// The running parts that a reload may change.
     pub(super) parts: Parts,
-    /// Dropped before the directories: the socket is removed while they are locked.
-    pub(super) _socket: SocketFile,
-    pub(super) _directories: Directories,
+    /// Receives the successor that has taken over.
+    pub(super) successor: oneshot::Receiver<Successor>,
+    /// Dropped before the directories: the sockets are removed while they are locked.
+    pub(super) files: Vec<SocketFile>,
+    pub(super) directories: Directories,
 }
 
 impl Server {
-    /// Waits until the server is told to stop, and until all its parts have ended.
+    /// Waits until the server is told to stop or has a successor, and until its parts have ended.
+    ///
+    /// Returns the process ID of the successor, if there is one.
     ///
     /// # Errors
     /// If the server ended without being told to stop.
-    pub async fn finish(mut self) -> Result<(), ServerError> {
+    pub async fn finish(mut self) -> Result<Option<u32>, ServerError> {
+        // The successor waits until its end of the channel is closed, after all other parts.
+        let mut successor = None;
         let ended = tokio::select! {
+            Ok(serving) = &mut self.successor => {
+                for file in &mut self.files {
+                    file.hand_over();
+                }
+                self.directories.hand_over();
+                successor = Some(serving);
+                Ok(())
+            }
             ended = &mut self.dns => {
                 ended.map_err(ServerError::Panicked).and_then(|ended| Ok(ended?))
             }
@@ -98,6 +113,6 @@ impl Server {
         if timeout_at(stopped + limit, self.bridge_tasks.wait()).await.is_err() {
             tracing::warn!("the port bridge did not end in time");
         }
-        ended
+        ended.map(|()| successor.as_ref().map(|successor| successor.process))
     }
 }

@@ -16,6 +16,7 @@ use super::context::ServerContext;
 use super::quic::QuicListener;
 use super::sockets::{canonical, open_tcp, open_udp};
 use super::{BindError, EncryptedSettings, Respond, StreamKind, tcp};
+use crate::inherited::{InheritedSockets, SocketName};
 use crate::wire::Transport;
 
 /// Time limit for notifying QUIC clients that the server closes.
@@ -34,7 +35,10 @@ impl EncryptedSockets {
     ///
     /// # Errors
     /// If the certificate cannot be loaded or a socket cannot be bound.
-    pub(super) fn open(settings: &EncryptedSettings) -> Result<Option<Self>, BindError> {
+    pub(super) fn open(
+        settings: &EncryptedSettings,
+        inherited: &mut InheritedSockets,
+    ) -> Result<Option<Self>, BindError> {
         let Some(files) =
             settings.certificate.clone().filter(|_| settings.addresses().next().is_some())
         else {
@@ -44,12 +48,21 @@ impl EncryptedSockets {
         let (mut tls, mut quic) = (Vec::new(), Vec::new());
         for address in settings.tls.iter().copied().map(canonical) {
             let failed = |error| BindError::explain(Transport::Tcp, &LISTEN_TLS, address, error);
-            let socket = open_tcp(address).map_err(failed)?;
+            let passed = inherited
+                .sockets
+                .extract_if(.., |one| one.name == SocketName::Tls && one.address == address);
+            let passed = passed.filter_map(|one| one.socket.tcp()).last();
+            let socket = passed.map_or_else(|| open_tcp(address), Ok).map_err(failed)?;
             tls.push((socket.local_addr().map_err(failed)?, socket));
         }
         for address in settings.quic.iter().copied().map(canonical) {
             let failed = |error| BindError::explain(Transport::Udp, &LISTEN_QUIC, address, error);
-            for socket in open_udp(address, 1).map_err(failed)? {
+            let passed = inherited
+                .sockets
+                .extract_if(.., |one| one.name == SocketName::Quic && one.address == address);
+            let passed: Vec<_> = passed.filter_map(|one| one.socket.udp()).collect();
+            let sockets = if passed.is_empty() { open_udp(address, 1) } else { Ok(passed) };
+            for socket in sockets.map_err(failed)? {
                 quic.push((socket.local_addr().map_err(failed)?, socket));
             }
         }
@@ -76,7 +89,9 @@ impl EncryptedSockets {
             let listener =
                 tcp::StreamListener::new(socket, address, Arc::clone(context), Some(tls))
                     .map_err(failed)?;
-            tls_listeners.push(Arc::new(listener));
+            let listener = Arc::new(listener);
+            context.open.add(SocketName::Tls, address, &listener);
+            tls_listeners.push(listener);
         }
         for (address, socket) in quic {
             let failed = |source| BindError::System { address, transport: Transport::Udp, source };
@@ -85,7 +100,9 @@ impl EncryptedSockets {
                 .map_err(|error| failed(io::Error::other(error)))?;
             let listener =
                 QuicListener::new(socket, address, Arc::clone(context), config).map_err(failed)?;
-            quic_listeners.push(Arc::new(listener));
+            let listener = Arc::new(listener);
+            context.open.add(SocketName::Quic, address, &listener);
+            quic_listeners.push(listener);
         }
         context.tracker.spawn(certificate.follow(context.stop.clone()));
         let endpoints = quic_listeners.iter().map(|listener| listener.endpoint.clone()).collect();

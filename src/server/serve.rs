@@ -35,8 +35,17 @@ impl Bound {
         on_bind_error: impl Fn(SocketAddr, BindError) + Send + 'static,
         stop: CancellationToken,
     ) -> Result<(), BindError> {
-        let Self { endpoints, wildcards, encrypted, access, tap, limits, counters, heartbeats } =
-            self;
+        let Self {
+            endpoints,
+            wildcards,
+            encrypted,
+            access,
+            tap,
+            limits,
+            counters,
+            heartbeats,
+            open,
+        } = self;
         // The server also stops if the caller drops this future.
         let stop = stop.child_token();
         let _on_drop = stop.clone().drop_guard();
@@ -48,6 +57,7 @@ impl Bound {
             access: access.clone(),
             tap: tap.clone(),
             counters: Arc::clone(&counters),
+            open: open.clone(),
             heartbeats,
             deferred_permits: Arc::new(Semaphore::new(
                 limits.udp_in_flight.clamp(1, Semaphore::MAX_PERMITS),
@@ -63,6 +73,7 @@ impl Bound {
             responder: Arc::new(responder),
             limits,
             counters,
+            open,
             tracker: TaskTracker::new(),
             stop,
             abort,

@@ -8,11 +8,9 @@ use tracing::{info, warn};
 
 use super::bind_error::LISTEN;
 use super::encrypted::EncryptedSockets;
-use super::query_log::QueryLog;
-use super::sink::Tap;
+use super::rules::ServingRules;
 use super::sockets::{PlainEndpoint, canonical, worker_count};
-use super::{Access, BindError, Counters, Heartbeats, Limits, Settings, interfaces};
-use crate::descriptors;
+use super::{BindError, Counters, Heartbeats, Settings, interfaces};
 use crate::inherited::{Inherited, InheritedSockets, OpenSockets, SocketName};
 use crate::wire::Transport;
 
@@ -26,9 +24,7 @@ pub struct Bound {
     /// Unspecified addresses whose expansions are followed, with resolved ports.
     pub(super) wildcards: Vec<SocketAddr>,
     pub(super) encrypted: Option<EncryptedSockets>,
-    pub(super) access: Access,
-    pub(super) tap: Tap,
-    pub(super) limits: Limits,
+    pub(super) rules: ServingRules,
     pub(super) counters: Arc<Counters>,
     pub(super) open: OpenSockets,
     pub(super) heartbeats: Arc<Heartbeats>,
@@ -96,14 +92,6 @@ pub fn bind_or_inherit(
 ) -> Result<Bound, BindError> {
     settings.check()?;
     let passed = RefCell::new(inherited.take(SocketName::Dns));
-    let limits = settings.limits.clone().within(descriptors::limit());
-    if limits.connections < settings.limits.connections {
-        warn!(
-            tcp_connections = settings.limits.connections,
-            allowed = limits.connections,
-            "the limit on open files (ulimit -Hn) allows fewer connections than configured"
-        );
-    }
     let wanted = settings.limits.udp_workers;
     let (mut endpoints, mut wildcards): (Vec<PlainEndpoint>, Vec<SocketAddr>) =
         (Vec::new(), Vec::new());
@@ -152,9 +140,7 @@ pub fn bind_or_inherit(
         endpoints,
         wildcards,
         encrypted,
-        access: settings.access(),
-        tap: QueryLog::new(settings.log_queries).map_or_else(Tap::default, Tap::new),
-        limits,
+        rules: ServingRules::new(settings),
         counters: Arc::new(Counters::default()),
         open: OpenSockets::default(),
         heartbeats: Arc::default(),
@@ -223,7 +209,7 @@ fn try_group(
 #[cfg(test)]
 mod tests {
     use super::super::sockets::open_udp;
-    use super::super::{PortTaken, SettingsError};
+    use super::super::{Limits, PortTaken, SettingsError};
     use super::*;
     use socket2::{Domain, Protocol, Socket, Type};
     use std::net::UdpSocket;

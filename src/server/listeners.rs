@@ -206,7 +206,10 @@ impl<R: Respond> PlainListeners<R> {
     async fn listen_on(&mut self, address: SocketAddr, failures: u32) -> bool {
         let error = match PlainEndpoint::open(
             address,
-            worker_count(self.udp_thread_count(), self.context.limits.udp_workers),
+            worker_count(
+                self.udp_thread_count(),
+                self.context.rules.limit(|limits| limits.udp_workers),
+            ),
         ) {
             Ok(endpoint) => match self.serve(PlainEndpoint { followed: true, ..endpoint }).await {
                 Ok(()) => return true,
@@ -241,8 +244,7 @@ impl<R: Respond> PlainListeners<R> {
 
     /// Tells the UDP workers the server's current addresses.
     fn publish_own_addresses(&self) {
-        self.shared
-            .own_addresses
-            .store(Arc::new(OwnAddresses::new(self.active.keys().copied().collect())));
+        let own_addresses = OwnAddresses::new(self.active.keys().copied().collect());
+        self.context.rules.set_own_addresses(&own_addresses);
     }
 }

@@ -31,6 +31,7 @@ mod padding;
 mod query_log;
 mod quic;
 mod respond;
+mod rules;
 mod serve;
 mod settings;
 mod sink;

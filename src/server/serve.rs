@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::admission::Admission;
 use super::context::ServerContext;
 use super::listeners::PlainListeners;
+use super::rules::SharedRules;
 use super::udp::UdpShared;
 use super::workers::WorkerThread;
 use super::{BindError, Bound, Respond};
@@ -35,27 +36,16 @@ impl Bound {
         on_bind_error: impl Fn(SocketAddr, BindError) + Send + 'static,
         stop: CancellationToken,
     ) -> Result<(), BindError> {
-        let Self {
-            endpoints,
-            wildcards,
-            encrypted,
-            access,
-            tap,
-            limits,
-            counters,
-            heartbeats,
-            open,
-        } = self;
+        let Self { endpoints, wildcards, encrypted, rules, counters, heartbeats, open } = self;
         // The server also stops if the caller drops this future.
         let stop = stop.child_token();
         let _on_drop = stop.clone().drop_guard();
         let abort = CancellationToken::new();
         let _abort_on_drop = abort.clone().drop_guard();
 
+        let (limits, rules) = (rules.limits.clone(), SharedRules::new(rules));
         let shared = UdpShared {
-            own_addresses: Arc::default(),
-            access: access.clone(),
-            tap: tap.clone(),
+            rules: rules.clone(),
             counters: Arc::clone(&counters),
             open: open.clone(),
             heartbeats,
@@ -67,11 +57,9 @@ impl Bound {
             abort: abort.clone(),
         };
         let context = Arc::new(ServerContext {
-            access,
-            tap,
-            admission: Arc::new(Admission::new(limits.clone(), Arc::clone(&counters))),
+            admission: Arc::new(Admission::new(rules.clone(), Arc::clone(&counters))),
+            rules,
             responder: Arc::new(responder),
-            limits,
             counters,
             open,
             tracker: TaskTracker::new(),
@@ -102,7 +90,8 @@ impl Bound {
 
 /// Waits for responses in flight; aborts connections that miss the drain timeout.
 async fn drain<R>(context: &ServerContext<R>, mut threads: Vec<WorkerThread>) {
-    let ServerContext { tracker, abort, limits, .. } = context;
+    let ServerContext { tracker, abort, rules, .. } = context;
+    let drain_timeout = rules.limit(|limits| limits.drain_timeout);
     tracker.close();
     let drained = async {
         tracker.wait().await;
@@ -111,10 +100,10 @@ async fn drain<R>(context: &ServerContext<R>, mut threads: Vec<WorkerThread>) {
         }
     };
     let mut drained = pin!(drained);
-    if timeout(limits.drain_timeout, drained.as_mut()).await.is_err() {
+    if timeout(drain_timeout, drained.as_mut()).await.is_err() {
         info!(connections = tracker.len(), "aborting connections that missed the drain timeout");
         abort.cancel();
-        if timeout(limits.drain_timeout, drained).await.is_err() {
+        if timeout(drain_timeout, drained).await.is_err() {
             warn!(
                 connections = tracker.len(),
                 "connections or threads still run after the drain; abandoning them"

@@ -97,7 +97,7 @@ impl<R: Respond> StreamListener<R> {
 
     /// Spawns a connection's task, or closes the connection if a limit is reached.
     fn admit(self: &Arc<Self>, stream: TcpStream, source: SocketAddr) {
-        let allowed = self.context.access.allows(source.ip());
+        let allowed = self.context.rules.load().access.allows(source.ip());
         if !allowed {
             self.context.counters.of(self.kind()).refused.increment();
             if self.tls.is_some() {
@@ -149,7 +149,8 @@ impl<R: Respond> StreamListener<R> {
         stream: TcpStream,
     ) {
         let StreamConnection { context, permit, .. } = connection;
-        let handshake = timeout(context.limits.handshake_timeout, tls.accept(stream));
+        let handshake_timeout = context.rules.limit(|limits| limits.handshake_timeout);
+        let handshake = timeout(handshake_timeout, tls.accept(stream));
         let handshake = tokio::select! {
             biased;
             () = permit.closed() => return,

@@ -1,33 +1,29 @@
 //! Binds the sockets of all addresses before the server starts.
 
-use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tracing::{info, warn};
+use tokio::sync::mpsc;
 
-use super::bind_error::LISTEN;
 use super::encrypted::EncryptedSockets;
+use super::handle::{ListenerChange, ServerHandle};
+use super::listening::{HeldAddresses, ListenState, Listening, SharedListenState};
 use super::rules::ServingRules;
-use super::sockets::{PlainEndpoint, canonical, worker_count};
-use super::{BindError, Counters, Heartbeats, Settings, interfaces};
-use crate::inherited::{Inherited, InheritedSockets, OpenSockets, SocketName};
-use crate::wire::Transport;
-
-/// Maximum attempts to find a port that is free for both TCP and UDP.
-const MAX_PORT_ATTEMPTS: usize = 16;
+use super::sockets::PlainEndpoint;
+use super::{BindError, Counters, Heartbeats, Settings};
+use crate::inherited::{InheritedSockets, OpenSockets, SocketName};
 
 /// Bound sockets, ready to be served.
 #[derive(Debug)]
 pub struct Bound {
     pub(super) endpoints: Vec<PlainEndpoint>,
-    /// Unspecified addresses whose expansions are followed, with resolved ports.
-    pub(super) wildcards: Vec<SocketAddr>,
-    pub(super) encrypted: Option<EncryptedSockets>,
+    pub(super) encrypted: EncryptedSockets,
     pub(super) rules: ServingRules,
     pub(super) counters: Arc<Counters>,
     pub(super) open: OpenSockets,
     pub(super) heartbeats: Arc<Heartbeats>,
+    pub(super) handle: ServerHandle,
+    pub(super) changes: mpsc::Receiver<ListenerChange>,
 }
 
 impl Bound {
@@ -38,20 +34,12 @@ impl Bound {
 
     /// Returns the addresses for DNS over TLS, with resolved ports.
     pub fn tls_addresses(&self) -> Vec<SocketAddr> {
-        self.encrypted
-            .iter()
-            .flat_map(|encrypted| &encrypted.tls)
-            .map(|(address, _)| *address)
-            .collect()
+        self.handle.tls_addresses()
     }
 
     /// Returns the addresses for DNS over QUIC, with resolved ports.
     pub fn quic_addresses(&self) -> Vec<SocketAddr> {
-        self.encrypted
-            .iter()
-            .flat_map(|encrypted| &encrypted.quic)
-            .map(|(address, _)| *address)
-            .collect()
+        self.handle.quic_addresses()
     }
 
     /// Returns the sockets that the server reads, once it serves.
@@ -67,6 +55,11 @@ impl Bound {
     /// Returns the signs of life of the UDP workers, which exist once the server serves.
     pub fn heartbeats(&self) -> Arc<Heartbeats> {
         Arc::clone(&self.heartbeats)
+    }
+
+    /// Returns the handle that changes the server while it runs.
+    pub fn handle(&self) -> ServerHandle {
+        self.handle.clone()
     }
 }
 
@@ -84,126 +77,35 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
 
 /// Binds like [`bind`], but takes the passed sockets of an address if there are any.
 ///
+/// Addresses of sockets that the service manager holds are served even if `settings` lack them.
+///
 /// # Errors
 /// Like [`bind`].
 pub fn bind_or_inherit(
     settings: &Settings,
     mut inherited: InheritedSockets,
 ) -> Result<Bound, BindError> {
+    let mut state = ListenState { held: HeldAddresses::of(&inherited), ..ListenState::default() };
+    let settings = state.held.added_to(settings);
     settings.check()?;
-    let passed = RefCell::new(inherited.take(SocketName::Dns));
-    let wanted = settings.limits.udp_workers;
-    let (mut endpoints, mut wildcards): (Vec<PlainEndpoint>, Vec<SocketAddr>) =
-        (Vec::new(), Vec::new());
-    for &listen in &settings.listen {
-        let listen = canonical(listen);
-        // `0.0.0.0:53` and `127.0.0.1:53` together would cover one address twice.
-        let bound =
-            |address: &SocketAddr| endpoints.iter().any(|endpoint| endpoint.address == *address);
-        if listen.ip().is_unspecified() {
-            let addresses = interfaces::local_addresses(listen)
-                .map_err(|error| BindError::explain(Transport::Udp, &LISTEN, listen, error))?;
-            let addresses: Vec<_> =
-                addresses.into_iter().filter(|address| !bound(address)).collect();
-            let group = open_group(
-                &addresses,
-                |group| workers_for_next(&endpoints, group, wanted),
-                &passed,
-                true,
-            )?;
-            if group.is_empty()
-                && !endpoints.iter().any(|endpoint| endpoint.address.port() == listen.port())
-            {
-                return Err(BindError::NoSuchAddress { address: listen });
-            }
-            info!(
-                %listen,
-                addresses = group.len(),
-                "listening on every address of the machine, current and future"
-            );
-            let port =
-                group.first().map_or_else(|| listen.port(), |endpoint| endpoint.address.port());
-            wildcards.push(SocketAddr::new(listen.ip(), port));
-            endpoints.extend(group);
-        } else if !bound(&listen) {
-            let group = open_group(
-                &[listen],
-                |group| workers_for_next(&endpoints, group, wanted),
-                &passed,
-                false,
-            )?;
-            endpoints.extend(group);
-        }
-    }
-    let encrypted = EncryptedSockets::open(&settings.encrypted, &mut inherited)?;
+    let passed = inherited.take(SocketName::Dns);
+    let (endpoints, plain) =
+        state.open_plain(&settings.listen, settings.limits.udp_workers, passed)?;
+    let encrypted =
+        EncryptedSockets::open(&settings.encrypted, &mut inherited, &Listening::default())?;
+    state.listening = Listening { plain, ..encrypted.listening.clone() };
+    let (sender, changes) = mpsc::channel(1);
+    let shared = SharedListenState::new(state);
     Ok(Bound {
         endpoints,
-        wildcards,
         encrypted,
-        rules: ServingRules::new(settings),
+        rules: ServingRules::new(&settings),
         counters: Arc::new(Counters::default()),
         open: OpenSockets::default(),
         heartbeats: Arc::default(),
+        handle: ServerHandle { state: shared, changes: sender },
+        changes,
     })
-}
-
-/// Returns the number of UDP workers of the next address.
-///
-/// All endpoints in `endpoints` and `group` are open already.
-fn workers_for_next(endpoints: &[PlainEndpoint], group: &[PlainEndpoint], wanted: usize) -> usize {
-    worker_count(endpoints.iter().chain(group).map(|endpoint| endpoint.udp.len()).sum(), wanted)
-}
-
-/// Opens `addresses`, which share one port; port 0 becomes one that all have free.
-///
-/// With `skip_absent`, an address that cannot be used yet (IPv6 duplicate address detection) is
-/// skipped with a warning.
-fn open_group(
-    addresses: &[SocketAddr],
-    workers: impl Fn(&[PlainEndpoint]) -> usize,
-    passed: &RefCell<Vec<Inherited>>,
-    skip_absent: bool,
-) -> Result<Vec<PlainEndpoint>, BindError> {
-    let mut attempt = 1;
-    loop {
-        let result = try_group(addresses, &workers, passed, skip_absent);
-        match &result {
-            Err(BindError::InUse(_))
-                if attempt < MAX_PORT_ATTEMPTS
-                    && addresses.iter().any(|address| address.port() == 0) =>
-            {
-                attempt += 1;
-            }
-            _ => return result,
-        }
-    }
-}
-
-/// Opens all addresses once; the first failure closes all of them.
-fn try_group(
-    addresses: &[SocketAddr],
-    workers: &impl Fn(&[PlainEndpoint]) -> usize,
-    passed: &RefCell<Vec<Inherited>>,
-    skip_absent: bool,
-) -> Result<Vec<PlainEndpoint>, BindError> {
-    let mut endpoints: Vec<PlainEndpoint> = Vec::with_capacity(addresses.len());
-    for &(mut address) in addresses {
-        if let (0, Some(first)) = (address.port(), endpoints.first()) {
-            address.set_port(first.address.port());
-        }
-        let taken = PlainEndpoint::take(address, &mut passed.borrow_mut());
-        match taken
-            .map_or_else(|| PlainEndpoint::open(address, workers(&endpoints)), Ok)
-            .map_err(|(transport, error)| BindError::explain(transport, &LISTEN, address, error))
-        {
-            Ok(endpoint) => endpoints.push(PlainEndpoint { followed: skip_absent, ..endpoint }),
-            Err(BindError::NoSuchAddress { address }) if skip_absent => {
-                warn!(%address, "skipping an address that is not usable yet");
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(endpoints)
 }
 
 #[cfg(test)]
@@ -211,6 +113,7 @@ mod tests {
     use super::super::sockets::open_udp;
     use super::super::{Limits, PortTaken, SettingsError};
     use super::*;
+    use crate::wire::Transport;
     use socket2::{Domain, Protocol, Socket, Type};
     use std::net::UdpSocket;
 

@@ -67,7 +67,7 @@ impl<R> AsFd for QuicListener<R> {
 ///
 /// # Errors
 /// If the TLS library lacks the cipher suite of Initial packets, which is impossible in practice.
-fn server_config(
+pub(super) fn server_config(
     tls: rustls::ServerConfig,
     limits: &Limits,
 ) -> Result<ServerConfig, NoInitialCipherSuite> {

@@ -72,6 +72,7 @@ impl Server {
         let (addresses, counters) = (bound.addresses(), bound.counters());
         let (tls, quic) = (bound.tls_addresses(), bound.quic_addresses());
         let (open_sockets, heartbeats) = (bound.open_sockets(), bound.heartbeats());
+        let quic_is_free = bound.quic_is_free();
         let port = admin_port(config.admin_listen, passed_port, &open_sockets);
         let admin = port.as_ref().and_then(AdminListener::address);
 
@@ -195,12 +196,17 @@ impl Server {
         if let Some(offer) = offer {
             tracker.spawn(offer.run(successor_sender, stop.clone()));
         }
+        // What two servers cannot do at the same time: read the sockets for QUIC, and write
+        // snapshots.
+        let alone = quic_is_free.clone();
+        match succession {
+            Some(succession) => drop(tracker.spawn(succession.end(alone))),
+            None => alone.cancel(),
+        }
         let snapshots = snapshots.map(|snapshots| {
             let (answerer, stop) = (Arc::clone(&answerer), stop.clone());
             tokio::spawn(async move {
-                if let Some(succession) = succession {
-                    succession.end().await;
-                }
+                quic_is_free.cancelled().await;
                 snapshots.keep(answerer, stop).await;
             })
         });

@@ -236,8 +236,9 @@ impl Succession {
         Ok(self.channel.send(&Step::Serving, &[], STEP_TIMEOUT).await?)
     }
 
-    /// Waits until the running server has ended, and no longer writes snapshots.
-    pub(super) async fn end(mut self) {
+    /// Waits until the running server has ended, then cancels `ended`.
+    pub(super) async fn end(mut self, ended: CancellationToken) {
+        let _on_drop = ended.drop_guard();
         if let Err(HandoverError::TimedOut(_)) = self.channel.receive::<Step>(END_TIMEOUT).await {
             tracing::warn!("the previous server has not ended yet");
         }

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::bind_error::LISTEN;
@@ -31,6 +32,8 @@ pub struct Bound {
     pub(super) limits: Limits,
     pub(super) counters: Arc<Counters>,
     pub(super) open: OpenSockets,
+    /// Cancelled once no other process reads the sockets for QUIC.
+    pub(super) quic_is_free: CancellationToken,
     pub(super) heartbeats: Arc<Heartbeats>,
 }
 
@@ -58,6 +61,11 @@ impl Bound {
             .collect()
     }
 
+    /// Returns the token to cancel once no other process reads the sockets for QUIC.
+    pub fn quic_is_free(&self) -> CancellationToken {
+        self.quic_is_free.clone()
+    }
+
     /// Returns the sockets that the server reads, once it serves.
     pub fn open_sockets(&self) -> OpenSockets {
         self.open.clone()
@@ -83,10 +91,14 @@ impl Bound {
 /// # Errors
 /// If the settings are invalid or a socket cannot be opened. No socket stays open in that case.
 pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
-    bind_or_inherit(settings, InheritedSockets::default())
+    let bound = bind_or_inherit(settings, InheritedSockets::default())?;
+    bound.quic_is_free.cancel();
+    Ok(bound)
 }
 
 /// Binds like [`bind`], but takes the passed sockets of an address if there are any.
+///
+/// The server reads the sockets for QUIC only after [`Bound::quic_is_free`].
 ///
 /// # Errors
 /// Like [`bind`].
@@ -157,6 +169,7 @@ pub fn bind_or_inherit(
         limits,
         counters: Arc::new(Counters::default()),
         open: OpenSockets::default(),
+        quic_is_free: CancellationToken::new(),
         heartbeats: Arc::default(),
     })
 }

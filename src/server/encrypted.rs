@@ -69,17 +69,16 @@ impl EncryptedSockets {
         Ok(Some(Self { tls, quic, certificate }))
     }
 
-    /// Starts the listeners for all bound sockets.
+    /// Starts the listeners for DNS over TLS; returns the sockets for QUIC.
     ///
     /// # Errors
-    /// If the runtime rejects a socket, or TLS or QUIC rejects its configuration. No socket is
-    /// served in that case.
+    /// If the runtime rejects a socket, or TLS its configuration. No socket is served in that case.
     pub(super) fn serve<R: Respond>(
         self,
         context: &Arc<ServerContext<R>>,
-    ) -> Result<EncryptedListeners, BindError> {
+    ) -> Result<(EncryptedListeners, QuicSockets), BindError> {
         let Self { tls, quic, certificate } = self;
-        let (mut tls_listeners, mut quic_listeners) = (Vec::new(), Vec::new());
+        let mut tls_listeners = Vec::new();
         for (address, socket) in tls {
             let failed = |source| BindError::System { address, transport: Transport::Tcp, source };
             let config = certificate
@@ -93,19 +92,7 @@ impl EncryptedSockets {
             context.open.add(SocketName::Tls, address, &listener);
             tls_listeners.push(listener);
         }
-        for (address, socket) in quic {
-            let failed = |source| BindError::System { address, transport: Transport::Udp, source };
-            let config = certificate
-                .config(TlsPurpose::Quic)
-                .map_err(|error| failed(io::Error::other(error)))?;
-            let listener =
-                QuicListener::new(socket, address, Arc::clone(context), config).map_err(failed)?;
-            let listener = Arc::new(listener);
-            context.open.add(SocketName::Quic, address, &listener);
-            quic_listeners.push(listener);
-        }
-        context.tracker.spawn(certificate.follow(context.stop.clone()));
-        let endpoints = quic_listeners.iter().map(|listener| listener.endpoint.clone()).collect();
+        context.tracker.spawn(Arc::clone(&certificate).follow(context.stop.clone()));
         let mut loops = JoinSet::new();
         for listener in tls_listeners {
             loops.spawn(Arc::clone(context).supervise(
@@ -114,14 +101,47 @@ impl EncryptedSockets {
                 move || Arc::clone(&listener).run(),
             ));
         }
-        for listener in quic_listeners {
-            loops.spawn(Arc::clone(context).supervise(
-                listener.address,
-                StreamKind::Quic,
-                move || Arc::clone(&listener).run(),
-            ));
+        let listeners = EncryptedListeners { loops, endpoints: Vec::new() };
+        Ok((listeners, QuicSockets { sockets: quic, certificate }))
+    }
+}
+
+/// Bound sockets for DNS over QUIC, which two processes cannot read at the same time.
+///
+/// Each would get a part of every connection.
+#[derive(Debug)]
+pub(super) struct QuicSockets {
+    sockets: Vec<(SocketAddr, UdpSocket)>,
+    certificate: Arc<Certificate>,
+}
+
+impl QuicSockets {
+    /// Starts the listeners, and adds them to those for TLS.
+    ///
+    /// # Errors
+    /// If the runtime rejects a socket, or QUIC its configuration. No socket is served in that
+    /// case.
+    pub(super) fn serve<R: Respond>(
+        self,
+        context: &Arc<ServerContext<R>>,
+        started: &mut EncryptedListeners,
+    ) -> Result<(), BindError> {
+        let mut listeners = Vec::new();
+        for (address, socket) in self.sockets {
+            let failed = |source| BindError::System { address, transport: Transport::Udp, source };
+            let config = self.certificate.config(TlsPurpose::Quic);
+            let config = config.map_err(|error| failed(io::Error::other(error)))?;
+            let listener = QuicListener::new(socket, address, Arc::clone(context), config);
+            listeners.push(Arc::new(listener.map_err(failed)?));
         }
-        Ok(EncryptedListeners { loops, endpoints })
+        for listener in listeners {
+            let address = listener.address;
+            context.open.add(SocketName::Quic, address, &listener);
+            started.endpoints.push(listener.endpoint.clone());
+            let run = move || Arc::clone(&listener).run();
+            started.loops.spawn(Arc::clone(context).supervise(address, StreamKind::Quic, run));
+        }
+        Ok(())
     }
 }
 

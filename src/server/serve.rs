@@ -45,6 +45,7 @@ impl Bound {
             counters,
             heartbeats,
             open,
+            quic_is_free,
         } = self;
         // The server also stops if the caller drops this future.
         let stop = stop.child_token();
@@ -80,13 +81,25 @@ impl Bound {
         });
         let admission = Arc::clone(&context.admission);
         context.tracker.spawn(admission.shorten_deadlines(context.stop.clone()));
-        let mut encrypted = encrypted.map(|sockets| sockets.serve(&context)).transpose()?;
+        let encrypted = encrypted.map(|sockets| sockets.serve(&context)).transpose()?;
+        let (mut encrypted, mut quic) = encrypted.unzip();
+        if quic_is_free.is_cancelled()
+            && let Some((quic, encrypted)) = quic.take().zip(encrypted.as_mut())
+        {
+            quic.serve(&context, encrypted)?;
+        }
         let mut listeners =
             PlainListeners::new(Arc::clone(&context), shared, Box::new(on_bind_error));
         for endpoint in endpoints {
             listeners.serve(endpoint).await?;
         }
 
+        if let Some((quic, encrypted)) = quic.zip(encrypted.as_mut()) {
+            tokio::select! {
+                () = context.stop.cancelled() => {}
+                () = quic_is_free.cancelled() => quic.serve(&context, encrypted)?,
+            }
+        }
         listeners.follow_addresses(&wildcards).await;
         let threads = listeners.join_tcp().await;
         if let Some(encrypted) = &mut encrypted {

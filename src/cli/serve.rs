@@ -47,9 +47,10 @@ pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow
     );
     let ended = server.finish().await;
     ending.abort();
-    match ended? {
-        Some(process) => info!(process, "stopped: another server has taken over"),
-        None => info!("stopped"),
+    if let Some(process) = ended? {
+        info!(process, "stopped: another server has taken over");
+    } else {
+        info!("stopped");
     }
     Ok(ExitCode::SUCCESS)
 }

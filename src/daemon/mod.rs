@@ -6,6 +6,7 @@
 mod directories;
 mod error;
 mod follow;
+mod follower;
 mod hold_log;
 mod listen_error;
 mod log;
@@ -20,7 +21,7 @@ mod snapshots;
 mod start;
 
 pub use error::{ServerError, StartError};
-pub use follow::{PipelineHandles, RegistryPipeline, UpdateChannel};
+pub use follow::{PipelineEnded, PipelineHandle, PipelineHandles, RegistryPipeline, UpdateChannel};
 pub use listen_error::ListenError;
 pub use log::Log;
 pub use responder::Responder;

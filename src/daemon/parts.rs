@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use super::PipelineHandle;
 use crate::admin::AdminContext;
 use crate::upstream::Forwarder;
 
@@ -32,6 +33,8 @@ impl Stops {
 /// The running parts that a reload may change.
 #[derive(Debug)]
 pub(super) struct Parts {
+    /// The registries and their services.
+    pub(super) pipeline: PipelineHandle,
     /// The forwarder, unless forwarding is off.
     pub(super) forwarder: Option<Arc<Forwarder>>,
     /// What the HTTP interface shows.

@@ -9,9 +9,9 @@ use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 use tokio_util::task::TaskTracker;
 
-use super::ServerError;
 use super::directories::Directories;
 use super::parts::{Parts, Stops};
+use super::{PipelineHandle, ServerError};
 use crate::admin::SocketFile;
 use crate::answer::Answerer;
 use crate::server::BindError;
@@ -53,13 +53,18 @@ pub struct Server {
     pub(super) bridge_drain: Duration,
     pub(super) stops: Stops,
     /// The running parts that a reload may change.
-    pub(super) _parts: Parts,
+    pub(super) parts: Parts,
     /// Dropped before the directories: the socket is removed while they are locked.
     pub(super) _socket: SocketFile,
     pub(super) _directories: Directories,
 }
 
 impl Server {
+    /// Returns the handle that applies other configurations to the registries.
+    pub fn pipeline(&self) -> &PipelineHandle {
+        &self.parts.pipeline
+    }
+
     /// Waits until the server is told to stop, and until all its parts have ended.
     ///
     /// # Errors

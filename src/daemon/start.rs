@@ -22,7 +22,7 @@ use crate::bridge::Bridge;
 use crate::checks::CheckMonitor;
 use crate::config::Config;
 use crate::name::Name;
-use crate::service::{MAX_REGISTRIES, RegistryId, Update};
+use crate::service::Update;
 use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
 use crate::{admin, checks, descriptors, server};
 
@@ -67,7 +67,7 @@ impl Server {
         let running = bridge.running();
         let bridge_requests = running.map(|bridge| Arc::clone(bridge.requests()));
         let bridge_drain = running.map_or(Duration::ZERO, |bridge| bridge.settings().drain);
-        let (mut pipeline, PipelineHandles { answerer, states, updates }) =
+        let (mut pipeline, PipelineHandles { answerer, states, updates, handle }) =
             RegistryPipeline::new(config, &addresses, channel, requests.clone(), bridge_requests);
         let checks = config.checks.as_ref().map(|checks| {
             let settings = checks.settings.clone().within_descriptors();
@@ -90,14 +90,8 @@ impl Server {
             started: SystemTime::now(),
             started_at: Instant::now(),
         };
-        let snapshots = state_dir.as_deref().filter(|_| config.snapshot).map(|directory| {
-            let states = states.iter().cloned().zip(&config.registries);
-            let numbered = RegistryId::first(MAX_REGISTRIES).zip(states);
-            let with_servers = numbered.filter_map(|(number, (state, registry))| {
-                Some((number, state, registry.source.store_identity()?))
-            });
-            Snapshots::new(directory, config.zones.clone(), config.max_stale, with_servers)
-        });
+        let snapshots =
+            state_dir.as_deref().map(|directory| Snapshots::new(directory, config, &states.load()));
         let mut context = AdminContext::new(
             info,
             (Arc::clone(&answerer), updates),
@@ -108,7 +102,7 @@ impl Server {
             log.lost_lines(),
         );
         context.bridge = bridge;
-        let parts = Parts { forwarder, admin: Arc::new(context) };
+        let parts = Parts { pipeline: handle, forwarder, admin: Arc::new(context) };
         let context = &parts.admin;
         for listener in [Some(AdminListener::Socket(socket)), port].into_iter().flatten() {
             tracker.spawn(admin::serve(listener, Arc::clone(context), stop.clone()));
@@ -147,7 +141,7 @@ impl Server {
             bridge_drain,
             bridge_tasks,
             stops,
-            _parts: parts,
+            parts,
             _socket: socket_file,
             _directories: directories,
         })

@@ -252,6 +252,12 @@ fn a_changed_zone_renames_every_service() {
     }
     let srv = dns::dig_short(server.address, &["s9.svc", "SRV"]);
     assert_eq!(srv, ["0 1 80 10-0-0-9.s9.corp."]);
+    for _ in 0..5 {
+        server.reload(&format!("zone = ['svc', 'corp']\n{registries}"));
+        server.wait_until_connected("main");
+        server.reload(&format!("zone = ['corp', 'svc']\n{registries}"));
+        server.wait_until_connected("main");
+    }
     prober.expect_no_loss();
     // Without the zone in their names, they are names in front of another one.
     server.reload(&format!("zone = 'corp'\n{registries}"));

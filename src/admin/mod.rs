@@ -10,9 +10,11 @@ mod checks;
 mod connections;
 mod forwarding;
 mod guard;
+mod health;
 mod http;
 mod page;
 mod release;
+mod reloads;
 mod rendering;
 mod resolv_conf;
 mod routes;
@@ -23,8 +25,10 @@ pub use bridge::{BridgeState, BridgeView, BridgedNameView};
 pub use changes::ChangeFeed;
 pub use checks::{CheckFailureView, ChecksView};
 pub use forwarding::{CacheView, ForwardingView, UpstreamListView, UpstreamView};
+pub use health::{HealthReport, SocketReport, SocketWatch};
 pub use http::{AdminListener, serve};
 pub use release::ReleasedView;
+pub use reloads::ReloadCounters;
 pub use resolv_conf::{ResolvConfState, ResolvConfView};
 pub use socket::{SocketError, SocketFile, listen, socket_path};
 pub use views::{
@@ -74,6 +78,10 @@ pub struct AdminContext {
     pub changes: ChangeFeed,
     /// Whether the machine's resolv.conf names this server.
     pub resolv_conf: ResolvConfState,
+    /// The state of the DNS sockets and their workers.
+    pub sockets: SocketWatch,
+    /// Outcomes of the reloads of the configuration.
+    pub reloads: ReloadCounters,
     releases: Releases,
 }
 
@@ -112,6 +120,8 @@ impl AdminContext {
         lost_log_lines: ErrorCounter,
     ) -> Self {
         Self {
+            reloads: ReloadCounters::new(info.started),
+            sockets: SocketWatch::default(),
             info,
             answerer,
             releases: Releases::new(registries.clone(), updates),

@@ -36,6 +36,7 @@ mod shard;
 mod sharded;
 mod suggest;
 mod table;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -50,3 +51,4 @@ pub use publish::{Publication, Published, Publisher};
 pub use respond::AnswerOutcome;
 pub use settings::{Answers, Settings};
 pub use table::Snapshot;
+pub use tally::{QueryCounts, QueryTallies, QueryTally, QuestionCount, ResponseSource, ZoneSlot};

@@ -46,7 +46,7 @@ impl Publisher {
         let added = added.map(|change| ServiceChange { before: None, after: change.after.clone() });
         let added = added.collect();
         let reported = Some(std::mem::replace(&mut outcome.changed, added));
-        let with_aliases = Arc::clone(next.settings()).aliases.expand(&outcome.changed, &mut next);
+        let with_aliases = next.expand_aliases(&outcome.changed);
         next.update_services(with_aliases.as_ref().unwrap_or(&outcome.changed));
         let (next, indexed, bridge) = (Some(next), None, Vec::new());
         Publication {

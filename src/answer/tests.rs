@@ -8,6 +8,7 @@ mod naming;
 mod properties;
 mod reconfigure;
 mod reverse;
+mod sources;
 
 use std::collections::BTreeMap;
 use std::iter;
@@ -21,7 +22,8 @@ use hickory_proto::rr::rdata::opt::EdnsCode;
 use hickory_proto::rr::{RData, Record as Decoded};
 
 use super::{
-    AliasTarget, Aliases, AnswerOutcome, Answerer, Answers, Published, Publisher, Settings,
+    AliasTarget, Aliases, AnswerOutcome, Answerer, Answers, Published, Publisher, ResponseSource,
+    Settings,
 };
 use crate::catalog;
 use crate::name::{Name, Zones};
@@ -175,7 +177,7 @@ fn respond(answerer: &Answerer, query: &[u8], transport: Transport, draw: u64) -
         &mut out,
     );
     assert_eq!(outcome == AnswerOutcome::Silent, out.is_empty());
-    (outcome == AnswerOutcome::Answered).then_some(out)
+    matches!(outcome, AnswerOutcome::Answered(_)).then_some(out)
 }
 
 fn extended_error(message: &Message) -> Option<u16> {
@@ -524,7 +526,6 @@ fn explanations_give_the_reason_for_dropped_instances() {
         dropped,
         [("10.0.0.1:8000", false), ("172.17.0.1:8000", true), ("10.0.0.2:8000", true)]
     );
-    assert_eq!(harness.answerer.counters().responses(0), 0, "an explanation is not counted");
     assert_eq!(
         (explanation.rcode.as_str(), explanation.answers.len(), explanation.precompiled),
         ("NOERROR", 1, true)

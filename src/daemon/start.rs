@@ -12,12 +12,12 @@ use tokio_util::task::TaskTracker;
 use super::directories::Directories;
 use super::follow::{PipelineHandles, RegistryPipeline, UpdateChannel};
 use super::listen_error::{ListenError, report_not_listening};
-use super::parts::{Parts, Stops};
+use super::parts::{Launch, Parts, Stops};
 use super::publisher::start_publisher;
 use super::resolv_conf::follow_line;
 use super::snapshots::Snapshots;
 use super::{Log, Responder, Server, StartError};
-use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo};
+use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo, SocketReport};
 use crate::bridge::Bridge;
 use crate::checks::CheckMonitor;
 use crate::config::Config;
@@ -34,8 +34,10 @@ impl Server {
     pub async fn start(
         config: &Config,
         log: &Log,
+        launch: Launch,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
+        let Launch { notifier } = launch;
         // The limit is raised before server, forwarder and bridge divide the descriptors.
         descriptors::raise_limit();
         // Check the length of the path before anything is created.
@@ -102,7 +104,7 @@ impl Server {
             log.lost_lines(),
         );
         context.bridge = bridge;
-        let parts = Parts { pipeline: handle, forwarder, admin: Arc::new(context) };
+        let parts = Parts { pipeline: handle, forwarder, admin: Arc::new(context), notifier };
         let context = &parts.admin;
         for listener in [Some(AdminListener::Socket(socket)), port].into_iter().flatten() {
             tracker.spawn(admin::serve(listener, Arc::clone(context), stop.clone()));
@@ -120,12 +122,20 @@ impl Server {
         let snapshots = loaded.await.ok().flatten();
         let snapshots = snapshots
             .map(|snapshots| tokio::spawn(snapshots.keep(Arc::clone(&answerer), stop.clone())));
+        let open = addresses.len() + tls.len() + quic.len();
+        let report = move || SocketReport { open, ..SocketReport::default() };
+        parts.admin.sockets.watch(report);
+        tracker.spawn(Arc::clone(&parts.admin).watch_health(stop.clone()));
         let lane = parts.forwarder.as_ref().map(|forwarder| forwarder.lane());
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),
             report_not_listening,
             stop.clone(),
         ));
+        parts.notifier.ready();
+        let status = Arc::clone(&parts.admin);
+        let status = move || status_line(&status);
+        tracker.spawn(parts.notifier.clone().follow(status, || true, stop.clone()));
         Ok(Self {
             addresses,
             tls,
@@ -199,5 +209,14 @@ async fn admin_port(address: Option<SocketAddr>) -> Option<AdminListener> {
             );
             None
         }
+    }
+}
+
+/// Returns what the service manager shows of the server.
+fn status_line(context: &AdminContext) -> String {
+    if context.answerer.registry_status().synced {
+        "ready".to_owned()
+    } else {
+        "not every registry was read yet".to_owned()
     }
 }

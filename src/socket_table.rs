@@ -38,7 +38,7 @@ pub(crate) struct SocketEntry {
 /// Returns the sockets that `is_wanted` selects.
 ///
 /// # Errors
-/// If no table can be read.
+/// If the IPv4 table cannot be read. A machine without IPv6 has no other one.
 pub(crate) fn sockets(
     kind: SocketKind,
     is_wanted: impl Fn(&SocketEntry) -> bool,

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use socket2::{Domain, SockRef, Socket, Type};
-use support::bridge_server::{self, has_nft};
+use support::bridge_server::{self, inside};
 use support::bridged::{self, Bridged, connect, listen, named, read_all};
 use support::files::Files;
 use support::svcdns::Svcdns;
@@ -27,11 +27,7 @@ fn redirected() -> Bridged {
 
 #[test]
 fn redirected_connections_behave_as_direct_ones_do() {
-    let test = "redirected_connections_behave_as_direct_ones_do";
-    if !has_nft(test) {
-        return;
-    }
-    netns::inside(test, "127.0.0.1", || {
+    inside("redirected_connections_behave_as_direct_ones_do", || {
         let mut bridge = redirected();
         bridged::a_client_that_ends_its_side_gets_the_response(&mut bridge);
         bridged::resets_pass_in_both_directions(&mut bridge);
@@ -42,11 +38,7 @@ fn redirected_connections_behave_as_direct_ones_do() {
 
 #[test]
 fn a_half_closed_connection_outlives_the_memory_of_connection_tracking() {
-    let test = "a_half_closed_connection_outlives_the_memory_of_connection_tracking";
-    if !has_nft(test) {
-        return;
-    }
-    netns::inside(test, "127.0.0.1", || {
+    inside("a_half_closed_connection_outlives_the_memory_of_connection_tracking", || {
         let mut bridge = redirected();
         // The time is 60 s by default, and that between two probes 10 s.
         netns::set_sysctl("net.netfilter.nf_conntrack_tcp_timeout_close_wait", "3");
@@ -68,11 +60,7 @@ fn a_half_closed_connection_outlives_the_memory_of_connection_tracking() {
 
 #[test]
 fn a_client_that_has_gone_is_noticed_while_its_instance_is_silent() {
-    let test = "a_client_that_has_gone_is_noticed_while_its_instance_is_silent";
-    if !has_nft(test) {
-        return;
-    }
-    netns::inside(test, "127.0.0.1", || {
+    inside("a_client_that_has_gone_is_noticed_while_its_instance_is_silent", || {
         // The time after which the kernel forgets a closed connection whose peer stays open.
         netns::set_sysctl("net.ipv4.tcp_fin_timeout", "1");
         let mut bridge = redirected();
@@ -107,11 +95,7 @@ fn serve(endpoints: &[SocketAddr]) -> (Svcdns, Files, SocketAddr) {
 
 #[test]
 fn an_endpoint_of_a_missing_address_family_costs_no_connection() {
-    let test = "an_endpoint_of_a_missing_address_family_costs_no_connection";
-    if !has_nft(test) {
-        return;
-    }
-    netns::inside(test, "127.0.0.1", || {
+    inside("an_endpoint_of_a_missing_address_family_costs_no_connection", || {
         netns::set_sysctl("net.ipv6.conf.all.disable_ipv6", "1");
         let (six, four) = ("[::1]:9000".parse().unwrap(), named("four"));
         let (server, _files, address) = serve(&[six, four]);
@@ -131,11 +115,7 @@ fn stalled_receivers_take_little_memory() {
     const CLIENTS: usize = 600;
     /// Memory of a connection besides the bytes that its receiver has not taken, in KiB.
     const CONNECTION_KIB: u64 = 8;
-    let test = "stalled_receivers_take_little_memory";
-    if !has_nft(test) {
-        return;
-    }
-    netns::inside(test, "127.0.0.1", || {
+    inside("stalled_receivers_take_little_memory", || {
         svcdns::descriptors::raise_limit();
         // Senders that never end, with small buffers of their own.
         let sent = Arc::new(AtomicUsize::new(0));

@@ -13,17 +13,14 @@ use support::etcd::Etcd;
 use support::goframe::GoFrame;
 use support::load::Load;
 use support::process::Process;
-use support::{SOON, bridge_server, eventually, netns};
+use support::{SOON, bridge_server, eventually};
 
 const CLIENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 
 /// Runs `body` in a namespace with an etcd; skips the test without Go or nft.
 fn with_etcd(test: &str, body: impl FnOnce(&GoFrame, &Etcd)) {
-    if !bridge_server::has_nft(test) {
-        return;
-    }
     let Some(goframe) = GoFrame::new(test) else { return };
-    netns::inside(test, "127.0.0.1", || body(&goframe, &Etcd::start()));
+    bridge_server::inside(test, || body(&goframe, &Etcd::start()));
 }
 
 /// Starts a GoFrame server that registers as hello.svc.

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 use support::bridge_server::{
-    self, address as bridge_address, curl, has_nft, output, redirected_to, registered, run, tables,
+    self, address as bridge_address, curl, inside, output, redirected_to, registered, run, tables,
 };
 use support::files::Files;
 use support::process::Process;
@@ -46,11 +46,7 @@ fn stays_off(mut command: Command, files: &Files, flags: &[&str]) -> (Process, T
 
 #[test]
 fn programs_reach_services_by_name_alone() {
-    let test = "programs_reach_services_by_name_alone";
-    if !has_nft(test) {
-        return;
-    }
-    netns::inside(test, "127.0.0.1", || {
+    inside("programs_reach_services_by_name_alone", || {
         let ports = [serve_pages(), serve_pages()];
         let files = registered(&ports);
         files.put("default/default/elsewhere/latest/10.9.0.77:61000", r#"{"protocol":"http"}"#);
@@ -89,13 +85,10 @@ fn programs_reach_services_by_name_alone() {
 #[test]
 fn go_programs_reach_services_by_name_alone() {
     let test = "go_programs_reach_services_by_name_alone";
-    if !has_nft(test) {
-        return;
-    }
     if !on_path("go") {
         return skip(test, "no go on PATH, to build a program with");
     }
-    netns::inside(test, "127.0.0.1", || {
+    inside(test, || {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("lookup");
         let mut build = Command::new("go");
@@ -114,11 +107,7 @@ fn go_programs_reach_services_by_name_alone() {
 
 #[test]
 fn https_passes_through_unchanged() {
-    let test = "https_passes_through_unchanged";
-    if !has_nft(test) {
-        return;
-    }
-    netns::inside(test, "127.0.0.1", || {
+    inside("https_passes_through_unchanged", || {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
         let (certificate, key) = (file("cert.pem"), file("key.pem"));
@@ -144,11 +133,7 @@ fn https_passes_through_unchanged() {
 
 #[test]
 fn a_killed_server_leaves_a_table_that_the_next_one_replaces() {
-    let test = "a_killed_server_leaves_a_table_that_the_next_one_replaces";
-    if !has_nft(test) {
-        return;
-    }
-    netns::inside(test, "127.0.0.1", || {
+    inside("a_killed_server_leaves_a_table_that_the_next_one_replaces", || {
         let files = registered(&[serve_pages()]);
         let mut server = bridged(&files, &[]);
         let address = bridge_address(&server, "hello.svc");
@@ -200,11 +185,7 @@ fn a_killed_server_leaves_a_table_that_the_next_one_replaces() {
 
 #[test]
 fn a_socket_at_the_address_of_a_service_takes_nothing_from_it() {
-    let test = "a_socket_at_the_address_of_a_service_takes_nothing_from_it";
-    if !has_nft(test) {
-        return;
-    }
-    netns::inside(test, "127.0.0.1", || {
+    inside("a_socket_at_the_address_of_a_service_takes_nothing_from_it", || {
         let files = registered(&[serve_pages()]);
         let server = bridged(&files, &[]);
         let address = bridge_address(&server, "hello.svc");
@@ -226,11 +207,7 @@ fn a_socket_at_the_address_of_a_service_takes_nothing_from_it() {
 
 #[test]
 fn clients_get_the_instances_while_a_firewall_drops_redirected_connections() {
-    let test = "clients_get_the_instances_while_a_firewall_drops_redirected_connections";
-    if !has_nft(test) {
-        return;
-    }
-    netns::inside(test, "127.0.0.1", || {
+    inside("clients_get_the_instances_while_a_firewall_drops_redirected_connections", || {
         let files = registered(&[serve_pages()]);
         let server = bridged(&files, &[]);
         let address = bridge_address(&server, "hello.svc");
@@ -251,11 +228,7 @@ fn clients_get_the_instances_while_a_firewall_drops_redirected_connections() {
 
 #[test]
 fn rules_that_another_program_removes_are_restored() {
-    let test = "rules_that_another_program_removes_are_restored";
-    if !has_nft(test) {
-        return;
-    }
-    netns::inside(test, "127.0.0.1", || {
+    inside("rules_that_another_program_removes_are_restored", || {
         let files = registered(&[serve_pages()]);
         // A program in front of nft that fails on demand.
         let folder = tempfile::tempdir().unwrap();
@@ -307,11 +280,7 @@ fn rules_that_another_program_removes_are_restored() {
 
 #[test]
 fn only_tcp_connections_are_carried_and_everything_else_is_rejected() {
-    let test = "only_tcp_connections_are_carried_and_everything_else_is_rejected";
-    if !has_nft(test) {
-        return;
-    }
-    netns::inside(test, "127.0.0.1", || {
+    inside("only_tcp_connections_are_carried_and_everything_else_is_rejected", || {
         let files = registered(&[serve_pages()]);
         let server = bridged(&files, &[]);
         let address = bridge_address(&server, "hello.svc");
@@ -328,11 +297,7 @@ fn only_tcp_connections_are_carried_and_everything_else_is_rejected() {
 
 #[test]
 fn open_connections_finish_at_a_stop_and_new_ones_are_refused() {
-    let test = "open_connections_finish_at_a_stop_and_new_ones_are_refused";
-    if !has_nft(test) {
-        return;
-    }
-    netns::inside(test, "127.0.0.1", || {
+    inside("open_connections_finish_at_a_stop_and_new_ones_are_refused", || {
         let echo = TcpListener::bind((netns::ADDRESS, 0)).unwrap();
         let files = registered(&[echo.local_addr().unwrap().port()]);
         let mut server = bridged(&files, &["--bridge-drain", "1h"]);
@@ -359,11 +324,7 @@ fn open_connections_finish_at_a_stop_and_new_ones_are_refused() {
 
 #[test]
 fn without_the_permission_the_bridge_stays_off_and_says_what_to_do() {
-    let test = "without_the_permission_the_bridge_stays_off_and_says_what_to_do";
-    if !has_nft(test) {
-        return;
-    }
-    netns::inside(test, "127.0.0.1", || {
+    inside("without_the_permission_the_bridge_stays_off_and_says_what_to_do", || {
         let files = registered(&[serve_pages()]);
         // Without a bridge, its pool is like any other network.
         files.put("default/default/inside/latest/127.83.1.2:80", r#"{"protocol":"http"}"#);
@@ -402,7 +363,7 @@ fn without_redirection_the_ports_of_each_service_are_bound() {
         assert_eq!(curl("http://hello.svc/"), "page of hello.svc\n");
         // The price: the port can no longer be bound for all addresses.
         assert!(TcpListener::bind("0.0.0.0:80").is_err());
-        // Any other port is that of this machine, whoever listens on it.
+        // Any other port is that of this machine: a program may listen on it.
         assert!(TcpStream::connect((&*address, 8080)).is_err());
         let own = TcpListener::bind("0.0.0.0:8080").unwrap();
         TcpStream::connect((&*address, 8080)).unwrap();

@@ -103,9 +103,10 @@ impl WebServer {
 
 /// A server over TLS, with a certificate in the directory.
 ///
-/// The last argument is what it demands of its clients: `certificate`, `name` (SNI) or `nothing`.
+/// The last argument is what it demands of its clients: `certificate`, `name` (SNI) or `nothing`;
+/// with `reset`, it demands a certificate and resets the connections, so no alert arrives.
 const TLS_SERVER: &str = r#"
-import http.server, ssl, sys
+import http.server, socket, ssl, struct, sys
 address, port, demand = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain("server.pem", "server.key")
@@ -115,6 +116,17 @@ if demand == "certificate":
 if demand == "name":
     refusal = ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
     context.sni_callback = lambda _, name, __: None if name else refusal
+if demand == "reset":
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.load_verify_locations("server.pem")
+    listener = socket.create_server((address, port))
+    while True:
+        connection, _ = listener.accept()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        try:
+            context.wrap_socket(connection, server_side=True).close()
+        except OSError:
+            connection.close()
 server = http.server.ThreadingHTTPServer((address, port), http.server.SimpleHTTPRequestHandler)
 server.socket = context.wrap_socket(server.socket, server_side=True)
 server.serve_forever()
@@ -246,19 +258,21 @@ fn servers_over_tls_are_checked_over_tls_whatever_their_protocol_and_certificate
         WebServer::start_tls(33, port, "certificate"),
         WebServer::start(34, port),
         WebServer::start_tls(35, port, "name"),
+        WebServer::start_tls(36, port, "reset"),
     ];
     let keys: Vec<_> = servers.iter().map(|server| key(server.address)).collect();
     let etcd = Etcd::start();
-    for (key, value) in keys.iter().zip([HTTP, HTTPS, HTTPS, "{}", "{}"]) {
+    for (key, value) in keys.iter().zip([HTTP, HTTPS, HTTPS, "{}", "{}", "{}"]) {
         etcd.put(&format!("/service/{key}"), value);
     }
     let flags = ["--checks-path", "/", "--admin-listen", "127.0.0.1:0"];
     let server = serve(&etcd.url(), &flags);
-    let all = ["127.0.1.31", "127.0.1.32", "127.0.1.33", "127.0.1.34", "127.0.1.35"];
+    let all: Vec<String> = (31..=36).map(|last| format!("127.0.1.{last}")).collect();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
     server.wait_for("hello.svc", &all);
-    eventually("several rounds of checks", SOON, || (passed(&server) >= 25).then_some(()));
+    eventually("several rounds of checks", SOON, || (passed(&server) >= 30).then_some(()));
     let text = stdout(&server, &["status"]);
-    assert!(text.contains("checks 5 endpoints (0 over TCP, 5 with HTTP) every 1s: 0 failing"));
+    assert!(text.contains("checks 6 endpoints (0 over TCP, 6 with HTTP) every 1s: 0 failing"));
     for checked in [&servers[0], &servers[1], &servers[3]] {
         let log = checked.process.log();
         assert!(log.contains("\"GET / HTTP/1.1\" 200"), "{log}");
@@ -266,7 +280,7 @@ fn servers_over_tls_are_checked_over_tls_whatever_their_protocol_and_certificate
     // A program that hangs is noticed over TLS, too.
     servers[0].process.signal(Signal::SIGSTOP);
     servers[2].process.signal(Signal::SIGSTOP);
-    server.wait_for("hello.svc", &["127.0.1.32", "127.0.1.34", "127.0.1.35"]);
+    server.wait_for("hello.svc", &["127.0.1.32", "127.0.1.34", "127.0.1.35", "127.0.1.36"]);
     servers[0].process.signal(Signal::SIGCONT);
     servers[2].process.signal(Signal::SIGCONT);
     server.wait_for("hello.svc", &all);
@@ -274,7 +288,7 @@ fn servers_over_tls_are_checked_over_tls_whatever_their_protocol_and_certificate
     // The status of the response counts, over TLS and without.
     let server = serve(&etcd.url(), &["--checks-path", "/absent"]);
     // Those that refuse the handshake have no status.
-    server.wait_for("hello.svc", &["127.0.1.33", "127.0.1.35"]);
+    server.wait_for("hello.svc", &["127.0.1.33", "127.0.1.35", "127.0.1.36"]);
     let listed = stdout(&server, &["ls", "hello"]);
     assert_eq!(listed.matches("dropped: check: HTTP status 404, since ").count(), 3, "{listed}");
 }

@@ -124,12 +124,14 @@ fn every_metric_is_documented_with_its_labels() {
     let page = everything.page("Accept: */*");
     let mut table = "| metric | type | labels | meaning |\n|---|---|---|---|\n".to_owned();
     for (name, Metric { kind, help, labels }) in metrics(&page) {
-        // The only one without a sample here: nothing is held.
-        let labels = if name == "svcdns_registry_hold_end_timestamp_seconds" {
-            "`cause`, `registry`".to_owned()
-        } else {
-            let labels = labels.iter().filter(|label| *label != "le");
-            labels.map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", ")
+        let labels = match name.as_str() {
+            // Without a sample here: nothing is held, and a file registry has no snapshot.
+            "svcdns_registry_hold_end_timestamp_seconds" => "`cause`, `registry`".to_owned(),
+            "svcdns_snapshot_age_seconds" => "`registry`".to_owned(),
+            _ => {
+                let labels = labels.iter().filter(|label| *label != "le");
+                labels.map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", ")
+            }
         };
         writeln!(table, "| `{name}` | {kind} | {labels} | {help} |").unwrap();
     }

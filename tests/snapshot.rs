@@ -52,6 +52,21 @@ fn flags(etcd: &Etcd) -> [String; 2] {
     ["--registry".to_owned(), etcd.url()]
 }
 
+/// Starts a server that has read an etcd of [`hello`].
+fn synced(etcd: &Etcd) -> Svcdns {
+    let server = Svcdns::serve(&flags(etcd));
+    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    server
+}
+
+/// Saves a snapshot of an etcd of [`hello`], and stops both servers.
+fn saved() -> (Etcd, TempDir) {
+    let mut etcd = hello();
+    let state = synced(&etcd).stop_and_keep();
+    etcd.kill();
+    (etcd, state)
+}
+
 /// Returns the snapshots in a state directory.
 fn snapshots(state: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(state).unwrap().map(|entry| entry.unwrap().path());
@@ -109,8 +124,7 @@ fn check_knows_nothing(server: &Svcdns) {
 #[test]
 fn a_stopped_server_starts_again_without_its_registry() {
     let mut etcd = hello();
-    let server = Svcdns::serve(&flags(&etcd));
-    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    let server = synced(&etcd);
     // SIGTERM writes the snapshot, even if no write is due.
     let state = server.stop_and_keep();
     let mode = fs::metadata(snapshot(state.path())).unwrap().permissions().mode();
@@ -151,8 +165,7 @@ fn a_stopped_server_starts_again_without_its_registry() {
 #[test]
 fn a_killed_server_starts_again_without_its_registry() {
     let mut etcd = hello();
-    let server = Svcdns::serve(&flags(&etcd));
-    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    let server = synced(&etcd);
     eventually("the snapshot", SOON, || {
         snapshots(server.state_dir()).iter().any(|path| path.extension().is_none()).then_some(())
     });
@@ -164,11 +177,7 @@ fn a_killed_server_starts_again_without_its_registry() {
 
 #[test]
 fn a_start_without_the_registry_does_not_rewrite_its_snapshot() {
-    let mut etcd = hello();
-    let server = Svcdns::serve(&flags(&etcd));
-    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
-    let state = server.stop_and_keep();
-    etcd.kill();
+    let (etcd, state) = saved();
     let before = fs::read(snapshot(state.path())).unwrap();
     // Another configuration leaves out a part of the keys, until it is corrected.
     let fewer = [&flags(&etcd)[..], &["--max-instances-per-service=1".to_owned()]].concat();
@@ -288,9 +297,7 @@ fn a_start_without_zookeeper_answers_from_the_snapshot() {
 #[test]
 fn a_server_killed_while_it_saves_leaves_a_usable_snapshot() {
     let mut etcd = hello();
-    let server = Svcdns::serve(&flags(&etcd));
-    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
-    let mut state = server.stop_and_keep();
+    let mut state = synced(&etcd).stop_and_keep();
     // Large enough that a write takes several milliseconds.
     let many = (0..20_000).map(|n| (key(&format!("s{n}"), 7), HTTP.to_owned()));
     Runtime::new().unwrap().block_on(etcd.put_many(many));
@@ -317,8 +324,7 @@ fn a_server_killed_while_it_saves_leaves_a_usable_snapshot() {
 #[test]
 fn a_second_server_with_the_state_directory_leaves_its_snapshot_alone() {
     let etcd = hello();
-    let server = Svcdns::serve(&flags(&etcd));
-    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    let server = synced(&etcd);
     let server = Svcdns::serve_again(server.stop_and_keep(), &flags(&etcd));
     let path = snapshot(server.state_dir());
     let before = fs::read(&path).unwrap();
@@ -334,9 +340,7 @@ fn a_second_server_with_the_state_directory_leaves_its_snapshot_alone() {
 #[test]
 fn the_first_list_of_a_wiped_registry_is_held_for_the_removal_grace() {
     let mut etcd = hello();
-    let server = Svcdns::serve(&flags(&etcd));
-    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
-    let state = server.stop_and_keep();
+    let state = synced(&etcd).stop_and_keep();
     etcd.wipe();
     etcd.start_all();
     etcd.put(&key("other.svc", 9), HTTP);
@@ -350,11 +354,7 @@ fn the_first_list_of_a_wiped_registry_is_held_for_the_removal_grace() {
 
 #[test]
 fn unusable_snapshots_are_set_aside() {
-    let mut etcd = hello();
-    let server = Svcdns::serve(&flags(&etcd));
-    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
-    let mut state = server.stop_and_keep();
-    etcd.kill();
+    let (etcd, mut state) = saved();
     let path = snapshot(state.path());
     let whole = fs::read(&path).unwrap();
     let aside =
@@ -400,11 +400,7 @@ fn unusable_snapshots_are_set_aside() {
 
 #[test]
 fn a_snapshot_without_access_is_left_where_it_is() {
-    let mut etcd = hello();
-    let server = Svcdns::serve(&flags(&etcd));
-    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
-    let state = server.stop_and_keep();
-    etcd.kill();
+    let (mut etcd, state) = saved();
     let path = snapshot(state.path());
     let whole = fs::read(&path).unwrap();
     let set_mode = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
@@ -436,11 +432,7 @@ fn a_snapshot_without_access_is_left_where_it_is() {
 
 #[test]
 fn what_is_no_file_in_place_of_a_snapshot_is_set_aside() {
-    let mut etcd = hello();
-    let server = Svcdns::serve(&flags(&etcd));
-    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
-    let state = server.stop_and_keep();
-    etcd.kill();
+    let (mut etcd, state) = saved();
     let path = snapshot(state.path());
     fs::remove_file(&path).unwrap();
     // Otherwise, no snapshot could ever replace it.
@@ -461,9 +453,7 @@ fn a_state_directory_that_is_read_only_at_the_start_is_not_used() {
     let name = "a_state_directory_that_is_read_only_at_the_start_is_not_used";
     netns::inside(name, "127.0.0.1", || {
         let mut etcd = hello();
-        let server = Svcdns::serve(&flags(&etcd));
-        server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
-        let state = server.stop_and_keep();
+        let state = synced(&etcd).stop_and_keep();
         let (path, directory) = (snapshot(state.path()), state.path().to_str().unwrap());
         let whole = fs::read(&path).unwrap();
         netns::run("mount", &["--bind", directory, directory]);
@@ -506,11 +496,7 @@ fn a_state_directory_that_is_read_only_at_the_start_is_not_used() {
 
 #[test]
 fn the_age_of_a_snapshot_decides_whether_it_is_used() {
-    let mut etcd = hello();
-    let server = Svcdns::serve(&flags(&etcd));
-    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
-    let state = server.stop_and_keep();
-    etcd.kill();
+    let (etcd, state) = saved();
     let path = snapshot(state.path());
     let now = std::time::SystemTime::now();
     let now = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
@@ -586,8 +572,7 @@ fn a_snapshot_is_on_disk_before_it_gets_its_name() {
         return skip("a_snapshot_is_on_disk_before_it_gets_its_name", "strace cannot trace");
     }
     let etcd = hello();
-    let server = Svcdns::serve(&flags(&etcd));
-    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    let server = synced(&etcd);
     let output = tempfile::tempdir().unwrap();
     let trace = output.path().join("trace");
     let arguments = ["-e", "trace=write,fsync,rename", "-o", trace.to_str().unwrap()];
@@ -617,8 +602,7 @@ fn a_stop_does_not_wait_for_a_disk_that_hangs() {
         return skip("a_stop_does_not_wait_for_a_disk_that_hangs", "strace cannot trace");
     }
     let mut etcd = hello();
-    let server = Svcdns::serve(&flags(&etcd));
-    server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
+    let server = synced(&etcd);
     let mut server = Svcdns::serve_again(server.stop_and_keep(), &flags(&etcd));
     server.wait_for("hello.svc", &["10.0.0.1", "10.0.0.2"]);
     let delay = ["-e", "trace=fsync", "-e", "inject=fsync:delay_enter=3600s"];

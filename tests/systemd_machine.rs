@@ -26,45 +26,51 @@ type Moment = (&'static str, fn(&mut BootedDebian));
 /// The files of the machine that only we write.
 const OURS: [&str; 3] = ["/var/lib/svcdns", "/var/lib/private/svcdns", "/var/lib/svcdns-install"];
 
-#[test]
-fn a_booted_debian_resolves_names_through_restarts_kills_and_reboots() {
-    const TEST: &str = "a_booted_debian_resolves_names_through_restarts_kills_and_reboots";
-    if !netns::is_inside(TEST) {
+/// Boots a Debian in namespaces of the test, with svcdns and an upstream, and runs `body` there.
+fn in_booted_debian(test: &str, body: impl FnOnce(&mut BootedDebian, &Report)) {
+    if !netns::is_inside(test) {
         assert!(nix::unistd::geteuid().is_root(), "only root can boot a machine");
     }
     let packages = BootedDebian::packages();
-    netns::enter(TEST, || {
+    netns::enter(test, || {
         netns::links();
         let server = std::net::SocketAddr::new(netns::ADDRESS.parse().unwrap(), 53);
         let _upstream = resolved_route::serve_outside_name(server);
         let mut machine = BootedDebian::boot(&packages);
-        let report = Report::new();
-        report.say(machine.ends_with(0, &["systemctl", "--version"]).lines().next().unwrap());
         fs::copy(env!("CARGO_BIN_EXE_svcdns"), machine.path("/usr/local/bin/svcdns")).unwrap();
+        body(&mut machine, &Report::new());
+    });
+}
+
+#[test]
+fn a_booted_debian_resolves_names_through_restarts_kills_and_reboots() {
+    let test = "a_booted_debian_resolves_names_through_restarts_kills_and_reboots";
+    in_booted_debian(test, |machine, report| {
+        report.say(machine.ends_with(0, &["systemctl", "--version"]).lines().next().unwrap());
         let files = Files::readable_in(&machine.path("/srv"), &[resolved_route::REGISTRATION]);
         let registry = files.url().replacen(machine.path("/").to_str().unwrap(), "/", 1);
         let install = ["svcdns", "install", "--registry", &registry];
 
         for dnssec in ["no", "yes"] {
-            validate(&machine, dnssec);
-            resolved_route::expect_outside_name(&machine, "before the installation");
+            validate(machine, dnssec);
+            resolved_route::expect_outside_name(machine, "before the installation");
             let before = machine.tree("/etc");
             let told = machine.ends_with(0, &install);
             let change = told.lines().find(|line| line.starts_with("Chosen change: ")).unwrap();
             report.say(&format!("DNSSEC={dnssec}: installed. {change}"));
-            resolved_route::expect_names(&machine, "after the installation");
-            resolved_route::expect_route_through_restarts(&machine);
+            resolved_route::expect_names(machine, "after the installation");
+            resolved_route::expect_route_through_restarts(machine);
             report.say("names resolve after restarts and kills of systemd-resolved and svcdns");
             machine.ends_with(0, &["systemctl", "restart", "systemd-networkd.service"]);
-            resolved_route::expect_names(&machine, "after a restart of systemd-networkd");
+            resolved_route::expect_names(machine, "after a restart of systemd-networkd");
             machine.reboot();
-            resolved_route::expect_names(&machine, "after a reboot");
-            resolved_route::expect_route_through_restarts(&machine);
+            resolved_route::expect_names(machine, "after a reboot");
+            resolved_route::expect_route_through_restarts(machine);
             report.say("names resolve after a reboot, and after restarts and kills again");
             let diagnosis = machine.ends_with(0, &["svcdns", "doctor"]);
             report.say(diagnosis.lines().last().unwrap_or_default());
             machine.ends_with(0, &["svcdns", "uninstall"]);
-            expect_as_before(&machine, &before, "after uninstall");
+            expect_as_before(machine, &before, "after uninstall");
             report.say("uninstalled: /etc is as before, byte for byte");
         }
 
@@ -73,19 +79,19 @@ fn a_booted_debian_resolves_names_through_restarts_kills_and_reboots() {
         machine.ends_with(0, &install);
         let took = start.elapsed();
         machine.ends_with(0, &["svcdns", "uninstall"]);
-        expect_as_before(&machine, &before, "after uninstall");
+        expect_as_before(machine, &before, "after uninstall");
         let mut kills = 0;
         while kills < KILLS {
             let after = took.mul_f64(fastrand::f64());
             let when = format!("after a kill of install at {} ms", after.as_millis());
-            let is_killed = kill_after(&machine, &install, after);
-            resolved_route::expect_outside_name(&machine, &when);
+            let is_killed = kill_after(machine, &install, after);
+            resolved_route::expect_outside_name(machine, &when);
             if is_killed && kills % 2 == 1 {
                 machine.ends_with(0, &install);
-                resolved_route::expect_names(&machine, &when);
+                resolved_route::expect_names(machine, &when);
             }
             machine.ends_with(0, &["svcdns", "uninstall"]);
-            expect_as_before(&machine, &before, &when);
+            expect_as_before(machine, &before, &when);
             if is_killed {
                 kills += 1;
                 report.say(&format!("kill {kills} of install at {} ms", after.as_millis()));
@@ -97,20 +103,10 @@ fn a_booted_debian_resolves_names_through_restarts_kills_and_reboots() {
 
 #[test]
 fn a_booted_debian_bridges_services_through_restarts_kills_and_a_reboot() {
-    const TEST: &str = "a_booted_debian_bridges_services_through_restarts_kills_and_a_reboot";
     const UNIT: &str = "svcdns.service";
-    if !netns::is_inside(TEST) {
-        assert!(nix::unistd::geteuid().is_root(), "only root can boot a machine");
-    }
-    let packages = BootedDebian::packages();
-    netns::enter(TEST, || {
-        netns::links();
-        let server = std::net::SocketAddr::new(netns::ADDRESS.parse().unwrap(), 53);
-        let _upstream = resolved_route::serve_outside_name(server);
+    let test = "a_booted_debian_bridges_services_through_restarts_kills_and_a_reboot";
+    in_booted_debian(test, |machine, report| {
         let port = pages::serve_hosts((netns::ADDRESS, 0));
-        let mut machine = BootedDebian::boot(&packages);
-        let report = Report::new();
-        fs::copy(env!("CARGO_BIN_EXE_svcdns"), machine.path("/usr/local/bin/svcdns")).unwrap();
         let key = format!("default/default/hello.svc/latest/{}:{port}", netns::ADDRESS);
         let files = Files::readable_in(&machine.path("/srv"), &[(&key, r#"{"protocol":"http"}"#)]);
         let registry = files.url().replacen(machine.path("/").to_str().unwrap(), "/", 1);
@@ -118,9 +114,9 @@ fn a_booted_debian_bridges_services_through_restarts_kills_and_a_reboot() {
         let before = machine.tree("/etc");
 
         machine.ends_with(0, &install);
-        let address = expect_page(&machine, "after the installation");
+        let address = expect_page(machine, "after the installation");
         let own_table = ["table ip svcdns_bridge_127_83_0_0_16".to_owned()];
-        assert_eq!(tables(&machine), own_table);
+        assert_eq!(tables(machine), own_table);
         let status = machine.ends_with(0, &["svcdns", "status"]);
         assert!(status.contains("port bridge: 1 name in 127.83.0.0/16 (redirected)"), "{status}");
         let diagnosis = machine.ends_with(0, &["svcdns", "doctor"]);
@@ -136,10 +132,10 @@ fn a_booted_debian_bridges_services_through_restarts_kills_and_a_reboot() {
             ("a reboot", BootedDebian::reboot),
         ];
         for (name, act) in moments {
-            act(&mut machine);
+            act(machine);
             let when = format!("after {name}");
-            assert_eq!(expect_page(&machine, &when), address, "{when}");
-            assert!(tables(&machine).contains(&own_table[0]), "{when}: {:?}", tables(&machine));
+            assert_eq!(expect_page(machine, &when), address, "{when}");
+            assert!(tables(machine).contains(&own_table[0]), "{when}: {:?}", tables(machine));
             report.say(&format!("the page comes from the same address {when}"));
         }
         let log = machine.ends_with(0, &["journalctl", "--boot=all", "--unit", UNIT]);
@@ -155,24 +151,24 @@ fn a_booted_debian_bridges_services_through_restarts_kills_and_a_reboot() {
         eventually("the end of the unit", SOON, || {
             (!machine.succeeds(&["systemctl", "is-active", "--quiet", UNIT])).then_some(())
         });
-        assert_eq!(tables(&machine).len(), 1, "after a kill");
+        assert_eq!(tables(machine).len(), 1, "after a kill");
         machine.ends_with(0, &["svcdns", "uninstall"]);
-        assert_eq!(tables(&machine), [] as [&str; 0], "after uninstall");
-        expect_as_before(&machine, &before, "after uninstall of a killed server");
+        assert_eq!(tables(machine), [] as [&str; 0], "after uninstall");
+        expect_as_before(machine, &before, "after uninstall of a killed server");
         report.say("uninstalled after a kill: no table is left, and /etc is as before");
         fs::remove_dir_all(folder).unwrap();
         machine.ends_with(0, &["systemctl", "daemon-reload"]);
 
         // Without rules of the kernel.
         machine.ends_with(0, &[&install[..], &["--bridge-bind", "true"]].concat());
-        expect_page(&machine, "with bound ports");
-        assert_eq!(tables(&machine), [] as [&str; 0], "with bound ports");
+        expect_page(machine, "with bound ports");
+        assert_eq!(tables(machine), [] as [&str; 0], "with bound ports");
         let diagnosis = machine.ends_with(0, &["svcdns", "doctor"]);
         assert!(diagnosis.contains("svcdns has bound ports"), "{diagnosis}");
         machine.kill(UNIT);
-        expect_page(&machine, "with bound ports, after a kill");
+        expect_page(machine, "with bound ports, after a kill");
         machine.ends_with(0, &["svcdns", "uninstall"]);
-        expect_as_before(&machine, &before, "after uninstall with bound ports");
+        expect_as_before(machine, &before, "after uninstall with bound ports");
         report.say("with bound ports, the page comes too, and nothing is left after uninstall");
     });
 }

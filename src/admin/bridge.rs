@@ -106,7 +106,8 @@ impl BridgeView {
 impl BridgedNameView {
     /// Returns the names of a service that have addresses.
     pub(super) fn of(service: &Service, answerer: &Answerer) -> Vec<Self> {
-        let zone = answerer.settings().zones.first().text();
+        let settings = answerer.settings();
+        let zone = settings.zones.first().text();
         let view = |(name, address): (String, _)| Self {
             name: format!("{name}.{zone}"),
             address: std::net::Ipv4Addr::to_string(&address),

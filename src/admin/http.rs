@@ -32,7 +32,7 @@ const MAX_HEADERS: usize = 64;
 /// Maximum wait for the head of a request; also limits idle connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Maximum lifetime of a connection without a change stream.
+/// Interval at which a connection is closed unless it is busy, however active it was before.
 const CONNECTION_LIFETIME: Duration = Duration::from_secs(60);
 
 /// Maximum wait for responses in progress once the server stops.
@@ -109,7 +109,9 @@ pub async fn serve(listener: AdminListener, context: Arc<AdminContext>, stop: Ca
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, tracker.wait()).await;
 }
 
-/// Serves a connection for at most [`CONNECTION_LIFETIME`], or until `stop`.
+/// Serves a connection until it is replaced, or is not busy after [`CONNECTION_LIFETIME`].
+///
+/// After `stop`, it ends with the response in progress.
 async fn serve_connection(
     stream: Box<dyn ByteStream>,
     connection: AdminConnection,

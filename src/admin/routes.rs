@@ -180,7 +180,8 @@ async fn explain(State(state): State<RouteState>, Query(params): Query<ExplainPa
     if let (Some(elsewhere), Some(forwarder)) =
         (&mut explanation.elsewhere, &state.context.forwarder)
     {
-        let target = state.context.answerer.outside_target(&name);
+        let settings = state.context.answerer.settings();
+        let target = settings.outside_target(&name);
         *elsewhere = forwarder.describe(target.unwrap_or(&name), rtype);
     }
     Json(explanation).into_response()

@@ -322,7 +322,8 @@ impl ServerStatus {
     /// Captures the current state of the server.
     pub(super) fn new(context: &AdminContext) -> Self {
         let AdminContext { info, answerer, registries, .. } = context;
-        let (snapshot, settings) = (answerer.snapshot(), answerer.settings());
+        let snapshot = answerer.snapshot();
+        let settings = snapshot.settings();
         let registry_status = snapshot.registry_status();
         let (stats, clock) = (answerer.stats(), WallClock::now());
         let holds_of = |index| {
@@ -395,7 +396,7 @@ impl ServiceView {
         registries: &[Arc<RegistryState>],
         checks: Option<&CheckMonitor>,
     ) -> Self {
-        let settings = answerer.settings();
+        let settings = snapshot.settings();
         let zone = settings.zones.first().text();
         let keys = service.keys().iter().map(|key| KeyView {
             key: service.text(key),
@@ -430,7 +431,8 @@ impl ServiceView {
 impl AliasView {
     /// Returns all aliases.
     fn all(answerer: &Answerer) -> Vec<Self> {
-        let (snapshot, settings) = (answerer.snapshot(), answerer.settings());
+        let snapshot = answerer.snapshot();
+        let settings = snapshot.settings();
         let zone = settings.zones.first().text();
         let is_registered = |base: &str| {
             snapshot.service(base).is_some_and(|service| service.alias_target().is_none())
@@ -506,7 +508,8 @@ impl InstanceView {
 impl ConflictView {
     /// Returns all current conflicts.
     pub fn all(answerer: &Answerer, registries: &[Arc<RegistryState>]) -> Vec<Self> {
-        let (snapshot, settings) = (answerer.snapshot(), answerer.settings());
+        let snapshot = answerer.snapshot();
+        let settings = snapshot.settings();
         let outside = |base: &str| {
             let target = settings.aliases.target(base)?;
             let service = Service::empty(&target.to_string());

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use super::counters::Counters;
 use super::lookahead::{Lookahead, OwnerKey};
 use super::message::{Recipient, ResponseContent, ResponseWriter};
-use super::respond::{AnswerOutcome, QueryContext, owner_in};
+use super::respond::{AnswerOutcome, QueryContext};
 use super::settings::Settings;
 use super::table::Snapshot;
 use crate::catalog::{RegistryStatus, Rejections, Stats};
@@ -17,7 +17,6 @@ use crate::wire::{ExtendedError, Parsed, Query, Transport, rcode};
 /// Answers queries from the latest generation; shared by all workers.
 #[derive(Debug)]
 pub struct Answerer {
-    pub(super) settings: Settings,
     pub(super) snapshot: ArcSwap<Snapshot>,
     pub(super) rejections: ArcSwap<Rejections>,
     pub(super) stats: ArcSwap<Stats>,
@@ -45,7 +44,7 @@ impl Answerer {
     ///
     /// Prefetches the memory that the first 32 of them need.
     pub fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r [u8]>) -> Lookahead {
-        Lookahead::new(&self.settings.zones, self.snapshot.load(), requests)
+        Lookahead::new(self.snapshot.load(), requests)
     }
 
     /// Writes the response to a message into `out`, without TCP's length prefix.
@@ -65,7 +64,7 @@ impl Answerer {
         draw: u64,
         out: &mut Vec<u8>,
     ) -> AnswerOutcome {
-        let writer = self.writer(recipient, draw);
+        let writer = self.writer(&ahead.snapshot, recipient, draw);
         self.answer(parsed, (&ahead.snapshot, ahead.key(number)), writer, out)
     }
 
@@ -79,9 +78,10 @@ impl Answerer {
         draw: u64,
         out: &mut Vec<u8>,
     ) -> AnswerOutcome {
+        let (snapshot, uncounted) = (self.snapshot.load(), Counters::default());
         let writer =
-            ResponseWriter { counters: &Counters::default(), ..self.writer(recipient, draw) };
-        self.answer(parsed, (&self.snapshot.load(), None), writer, out)
+            ResponseWriter { counters: &uncounted, ..self.writer(&snapshot, recipient, draw) };
+        self.answer(parsed, (&snapshot, None), writer, out)
     }
 
     /// Writes the response to a query outside the zones, without forwarding it.
@@ -95,7 +95,8 @@ impl Answerer {
         out: &mut Vec<u8>,
     ) {
         out.clear();
-        let (writer, snapshot) = (self.writer(recipient, 0), self.snapshot.load());
+        let snapshot = self.snapshot.load();
+        let writer = self.writer(&snapshot, recipient, 0);
         let context =
             QueryContext { writer, first_serial: self.first_serial, snapshot: &snapshot, query };
         match Name::from_wire(query.name()) {
@@ -111,21 +112,16 @@ impl Answerer {
     /// and is not counted, because the forwarder counts the query.
     pub fn write_alias(&self, query: &Query<'_>, out: &mut Vec<u8>) -> bool {
         let Ok((name, _)) = Name::from_wire(query.name()) else { return false };
-        let Some(target) = self.outside_target(&name) else { return false };
-        let uncounted = Counters::default();
-        let writer = ResponseWriter { counters: &uncounted, ..self.writer(Transport::Tcp, 0) };
         let snapshot = self.snapshot.load();
+        let Some(target) = snapshot.settings().outside_target(&name) else { return false };
+        let uncounted = Counters::default();
+        let writer =
+            ResponseWriter { counters: &uncounted, ..self.writer(&snapshot, Transport::Tcp, 0) };
         let context =
             QueryContext { writer, first_serial: self.first_serial, snapshot: &snapshot, query };
         out.clear();
         context.write_alias(target.as_wire(), out);
         true
-    }
-
-    /// Returns the target of this name if it is an alias of a name outside the zones.
-    pub fn outside_target(&self, name: &Name) -> Option<&Name> {
-        let (_, zone) = self.settings.zones.find(name)?;
-        self.settings.aliases.outside(owner_in(zone, name))
     }
 
     /// Responds on the fast path if possible, else on the full path.
@@ -174,7 +170,7 @@ impl Answerer {
         let (Parsed::Bad { query, .. } | Parsed::Query(query)) = Query::parse(request) else {
             return false;
         };
-        self.writer(Transport::Udp, 0).write(
+        self.writer(&self.snapshot.load(), Transport::Udp, 0).write(
             &ResponseContent::code(code, Some(error)),
             &query,
             out,
@@ -202,9 +198,14 @@ impl Answerer {
         self.stats.load_full()
     }
 
-    /// Returns the settings of the authoritative side.
-    pub fn settings(&self) -> &Settings {
-        &self.settings
+    /// Returns whether the latest generation has any alias.
+    pub fn has_aliases(&self) -> bool {
+        !self.snapshot.load().settings().aliases.is_empty()
+    }
+
+    /// Returns the settings of the latest generation.
+    pub fn settings(&self) -> Arc<Settings> {
+        Arc::clone(self.snapshot.load().settings())
     }
 
     /// Returns the counters of responses.
@@ -212,10 +213,15 @@ impl Answerer {
         &self.counters
     }
 
-    /// Returns a writer that counts the responses it writes.
-    pub(super) fn writer(&self, recipient: impl Into<Recipient>, draw: u64) -> ResponseWriter<'_> {
+    /// Returns a writer of responses from this generation, which counts them.
+    pub(super) fn writer<'s>(
+        &'s self,
+        snapshot: &'s Snapshot,
+        recipient: impl Into<Recipient>,
+        draw: u64,
+    ) -> ResponseWriter<'s> {
         let Recipient { transport, is_local: bridged } = recipient.into();
-        let Self { settings, counters, .. } = self;
+        let (settings, counters) = (snapshot.settings(), &self.counters);
         ResponseWriter { settings, transport, bridged, draw, counters }
     }
 }

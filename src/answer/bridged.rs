@@ -15,7 +15,8 @@ use crate::service::{BridgeCandidate, BridgeChange};
 impl Answerer {
     /// Returns the names of a service that have an address of the port bridge.
     pub fn bridged_names(&self, service: &Service) -> Vec<(String, Ipv4Addr)> {
-        let (settings, snapshot) = (&self.settings, self.snapshot.load());
+        let snapshot = self.snapshot.load();
+        let settings = snapshot.settings();
         if snapshot.bridged.is_empty() {
             return Vec::new();
         }
@@ -32,26 +33,27 @@ impl Answerer {
 
     /// Returns the address of the port bridge that clients on this machine get for a name.
     pub fn bridged_address(&self, name: &Name) -> Option<Ipv4Addr> {
-        let (_, zone) = self.settings.zones.find(name)?;
-        let (snapshot, labels) = (self.snapshot.load(), zone.relative_labels(name));
-        let labels: Vec<&[u8]> = labels.collect();
-        match full::resolve(&snapshot, &self.settings, &labels, |_| {}) {
-            NameLookup::Selection(found) => address(&snapshot, &self.settings, &labels, &found),
+        let snapshot = self.snapshot.load();
+        let settings = snapshot.settings();
+        let (_, zone) = settings.zones.find(name)?;
+        let labels: Vec<&[u8]> = zone.relative_labels(name).collect();
+        match full::resolve(&snapshot, settings, &labels, |_| {}) {
+            NameLookup::Selection(found) => address(&snapshot, settings, &labels, &found),
             NameLookup::NoData | NameLookup::NxDomain => None,
         }
     }
 
     /// Returns what the port bridge was told about the shortest name of what a name selects.
     pub fn bridge_candidate(&self, name: &Name) -> Option<BridgeCandidate> {
-        let (_, zone) = self.settings.zones.find(name)?;
-        let (snapshot, labels) = (self.snapshot.load(), zone.relative_labels(name));
-        let labels: Vec<&[u8]> = labels.collect();
-        let NameLookup::Selection(found) =
-            full::resolve(&snapshot, &self.settings, &labels, |_| {})
+        let snapshot = self.snapshot.load();
+        let settings = snapshot.settings();
+        let (_, zone) = settings.zones.find(name)?;
+        let labels: Vec<&[u8]> = zone.relative_labels(name).collect();
+        let NameLookup::Selection(found) = full::resolve(&snapshot, settings, &labels, |_| {})
         else {
             return None;
         };
-        match change_of(&snapshot, &self.settings, found.plain_name.as_deref()?) {
+        match change_of(&snapshot, settings, found.plain_name.as_deref()?) {
             BridgeChange::Put(candidate) => Some(candidate),
             BridgeChange::Removed(_) => None,
         }

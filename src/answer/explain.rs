@@ -164,10 +164,11 @@ impl Answerer {
         let query = query(name, rtype, payload);
         let ahead = self.look_ahead(iter::once(&*query));
         let snapshot = &*ahead.snapshot;
+        let settings = snapshot.settings();
         let mut explanation = Explanation {
             name: name.to_string(),
             rtype: type_name(rtype),
-            setting: match self.settings.answers {
+            setting: match settings.answers {
                 Answers::All => "all".to_owned(),
                 Answers::Fit => "fit".to_owned(),
                 Answers::Count(count) => format!("at most {count}"),
@@ -175,7 +176,7 @@ impl Answerer {
             ..Explanation::default()
         };
         let mut failure = LookupFailure::default();
-        if let Some((_, zone)) = self.settings.zones.find(name) {
+        if let Some((_, zone)) = settings.zones.find(name) {
             explanation.zone = Some(zone.text().to_owned());
             explanation.precompiled = snapshot
                 .node(owner_in(zone, name))
@@ -183,11 +184,11 @@ impl Answerer {
             let labels: Vec<&[u8]> = zone.relative_labels(name).collect();
             if labels.is_empty() {
                 explanation.parsed.push("the zone apex".to_owned());
-            } else if let Some(target) = self.outside_target(name) {
+            } else if let Some(target) = settings.outside_target(name) {
                 explanation.alias =
                     Some(format!("an alias (CNAME) of {target}, outside the served zones"));
             } else {
-                let found = full::resolve(snapshot, &self.settings, &labels, |step| {
+                let found = full::resolve(snapshot, settings, &labels, |step| {
                     failure.add_step(&step);
                     explanation.add_step(&step, snapshot);
                 });
@@ -205,7 +206,8 @@ impl Answerer {
         let uncounted = Counters::default();
         // The person who asks is on this machine.
         let recipient = Recipient { transport: Transport::Udp, is_local: true };
-        let writer = ResponseWriter { counters: &uncounted, ..self.writer(recipient, draw) };
+        let writer =
+            ResponseWriter { counters: &uncounted, ..self.writer(snapshot, recipient, draw) };
         let disposition =
             self.answer(&Query::parse(&query), (snapshot, ahead.key(0)), writer, &mut response);
         explanation.elsewhere =
@@ -222,7 +224,7 @@ impl Answerer {
             explanation.reason = Some(failure.reason());
             explanation.suggestion = failure
                 .unknown_service
-                .and_then(|service| suggest::closest_name(snapshot, &self.settings, &service));
+                .and_then(|service| suggest::closest_name(snapshot, settings, &service));
         }
         explanation
     }
@@ -234,19 +236,19 @@ impl Answerer {
         found: (&Snapshot, Option<OwnerKey>),
         writer: ResponseWriter<'_>,
     ) -> Option<TcpOmission> {
-        let mut response = Vec::new();
+        let (settings, mut response) = (found.0.settings(), Vec::new());
         self.answer(&Query::parse(query), found, writer, &mut response);
         let message = Message::from_vec(&response).ok()?;
         let left_out = usize::try_from(writer.counters.left_out()).unwrap_or(usize::MAX);
         // Records that the `answers` setting omits are not missing for lack of space.
-        let by_setting = match self.settings.answers {
+        let by_setting = match settings.answers {
             Answers::Count(limit) => {
                 let all = message.answers.len().saturating_add(left_out);
                 all.saturating_sub(limit.get().into())
             }
             Answers::All | Answers::Fit => 0,
         };
-        let zones = &self.settings.zones;
+        let zones = &settings.zones;
         let targets = message.answers.iter().filter_map(|record| match &record.data {
             // Host names outside the zones have no addresses here.
             RData::SRV(srv) => Some(&srv.target).filter(|target| {

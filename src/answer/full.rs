@@ -36,7 +36,7 @@ pub(super) struct Selection<'s> {
     pub(super) service: &'s Arc<Service>,
     /// Served instances, sorted by endpoint, without duplicate endpoints.
     pub(super) instances: Vec<Instance<'s>>,
-    /// Instances of other registrations with an endpoint of those.
+    /// Instances of other registrations that have the endpoint of one of `instances`.
     pub(super) duplicates: Vec<Instance<'s>>,
     /// Registries that hold the selected endpoints, even where another registry's is served.
     pub(super) holders: HolderSets,
@@ -368,8 +368,9 @@ impl<'a> InstanceFilter<'a> {
                 || service
                     .visible_groups()
                     .any(|group| self.in_scope(group) && &*group.version == "latest"));
+        let has_left_out = service.instances().any(|instance| instance.is_left_out());
         let all_fail = [IpAddr::is_ipv4, IpAddr::is_ipv6]
-            .map(|is_family| self.selects_only_failing(service, latest_only, is_family));
+            .map(|is_family| has_left_out && !self.selects_served(service, latest_only, is_family));
         let mut instances: Vec<_> = service
             .instances()
             .map(|instance| {
@@ -417,23 +418,20 @@ impl<'a> InstanceFilter<'a> {
         Selection { service, instances, duplicates, holders, form, plain_name, is_direct }
     }
 
-    /// Returns whether checks leave out every matching instance with an address of a family.
+    /// Returns whether a served instance with an address of a family matches.
     ///
-    /// They are then served all the same: a check never takes the last address of a name.
-    fn selects_only_failing(
+    /// Without one, those that checks leave out are served: a check never takes the last address of
+    /// a name.
+    fn selects_served(
         &self,
         service: &Service,
         latest_only: bool,
         is_family: fn(&IpAddr) -> bool,
     ) -> bool {
-        let is_of_family = |instance: &Instance<'_>| {
+        service.served().any(|instance| {
             instance.endpoint.host.address().is_some_and(|address| is_family(&address))
-        };
-        let matches = |instance: Instance<'_>| {
-            is_of_family(&instance) && self.drop_reason(&instance, latest_only).is_none()
-        };
-        service.instances().any(|instance| instance.is_left_out() && is_of_family(&instance))
-            && !service.served().any(matches)
+                && self.drop_reason(&instance, latest_only).is_none()
+        })
     }
 
     /// Returns the shortest name of the service or version, as text in front of the zone.

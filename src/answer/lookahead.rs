@@ -39,10 +39,10 @@ pub(super) struct OwnerKey {
 impl Lookahead {
     /// Looks up the first 32 messages of a batch in this generation.
     pub(super) fn new<'r>(
-        zones: &Zones,
         snapshot: Guard<Arc<Snapshot>>,
         requests: impl Iterator<Item = &'r [u8]>,
     ) -> Self {
+        let zones = &snapshot.settings().zones;
         let mut keys = [None; MAX_KEYS];
         let mut count = 0;
         for (key, request) in keys.iter_mut().zip(requests) {

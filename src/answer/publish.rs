@@ -75,9 +75,9 @@ impl Publisher {
         let mut catalog = Catalog::new(catalog);
         let seconds =
             SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let snapshot = Snapshot::new(Arc::new(answer), catalog.registry_status(now));
         let answerer = Arc::new(Answerer {
-            settings: answer,
-            snapshot: ArcSwap::from_pointee(Snapshot::new(catalog.registry_status(now))),
+            snapshot: ArcSwap::from_pointee(snapshot),
             rejections: ArcSwap::new(catalog.rejections()),
             stats: ArcSwap::from_pointee(catalog.stats()),
             counters: Counters::default(),
@@ -96,11 +96,12 @@ impl Publisher {
 
     /// Publishes the names of all aliases, before any service is known.
     fn publish_aliases(&self) {
-        let aliases = &self.answerer.settings.aliases;
+        let before = self.answerer.snapshot.load();
+        let aliases = &before.settings().aliases;
         if aliases.is_empty() {
             return;
         }
-        let mut next = Snapshot::clone(&self.answerer.snapshot.load());
+        let mut next = Snapshot::clone(&before);
         let services = aliases.unregistered_services();
         next.update_services(&services);
         let mut names = next.update_ancestors(aliases.ancestors());
@@ -197,7 +198,7 @@ impl Publisher {
             let holds = if same_holds {
                 before.holds.clone()
             } else {
-                let names = &self.answerer.settings.registry_names;
+                let names = &before.settings().registry_names;
                 PublishedHolds::new(holds, names, &WallClock::now())
             };
             let mut next = before.with_registry_status(registry_status, holds);
@@ -205,7 +206,7 @@ impl Publisher {
                 next.advance();
                 next.bridged = self.catalog.bridged().clone();
                 next.hosts = self.catalog.hosts().clone();
-                with_aliases = self.answerer.settings.aliases.expand(&outcome.changed, &mut next);
+                with_aliases = before.settings().aliases.expand(&outcome.changed, &mut next);
             }
             next
         });
@@ -223,14 +224,14 @@ impl Publisher {
         self.retired.retain(|generation| Arc::strong_count(generation) > 1);
     }
 
-    /// Compiles the nodes affected by changed services and by names above them; returns these.
+    /// Compiles the nodes that changed services and names above them affect; returns their owners.
     fn compile<'c>(
         &self,
         next: &mut Snapshot,
         changed: &'c [ServiceChange],
         toggled: &[Box<str>],
     ) -> AffectedOwners<'c> {
-        let settings = &self.answerer.settings;
+        let settings = &*Arc::clone(next.settings());
         let owners = AffectedOwners::of(settings, next, changed, toggled);
         let mut builder = NodeBuilder::default();
         // Compiled in the order of the services, which is close to their order in memory.
@@ -293,7 +294,7 @@ impl Publication<'_> {
             next.update_ancestors(ancestor_changes(changed))
         };
         let owners = publisher.compile(next, changed, &toggled);
-        let settings = &publisher.answerer.settings;
+        let settings = next.settings();
         if settings.bridge {
             let owners = owners.iter().map(|(owner, _)| owner);
             bridge.extend(bridging::changes(next, settings, owners, changed));
@@ -455,7 +456,7 @@ impl<'c> AffectedOwners<'c> {
     }
 }
 
-/// Returns the addresses of a service's served instances, sorted and unique.
+/// Returns the addresses of a service's selectable instances, sorted and unique.
 ///
 /// An alias has none: the PTR records of an address have registered names only.
 fn selectable_addresses(service: Option<&Service>) -> Vec<IpAddr> {
@@ -489,7 +490,7 @@ fn difference(before: &[IpAddr], after: &[IpAddr]) -> Vec<(IpAddr, bool)> {
 /// longer names `a.b.n` and `a.b.n.d` are below `b.n`, `n`, `b.n.d`, `n.d` and `d`.
 fn ancestor_changes(changed: &[ServiceChange]) -> Vec<(Box<str>, i32)> {
     let mut counts: BTreeMap<String, i32> = BTreeMap::new();
-    // Most names have the few scopes in common.
+    // Names share few scopes: the names above a scope are counted once for it, not per service.
     let mut of_scopes: BTreeMap<(&str, &str), i32> = BTreeMap::new();
     let mut full = String::new();
     for change in changed {

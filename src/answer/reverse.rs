@@ -294,7 +294,7 @@ impl Answerer {
             || is_private()
             || snapshot.has_addresses_in(&network.neighbourhood().addresses())
         {
-            limit_ttls(self.settings.negative_ttl, response);
+            limit_ttls(snapshot.settings().negative_ttl, response);
         }
     }
 }

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use super::aliases::Aliases;
-use crate::name::Zones;
+use super::respond::owner_in;
+use crate::name::{Name, Zones};
 use crate::service::RegistryName;
 
 /// Settings of the authoritative side.
@@ -54,6 +55,12 @@ impl Settings {
             bridge: false,
             registry_names: Vec::new(),
         }
+    }
+
+    /// Returns the target of this name if it is an alias of a name outside the zones.
+    pub fn outside_target(&self, name: &Name) -> Option<&Name> {
+        let (_, zone) = self.zones.find(name)?;
+        self.aliases.outside(owner_in(zone, name))
     }
 }
 

@@ -14,6 +14,7 @@ use foldhash::quality::RandomState;
 
 use super::address_index::{AddressIndex, AddressIndexChanges};
 use super::holds::PublishedHolds;
+use super::settings::Settings;
 use super::shard::Shard;
 use super::sharded::Sharded;
 use crate::catalog::{
@@ -27,8 +28,10 @@ type ServiceShard = Arc<[(u64, Arc<Service>)]>;
 type AncestorShard = Arc<[(Box<str>, u32)]>;
 
 /// One generation of the lookup table.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Snapshot {
+    /// The settings that the table was compiled with, and that responses from it follow.
+    settings: Arc<Settings>,
     hasher: RandomState,
     generation: u64,
     /// Whether nodes are missing, so that every query needs the full path.
@@ -65,8 +68,31 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Returns an empty table.
-    pub(super) fn new(registry_status: RegistryStatus) -> Self {
-        Self { registry_status, ..Self::default() }
+    pub(super) fn new(settings: Arc<Settings>, registry_status: RegistryStatus) -> Self {
+        Self {
+            settings,
+            hasher: RandomState::default(),
+            generation: 0,
+            is_uncompiled: false,
+            registry_status,
+            holds: PublishedHolds::default(),
+            len: 0,
+            aliases: 0,
+            longest_base: 0,
+            has_instance_like_base: false,
+            nodes: Sharded::default(),
+            services: Sharded::default(),
+            ancestors: Sharded::default(),
+            addresses: AddressIndex::default(),
+            hosts: HostAddresses::default(),
+            bridged: BridgedAddresses::default(),
+            replaced: Arc::default(),
+        }
+    }
+
+    /// Returns the settings of this generation.
+    pub fn settings(&self) -> &Arc<Settings> {
+        &self.settings
     }
 
     /// Returns a copy with another registry status and other holds.

@@ -101,8 +101,9 @@ pub(super) async fn connect(
         last_error: None,
         exhaustion: None,
     };
-    race.start_next();
-    while let Some(first) = race.attempts.first() {
+    loop {
+        race.start_next();
+        let Some(first) = race.attempts.first() else { break };
         let next_start = race.next_start();
         let is_last = race.attempts.len() == 1 && next_start.is_none();
         let expiry = if is_last { race.end } else { race.end.min(first.started + ATTEMPT_TIMEOUT) };
@@ -120,13 +121,11 @@ pub(super) async fn connect(
                     }
                     Err(error) => race.fail(count.instance(), error),
                 }
-                race.start_next();
             }
             () = tokio::time::sleep_until(wake) => {
                 if wake == expiry {
                     race.attempts.remove(0).count.instance().record_failure(clock.now());
                 }
-                race.start_next();
             }
         }
     }
@@ -160,19 +159,16 @@ impl Race<'_> {
             let chosen = choose(self.instances, &self.tried, self.refused > 0, now, draw);
             let Some(state) = chosen.map(Arc::clone) else { return };
             let address = state.address;
+            self.tried.push(address);
             match self.options.outgoing(address) {
                 Ok(socket) => {
-                    self.tried.push(address);
                     return self.attempts.push(ConnectAttempt {
                         count: OpenCount::new(state),
                         started: Instant::now(),
                         connecting: Box::pin(socket.connect(address)),
                     });
                 }
-                Err(error) => {
-                    self.tried.push(address);
-                    self.fail(&state, error);
-                }
+                Err(error) => self.fail(&state, error),
             }
         }
     }

@@ -81,14 +81,22 @@ pub struct ServiceCounts {
 
 impl ServiceCounts {
     fn add(&mut self, more: Self) {
-        let Self { open, connections, failures, retries, request_bytes, response_bytes, .. } = more;
+        let Self {
+            open,
+            connections,
+            failures,
+            retries,
+            request_bytes,
+            response_bytes,
+            connect_time,
+        } = more;
         self.open += open;
         self.connections += connections;
         self.failures += failures;
         self.retries += retries;
         self.request_bytes += request_bytes;
         self.response_bytes += response_bytes;
-        self.connect_time = self.connect_time.saturating_add(more.connect_time);
+        self.connect_time = self.connect_time.saturating_add(connect_time);
     }
 }
 

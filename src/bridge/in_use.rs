@@ -31,9 +31,9 @@ pub(super) fn in_pool(pool: Ipv4Net, address: SocketAddr) -> Option<Ipv4Addr> {
 
 /// Returns whether a program of this machine listens on an address; `false` if that is unknown.
 pub(super) fn is_listening(address: SocketAddrV4) -> bool {
-    let is_listener =
+    let listeners =
         sockets(SocketKind::Tcp, |socket| socket.open && socket.address == SocketAddr::V4(address));
-    is_listener.is_ok_and(|found| !found.is_empty())
+    listeners.is_ok_and(|found| !found.is_empty())
 }
 
 #[cfg(test)]

@@ -82,7 +82,7 @@ impl InstanceState {
     /// If it failed last time, only the first connection after the pause may: should it be dead
     /// still, all others would wait for it as well.
     pub(super) fn admit(&self, now: Millis) -> bool {
-        if self.failures.load(Ordering::Relaxed) == 0 {
+        if !self.has_failed() {
             return true;
         }
         let before = self.probed_until.load(Ordering::Relaxed);
@@ -97,7 +97,7 @@ impl InstanceState {
     /// Ends the pause: a connection was established.
     pub(super) fn record_success(&self) {
         // Read first: usually nothing has to be written to the shared cache line.
-        if self.failures.load(Ordering::Relaxed) != 0 {
+        if self.has_failed() {
             self.failures.store(0, Ordering::Relaxed);
             self.paused_until.store(0, Ordering::Relaxed);
             self.probed_until.store(0, Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! The file in the state directory that keeps the addresses of names across restarts.
 //!
-//! The file is replaced as a whole, by a rename. A file of
-//! another version, or a damaged one, is set aside: names then get the addresses of their hash.
+//! The file is replaced as a whole, by a rename. A damaged file, or one of another version, is set
+//! aside: names then get the addresses of their hash.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -20,7 +20,7 @@ const VERSION: u32 = 1;
 /// Mode of the file.
 const MODE: u32 = 0o600;
 
-/// Limit on the size of the file, in bytes: 16 million names of 100 bytes would exceed it.
+/// Limit on the size of the file, in bytes: room for more than a million names.
 const MAX_FILE_BYTES: u64 = 256 * 1024 * 1024;
 
 /// The file with the addresses.

@@ -105,7 +105,7 @@ impl RedirectWatch {
         if probed == Probed::Refused {
             return Err(
                 "connections are refused in spite of the bridge's table: another program's \
-                        rules may reject them (`nft list ruleset`)"
+                 rules may reject them (`nft list ruleset`)"
                     .to_owned(),
             );
         }

@@ -10,12 +10,13 @@
 //! A connection to a port without instances is reset at once.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 
 use super::choice::WeightedInstance;
+use super::in_use::in_pool;
 use super::instance::InstanceState;
 use crate::service::ReachableRegistration;
 
@@ -44,24 +45,22 @@ impl Routes {
         pool: Ipv4Net,
         mut state: impl FnMut(SocketAddr) -> Arc<InstanceState>,
     ) -> Self {
-        let is_loop = |address: &SocketAddr| {
-            matches!(address.ip().to_canonical(),
-            IpAddr::V4(address) if pool.contains(&address))
-        };
+        let is_loop = |address: &SocketAddr| in_pool(pool, *address).is_some();
         let all =
             || registrations.iter().flat_map(|one| one.endpoints.iter().map(move |e| (one, e)));
         let mut loops: Vec<_> = all().map(|(_, e)| *e).filter(is_loop).collect();
+        let usable = || all().filter(|(_, endpoint)| !is_loop(endpoint));
         loops.sort_unstable();
         loops.dedup();
         let mut ports: BTreeMap<u16, EndpointWeights> = BTreeMap::new();
-        for (registration, endpoint) in all().filter(|(_, endpoint)| !is_loop(endpoint)) {
+        for (registration, endpoint) in usable() {
             let weights = ports.entry(endpoint.port()).or_default();
             add(weights, *endpoint, registration.weight);
         }
         for port in listed_ports {
             let first_ports = |protocol: Option<&str>| {
                 let mut weights = EndpointWeights::new();
-                for (registration, endpoint) in all().filter(|(_, endpoint)| !is_loop(endpoint)) {
+                for (registration, endpoint) in usable() {
                     let is_wanted =
                         protocol.is_none() || registration.protocol.as_deref() == protocol;
                     if is_wanted && registration.first_port == Some(endpoint.port()) {

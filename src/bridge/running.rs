@@ -105,7 +105,7 @@ impl Bridge {
                 left_out.remove(&assignment.address);
             }
         }
-        warn_of(pool, &left_out);
+        warn_of_left_out(pool, &left_out);
         let shared = Arc::new(Shared::new(settings.within_descriptors()));
         let settings = &shared.settings;
         let (workers, ended) = Workers::start(&shared, &stop)?;
@@ -264,7 +264,7 @@ fn left_out(pool: Ipv4Net) -> BTreeSet<Ipv4Addr> {
 }
 
 /// Logs which addresses no service gets.
-fn warn_of(pool: Ipv4Net, left_out: &BTreeSet<Ipv4Addr>) {
+fn warn_of_left_out(pool: Ipv4Net, left_out: &BTreeSet<Ipv4Addr>) {
     if let Some(address) = left_out.first() {
         tracing::warn!(
             %address,

@@ -54,13 +54,6 @@ struct Write {
     new: Vec<Box<str>>,
 }
 
-impl Write {
-    /// Returns the names that wait for it; none wait from now on.
-    fn take_new(&mut self) -> Vec<Box<str>> {
-        std::mem::take(&mut self.new)
-    }
-}
-
 impl Saving {
     /// Creates the state of a file that is up to date.
     pub(super) fn new(file: PoolFile) -> Self {
@@ -96,18 +89,19 @@ impl Saving {
     /// Without a write, waits for ever. May be cancelled.
     pub(super) async fn finished(&mut self) -> Vec<Box<str>> {
         let Some(write) = &mut self.write else { return std::future::pending().await };
-        let patience = write.begun + PATIENCE;
         let ended = if write.new.is_empty() {
             (&mut write.task).await
         } else {
+            let patience = write.begun + PATIENCE;
             let Ok(ended) = tokio::time::timeout_at(patience, &mut write.task).await else {
+                let new = std::mem::take(&mut write.new);
                 self.warn("the disk does not respond");
-                return self.write.as_mut().map(Write::take_new).unwrap_or_default();
+                return new;
             };
             ended
         };
-        let Some(Write { begun, new, .. }) = self.write.take() else { return Vec::new() };
-        let took = begun.elapsed();
+        let (took, new) = (write.begun.elapsed(), std::mem::take(&mut write.new));
+        self.write = None;
         self.next = Some(Instant::now() + took.saturating_mul(PAUSE_FACTOR).min(PATIENCE));
         match ended {
             Ok(Ok(())) => self.said_failed = false,

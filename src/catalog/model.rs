@@ -193,11 +193,10 @@ impl Service {
 
     /// Excludes the served instances that fail, except where a name would be left without any.
     ///
-    /// Addresses of the two families count apart, because a client may use only one. Instances with
-    /// a host name, which is not checked and may have no address, do not count.
-    ///
-    /// That name is the service's own if it has all versions, because none is `latest`; otherwise,
-    /// and without `version_fallback`, it is the name of the version.
+    /// The name is that of the service if it has all versions, because none is `latest`; otherwise,
+    /// and without `version_fallback`, it is that of the version. Addresses of the two families
+    /// count apart, because a client may use only one. Instances with a host name, which is not
+    /// checked and may have no address, do not count.
     pub(super) fn leave_out_failing(
         &mut self,
         version_fallback: bool,

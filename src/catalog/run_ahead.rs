@@ -1,4 +1,4 @@
-//! Iterators that run in a thread of their own, ahead of whoever takes their items.
+//! Runs an iterator in a second thread, ahead of its consumer.
 
 use std::sync::mpsc::sync_channel;
 use std::sync::{Mutex, PoisonError};

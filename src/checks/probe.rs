@@ -20,6 +20,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, ClientConfig};
 
+use super::tls::CertificateRequest;
 use super::{CheckFailure, Settings, tls};
 use crate::service::{CheckTarget, Probe};
 use crate::tls_error;
@@ -118,12 +119,22 @@ impl Prober {
             HttpScheme::Https => {
                 let tls = self.tls.clone();
                 let tls = tls.ok_or(CheckFailure::Local(ErrorKind::Unsupported))?;
+                let certificate = Arc::<CertificateRequest>::default();
+                let tls = Arc::new(tls::noting_request(&tls, Arc::clone(&certificate)));
                 let handshake =
                     TlsConnector::from(tls).connect(ServerName::from(address.ip()), stream);
-                match timeout_at(deadline, handshake).await {
+                let status = match timeout_at(deadline, handshake).await {
                     Ok(Ok(stream)) => get(stream, address, path, deadline).await,
                     Ok(Err(error)) => Err(failure_of_tls(&error)),
                     Err(_) => Err(NoStatus::Check(CheckFailure::NoResponse)),
+                };
+                match status {
+                    // The server closes after its alert, and the reset that the unread request
+                    // causes may overtake the alert.
+                    Err(NoStatus::Check(CheckFailure::Closed)) if certificate.was_received() => {
+                        Err(NoStatus::RefusedByTls)
+                    }
+                    status => status,
                 }
             }
         };

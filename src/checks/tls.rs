@@ -4,12 +4,15 @@
 //! addresses.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio_rustls::rustls::client::ResolvesClientCert;
 use tokio_rustls::rustls::client::danger::{
     HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
 };
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 
 /// Protocol that is offered with ALPN (RFC 7301): checks are HTTP/1 requests.
@@ -29,6 +32,39 @@ pub(super) fn config() -> Result<ClientConfig, Error> {
         .with_no_client_auth();
     config.alpn_protocols = vec![HTTP_1.to_vec()];
     Ok(config)
+}
+
+/// Returns the same configuration for a connection that notes whether the server requests a
+/// certificate.
+pub(super) fn noting_request(
+    config: &ClientConfig,
+    request: Arc<CertificateRequest>,
+) -> ClientConfig {
+    let mut config = config.clone();
+    config.client_auth_cert_resolver = request;
+    config
+}
+
+/// Whether a server has requested a certificate of its client; none is sent.
+#[derive(Debug, Default)]
+pub(super) struct CertificateRequest(AtomicBool);
+
+impl CertificateRequest {
+    /// Returns whether the server has requested a certificate.
+    pub(super) fn was_received(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl ResolvesClientCert for CertificateRequest {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.0.store(true, Ordering::Relaxed);
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
 }
 
 /// Accepts every certificate and every signature.

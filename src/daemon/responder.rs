@@ -60,7 +60,7 @@ impl Responder {
 
     /// Starts a chain if the name of the query is an alias in a served zone.
     fn served_alias(&self, request: &[u8], transport: Transport) -> Option<Box<AliasChain>> {
-        if self.answerer.settings().aliases.is_empty() {
+        if !self.answerer.has_aliases() {
             return None;
         }
         let Parsed::Query(query) = Query::parse(request) else { return None };

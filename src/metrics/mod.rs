@@ -155,7 +155,8 @@ impl Page {
 
 /// Converts a page from OpenMetrics.
 ///
-/// The family of a counter has the suffix `_total` in its name. There are no units and no end.
+/// In the format of Prometheus, the family name of a counter has the suffix `_total`, and there are
+/// neither units nor an end mark.
 fn as_prometheus(page: &str) -> String {
     let mut text = String::with_capacity(page.len() + 1024);
     let mut help = None;

@@ -1,6 +1,6 @@
 //! Patterns of names, by which settings choose services.
 
-/// A pattern of names in front of the zone, in which `*` stands for any text.
+/// A pattern for names without the zone; `*` matches any text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamePattern(Box<str>);
 

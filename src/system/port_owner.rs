@@ -62,11 +62,7 @@ pub struct BoundSocket {
 /// Such sockets have the same port and an overlapping address. Those of other namespaces are not
 /// found. If several processes share a socket, the first one found is its owner.
 pub fn find_bound_sockets(transport: Transport, wanted: SocketAddr) -> Vec<BoundSocket> {
-    let mut found = read_tables(transport, |socket| conflicts(socket.address, wanted));
-    if !found.is_empty() {
-        find_owners(&mut found);
-    }
-    found.into_iter().map(|(_, socket)| socket).collect()
+    with_owners(read_tables(transport, |socket| conflicts(socket.address, wanted)))
 }
 
 /// Returns the sockets at an address for which `is_wanted` holds, and that any peer can reach.
@@ -76,6 +72,11 @@ pub fn find_open_sockets(is_wanted: impl Fn(IpAddr) -> bool) -> Vec<BoundSocket>
     let is_found = |socket: &SocketEntry| socket.open && is_wanted(socket.address.ip());
     let mut found = read_tables(Transport::Tcp, is_found);
     found.extend(read_tables(Transport::Udp, is_found));
+    with_owners(found)
+}
+
+/// Returns the sockets with their owners.
+fn with_owners(mut found: Vec<(u64, BoundSocket)>) -> Vec<BoundSocket> {
     if !found.is_empty() {
         find_owners(&mut found);
     }

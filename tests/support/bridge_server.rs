@@ -8,20 +8,12 @@ use super::files::Files;
 use super::svcdns::Svcdns;
 use super::{SOON, dns, eventually, netns, on_path, skip};
 
-/// Returns whether the machine lets tests redirect connections; skips the test if not.
-pub(crate) fn has_nft(test: &str) -> bool {
-    let found = Path::new("/usr/sbin/nft").exists() || on_path("nft");
-    if !found {
-        skip(test, "no nft");
-    }
-    found
-}
-
-/// Runs `body` in new namespaces with svcdns as the name server, unless the machine lacks nft.
+/// Runs `body` in new namespaces with svcdns as the name server; skips the test without nft.
 pub(crate) fn inside(test: &str, body: impl FnOnce()) {
-    if has_nft(test) {
-        netns::inside(test, "127.0.0.1", body);
+    if !Path::new("/usr/sbin/nft").exists() && !on_path("nft") {
+        return skip(test, "no nft");
     }
+    netns::inside(test, "127.0.0.1", body);
 }
 
 /// Returns the key of an instance of `hello.svc` at the namespace's address.

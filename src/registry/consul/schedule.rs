@@ -161,7 +161,12 @@ impl Schedule {
 
     /// Returns whether there are more services than may wait, so that some are polled.
     pub(super) fn has_polled(&self) -> bool {
-        self.services.len() > self.limit.current()
+        self.polled_services() > 0
+    }
+
+    /// Returns how many services are beyond those that may wait.
+    fn polled_services(&self) -> usize {
+        self.services.len().saturating_sub(self.limit.current())
     }
 
     /// Records that the catalog or a check has changed, perhaps of a polled service.
@@ -201,8 +206,7 @@ impl Schedule {
 
     /// Returns when the polled services are due; many are due less often, for the agent's sake.
     fn next_poll(&self) -> Option<Instant> {
-        let polled = self.services.len().saturating_sub(self.limit.current());
-        let pause = TIME_PER_POLL * u32::try_from(polled).unwrap_or(u32::MAX);
+        let pause = TIME_PER_POLL * u32::try_from(self.polled_services()).unwrap_or(u32::MAX);
         let after_change = self.tuning.poll_interval.max(pause).min(self.tuning.wait);
         let interval = if self.poll_wanted { after_change } else { self.tuning.wait };
         self.polled.map(|polled| polled + interval).filter(|_| !self.is_round)

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Number of lists that do not lose all their instances at about the same time by themselves.
+/// Minimum number of emptied lists that suggests a loss of data.
 const MIN_EMPTIED: usize = 2;
 
-/// The same for many lists, as the number of lists of which one may.
+/// Number of lists of a store per emptied list that suggests a loss, if there are many: 1 %.
 const LISTS_PER_EMPTIED: usize = 100;
 
 /// The latest signs that a store has lost its data.
@@ -52,7 +52,7 @@ impl DataLoss {
     }
 }
 
-/// Returns how many lists must lose all their instances until other losses are doubtful.
+/// Returns how many lists must be emptied before other losses are doubtful.
 fn min_emptied(lists: usize) -> usize {
     MIN_EMPTIED.max(lists / LISTS_PER_EMPTIED)
 }

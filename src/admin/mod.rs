@@ -60,8 +60,8 @@ pub struct AdminContext {
     pub registries: Vec<Arc<RegistryState>>,
     /// Counters of the sockets.
     pub server: Arc<Counters>,
-    /// The forwarder, unless forwarding is off.
-    pub forwarder: Option<Arc<Forwarder>>,
+    /// The forwarder, which may be off.
+    pub forwarder: Arc<Forwarder>,
     /// The port bridge.
     pub bridge: BridgeState,
     /// The checks of endpoints, unless they are off.
@@ -107,7 +107,7 @@ impl AdminContext {
         (answerer, updates): (Arc<Answerer>, mpsc::Sender<Update>),
         registries: Vec<Arc<RegistryState>>,
         server: Arc<Counters>,
-        forwarder: Option<Arc<Forwarder>>,
+        forwarder: Arc<Forwarder>,
         checks: Option<Arc<CheckMonitor>>,
         lost_log_lines: ErrorCounter,
     ) -> Self {

@@ -177,12 +177,12 @@ async fn explain(State(state): State<RouteState>, Query(params): Query<ExplainPa
     explanation.bridge = bridge::describe(&state.context, &name);
     let checks = state.context.checks.as_deref();
     explanation.add_checks(|address| Some(CheckFailureView::at(checks, address)?.message));
-    if let (Some(elsewhere), Some(forwarder)) =
-        (&mut explanation.elsewhere, &state.context.forwarder)
-    {
+    if let Some(elsewhere) = &mut explanation.elsewhere {
         let settings = state.context.answerer.settings();
         let target = settings.outside_target(&name);
-        *elsewhere = forwarder.describe(target.unwrap_or(&name), rtype);
+        if let Some(route) = state.context.forwarder.describe(target.unwrap_or(&name), rtype) {
+            *elsewhere = route;
+        }
     }
     Json(explanation).into_response()
 }

@@ -374,7 +374,7 @@ impl ServerStatus {
                 .enumerate()
                 .map(registry)
                 .collect(),
-            forwarding: context.forwarder.as_deref().map(ForwardingView::new),
+            forwarding: ForwardingView::new(&context.forwarder),
             bridge: BridgeView::new(&context.bridge),
             resolv_conf: context.resolv_conf.view(),
             aliases: AliasView::all(answerer),

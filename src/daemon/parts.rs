@@ -32,8 +32,8 @@ impl Stops {
 /// The running parts that a reload may change.
 #[derive(Debug)]
 pub(super) struct Parts {
-    /// The forwarder, unless forwarding is off.
-    pub(super) forwarder: Option<Arc<Forwarder>>,
+    /// The forwarder, which may be off.
+    pub(super) forwarder: Arc<Forwarder>,
     /// What the HTTP interface shows.
     pub(super) admin: Arc<AdminContext>,
 }

@@ -7,20 +7,20 @@ use std::time::Instant;
 
 use crate::answer::{AnswerOutcome, Answerer, Lookahead, Recipient};
 use crate::server::{Client, Disposition, Request, Respond};
-use crate::upstream::{AliasChain, Lane, LaneOutcome, Resolution};
+use crate::upstream::{AliasChain, Lane, LaneOutcome, LaneSlot, Resolution};
 use crate::wire::{Parsed, Query, Transport};
 
 /// Answers from the served zones, then from the cache, then by forwarding.
 #[derive(Debug)]
 pub struct Responder {
     answerer: Arc<Answerer>,
-    /// Access to the cache and the upstreams; `None` if forwarding is off.
-    lane: Option<Lane>,
+    /// Access to the cache and the upstreams; empty while forwarding is off.
+    lane: LaneSlot,
 }
 
 impl Responder {
     /// Creates a responder; `lane` forwards names outside the served zones.
-    pub fn new(answerer: Arc<Answerer>, lane: Option<Lane>) -> Self {
+    pub fn new(answerer: Arc<Answerer>, lane: LaneSlot) -> Self {
         Self { answerer, lane }
     }
 }
@@ -58,6 +58,30 @@ impl Responder {
         }
     }
 
+    /// Returns the response to a query that needs the cache or the upstreams.
+    ///
+    /// It is empty if the query must not be forwarded. `None` means to send no response.
+    async fn resolve(
+        &self,
+        lane: &Lane,
+        request: &[u8],
+        client: &Client,
+        recipient: Recipient,
+    ) -> Option<Vec<u8>> {
+        let transport = recipient.transport;
+        let resolution = match self.served_alias(request, transport) {
+            Some(chain) => Resolution::Alias(chain),
+            None => lane.resolve(request, transport, client.source.ip()).await?,
+        };
+        Some(match resolution {
+            Resolution::Response(response) => response,
+            // Boxed because aliases are rare: other queries should not reserve room for this
+            // future.
+            Resolution::Alias(chain) => Box::pin(self.follow(lane, chain, recipient)).await,
+            Resolution::Outside => Vec::new(),
+        })
+    }
+
     /// Starts a chain if the name of the query is an alias in a served zone.
     fn served_alias(&self, request: &[u8], transport: Transport) -> Option<Box<AliasChain>> {
         if !self.answerer.has_aliases() {
@@ -80,7 +104,8 @@ impl Responder {
         now: Instant,
         out: &mut Vec<u8>,
     ) -> bool {
-        let Some(lane) = &self.lane else { return false };
+        let lane = self.lane.load();
+        let Some(lane) = &*lane else { return false };
         let Some(chain) = self.served_alias(request, transport) else { return false };
         let Parsed::Query(query) = Query::parse(chain.query()) else { return false };
         let mut last = Vec::with_capacity(512);
@@ -130,7 +155,7 @@ fn recipient(client: &Client) -> Recipient {
 
 impl Respond for Responder {
     fn fork(&self) -> Self {
-        Self { answerer: Arc::clone(&self.answerer), lane: self.lane.as_ref().map(Lane::fork) }
+        Self { answerer: Arc::clone(&self.answerer), lane: self.lane.fork() }
     }
 
     type Lookahead = Lookahead;
@@ -144,8 +169,8 @@ impl Respond for Responder {
         let recipient = recipient(client);
         let transport = recipient.transport;
         let parsed = Query::parse(message);
-        if let (Parsed::Bad { query, .. }, Some(lane)) = (&parsed, &self.lane)
-            && lane.passes(query)
+        if let Parsed::Bad { query, .. } = &parsed
+            && self.lane.load().as_ref().is_some_and(|lane| lane.passes(query))
         {
             return Disposition::Deferred;
         }
@@ -158,8 +183,13 @@ impl Respond for Responder {
             AnswerOutcome::Alias => return Disposition::Deferred,
             AnswerOutcome::Forward => {}
         }
-        if let (Parsed::Query(query), Some(lane)) = (&parsed, &self.lane) {
-            match lane.respond(query, transport, now, out) {
+        if let Parsed::Query(query) = &parsed {
+            let outcome = match &*self.lane.load() {
+                Some(lane) => lane.respond(query, transport, now, out),
+                // Forwarding was turned off after the services were published.
+                None => LaneOutcome::Outside,
+            };
+            match outcome {
                 LaneOutcome::Written => self.answerer.correct_forwarded(query, out),
                 LaneOutcome::Deferred => return Disposition::Deferred,
                 LaneOutcome::Outside => self.answerer.respond_outside(query, recipient, out),
@@ -169,19 +199,11 @@ impl Respond for Responder {
     }
 
     async fn respond_later(&self, request: Vec<u8>, client: Client) -> Option<Vec<u8>> {
-        let lane = self.lane.as_ref()?;
         let recipient = recipient(&client);
-        let transport = recipient.transport;
-        let resolution = match self.served_alias(&request, transport) {
-            Some(chain) => Resolution::Alias(chain),
-            None => lane.resolve(&request, transport, client.source.ip()).await?,
-        };
-        let mut response = match resolution {
-            Resolution::Response(response) => response,
-            // Boxed because aliases are rare: other queries should not reserve room for this
-            // future.
-            Resolution::Alias(chain) => Box::pin(self.follow(lane, chain, recipient)).await,
-            Resolution::Outside => Vec::new(),
+        let mut response = match self.lane.load_full() {
+            Some(lane) => self.resolve(&lane, &request, &client, recipient).await?,
+            // Forwarding was turned off while the query waited.
+            None => Vec::new(),
         };
         if let Parsed::Query(query) = Query::parse(&request) {
             if response.is_empty() {

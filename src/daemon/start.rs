@@ -56,9 +56,8 @@ impl Server {
         if let Some(settings) = &upstream {
             settings.check()?;
         }
-        let forwarder =
-            upstream.map(|settings| Arc::new(Forwarder::start(settings, &tracker, end)));
-        let requests = forwarder.is_some().then(Arc::<HostRequests>::default);
+        let forwarder = Arc::new(Forwarder::start(upstream, &tracker, end));
+        let requests = Arc::<HostRequests>::default();
         let (bridge_tasks, channel) = (TaskTracker::new(), UpdateChannel::default());
         let own: Vec<SocketAddr> =
             [&addresses, &tls, &quic].into_iter().flatten().copied().chain(admin).collect();
@@ -67,8 +66,13 @@ impl Server {
         let running = bridge.running();
         let bridge_requests = running.map(|bridge| Arc::clone(bridge.requests()));
         let bridge_drain = running.map_or(Duration::ZERO, |bridge| bridge.settings().drain);
-        let (mut pipeline, PipelineHandles { answerer, states, updates }) =
-            RegistryPipeline::new(config, &addresses, channel, requests.clone(), bridge_requests);
+        let (mut pipeline, PipelineHandles { answerer, states, updates }) = RegistryPipeline::new(
+            config,
+            &addresses,
+            channel,
+            Some(requests.clone()),
+            bridge_requests,
+        );
         let checks = config.checks.as_ref().map(|checks| {
             let settings = checks.settings.clone().within_descriptors();
             let monitor = Arc::<CheckMonitor>::default();
@@ -77,9 +81,8 @@ impl Server {
             tracker.spawn(checks::follow(settings, requests, Arc::clone(&monitor), updates, stop));
             monitor
         });
-        if let Some((forwarder, requests)) = forwarder.clone().zip(requests) {
-            tracker.spawn(look_up_hosts(forwarder, requests, updates.clone(), end.clone()));
-        }
+        let lookups = look_up_hosts(Arc::clone(&forwarder), requests, updates.clone(), end.clone());
+        tracker.spawn(lookups);
         let info = ServerInfo {
             listen: addresses.clone(),
             tls: tls.clone(),
@@ -103,7 +106,7 @@ impl Server {
             (Arc::clone(&answerer), updates),
             states,
             counters,
-            forwarder.clone(),
+            Arc::clone(&forwarder),
             checks,
             log.lost_lines(),
         );
@@ -126,7 +129,7 @@ impl Server {
         let snapshots = loaded.await.ok().flatten();
         let snapshots = snapshots
             .map(|snapshots| tokio::spawn(snapshots.keep(Arc::clone(&answerer), stop.clone())));
-        let lane = parts.forwarder.as_ref().map(|forwarder| forwarder.lane());
+        let lane = parts.forwarder.lane();
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),
             report_not_listening,

@@ -2,7 +2,7 @@
 //!
 //! The interface is served on the socket in the runtime directory, which the commands use, and on a
 //! loopback port. It is not on the query path, and read-only, except that root and the server's own
-//! user may end holds through the socket.
+//! user may end holds and reload the configuration through the socket.
 
 mod bridge;
 mod changes;
@@ -13,7 +13,9 @@ mod guard;
 mod http;
 mod page;
 mod release;
+mod reload;
 mod rendering;
+mod requester;
 mod resolv_conf;
 mod routes;
 mod socket;
@@ -25,6 +27,7 @@ pub use checks::{CheckFailureView, ChecksView};
 pub use forwarding::{CacheView, ForwardingView, UpstreamListView, UpstreamView};
 pub use http::{AdminListener, serve};
 pub use release::ReleasedView;
+pub use reload::{ConfigChangeView, ReloadRequest, ReloadView};
 pub use resolv_conf::{ResolvConfState, ResolvConfView};
 pub use socket::{SocketError, SocketFile, listen, socket_path};
 pub use views::{
@@ -37,6 +40,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 use tracing_appender::non_blocking::ErrorCounter;
 
@@ -48,12 +52,13 @@ use crate::server::Counters;
 use crate::service::Update;
 use crate::upstream::Forwarder;
 use release::Releases;
+use reload::Reloads;
 
 /// Everything that the HTTP interface shows.
 #[derive(Debug)]
 pub struct AdminContext {
     /// The server's addresses, directories and start time.
-    pub info: ServerInfo,
+    pub info: ArcSwap<ServerInfo>,
     /// The published services, and counters of responses.
     pub answerer: Arc<Answerer>,
     /// The states of the registries, in the order of the configuration.
@@ -75,6 +80,7 @@ pub struct AdminContext {
     /// Whether the machine's resolv.conf names this server.
     pub resolv_conf: ResolvConfState,
     releases: Releases,
+    reloads: Reloads,
 }
 
 /// Addresses, directories and start time of a server.
@@ -99,7 +105,7 @@ pub struct ServerInfo {
 }
 
 impl AdminContext {
-    /// Creates the context of a server without a bridge.
+    /// Creates the context of a server without a bridge, and the receiver of its reloads.
     ///
     /// The publisher fills `answerer` and receives `updates`.
     pub fn new(
@@ -110,9 +116,10 @@ impl AdminContext {
         forwarder: Arc<Forwarder>,
         checks: Option<Arc<CheckMonitor>>,
         lost_log_lines: ErrorCounter,
-    ) -> Self {
-        Self {
-            info,
+    ) -> (Self, mpsc::Receiver<ReloadRequest>) {
+        let (reloads, requests) = Reloads::new();
+        let context = Self {
+            info: ArcSwap::from_pointee(info),
             answerer,
             releases: Releases::new(registries.clone(), updates),
             registries,
@@ -124,7 +131,9 @@ impl AdminContext {
             lost_log_lines,
             changes: ChangeFeed::default(),
             resolv_conf: ResolvConfState::default(),
-        }
+            reloads,
+        };
+        (context, requests)
     }
 
     /// Takes note of a publication: its duration, and what it means for clients that wait.

@@ -321,8 +321,8 @@ pub struct EventView {
 impl ServerStatus {
     /// Captures the current state of the server.
     pub(super) fn new(context: &AdminContext) -> Self {
-        let AdminContext { info, answerer, registries, .. } = context;
-        let snapshot = answerer.snapshot();
+        let AdminContext { answerer, registries, .. } = context;
+        let (info, snapshot) = (context.info.load(), answerer.snapshot());
         let settings = snapshot.settings();
         let registry_status = snapshot.registry_status();
         let (stats, clock) = (answerer.stats(), WallClock::now());

@@ -1,23 +1,26 @@
 //! `svcdns serve`: runs the server until a signal stops it.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::ServerLocation;
 use super::arguments::ServeArgs;
-use crate::daemon::{Log, Server, ShutdownSignals};
+use crate::daemon::{HangUp, Log, Server, ShutdownSignals};
 
 pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow::Result<ExitCode> {
-    let config = location.configure(command.file.config.as_deref(), command.flags.0)?;
+    let source = location.source(command.file.config.as_deref(), command.flags.0);
+    let config = source.load()?;
     let log = Log::start(&config.log)?;
     for warning in &config.warnings {
         warn!("{warning}");
     }
     let stop = CancellationToken::new();
     let signals = ShutdownSignals::new()?;
-    let server = Server::start(&config, &log, stop.clone()).await?;
+    let mut server = Server::start(&config, &log, stop.clone()).await?;
     for address in &server.addresses {
         info!(%address, "listening over UDP and TCP");
     }
@@ -38,7 +41,9 @@ pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow
         state_dir,
         "started"
     );
-    let ending = tokio::spawn(signals.stop_on(stop, true));
+    let reloads = Arc::<Notify>::default();
+    server.reload_from(source, config, Arc::clone(&reloads));
+    let ending = tokio::spawn(signals.stop_on(stop, HangUp::Reload(reloads)));
     let ended = server.finish().await;
     ending.abort();
     ended?;

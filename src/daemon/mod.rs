@@ -3,6 +3,7 @@
 //! All updates ([`crate::service::Update`]) arrive in one channel. One thread receives them, owns
 //! the catalog, and publishes snapshots. Each source of updates has a sender of that channel.
 
+mod admin_port;
 mod directories;
 mod error;
 mod follow;
@@ -11,6 +12,7 @@ mod listen_error;
 mod log;
 mod parts;
 mod publisher;
+mod reload;
 mod resolv_conf;
 mod responder;
 mod server;
@@ -25,4 +27,4 @@ pub use listen_error::ListenError;
 pub use log::Log;
 pub use responder::Responder;
 pub use server::Server;
-pub use signals::ShutdownSignals;
+pub use signals::{HangUp, ShutdownSignals};

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use super::admin_port::AdminPort;
+use super::log::LogFilter;
 use crate::admin::AdminContext;
 use crate::upstream::Forwarder;
 
@@ -30,10 +32,14 @@ impl Stops {
 }
 
 /// The running parts that a reload may change.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Parts {
     /// The forwarder, which may be off.
     pub(super) forwarder: Arc<Forwarder>,
     /// What the HTTP interface shows.
     pub(super) admin: Arc<AdminContext>,
+    /// The port of the HTTP interface.
+    pub(super) port: Arc<AdminPort>,
+    /// The filter of the log.
+    pub(super) log: LogFilter,
 }

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::admin_port::{AdminPort, PreparedPort};
 use super::directories::Directories;
 use super::follow::{PipelineHandles, RegistryPipeline, UpdateChannel};
 use super::listen_error::{ListenError, report_not_listening};
@@ -47,11 +48,12 @@ impl Server {
         let bound = server::bind(&config.server()).map_err(ListenError::with_holder)?;
         let (addresses, counters) = (bound.addresses(), bound.counters());
         let (tls, quic) = (bound.tls_addresses(), bound.quic_addresses());
-        let port = admin_port(config.admin_listen).await;
-        let admin = port.as_ref().and_then(AdminListener::address);
-
         let (tracker, stops) = (TaskTracker::new(), Stops::new(stop));
         let Stops { stop, end } = &stops;
+        let port = AdminPort::new(&tracker, stop);
+        let prepared_port = open_port(&port, config.admin_listen).await;
+        let admin = prepared_port.address();
+
         let upstream = config.upstream(&addresses);
         if let Some(settings) = &upstream {
             settings.check()?;
@@ -101,7 +103,7 @@ impl Server {
             });
             Snapshots::new(directory, config.zones.clone(), config.max_stale, with_servers)
         });
-        let mut context = AdminContext::new(
+        let (mut context, reloads) = AdminContext::new(
             info,
             (Arc::clone(&answerer), updates),
             states,
@@ -111,12 +113,13 @@ impl Server {
             log.lost_lines(),
         );
         context.bridge = bridge;
-        let parts = Parts { forwarder, admin: Arc::new(context) };
+        let (admin_context, log) = (Arc::new(context), log.filter().clone());
+        let parts = Parts { forwarder, admin: admin_context, port: Arc::new(port), log };
         let context = &parts.admin;
-        for listener in [Some(AdminListener::Socket(socket)), port].into_iter().flatten() {
-            tracker.spawn(admin::serve(listener, Arc::clone(context), stop.clone()));
-        }
-        tracker.spawn(follow_line(Arc::clone(context), addresses.clone(), stop.clone()));
+        let socket = AdminListener::Socket(socket);
+        tracker.spawn(admin::serve(socket, Arc::clone(context), stop.clone()));
+        parts.port.commit(prepared_port, context);
+        tracker.spawn(follow_line(Arc::clone(context), stop.clone()));
         let (publisher, loaded) = start_publisher(
             pipeline,
             Arc::clone(context),
@@ -150,7 +153,8 @@ impl Server {
             bridge_drain,
             bridge_tasks,
             stops,
-            _parts: parts,
+            parts,
+            reloads,
             _socket: socket_file,
             _directories: directories,
         })
@@ -194,19 +198,15 @@ async fn start_bridge(
     }
 }
 
-/// Opens the TCP listener of the HTTP interface; the server also runs without it.
-async fn admin_port(address: Option<SocketAddr>) -> Option<AdminListener> {
-    let address = address?;
-    match tokio::net::TcpListener::bind(address).await {
-        Ok(listener) => Some(AdminListener::Port(listener)),
-        Err(error) => {
-            tracing::warn!(
-                %address,
-                %error,
-                "cannot serve health and metrics on this port; choose another with \
-                 --admin-listen, or off"
-            );
-            None
-        }
-    }
+/// Opens the port of the HTTP interface; the server also runs without it.
+async fn open_port(port: &AdminPort, address: Option<SocketAddr>) -> PreparedPort {
+    port.prepare(address).await.unwrap_or_else(|(address, error)| {
+        tracing::warn!(
+            %address,
+            %error,
+            "cannot serve health and metrics on this port; choose another with \
+             --admin-listen, or off"
+        );
+        PreparedPort::Unchanged
+    })
 }

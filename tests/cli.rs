@@ -820,14 +820,21 @@ fn a_server_without_its_registry_runs_but_is_not_ready() {
     assert!(stderr(&resolved).contains("not ready (14)"), "{}", stderr(&resolved));
     let status = stdout(&server.run(&["status"]));
     assert!(
-        status.contains("not ready")
+        status.contains("\nnot ready: etcd: ")
             && status.contains("\netcd  etcd://127.0.0.1:1\n  disconnected"),
         "{status}"
     );
     let json: Value = serde_json::from_str(&stdout(&server.run(&["status", "--json"]))).unwrap();
-    let (code, reasons) = curl(&[&format!("http://{}/readyz", json["admin"].as_str().unwrap())]);
+    assert!(json["health"]["unready"][0].as_str().unwrap().starts_with("etcd: "), "{json}");
+    let page = |path: &str| curl(&[&format!("http://{}{path}", json["admin"].as_str().unwrap())]);
+    let (code, reasons) = page("/readyz");
     assert_eq!(code, "503");
-    assert!(reasons.starts_with("etcd: "), "{reasons}");
+    assert!(reasons.starts_with("etcd: ") && reasons.lines().count() == 1, "{reasons}");
+    assert_eq!(page("/livez"), ("200".into(), "serving\n".into()));
+    let (_, metrics) = page("/metrics");
+    for line in ["svcdns_ready 0.0", "svcdns_listeners{state=\"open\"} 1.0"] {
+        assert!(metrics.lines().any(|found| found == line), "{line} in\n{metrics}");
+    }
     let lost = "not connected, trying again registry=etcd url=etcd://127.0.0.1:1 reason=";
     eventually("a line about the registry in the log", SOON, || {
         server.log().contains(lost).then_some(())
@@ -839,6 +846,8 @@ fn a_server_without_its_registry_runs_but_is_not_ready() {
     // With two registries, the readable one is listed, with a warning.
     let files = Files::new(&[(HELLO, "{}")]);
     let server = serve(&files, &["--registry", "etcd://127.0.0.1:1"]);
+    let status = stdout(&server.run(&["status"]));
+    assert!(status.contains("\nnot ready: etcd: ") && !status.contains("ready: file"), "{status}");
     let listed = server.run(&["ls"]);
     assert!(stdout(&listed).contains("10.0.0.1:80"), "{}", stdout(&listed));
     assert!(
@@ -909,6 +918,7 @@ fn http_accepts_only_get_and_head_for_loopback_hosts() {
     let base = format!("http://{}", status["admin"].as_str().unwrap());
     let get = |path: &str| curl(&[&format!("{base}{path}")]);
     assert_eq!(get("/healthz"), ("200".into(), "alive\n".into()));
+    assert_eq!(get("/livez"), ("200".into(), "serving\n".into()));
     assert_eq!(get("/readyz"), ("200".into(), "ready\n".into()));
     assert_eq!(get("/nothing").0, "404");
     let (code, page) = get("/metrics");

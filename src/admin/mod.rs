@@ -10,10 +10,12 @@ mod checks;
 mod connections;
 mod forwarding;
 mod guard;
+mod health;
 mod http;
 mod page;
 mod release;
 mod reload;
+mod reloads;
 mod rendering;
 mod requester;
 mod resolv_conf;
@@ -25,9 +27,11 @@ pub use bridge::{BridgeState, BridgeView, BridgedNameView};
 pub use changes::ChangeFeed;
 pub use checks::{CheckFailureView, ChecksView};
 pub use forwarding::{CacheView, ForwardingView, UpstreamListView, UpstreamView};
+pub use health::{HealthReport, SocketReport, SocketWatch};
 pub use http::{AdminListener, serve};
 pub use release::ReleasedView;
 pub use reload::{ConfigChangeView, ReloadRequest, ReloadView};
+pub use reloads::ReloadCounters;
 pub use resolv_conf::{ResolvConfState, ResolvConfView};
 pub use socket::{SocketError, SocketFile, listen, socket_path};
 pub use views::{
@@ -52,7 +56,7 @@ use crate::server::Counters;
 use crate::service::Update;
 use crate::upstream::Forwarder;
 use release::Releases;
-use reload::Reloads;
+use reload::ReloadRequests;
 
 /// Everything that the HTTP interface shows.
 #[derive(Debug)]
@@ -79,8 +83,12 @@ pub struct AdminContext {
     pub changes: ChangeFeed,
     /// Whether the machine's resolv.conf names this server.
     pub resolv_conf: ResolvConfState,
+    /// The state of the DNS sockets and their workers.
+    pub sockets: SocketWatch,
+    /// Outcomes of the reloads of the configuration.
+    pub reloads: ReloadCounters,
     releases: Releases,
-    reloads: Reloads,
+    reload_requests: ReloadRequests,
 }
 
 /// Addresses, directories and start time of a server.
@@ -117,8 +125,10 @@ impl AdminContext {
         checks: Option<Arc<CheckMonitor>>,
         lost_log_lines: ErrorCounter,
     ) -> (Self, mpsc::Receiver<ReloadRequest>) {
-        let (reloads, requests) = Reloads::new();
+        let (reload_requests, requests) = ReloadRequests::new();
         let context = Self {
+            reloads: ReloadCounters::new(info.started),
+            sockets: SocketWatch::default(),
             info: ArcSwap::from_pointee(info),
             answerer,
             releases: Releases::new(registries.clone(), updates),
@@ -131,7 +141,7 @@ impl AdminContext {
             lost_log_lines,
             changes: ChangeFeed::default(),
             resolv_conf: ResolvConfState::default(),
-            reloads,
+            reload_requests,
         };
         (context, requests)
     }

@@ -1,7 +1,10 @@
 //! The metrics page.
 
+use std::collections::BTreeMap;
+
 use super::views::ServerStatus;
-use super::{AdminContext, RegistryView, bridge, checks, forwarding};
+use super::{AdminContext, RegistryView, SocketReport, bridge, checks, forwarding};
+use crate::answer::{Answerer, QueryCounts, QuestionCount, ResponseSource};
 use crate::catalog::{HoldCause, HoldView, Stats};
 use crate::metrics::{Counter, MetricLabels, Page};
 use crate::server::StreamCounters;
@@ -37,6 +40,7 @@ pub(super) fn metrics(context: &AdminContext) -> Page {
         "1 once NXDOMAIN can be trusted (the registries were read), else 0",
         usize::from(status.synced),
     );
+    add_health_metrics(&mut page, context, &status);
     page.gauge(
         "svcdns_stale",
         "1 while a registry that was read is unreachable, else 0",
@@ -69,15 +73,39 @@ pub(super) fn metrics(context: &AdminContext) -> Page {
     page
 }
 
+/// Adds the health, the listeners, and the outcomes of reloads.
+#[expect(clippy::cast_precision_loss, reason = "counts and seconds below 2^53")]
+fn add_health_metrics(page: &mut Page, context: &AdminContext, status: &ServerStatus) {
+    let health = status.health.clone().unwrap_or_default();
+    page.gauge(
+        "svcdns_ready",
+        "1 once every registry was read or is held from a snapshot, and all listeners are open, \
+         else 0",
+        usize::from(health.is_ready()),
+    );
+    page.gauge(
+        "svcdns_hanging_workers",
+        "UDP workers that have not moved for 10 s",
+        health.hanging.len(),
+    );
+    let SocketReport { open, missing, .. } = context.sockets.report().unwrap_or_default();
+    page.gauges(
+        "svcdns_listeners",
+        "Listening addresses, by state: open, or missing and tried again",
+        [("open", open), ("missing", missing.len())]
+            .map(|(state, count)| (vec![("state", state.to_owned())], count as f64)),
+    );
+    page.gauges(
+        "svcdns_start_time_seconds",
+        "Unix time of the start",
+        [(MetricLabels::new(), status.started as f64)],
+    );
+    context.reloads.add_metrics(page);
+}
+
 fn add_server_metrics(page: &mut Page, context: &AdminContext) {
     let counters = context.answerer.counters();
-    let by_code = (0..16)
-        .map(|rcode| (vec![("rcode", rcode_name(rcode).into_owned())], counters.responses(rcode)));
-    page.counters(
-        "svcdns_answers",
-        "Responses made, by response code",
-        by_code.filter(|(_, count)| *count > 0).collect::<Vec<_>>(),
-    );
+    add_query_metrics(page, &context.answerer);
     page.counter(
         "svcdns_truncated_answers",
         "Responses with TC set, because not all records fit",
@@ -145,6 +173,48 @@ fn add_server_metrics(page: &mut Page, context: &AdminContext) {
         "svcdns_panics",
         "Caught panics; each one is a bug: please report it",
         server.panics.get(),
+    );
+}
+
+/// Adds the questions by transport, zone and type, and the responses by source and code.
+fn add_query_metrics(page: &mut Page, answerer: &Answerer) {
+    let (settings, tallies) = (answerer.settings(), answerer.tallies());
+    let counts = tallies.counts();
+    let questions = counts.iter().flat_map(|(name, counts)| {
+        let questions = tallies.questions(counts, &settings.zones).into_iter();
+        questions.map(|QuestionCount { zone, rtype, count }| {
+            let labels = [("zone", zone.into_string()), ("type", rtype.to_owned())];
+            (transport(name).into_iter().chain(labels).collect(), count)
+        })
+    });
+    page.counters(
+        "svcdns_questions",
+        "Questions of these queries, by transport, zone and type; zone is reverse or other outside \
+         the served zones, and none for messages that are no valid query",
+        questions,
+    );
+    let (mut by_source, mut own) = (BTreeMap::new(), BTreeMap::new());
+    for (source, rcode, count) in counts.values().flat_map(QueryCounts::responses) {
+        if count > 0 {
+            *by_source.entry((source, rcode)).or_insert(0) += count;
+            if !matches!(source, ResponseSource::Cache | ResponseSource::Upstream) {
+                *own.entry(rcode).or_insert(0) += count;
+            }
+        }
+    }
+    let code = |rcode| ("rcode", rcode_name(rcode).into_owned());
+    page.counters(
+        "svcdns_responses",
+        "Responses by source and response code; source is registry, stale (last known data), \
+         static, cache, upstream (waited for, a failure included), local or refused",
+        by_source.into_iter().map(|((source, rcode), count)| {
+            (vec![("source", source.name().to_owned()), code(rcode)], count)
+        }),
+    );
+    page.counters(
+        "svcdns_answers",
+        "Responses made, by response code",
+        own.into_iter().map(|(rcode, count)| (vec![code(rcode)], count)),
     );
 }
 

@@ -25,7 +25,7 @@ pub struct ReloadRequest {
 
 /// Passes requests on to the task that reloads the configuration.
 #[derive(Debug)]
-pub(super) struct Reloads(mpsc::Sender<ReloadRequest>);
+pub(super) struct ReloadRequests(mpsc::Sender<ReloadRequest>);
 
 /// The result of a reload.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -90,7 +90,7 @@ impl ReloadError {
     }
 }
 
-impl Reloads {
+impl ReloadRequests {
     /// Creates the requests of a server, and their receiver.
     pub(super) fn new() -> (Self, mpsc::Receiver<ReloadRequest>) {
         let (sender, requests) = mpsc::channel(MAX_WAITING_RELOADS);

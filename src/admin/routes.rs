@@ -20,7 +20,7 @@ use super::views::{ConflictView, RejectionsView, ServerStatus, ServiceView};
 use super::{AdminContext, bridge, page};
 use crate::metrics::TextFormat;
 use crate::name::{Name, reverse_name};
-use crate::registry::{RegistryState, name_at};
+use crate::registry::name_at;
 use crate::wire::type_number;
 
 #[derive(Clone)]
@@ -34,7 +34,8 @@ struct RouteState {
 /// The text of the path `/`.
 const INDEX: &str = "svcdns\n\n\
     /healthz       200 while the process answers\n\
-    /readyz        200 once NXDOMAIN can be trusted, 503 before; problems of the registries\n\
+    /livez         200 while the workers move, 503 with those that do not\n\
+    /readyz        200 once all data and sockets are there, 503 with the reasons before\n\
     /metrics       metrics, as text for Prometheus\n\
     /v1/status     the server, its registries and its upstreams\n\
     /v1/services   services and instances; ?base=NAME for one\n\
@@ -63,6 +64,7 @@ pub(super) fn router(context: Arc<AdminContext>, stop: CancellationToken) -> Rou
     Router::new()
         .route("/", get(async || INDEX))
         .route("/healthz", get(async || "alive\n"))
+        .route("/livez", get(live))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_page))
         .route("/v1/status", get(status))
@@ -76,23 +78,20 @@ pub(super) fn router(context: Arc<AdminContext>, stop: CancellationToken) -> Rou
         .with_state(state)
 }
 
-/// Reports whether NXDOMAIN can be trusted, and which registries have a problem.
-///
-/// A registry with a problem is no reason to stop the server: it answers from the last known data.
+/// Reports whether the process serves.
+async fn live(State(state): State<RouteState>) -> Response {
+    let health = state.context.health();
+    (health_code(health.is_live()), health.live_page()).into_response()
+}
+
+/// Reports whether the server is ready, and which registries have a problem.
 async fn ready(State(state): State<RouteState>) -> Response {
-    let AdminContext { answerer, registries, .. } = &*state.context;
-    let ready = answerer.registry_status().synced;
-    let problem = |registry: &Arc<RegistryState>| {
-        let report = registry.report();
-        let unread = (!report.synced).then(|| "not read yet".to_owned());
-        report.error.or(unread).map(|problem| format!("{registry}: {problem}\n"))
-    };
-    let problems: String = registries.iter().filter_map(problem).collect();
-    if ready {
-        format!("ready\n{problems}").into_response()
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, problems).into_response()
-    }
+    let health = state.context.health();
+    (health_code(health.is_ready()), health.ready_page()).into_response()
+}
+
+fn health_code(is_healthy: bool) -> StatusCode {
+    if is_healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 async fn metrics_page(State(state): State<RouteState>, headers: HeaderMap) -> Response {
@@ -224,7 +223,7 @@ async fn reload(
     Extension(requester): Extension<Requester>,
     Query(params): Query<ReloadParams>,
 ) -> Response {
-    match state.context.reloads.reload(requester, params.check).await {
+    match state.context.reload_requests.reload(requester, params.check).await {
         Ok(view) => Json(view).into_response(),
         Err(error) => (error.status(), format!("{error}\n")).into_response(),
     }

@@ -13,6 +13,7 @@ use super::AdminContext;
 use super::bridge::{BridgeView, BridgedNameView};
 use super::checks::{CheckFailureView, ChecksView};
 use super::forwarding::ForwardingView;
+use super::health::HealthReport;
 use super::resolv_conf::ResolvConfView;
 use crate::answer::{AliasTarget, Answerer, Snapshot};
 use crate::catalog::{
@@ -84,6 +85,9 @@ pub struct ServerStatus {
     /// The checks of endpoints; `None` if they are off, or from an older server.
     #[serde(default)]
     pub checks: Option<ChecksView>,
+    /// Whether it serves and is ready; `None` from an older server.
+    #[serde(default)]
+    pub health: Option<HealthReport>,
 }
 
 /// The state of a registry.
@@ -382,6 +386,7 @@ impl ServerStatus {
             instances: stats.registries.iter().map(|stats| stats.instances).sum(),
             rejected: answerer.rejections().counts.values().sum(),
             generation: snapshot.generation(),
+            health: Some(context.health()),
             checks: context.checks.as_deref().map(|checks| ChecksView::new(checks, stats.left_out)),
         }
     }

@@ -1,5 +1,6 @@
 //! Entry point for queries.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -10,6 +11,7 @@ use super::message::{Recipient, ResponseContent, ResponseWriter};
 use super::respond::{AnswerOutcome, QueryContext};
 use super::settings::Settings;
 use super::table::Snapshot;
+use super::tally::{QueryTallies, ResponseSource};
 use crate::catalog::{RegistryStatus, Rejections, Stats};
 use crate::name::Name;
 use crate::wire::{ExtendedError, Parsed, Query, Transport, rcode};
@@ -21,6 +23,7 @@ pub struct Answerer {
     pub(super) rejections: ArcSwap<Rejections>,
     pub(super) stats: ArcSwap<Stats>,
     pub(super) counters: Counters,
+    pub(super) tallies: QueryTallies,
     /// SOA serial of generation 0: the Unix time at startup.
     ///
     /// A restart therefore does not decrease the serial.
@@ -87,22 +90,28 @@ impl Answerer {
     /// Writes the response to a query outside the zones, without forwarding it.
     ///
     /// Meant for queries for which [`Self::respond`] returns `Forward`, but which must not be sent
-    /// to any upstream.
+    /// to any upstream. Returns where the response comes from.
     pub fn respond_outside(
         &self,
         query: &Query<'_>,
         recipient: impl Into<Recipient>,
         out: &mut Vec<u8>,
-    ) {
+    ) -> ResponseSource {
         out.clear();
-        let snapshot = self.snapshot.load();
+        let (snapshot, source) = (self.snapshot.load(), Cell::new(ResponseSource::Local));
         let writer = self.writer(&snapshot, recipient, 0);
-        let context =
-            QueryContext { writer, first_serial: self.first_serial, snapshot: &snapshot, query };
+        let context = QueryContext {
+            writer,
+            first_serial: self.first_serial,
+            snapshot: &snapshot,
+            query,
+            source: &source,
+        };
         match Name::from_wire(query.name()) {
             Ok((name, _)) => context.answer_outside(&name, NO_RECURSION, out),
             Err(_) => context.write(&ResponseContent::code(rcode::FORMERR, None), out),
         }
+        source.get()
     }
 
     /// Writes the first response of a chain that begins with an alias (CNAME).
@@ -114,11 +123,16 @@ impl Answerer {
         let Ok((name, _)) = Name::from_wire(query.name()) else { return false };
         let snapshot = self.snapshot.load();
         let Some(target) = snapshot.settings().outside_target(&name) else { return false };
-        let uncounted = Counters::default();
+        let (uncounted, source) = (Counters::default(), Cell::new(ResponseSource::Local));
         let writer =
             ResponseWriter { counters: &uncounted, ..self.writer(&snapshot, Transport::Tcp, 0) };
-        let context =
-            QueryContext { writer, first_serial: self.first_serial, snapshot: &snapshot, query };
+        let context = QueryContext {
+            writer,
+            first_serial: self.first_serial,
+            snapshot: &snapshot,
+            query,
+            source: &source,
+        };
         out.clear();
         context.write_alias(target.as_wire(), out);
         true
@@ -137,11 +151,12 @@ impl Answerer {
             Parsed::Silent => AnswerOutcome::Silent,
             Parsed::Bad { query, rcode } => {
                 writer.write(&ResponseContent::code(*rcode, None), query, out);
-                AnswerOutcome::Answered
+                AnswerOutcome::Answered(ResponseSource::Local)
             }
             Parsed::Query(query) => {
+                let (first_serial, source) = (self.first_serial, Cell::new(ResponseSource::Local));
                 let context =
-                    QueryContext { writer, first_serial: self.first_serial, snapshot, query };
+                    QueryContext { writer, first_serial, snapshot, query, source: &source };
                 key.and_then(|key| context.respond_fast(key, out))
                     .unwrap_or_else(|| context.respond(out))
             }
@@ -208,9 +223,14 @@ impl Answerer {
         Arc::clone(self.snapshot.load().settings())
     }
 
-    /// Returns the counters of responses.
+    /// Returns the counters of incomplete responses.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Returns the counts of questions and responses, which the callers of this type fill.
+    pub fn tallies(&self) -> &QueryTallies {
+        &self.tallies
     }
 
     /// Returns a writer of responses from this generation, which counts them.

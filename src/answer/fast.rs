@@ -50,15 +50,17 @@ impl<'a> QueryContext<'a> {
         match self.probe(name, owner, key.hash) {
             FastAnswer::Records(set, holders) => {
                 self.write(&ResponseContent::answer(&set, self.stale_answer_error(holders)), out);
+                self.note_holders(holders);
             }
             FastAnswer::NoData(holders) => {
                 self.write_nodata(zone, self.stale_answer_error(holders), out);
+                self.note_holders(holders);
             }
             FastAnswer::Alias(target) => return Some(self.answer_alias(target, out)),
             FastAnswer::NxDomain => self.write_nxdomain(zone, out),
             FastAnswer::Unknown => return None,
         }
-        Some(AnswerOutcome::Answered)
+        Some(self.answered())
     }
 
     /// Looks up `name`, given its labels in front of the zone and their hash.

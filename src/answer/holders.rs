@@ -65,6 +65,12 @@ impl<'a> Holders<'a> {
         self.single.is_empty() && self.packed.is_empty()
     }
 
+    /// Returns whether every instance is in these registries only.
+    pub(super) fn are_within(self, registries: RegistrySet) -> bool {
+        self.single.is_subset_of(registries)
+            && (self.packed.is_empty() || self.iter().all(|set| set.is_subset_of(registries)))
+    }
+
     /// Returns each distinct set.
     pub(super) fn iter(self) -> impl Iterator<Item = RegistrySet> + 'a {
         let single = self.single.iter().map(|registry| [registry].into_iter().collect());

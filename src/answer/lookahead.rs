@@ -10,6 +10,7 @@ use std::sync::Arc;
 use arc_swap::Guard;
 
 use super::table::{Snapshot, to_lower_case};
+use super::tally::ZoneSlot;
 use crate::name::Zones;
 use crate::wire::question_name;
 
@@ -59,6 +60,11 @@ impl Lookahead {
     /// Returns the key of a message, or `None` if the full path must answer it.
     pub(super) fn key(&self, number: usize) -> Option<OwnerKey> {
         self.keys.get(number).copied().flatten()
+    }
+
+    /// Returns the slot of the zone of a message's name, if it is in a served zone.
+    pub(super) fn zone_slot(&self, number: usize) -> Option<ZoneSlot> {
+        Some(self.snapshot.zone_slots.get(self.key(number)?.zone_index))
     }
 }
 

@@ -3,6 +3,7 @@
 use super::counters::Counters;
 use super::rrset::{RRset, Room};
 use super::settings::{Answers, Settings};
+use super::tally::ResponseSource;
 use crate::wire::{self, ExtendedError, HEADER_BYTES, Query, Transport, flags, put_opt, rcode};
 
 /// Content of a response before truncation.
@@ -18,22 +19,36 @@ pub(super) struct ResponseContent<'a> {
     pub(super) soa: &'a [u8],
     /// EDE (RFC 8914), sent if the client uses EDNS.
     pub(super) error: Option<ExtendedError<'a>>,
+    /// Where the content comes from.
+    pub(super) source: ResponseSource,
 }
 
 impl<'a> ResponseContent<'a> {
     /// Returns a non-authoritative response without records.
     pub(super) fn code(rcode: u16, error: Option<ExtendedError<'a>>) -> Self {
-        Self { rcode, authoritative: false, answers: &RRset::EMPTY, soa: &[], error }
+        let is_refused = rcode == rcode::REFUSED;
+        let source = if is_refused { ResponseSource::Refused } else { ResponseSource::Local };
+        Self { rcode, authoritative: false, answers: &RRset::EMPTY, soa: &[], error, source }
     }
 
     /// Returns the content of an authoritative answer.
     pub(super) fn answer(answers: &'a RRset<'a>, error: Option<ExtendedError<'a>>) -> Self {
-        Self { rcode: rcode::NOERROR, authoritative: true, answers, soa: &[], error }
+        let source = source_of_data(error);
+        Self { rcode: rcode::NOERROR, authoritative: true, answers, soa: &[], error, source }
     }
 
     /// Returns an authoritative NODATA or NXDOMAIN response (RFC 2308 section 2).
     pub(super) fn negative(rcode: u16, soa: &'a [u8], error: Option<ExtendedError<'a>>) -> Self {
-        Self { rcode, authoritative: true, answers: &RRset::EMPTY, soa, error }
+        let source = source_of_data(error);
+        Self { rcode, authoritative: true, answers: &RRset::EMPTY, soa, error, source }
+    }
+}
+
+/// Returns whether data of the registries with this EDE is fresh or stale.
+fn source_of_data(error: Option<ExtendedError<'_>>) -> ResponseSource {
+    match error.map(|error| error.code) {
+        Some(ExtendedError::STALE_ANSWER | ExtendedError::STALE_NXDOMAIN) => ResponseSource::Stale,
+        _ => ResponseSource::Registry,
     }
 }
 
@@ -82,7 +97,7 @@ impl ResponseWriter<'_> {
         out: &mut Vec<u8>,
     ) {
         let Omission { truncated, left_out } = self.compose(response, query, out);
-        self.counters.count(response.rcode, truncated, left_out);
+        self.counters.count(truncated, left_out);
     }
 
     /// Writes the response to `query` into the empty `out`.
@@ -98,7 +113,8 @@ impl ResponseWriter<'_> {
         out: &mut Vec<u8>,
     ) -> Omission {
         let Self { settings, transport, draw, .. } = *self;
-        let ResponseContent { rcode, authoritative, answers: set, soa, error } = response;
+        let ResponseContent { rcode, authoritative, answers: set, soa, error, source: _ } =
+            response;
         let opt = query.edns.map_or(0, |_| wire::opt_len(*error));
         let room = Room {
             bytes: query.limit(transport).saturating_sub(opt),

@@ -35,6 +35,7 @@ mod shard;
 mod sharded;
 mod suggest;
 mod table;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -49,3 +50,4 @@ pub use publish::{Publication, Published, Publisher};
 pub use respond::AnswerOutcome;
 pub use settings::{Answers, Settings};
 pub use table::Snapshot;
+pub use tally::{QueryCounts, QueryTallies, QueryTally, QuestionCount, ResponseSource, ZoneSlot};

@@ -18,6 +18,7 @@ use super::owner::{
 };
 use super::settings::Settings;
 use super::table::{Snapshot, sorted_addresses};
+use super::tally::QueryTallies;
 use super::{bridging, compile};
 use crate::catalog::{
     self, Catalog, Group, MalformedKeys, Released, Service, ServiceChange, SettleOutcome,
@@ -72,15 +73,19 @@ impl Publisher {
         answer: Settings,
         now: Instant,
     ) -> (Self, Arc<Answerer>) {
+        let tallies = QueryTallies::default();
+        let zone_slots = Arc::new(tallies.slots(&answer.zones));
         let mut catalog = Catalog::new(catalog);
         let seconds =
             SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let snapshot = Snapshot::new(Arc::new(answer), catalog.registry_status(now));
+        let mut snapshot = Snapshot::new(Arc::new(answer), catalog.registry_status(now));
+        snapshot.zone_slots = zone_slots;
         let answerer = Arc::new(Answerer {
             snapshot: ArcSwap::from_pointee(snapshot),
             rejections: ArcSwap::new(catalog.rejections()),
             stats: ArcSwap::from_pointee(catalog.stats()),
             counters: Counters::default(),
+            tallies,
             #[expect(clippy::cast_possible_truncation, reason = "serial numbers wrap (RFC 1982)")]
             first_serial: seconds as u32,
         });
@@ -206,7 +211,7 @@ impl Publisher {
                 next.advance();
                 next.bridged = self.catalog.bridged().clone();
                 next.hosts = self.catalog.hosts().clone();
-                with_aliases = before.settings().aliases.expand(&outcome.changed, &mut next);
+                with_aliases = next.expand_aliases(&outcome.changed);
             }
             next
         });

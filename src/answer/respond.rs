@@ -1,5 +1,6 @@
 //! The full path from a query to its response.
 
+use std::cell::Cell;
 use std::net::IpAddr;
 
 use super::holders::Holders;
@@ -9,6 +10,7 @@ use super::owner::{NS_LABEL, VERSION_LABEL, service_owner};
 use super::rrset::{ComposedRecords, RRset};
 use super::settings::Settings;
 use super::table::Snapshot;
+use super::tally::ResponseSource;
 use super::{bridging, compile, full, rare};
 use crate::catalog::{Instance, Staleness};
 use crate::name::{Name, ReverseNetwork, Zone, reverse_address};
@@ -18,8 +20,8 @@ use crate::wire::{ExtendedError, OWNER_POINTER, Query, question_pointer, rcode, 
 /// Next action of the caller with a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AnswerOutcome {
-    /// Send the response that was written.
-    Answered,
+    /// Send the response that was written; its content comes from this source.
+    Answered(ResponseSource),
     /// Send nothing.
     Silent,
     /// Forward the query: its name is outside the served zones, and forwarding is on.
@@ -37,6 +39,8 @@ pub(super) struct QueryContext<'a> {
     pub(super) first_serial: u32,
     pub(super) snapshot: &'a Snapshot,
     pub(super) query: &'a Query<'a>,
+    /// Where the content of the response that was written last comes from.
+    pub(super) source: &'a Cell<ResponseSource>,
 }
 
 /// EDE for names outside the zones, with forwarding off.
@@ -91,7 +95,7 @@ impl<'a> QueryContext<'a> {
         let (query, settings) = (self.query, self.settings());
         let Ok((name, _)) = Name::from_wire(query.name()) else {
             self.write(&ResponseContent::code(rcode::FORMERR, None), out);
-            return AnswerOutcome::Answered;
+            return self.answered();
         };
         let refused = |error| ResponseContent::code(rcode::REFUSED, Some(error));
         if query.qclass != rtype::IN {
@@ -106,7 +110,7 @@ impl<'a> QueryContext<'a> {
         } else {
             self.answer_outside(&name, NOT_AUTHORITATIVE, out);
         }
-        AnswerOutcome::Answered
+        self.answered()
     }
 
     /// Answers a query for a name outside the zones without forwarding it.
@@ -121,12 +125,30 @@ impl<'a> QueryContext<'a> {
 
     /// Writes the response to this query.
     pub(super) fn write(&self, response: &ResponseContent<'_>, out: &mut Vec<u8>) {
+        self.source.set(response.source);
         self.writer.write(response, self.query, out);
+    }
+
+    /// Returns the outcome after the response was written.
+    pub(super) fn answered(&self) -> AnswerOutcome {
+        AnswerOutcome::Answered(self.source.get())
+    }
+
+    /// Notes which registries hold the instances of the response that was written.
+    pub(super) fn note_holders(&self, holders: Holders<'_>) {
+        let statics = self.settings().static_registries;
+        if !statics.is_empty()
+            && self.source.get() == ResponseSource::Registry
+            && !holders.is_empty()
+            && holders.are_within(statics)
+        {
+            self.source.set(ResponseSource::Static);
+        }
     }
 
     /// Answers a query for a name in a served zone.
     fn answer_in_zone(&self, name: &Name, zone: &Zone, out: &mut Vec<u8>) -> AnswerOutcome {
-        let owner = owner_in(zone, name);
+        let owner = zone.labels_before(name);
         match owner {
             b"" => self.answer_apex(zone, out),
             NS_LABEL => self.answer_name_server(zone, out),
@@ -136,7 +158,7 @@ impl<'a> QueryContext<'a> {
                 None => self.answer_from_model(name, zone, out),
             },
         }
-        AnswerOutcome::Answered
+        self.answered()
     }
 
     /// Answers with an alias of an outside name, or leaves it to the caller to follow it.
@@ -147,13 +169,14 @@ impl<'a> QueryContext<'a> {
             return AnswerOutcome::Alias;
         }
         self.write_alias(target, out);
-        AnswerOutcome::Answered
+        self.answered()
     }
 
     /// Writes the CNAME record of an alias. The configuration provides it, so it is never stale.
     pub(super) fn write_alias(&self, target: &[u8], out: &mut Vec<u8>) {
         let set = RRset::cname(target, self.settings().ttl);
         self.write(&ResponseContent::answer(&set, None), out);
+        self.source.set(ResponseSource::Local);
     }
 
     /// Answers from the service model, for every form of the naming grammar.
@@ -220,11 +243,13 @@ impl<'a> QueryContext<'a> {
                     rtype::ANY => any.unwrap_or(RRset::EMPTY),
                     _ => RRset::EMPTY,
                 };
+                let stale = self.stale_answer_error(holders.view());
                 if set.count > 0 {
-                    let stale = self.stale_answer_error(holders.view());
-                    return self.write(&ResponseContent::answer(&set, stale), out);
+                    self.write(&ResponseContent::answer(&set, stale), out);
+                } else {
+                    self.write_nodata(zone, stale, out);
                 }
-                self.write_nodata(zone, self.stale_answer_error(holders.view()), out);
+                self.note_holders(holders.view());
             }
         }
     }
@@ -304,17 +329,21 @@ impl<'a> QueryContext<'a> {
     ) {
         let stale = self.stale_answer_error(holders);
         if records.is_empty() {
-            return self.write_nodata(zone, stale, out);
+            self.write_nodata(zone, stale, out);
+        } else {
+            self.write(&ResponseContent::answer(&RRset::composed(records), stale), out);
         }
-        self.write(&ResponseContent::answer(&RRset::composed(records), stale), out);
+        self.note_holders(holders);
     }
 
     /// Writes records that svcdns itself provides, or NODATA. They are never stale.
     fn write_own_records(&self, records: &ComposedRecords, zone: &Zone, out: &mut Vec<u8>) {
         if records.is_empty() {
-            return self.write_nodata(zone, None, out);
+            self.write_nodata(zone, None, out);
+        } else {
+            self.write(&ResponseContent::answer(&RRset::composed(records), None), out);
         }
-        self.write(&ResponseContent::answer(&RRset::composed(records), None), out);
+        self.source.set(ResponseSource::Local);
     }
 
     /// Writes NXDOMAIN with the zone's SOA record.
@@ -410,9 +439,4 @@ impl<'a> QueryContext<'a> {
         }
         self.write_own_records(&set, zone, out);
     }
-}
-
-/// Returns the labels of a name in front of its zone, in wire form.
-pub(super) fn owner_in<'n>(zone: &Zone, name: &'n Name) -> &'n [u8] {
-    &name.as_wire()[..name.as_wire().len() - zone.name().as_wire().len()]
 }

@@ -18,6 +18,7 @@ use super::owner::{HOSTMASTER_LABEL, NS_LABEL, owner_labels, owner_of};
 use super::rare;
 use super::respond::{NOT_READY, QueryContext, SOA_NUMBERS_OFFSET};
 use super::rrset::{ComposedRecords, RRset, record_head};
+use super::tally::ResponseSource;
 use crate::catalog::Instance;
 use crate::name::{
     Name, ReverseNetwork, ReverseScope, local_reverse_zone, may_be_reverse, reverse_name,
@@ -62,13 +63,10 @@ impl QueryContext<'_> {
             rtype::PTR | rtype::ANY => {
                 // The order is fixed: programs take the first name, which should be the instance's.
                 let first = Self { writer: ResponseWriter { draw: 0, ..self.writer }, ..*self };
-                first.write(
-                    &ResponseContent::answer(
-                        &RRset::composed(&set),
-                        self.stale_answer_error(self.holders_at(address).view()),
-                    ),
-                    out,
-                );
+                let holders = self.holders_at(address);
+                let stale = self.stale_answer_error(holders.view());
+                first.write(&ResponseContent::answer(&RRset::composed(&set), stale), out);
+                self.note_holders(holders.view());
             }
             rtype::SOA => {
                 let mut apex = ComposedRecords::default();
@@ -151,7 +149,8 @@ impl QueryContext<'_> {
         if let Some(zone) = zone
             && let Some(records) = self.local_records(name, zone)
         {
-            return self.write(&ResponseContent::answer(&RRset::composed(&records), None), out);
+            self.write(&ResponseContent::answer(&RRset::composed(&records), None), out);
+            return self.source.set(ResponseSource::Local);
         }
         let soa = match zone {
             Some(zone) => self.local_soa(zone),
@@ -168,6 +167,7 @@ impl QueryContext<'_> {
             self.write_negative(rcode::NOERROR, &soa, out);
         } else if is_loopback {
             self.write(&ResponseContent::negative(rcode::NXDOMAIN, &soa, None), out);
+            self.source.set(ResponseSource::Local);
         } else if !self.snapshot.registry_status.synced {
             // A registry not yet read may have the address, and resolvers would cache NXDOMAIN.
             self.write(&ResponseContent::code(rcode::SERVFAIL, Some(NOT_READY)), out);

@@ -4,9 +4,8 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use super::aliases::Aliases;
-use super::respond::owner_in;
 use crate::name::{Name, Zones};
-use crate::service::RegistryName;
+use crate::service::{RegistryName, RegistrySet};
 
 /// Settings of the authoritative side.
 #[derive(Clone, Debug)]
@@ -35,6 +34,8 @@ pub struct Settings {
     pub bridge: bool,
     /// The names of the registries, in the order of the configuration, for EDE texts.
     pub registry_names: Vec<RegistryName>,
+    /// The registries of static services.
+    pub static_registries: RegistrySet,
 }
 
 impl Settings {
@@ -54,13 +55,14 @@ impl Settings {
             aliases: Aliases::default(),
             bridge: false,
             registry_names: Vec::new(),
+            static_registries: RegistrySet::EMPTY,
         }
     }
 
     /// Returns the target of this name if it is an alias of a name outside the zones.
     pub fn outside_target(&self, name: &Name) -> Option<&Name> {
         let (_, zone) = self.zones.find(name)?;
-        self.aliases.outside(owner_in(zone, name))
+        self.aliases.outside(zone.labels_before(name))
     }
 }
 

@@ -17,6 +17,7 @@ use super::holds::PublishedHolds;
 use super::settings::Settings;
 use super::shard::Shard;
 use super::sharded::Sharded;
+use super::tally::ZoneSlots;
 use crate::catalog::{
     BridgedAddresses, Hold, HostAddresses, RegistryKey, RegistryStatus, Service, ServiceChange,
 };
@@ -32,6 +33,8 @@ type AncestorShard = Arc<[(Box<str>, u32)]>;
 pub struct Snapshot {
     /// The settings that the table was compiled with, and that responses from it follow.
     settings: Arc<Settings>,
+    /// The slots of its zones in the counts of questions.
+    pub(super) zone_slots: Arc<ZoneSlots>,
     hasher: RandomState,
     generation: u64,
     /// Whether nodes are missing, so that every query needs the full path.
@@ -71,6 +74,7 @@ impl Snapshot {
     pub(super) fn new(settings: Arc<Settings>, registry_status: RegistryStatus) -> Self {
         Self {
             settings,
+            zone_slots: Arc::default(),
             hasher: RandomState::default(),
             generation: 0,
             is_uncompiled: false,
@@ -149,6 +153,45 @@ impl Snapshot {
     /// Returns the addresses that the port bridge gave to names.
     pub fn bridged(&self) -> &BridgedAddresses {
         &self.bridged
+    }
+
+    /// Adds the changes of aliases to the changes of registered services.
+    ///
+    /// Services that an alias replaces move to [`Self::replaced`]. Returns `None` if no change
+    /// concerns an alias.
+    pub(super) fn expand_aliases(
+        &mut self,
+        changed: &[ServiceChange],
+    ) -> Option<Vec<ServiceChange>> {
+        let settings = Arc::clone(&self.settings);
+        let aliases = &settings.aliases;
+        let concerns = |base: &str| {
+            aliases.target(base).is_some() || aliases.of_service(base).next().is_some()
+        };
+        if aliases.is_empty() || !changed.iter().any(|change| concerns(change.base())) {
+            return None;
+        }
+        let mut all = Vec::with_capacity(changed.len());
+        for change in changed {
+            let base = change.base();
+            if aliases.target(base).is_some() {
+                let replaced = Arc::make_mut(&mut self.replaced);
+                match &change.after {
+                    Some(service) => replaced.insert(base.into(), Arc::clone(service)),
+                    None => replaced.remove(base),
+                };
+                continue;
+            }
+            all.push(change.clone());
+            for alias in aliases.of_service(base) {
+                let target = change.after.clone().unwrap_or_else(|| Arc::new(Service::empty(base)));
+                all.push(ServiceChange {
+                    before: self.service(alias).cloned(),
+                    after: Some(Arc::new(Service::alias(alias, target))),
+                });
+            }
+        }
+        Some(all)
     }
 
     /// Returns the registered services that aliases replace, with their bases.

@@ -7,6 +7,7 @@ mod messages;
 mod naming;
 mod properties;
 mod reverse;
+mod sources;
 
 use std::collections::BTreeMap;
 use std::iter;
@@ -20,7 +21,8 @@ use hickory_proto::rr::rdata::opt::EdnsCode;
 use hickory_proto::rr::{RData, Record as Decoded};
 
 use super::{
-    AliasTarget, Aliases, AnswerOutcome, Answerer, Answers, Published, Publisher, Settings,
+    AliasTarget, Aliases, AnswerOutcome, Answerer, Answers, Published, Publisher, ResponseSource,
+    Settings,
 };
 use crate::catalog;
 use crate::name::{Name, Zones};
@@ -174,7 +176,7 @@ fn respond(answerer: &Answerer, query: &[u8], transport: Transport, draw: u64) -
         &mut out,
     );
     assert_eq!(outcome == AnswerOutcome::Silent, out.is_empty());
-    (outcome == AnswerOutcome::Answered).then_some(out)
+    matches!(outcome, AnswerOutcome::Answered(_)).then_some(out)
 }
 
 fn extended_error(message: &Message) -> Option<u16> {
@@ -523,7 +525,6 @@ fn explanations_give_the_reason_for_dropped_instances() {
         dropped,
         [("10.0.0.1:8000", false), ("172.17.0.1:8000", true), ("10.0.0.2:8000", true)]
     );
-    assert_eq!(harness.answerer.counters().responses(0), 0, "an explanation is not counted");
     assert_eq!(
         (explanation.rcode.as_str(), explanation.answers.len(), explanation.precompiled),
         ("NOERROR", 1, true)

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::ServerLocation;
 use super::arguments::ServeArgs;
-use crate::daemon::{HangUp, Log, Server, ShutdownSignals};
+use crate::daemon::{HangUp, Launch, Log, Notifier, Server, ShutdownSignals};
 
 pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow::Result<ExitCode> {
     let source = location.source(command.file.config.as_deref(), command.flags.0);
@@ -20,7 +20,8 @@ pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow
     }
     let stop = CancellationToken::new();
     let signals = ShutdownSignals::new()?;
-    let mut server = Server::start(&config, &log, stop.clone()).await?;
+    let launch = Launch { notifier: Notifier::from_environment() };
+    let mut server = Server::start(&config, &log, launch, stop.clone()).await?;
     for address in &server.addresses {
         info!(%address, "listening over UDP and TCP");
     }

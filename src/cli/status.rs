@@ -9,7 +9,7 @@ use super::client::AdminClient;
 use super::output::counted;
 use super::{ServerLocation, output};
 use crate::admin::{
-    BridgeView, ChecksView, ForwardingView, RegistryView, ServerStatus, UpstreamView,
+    BridgeView, ChecksView, ForwardingView, HealthReport, RegistryView, ServerStatus, UpstreamView,
 };
 use crate::catalog::HoldView;
 use crate::service::UnixTime;
@@ -110,17 +110,22 @@ fn format_checks(checks: &ChecksView) -> String {
     text
 }
 
-/// Describes the completeness and freshness of the server's data.
-fn readiness(status: &ServerStatus) -> &'static str {
-    let all_synced = status.registries.iter().all(|registry| registry.synced);
-    match (status.synced, status.stale) {
-        (false, _) => "not ready: unknown names are SERVFAIL until every registry has been read",
-        (true, true) => "stale: a registry is unreachable, and its last known data is served",
-        (true, false) if all_synced => "ready",
-        (true, false) => {
-            "ready, but not every registry has been read: names of an unread one are NXDOMAIN"
-        }
-    }
+/// Describes the health of the server, then what it means for answers.
+fn readiness(status: &ServerStatus) -> String {
+    let all_read = status.registries.iter().all(|registry| !registry.is_unread());
+    let meaning = match (status.synced, status.stale) {
+        (false, _) => Some("unknown names are SERVFAIL until every registry has been read"),
+        (true, true) => Some("stale: a registry is unreachable, and its last known data is served"),
+        (true, false) if all_read => None,
+        (true, false) => Some("names of an unread registry are NXDOMAIN"),
+    };
+    // Problems are shown with their registries. An older server does not send its health.
+    let health = match &status.health {
+        Some(health) => HealthReport { problems: Vec::new(), ..health.clone() }.to_string(),
+        None if status.synced => "ready".to_owned(),
+        None => "not ready".to_owned(),
+    };
+    meaning.map_or_else(|| health.clone(), |meaning| format!("{health}\n{meaning}"))
 }
 
 fn format_bridge(bridge: &BridgeView) -> String {

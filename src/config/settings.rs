@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::Config;
+use crate::service::{MAX_REGISTRIES, RegistryId};
 use crate::upstream::Servers;
 use crate::{answer, catalog, server, upstream};
 
@@ -46,6 +47,11 @@ impl Config {
             aliases: self.alias_targets.clone(),
             bridge: self.bridge.is_some(),
             registry_names: self.registries.iter().map(|registry| registry.name.clone()).collect(),
+            static_registries: RegistryId::first(MAX_REGISTRIES)
+                .zip(&self.registries)
+                .filter(|(_, registry)| registry.source.is_fallback())
+                .map(|(id, _)| id)
+                .collect(),
         }
     }
 

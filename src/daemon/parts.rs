@@ -4,10 +4,18 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use super::Notifier;
 use super::admin_port::AdminPort;
 use super::log::LogFilter;
 use crate::admin::AdminContext;
 use crate::upstream::Forwarder;
+
+/// What the process that started this one gave it.
+#[derive(Debug, Default)]
+pub struct Launch {
+    /// Tells the service manager about the server.
+    pub notifier: Notifier,
+}
 
 /// The two steps of a stop.
 #[derive(Clone, Debug)]
@@ -42,4 +50,6 @@ pub(super) struct Parts {
     pub(super) port: Arc<AdminPort>,
     /// The filter of the log.
     pub(super) log: LogFilter,
+    /// Tells the service manager about the server.
+    pub(super) notifier: Notifier,
 }

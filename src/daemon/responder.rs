@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::answer::{AnswerOutcome, Answerer, Lookahead, Recipient};
-use crate::server::{Client, Disposition, Request, Respond};
+use crate::answer::{
+    AnswerOutcome, Answerer, Lookahead, QueryTally, Recipient, ResponseSource, ZoneSlot,
+};
+use crate::server::{Client, Disposition, DnsTransport, Request, Respond, StreamKind};
 use crate::upstream::{AliasChain, Lane, LaneOutcome, LaneSlot, Resolution};
 use crate::wire::{Parsed, Query, Transport};
 
@@ -16,16 +18,38 @@ pub struct Responder {
     answerer: Arc<Answerer>,
     /// Access to the cache and the upstreams; empty while forwarding is off.
     lane: LaneSlot,
+    tallies: ResponderTallies,
 }
 
-impl Responder {
-    /// Creates a responder; `lane` forwards names outside the served zones.
-    pub fn new(answerer: Arc<Answerer>, lane: LaneSlot) -> Self {
-        Self { answerer, lane }
+/// The tallies in which a responder counts.
+#[derive(Debug)]
+enum ResponderTallies {
+    /// Of a UDP worker, whose thread is the only one that counts in it.
+    Worker(QueryTally),
+    /// Of all connections, by transport.
+    Streams { tcp: QueryTally, tls: QueryTally, quic: QueryTally },
+}
+
+impl ResponderTallies {
+    fn of(&self, transport: DnsTransport) -> &QueryTally {
+        match (self, transport) {
+            (Self::Worker(tally), _)
+            | (Self::Streams { tls: tally, .. }, DnsTransport::Stream(StreamKind::Tls))
+            | (Self::Streams { quic: tally, .. }, DnsTransport::Stream(StreamKind::Quic))
+            | (Self::Streams { tcp: tally, .. }, _) => tally,
+        }
     }
 }
 
 impl Responder {
+    /// Creates a responder; `lane` forwards names outside the served zones.
+    ///
+    /// It serves connections; [`Respond::fork`] returns one that serves a UDP socket.
+    pub fn new(answerer: Arc<Answerer>, lane: LaneSlot) -> Self {
+        let [tcp, tls, quic] = ["tcp", "tls", "quic"].map(|name| answerer.tallies().shared(name));
+        Self { answerer, lane, tallies: ResponderTallies::Streams { tcp, tls, quic } }
+    }
+
     /// Follows aliases from name to name, each in a served zone or forwarded.
     async fn follow(
         &self,
@@ -41,12 +65,12 @@ impl Responder {
                     Ok(()) => continue,
                     Err(failure) => return failure,
                 },
-                AnswerOutcome::Answered | AnswerOutcome::Silent => {
+                AnswerOutcome::Answered(_) | AnswerOutcome::Silent => {
                     return lane.finish(&chain, &out);
                 }
             }
             match lane.follow(&mut chain, &mut out).await {
-                LaneOutcome::Written => return out,
+                LaneOutcome::Written | LaneOutcome::Cached => return out,
                 LaneOutcome::Deferred => {}
                 LaneOutcome::Outside => {
                     if let Parsed::Query(query) = Query::parse(chain.query()) {
@@ -96,25 +120,28 @@ impl Responder {
 
     /// Writes the response to a query for an alias in a served zone, if its target is cached.
     ///
-    /// Returns `false` if the target needs an upstream, or is itself an alias that leads elsewhere.
+    /// Returns where the records of the target come from; `None` if the target needs an upstream,
+    /// or is itself an alias that leads elsewhere.
     fn follow_at_once(
         &self,
         request: &[u8],
         transport: Transport,
         now: Instant,
         out: &mut Vec<u8>,
-    ) -> bool {
+    ) -> Option<ResponseSource> {
         let lane = self.lane.load();
-        let Some(lane) = &*lane else { return false };
-        let Some(chain) = self.served_alias(request, transport) else { return false };
-        let Parsed::Query(query) = Query::parse(chain.query()) else { return false };
+        let lane = lane.as_ref()?;
+        let chain = self.served_alias(request, transport)?;
+        let Parsed::Query(query) = Query::parse(chain.query()) else { return None };
         let mut last = Vec::with_capacity(512);
-        if lane.respond(&query, transport, now, &mut last) != LaneOutcome::Written {
-            return false;
-        }
+        let source = match lane.respond(&query, transport, now, &mut last) {
+            LaneOutcome::Cached => ResponseSource::Cache,
+            LaneOutcome::Written => ResponseSource::Local,
+            LaneOutcome::Deferred | LaneOutcome::Outside => return None,
+        };
         out.clear();
         out.extend_from_slice(&lane.finish(&chain, &last));
-        true
+        Some(source)
     }
 
     /// Extends a chain whose last name is an alias in a served zone.
@@ -127,6 +154,14 @@ impl Responder {
             self.answerer.write_alias(&query, &mut response);
         }
         chain.extend_with_served_alias(response)
+    }
+
+    /// Counts a response of the server, if it was written, and returns whether it was.
+    fn count_without_content(&self, written: bool, source: ResponseSource, out: &[u8]) -> bool {
+        if written {
+            self.tallies.of(DnsTransport::Udp).count_response(source, out);
+        }
+        written
     }
 
     /// Answers the last query of an alias chain if its name is in a served zone.
@@ -155,7 +190,9 @@ fn recipient(client: &Client) -> Recipient {
 
 impl Respond for Responder {
     fn fork(&self) -> Self {
-        Self { answerer: Arc::clone(&self.answerer), lane: self.lane.fork() }
+        let answerer = Arc::clone(&self.answerer);
+        let tallies = ResponderTallies::Worker(answerer.tallies().worker("udp"));
+        Self { answerer, lane: self.lane.fork(), tallies }
     }
 
     type Lookahead = Lookahead;
@@ -169,32 +206,40 @@ impl Respond for Responder {
         let recipient = recipient(client);
         let transport = recipient.transport;
         let parsed = Query::parse(message);
+        let (zone, tally) =
+            (ZoneSlot::of(&parsed, (ahead, index)), self.tallies.of(client.transport));
+        tally.count_question(zone, parsed.qtype());
         if let Parsed::Bad { query, .. } = &parsed
             && self.lane.load().as_ref().is_some_and(|lane| lane.passes(query))
         {
             return Disposition::Deferred;
         }
-        match self.answerer.respond(&parsed, (ahead, index), recipient, random, out) {
+        let source = match self.answerer.respond(&parsed, (ahead, index), recipient, random, out) {
             AnswerOutcome::Silent => return Disposition::Silent,
-            AnswerOutcome::Answered => return Disposition::Ready,
-            AnswerOutcome::Alias if self.follow_at_once(message, transport, now, out) => {
-                return Disposition::Ready;
+            AnswerOutcome::Answered(source) => source,
+            AnswerOutcome::Alias => match self.follow_at_once(message, transport, now, out) {
+                Some(source) => source,
+                None => return Disposition::Deferred,
+            },
+            AnswerOutcome::Forward => {
+                let Parsed::Query(query) = &parsed else { return Disposition::Silent };
+                let outcome = match &*self.lane.load() {
+                    Some(lane) => lane.respond(query, transport, now, out),
+                    // Forwarding was turned off after the services were published.
+                    None => LaneOutcome::Outside,
+                };
+                match outcome {
+                    LaneOutcome::Deferred => return Disposition::Deferred,
+                    LaneOutcome::Outside => self.answerer.respond_outside(query, recipient, out),
+                    outcome => {
+                        self.answerer.correct_forwarded(query, out);
+                        let is_cached = outcome == LaneOutcome::Cached;
+                        if is_cached { ResponseSource::Cache } else { ResponseSource::Local }
+                    }
+                }
             }
-            AnswerOutcome::Alias => return Disposition::Deferred,
-            AnswerOutcome::Forward => {}
-        }
-        if let Parsed::Query(query) = &parsed {
-            let outcome = match &*self.lane.load() {
-                Some(lane) => lane.respond(query, transport, now, out),
-                // Forwarding was turned off after the services were published.
-                None => LaneOutcome::Outside,
-            };
-            match outcome {
-                LaneOutcome::Written => self.answerer.correct_forwarded(query, out),
-                LaneOutcome::Deferred => return Disposition::Deferred,
-                LaneOutcome::Outside => self.answerer.respond_outside(query, recipient, out),
-            }
-        }
+        };
+        tally.count_response(source, out);
         Disposition::Ready
     }
 
@@ -205,21 +250,25 @@ impl Respond for Responder {
             // Forwarding was turned off while the query waited.
             None => Vec::new(),
         };
+        let mut source = ResponseSource::Upstream;
         if let Parsed::Query(query) = Query::parse(&request) {
             if response.is_empty() {
-                self.answerer.respond_outside(&query, recipient, &mut response);
+                source = self.answerer.respond_outside(&query, recipient, &mut response);
             } else {
                 self.answerer.correct_forwarded(&query, &mut response);
             }
         }
+        self.tallies.of(client.transport).count_response(source, &response);
         Some(response)
     }
 
     fn refuse(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
-        self.answerer.refuse(request, out)
+        let written = self.answerer.refuse(request, out);
+        self.count_without_content(written, ResponseSource::Refused, out)
     }
 
     fn fail(&self, request: &[u8], out: &mut Vec<u8>) -> bool {
-        self.answerer.fail(request, out)
+        let written = self.answerer.fail(request, out);
+        self.count_without_content(written, ResponseSource::Local, out)
     }
 }

@@ -90,6 +90,7 @@ impl Server {
                 if is_stopping { Ok(()) } else { Err(ServerError::PublisherEnded) }
             }
         };
+        self.parts.notifier.stopping();
         self.stops.cancel();
         let stopped = tokio::time::Instant::now();
         if !self.dns.is_finished() {

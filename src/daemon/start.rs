@@ -13,12 +13,12 @@ use super::admin_port::{AdminPort, PreparedPort};
 use super::directories::Directories;
 use super::follow::{PipelineHandles, RegistryPipeline, UpdateChannel};
 use super::listen_error::{ListenError, report_not_listening};
-use super::parts::{Parts, Stops};
+use super::parts::{Launch, Parts, Stops};
 use super::publisher::start_publisher;
 use super::resolv_conf::follow_line;
 use super::snapshots::Snapshots;
 use super::{Log, Responder, Server, StartError};
-use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo};
+use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo, SocketReport};
 use crate::bridge::Bridge;
 use crate::checks::CheckMonitor;
 use crate::config::Config;
@@ -35,8 +35,10 @@ impl Server {
     pub async fn start(
         config: &Config,
         log: &Log,
+        launch: Launch,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
+        let Launch { notifier } = launch;
         // The limit is raised before server, forwarder and bridge divide the descriptors.
         descriptors::raise_limit();
         // Check the length of the path before anything is created.
@@ -114,7 +116,7 @@ impl Server {
         );
         context.bridge = bridge;
         let (admin_context, log) = (Arc::new(context), log.filter().clone());
-        let parts = Parts { forwarder, admin: admin_context, port: Arc::new(port), log };
+        let parts = Parts { forwarder, admin: admin_context, port: Arc::new(port), log, notifier };
         let context = &parts.admin;
         let socket = AdminListener::Socket(socket);
         tracker.spawn(admin::serve(socket, Arc::clone(context), stop.clone()));
@@ -132,12 +134,20 @@ impl Server {
         let snapshots = loaded.await.ok().flatten();
         let snapshots = snapshots
             .map(|snapshots| tokio::spawn(snapshots.keep(Arc::clone(&answerer), stop.clone())));
+        let open = addresses.len() + tls.len() + quic.len();
+        let report = move || SocketReport { open, ..SocketReport::default() };
+        parts.admin.sockets.watch(report);
+        tracker.spawn(Arc::clone(&parts.admin).watch_health(stop.clone()));
         let lane = parts.forwarder.lane();
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),
             report_not_listening,
             stop.clone(),
         ));
+        parts.notifier.ready();
+        let status = Arc::clone(&parts.admin);
+        let status = move || status_line(&status);
+        tracker.spawn(parts.notifier.clone().follow(status, || true, stop.clone()));
         Ok(Self {
             addresses,
             tls,
@@ -209,4 +219,13 @@ async fn open_port(port: &AdminPort, address: Option<SocketAddr>) -> PreparedPor
         );
         PreparedPort::Unchanged
     })
+}
+
+/// Returns what the service manager shows of the server.
+fn status_line(context: &AdminContext) -> String {
+    if context.answerer.registry_status().synced {
+        "ready".to_owned()
+    } else {
+        "not every registry was read yet".to_owned()
+    }
 }

@@ -38,7 +38,9 @@ pub struct Lane {
 /// The immediate outcome of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LaneOutcome {
-    /// The response has been written.
+    /// The response has been written from the cache.
+    Cached,
+    /// The response has been written without cache and upstreams.
     Written,
     /// The query needs the cache or the upstreams: call [`Lane::resolve`].
     Deferred,
@@ -114,7 +116,7 @@ impl Lane {
         let recursion_desired = query.flags & flags::RD != 0;
         // The cache contains only responses of the current upstreams, and so no special names.
         match resolver.answer_from_cache(&self.exchange, query, transport, now, out) {
-            ImmediateAnswer::Written => return LaneOutcome::Written,
+            ImmediateAnswer::Written => return LaneOutcome::Cached,
             ImmediateAnswer::Alias => return LaneOutcome::Deferred,
             ImmediateAnswer::StaleOnly if recursion_desired => return LaneOutcome::Deferred,
             ImmediateAnswer::StaleOnly | ImmediateAnswer::NotCached => {}
@@ -190,7 +192,7 @@ impl Lane {
         }
         let mut local = Vec::new();
         match self.respond_by_route(query, true, &mut local) {
-            LaneOutcome::Written => Some(ResolvedQuery::Response(local)),
+            LaneOutcome::Written | LaneOutcome::Cached => Some(ResolvedQuery::Response(local)),
             LaneOutcome::Deferred => Some(resolved),
             LaneOutcome::Outside => None,
         }
@@ -234,7 +236,7 @@ impl Lane {
         }
         let mut out = Vec::new();
         match self.respond_by_route(query, recursion_desired, &mut out) {
-            LaneOutcome::Written => Some(ResolvedQuery::Response(out)),
+            LaneOutcome::Written | LaneOutcome::Cached => Some(ResolvedQuery::Response(out)),
             LaneOutcome::Outside => None,
             LaneOutcome::Deferred => {
                 let resolved = resolver

@@ -132,6 +132,8 @@ pub mod rtype {
     pub const OPT: u16 = 41;
     /// DNSSEC signature of an RRset (RFC 4034).
     pub const RRSIG: u16 = 46;
+    /// Service parameters of web servers (RFC 9460).
+    pub const HTTPS: u16 = 65;
     /// Incremental zone transfer.
     pub const IXFR: u16 = 251;
     /// Zone transfer.

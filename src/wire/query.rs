@@ -23,6 +23,17 @@ pub enum Parsed<'a> {
     Query(Query<'a>),
 }
 
+impl Parsed<'_> {
+    /// Returns the query type; 0 without a question.
+    #[must_use]
+    pub fn qtype(&self) -> u16 {
+        match self {
+            Self::Silent => 0,
+            Self::Bad { query, .. } | Self::Query(query) => query.qtype,
+        }
+    }
+}
+
 /// A query: its question, and the fields that decide how to respond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Query<'a> {

@@ -104,9 +104,12 @@ impl Reloader {
         Ok(self.prepare().await?.view)
     }
 
-    /// Reads the configuration and applies it; logs the result.
+    /// Reads the configuration and applies it; reports the result to all who watch.
     async fn reload(&mut self) -> Result<ReloadView, ReloadRefusal> {
-        match self.prepare().await {
+        let _notice = self.parts.notifier.reloading();
+        let prepared = self.prepare().await;
+        self.parts.admin.reloads.note(prepared.is_ok());
+        match prepared {
             Ok(prepared) => {
                 let view = prepared.view.clone();
                 self.commit(prepared).await;
@@ -154,12 +157,9 @@ impl Reloader {
             self.parts.log.replace(log);
         }
         // Forwarding begins before, and ends after, names are left to it.
-        let (begins, ends) = match upstream {
-            Some(settings) => (Some(settings), false),
-            None => (None, true),
-        };
-        if let Some(settings) = begins {
-            self.parts.forwarder.replace(Some(settings));
+        let ends = upstream.is_none();
+        if !ends {
+            self.parts.forwarder.replace(upstream);
         }
         if ends {
             self.parts.forwarder.replace(None);

@@ -216,7 +216,8 @@ impl Succession {
                 if is_complete(answerer) || !self.is_complete {
                     return Ok(());
                 }
-                let numbered = RegistryId::first(MAX_REGISTRIES).zip(registries);
+                let registries = registries.load();
+                let numbered = RegistryId::first(MAX_REGISTRIES).zip(registries.iter());
                 let unread = numbered.filter(|(number, _)| !status.known.contains(*number));
                 let names: Vec<&str> = unread.map(|(_, state)| state.name.as_str()).collect();
                 return Err(TakeOverError::Incomplete(names.join(", ")));

@@ -12,12 +12,12 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
+use ::svcdns::handover::{HandoverChannel, Step, VERSION};
 use nix::sys::signal::Signal;
 use support::dns::Prober;
 use support::files::Files;
 use support::process::Process;
 use support::{SOON, dns, eventually, free_address, seconds, skip, svcdns};
-use svcdns::handover::{HandoverChannel, Step, VERSION};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
@@ -149,10 +149,11 @@ fn commands_reach_the_server_throughout() {
         // A scrape of the HTTP port: the response may come from either server.
         let mut stream = TcpStream::connect(place.admin).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
-        stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").unwrap();
+        let request = "GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).unwrap();
         let mut page = String::new();
         stream.read_to_string(&mut page).unwrap();
-        assert!(page.starts_with("HTTP/1.0 200"), "{page}");
+        assert!(page.starts_with("HTTP/1.1 200"), "{page}");
     };
     let calls = meanwhile(ask, || {
         for _ in 0..3 {
@@ -307,45 +308,40 @@ fn strangers_get_no_descriptors() {
     }
     let place = Place::new();
     let server = place.serve(&[]);
-    let socket = place.take_over_socket();
-    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
-    let ask = "import socket, sys\n\
-               s = socket.socket(socket.AF_UNIX)\n\
-               s.connect(sys.argv[1])\n\
-               s.sendall(b'{\"count\":0,\"message\":{\"step\":\"hello\",\"version\":1,\
-               \"process\":1}}\\n')\n\
-               print(socket.recv_fds(s, 9999, 99)[:2])\n";
-    let as_nobody = |code: &str, path: &Path| {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "python3", "-c", code]);
-        command.arg(path);
-        command
-    };
-    let output = as_nobody(ask, &socket).output().unwrap();
-    assert!(String::from_utf8_lossy(&output.stderr).contains("Permission denied"), "{output:?}");
-    // Even if an administrator opens the file to everyone.
-    fs::set_permissions(&socket, Permissions::from_mode(0o666)).unwrap();
-    let output = as_nobody(ask, &socket).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said == "(b'', [])\n" || !output.status.success(), "{output:?}");
-    eventually("the refusal in the log", SOON, || {
-        server.log().contains("user 65534 may not take over").then_some(())
-    });
-    place.assert_answers("after the stranger");
-
-    // And nobody's sockets are not taken by root.
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
-    let listen = "import socket, sys\n\
-                  s = socket.socket(socket.AF_UNIX)\n\
-                  s.bind(sys.argv[1])\n\
-                  s.listen()\n\
-                  s.accept()[0].recv(1)\n";
-    let socket = folder.path().join("take-over.sock");
-    let foreign = Process::start(&mut as_nobody(listen, &socket));
+    let program = folder.path().join("svcdns");
+    fs::copy(env!("CARGO_BIN_EXE_svcdns"), &program).unwrap();
+    let as_nobody = |flags: &[&str], runtime_dir: &Path| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
+        command.args(["serve", "--listen", &free_address().to_string(), "--admin-listen", "off"]);
+        command.args(["--upstream", "off", "--registry", "file:///nowhere"]).args(flags);
+        command.arg("--runtime-dir").arg(runtime_dir);
+        command.arg("--state-dir").arg(folder.path().join("state")).env("HOME", folder.path());
+        Process::start(&mut command)
+    };
+    let socket = place.take_over_socket();
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    let mut stranger = as_nobody(&["--take-over"], place.state.path());
+    assert_eq!(stranger.wait(SOON).code(), Some(1), "{}", stranger.log());
+    assert!(stranger.log().contains("Permission denied"), "{}", stranger.log());
+    // Even if an administrator opens the file to everyone.
+    fs::set_permissions(&socket, Permissions::from_mode(0o666)).unwrap();
+    let mut stranger = as_nobody(&["--take-over"], place.state.path());
+    assert_eq!(stranger.wait(SOON).code(), Some(1), "{}", stranger.log());
+    assert!(stranger.log().contains("the other process ended"), "{}", stranger.log());
+    assert!(server.log().contains("user 65534 may not take over"), "{}", server.log());
+    assert!(!server.log().contains("passing the sockets"), "{}", server.log());
+    place.assert_answers("after the stranger");
+
+    // And root does not take the sockets of a server that could be an attacker's.
+    let runtime_dir = folder.path().join("run");
+    let foreign = as_nobody(&[], &runtime_dir);
+    let socket = runtime_dir.join("take-over.sock");
     eventually("the socket of another user", SOON, || socket.exists().then_some(()));
-    let runtime_dir = folder.path().to_str().unwrap();
-    let log = place.refused(&["--take-over", "--runtime-dir", runtime_dir], 1);
+    let flags = ["--take-over", "--runtime-dir", runtime_dir.to_str().unwrap()];
+    let log = place.refused(&flags, 1);
     assert!(log.contains("the running server belongs to user 65534"), "{log}");
     drop(foreign);
 }
@@ -364,7 +360,7 @@ fn a_take_over_is_refused_where_it_cannot_work() {
     });
     let log = place.refused(&["--take-over"], 1);
     assert!(log.contains("systemctl restart svcdns"), "{log}");
-    let log = place.refused(&["--take-over", "--bridge", "true"], 1);
+    let log = place.refused(&["--take-over", "--bridge"], 1);
     assert!(log.contains("a port bridge cannot be taken over"), "{log}");
     place.assert_answers("after the refusals");
 

@@ -1,16 +1,19 @@
 //! `svcdns serve`: runs the server until a signal stops it.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::ServerLocation;
 use super::arguments::ServeArgs;
-use crate::daemon::{Launch, Log, Notifier, Predecessor, Server, ShutdownSignals};
+use crate::daemon::{HangUp, Launch, Log, Notifier, Predecessor, Server, ShutdownSignals};
 
 pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow::Result<ExitCode> {
-    let config = location.configure(command.file.config.as_deref(), command.flags.0)?;
+    let source = location.source(command.file.config.as_deref(), command.flags.0);
+    let config = source.load()?;
     let log = Log::start(&config.log)?;
     for warning in &config.warnings {
         warn!("{warning}");
@@ -18,13 +21,14 @@ pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow
     let stop = CancellationToken::new();
     let signals = ShutdownSignals::new()?;
     // A signal during the start also stops the server, so that none takes over afterwards.
-    let ending = tokio::spawn(signals.stop_on(stop.clone(), true));
+    let reloads = Arc::<Notify>::default();
+    let ending = tokio::spawn(signals.stop_on(stop.clone(), HangUp::Reload(Arc::clone(&reloads))));
     let mut launch = Launch { notifier: Notifier::from_environment(), ..Launch::default() };
     if command.take_over {
         let (predecessor, inherited) = Predecessor::find(&config).await?;
         launch = Launch { inherited, predecessor: Some(predecessor), ..launch };
     }
-    let server = Server::start(&config, &log, launch, stop).await?;
+    let mut server = Server::start(&config, &log, launch, stop).await?;
     for address in &server.addresses {
         info!(%address, "listening over UDP and TCP");
     }
@@ -45,11 +49,13 @@ pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow
         state_dir,
         "started"
     );
+    server.reload_from(source, config, reloads);
     let ended = server.finish().await;
     ending.abort();
-    match ended? {
-        Some(process) => info!(process, "stopped: another server has taken over"),
-        None => info!("stopped"),
+    if let Some(process) = ended? {
+        info!(process, "stopped: another server has taken over");
+    } else {
+        info!("stopped");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -3,9 +3,11 @@
 //! All updates ([`crate::service::Update`]) arrive in one channel. One thread receives them, owns
 //! the catalog, and publishes snapshots. Each source of updates has a sender of that channel.
 
+mod admin_port;
 mod directories;
 mod error;
 mod follow;
+mod follower;
 mod hand_over;
 mod hold_log;
 mod listen_error;
@@ -13,6 +15,7 @@ mod log;
 mod notify;
 mod parts;
 mod publisher;
+mod reload;
 mod resolv_conf;
 mod responder;
 mod server;
@@ -23,12 +26,12 @@ mod start;
 mod take_over;
 
 pub use error::{ServerError, StartError};
-pub use follow::{PipelineHandles, RegistryPipeline, UpdateChannel};
+pub use follow::{PipelineEnded, PipelineHandle, PipelineHandles, RegistryPipeline, UpdateChannel};
 pub use listen_error::ListenError;
 pub use log::Log;
 pub use notify::{Notifier, ReloadNotice};
 pub use parts::Launch;
 pub use responder::Responder;
 pub use server::Server;
-pub use signals::ShutdownSignals;
+pub use signals::{HangUp, ShutdownSignals};
 pub use take_over::{Predecessor, TakeOverError};

@@ -5,16 +5,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout_at;
 use tokio_util::task::TaskTracker;
 
-use super::ServerError;
 use super::directories::Directories;
 use super::hand_over::Successor;
 use super::parts::{Parts, Stops};
-use crate::admin::SocketFile;
+use super::reload::Reloader;
+use super::{PipelineHandle, ServerError};
+use crate::admin::{ReloadRequest, SocketFile};
 use crate::answer::Answerer;
+use crate::config::{Config, ConfigSource};
 use crate::server::BindError;
 
 /// Maximum time from the stop until the DNS server and its tasks have ended.
@@ -55,6 +57,8 @@ pub struct Server {
     pub(super) stops: Stops,
     /// The running parts that a reload may change.
     pub(super) parts: Parts,
+    /// The requests to reload the configuration.
+    pub(super) reloads: mpsc::Receiver<ReloadRequest>,
     /// Receives the successor that has taken over.
     pub(super) successor: oneshot::Receiver<Successor>,
     /// Dropped before the directories: the sockets are removed while they are locked.
@@ -63,6 +67,21 @@ pub struct Server {
 }
 
 impl Server {
+    /// Returns the handle that applies other configurations to the registries.
+    pub fn pipeline(&self) -> &PipelineHandle {
+        &self.parts.pipeline
+    }
+
+    /// Reads the configuration again at each signal and request, from the sources of `config`.
+    ///
+    /// Without this call, requests are refused.
+    pub fn reload_from(&mut self, source: ConfigSource, config: Config, signals: Arc<Notify>) {
+        let (_, none) = mpsc::channel(1);
+        let requests = std::mem::replace(&mut self.reloads, none);
+        let reloader = Reloader::new(source, config, self.parts.clone());
+        self.tracker.spawn(reloader.run(requests, signals, self.stops.stop.clone()));
+    }
+
     /// Waits until the server is told to stop or has a successor, and until its parts have ended.
     ///
     /// Returns the process ID of the successor, if there is one.
@@ -70,6 +89,8 @@ impl Server {
     /// # Errors
     /// If the server ended without being told to stop.
     pub async fn finish(mut self) -> Result<Option<u32>, ServerError> {
+        // Requests that nobody serves are refused.
+        self.reloads.close();
         // The successor waits until its end of the channel is closed, after all other parts.
         let mut successor = None;
         let ended = tokio::select! {

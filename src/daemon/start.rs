@@ -7,11 +7,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::admin_port::{AdminPort, PreparedPort};
 use super::directories::Directories;
 use super::follow::{PipelineHandles, RegistryPipeline, UpdateChannel};
 use super::hand_over::HandoverOffer;
@@ -29,9 +30,9 @@ use crate::bridge::Bridge;
 use crate::checks::CheckMonitor;
 use crate::config::Config;
 use crate::directory::OwnDirectory;
-use crate::inherited::{Inherited, InheritedSocket, OpenSockets, SocketName};
+use crate::inherited::SocketName;
 use crate::name::Name;
-use crate::service::{MAX_REGISTRIES, RegistryId, Update};
+use crate::service::Update;
 use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
 use crate::{admin, checks, descriptors, server};
 
@@ -72,18 +73,19 @@ impl Server {
         let (addresses, counters) = (bound.addresses(), bound.counters());
         let (tls, quic) = (bound.tls_addresses(), bound.quic_addresses());
         let (open_sockets, heartbeats) = (bound.open_sockets(), bound.heartbeats());
-        let port = admin_port(config.admin_listen, passed_port, &open_sockets);
-        let admin = port.as_ref().and_then(AdminListener::address);
-
+        let quic_is_free = bound.quic_is_free();
         let (tracker, stops) = (TaskTracker::new(), Stops::new(stop));
         let Stops { stop, end } = &stops;
+        let port = AdminPort::new(&tracker, stop, passed_port, open_sockets.clone());
+        let prepared_port = open_port(&port, config.admin_listen).await;
+        let admin = prepared_port.address();
+
         let upstream = config.upstream(&addresses);
         if let Some(settings) = &upstream {
             settings.check()?;
         }
-        let forwarder =
-            upstream.map(|settings| Arc::new(Forwarder::start(settings, &tracker, end)));
-        let requests = forwarder.is_some().then(Arc::<HostRequests>::default);
+        let forwarder = Arc::new(Forwarder::start(upstream, &tracker, end));
+        let requests = Arc::<HostRequests>::default();
         let (bridge_tasks, channel) = (TaskTracker::new(), UpdateChannel::default());
         let own: Vec<SocketAddr> =
             [&addresses, &tls, &quic].into_iter().flatten().copied().chain(admin).collect();
@@ -92,8 +94,14 @@ impl Server {
         let running = bridge.running();
         let bridge_requests = running.map(|bridge| Arc::clone(bridge.requests()));
         let bridge_drain = running.map_or(Duration::ZERO, |bridge| bridge.settings().drain);
-        let (mut pipeline, PipelineHandles { answerer, states, updates }) =
-            RegistryPipeline::new(config, &addresses, channel, requests.clone(), bridge_requests);
+        let (mut pipeline, PipelineHandles { answerer, states, updates, handle }) =
+            RegistryPipeline::new(
+                config,
+                &addresses,
+                channel,
+                Some(requests.clone()),
+                bridge_requests,
+            );
         let checks = config.checks.as_ref().map(|checks| {
             let settings = checks.settings.clone().within_descriptors();
             let monitor = Arc::<CheckMonitor>::default();
@@ -102,9 +110,8 @@ impl Server {
             tracker.spawn(checks::follow(settings, requests, Arc::clone(&monitor), updates, stop));
             monitor
         });
-        if let Some((forwarder, requests)) = forwarder.clone().zip(requests) {
-            tracker.spawn(look_up_hosts(forwarder, requests, updates.clone(), end.clone()));
-        }
+        let lookups = look_up_hosts(Arc::clone(&forwarder), requests, updates.clone(), end.clone());
+        tracker.spawn(lookups);
         let info = ServerInfo {
             listen: addresses.clone(),
             tls: tls.clone(),
@@ -115,25 +122,26 @@ impl Server {
             started: SystemTime::now(),
             started_at: Instant::now(),
         };
-        let snapshots = state_dir.as_deref().filter(|_| config.snapshot).map(|directory| {
-            let states = states.iter().cloned().zip(&config.registries);
-            let numbered = RegistryId::first(MAX_REGISTRIES).zip(states);
-            let with_servers = numbered.filter_map(|(number, (state, registry))| {
-                Some((number, state, registry.source.store_identity()?))
-            });
-            Snapshots::new(directory, config.zones.clone(), config.max_stale, with_servers)
-        });
-        let mut context = AdminContext::new(
+        let snapshots =
+            state_dir.as_deref().map(|directory| Snapshots::new(directory, config, &states.load()));
+        let (mut context, reloads) = AdminContext::new(
             info,
             (Arc::clone(&answerer), updates),
             states,
             counters,
-            forwarder.clone(),
+            Arc::clone(&forwarder),
             checks,
             log.lost_lines(),
         );
         context.bridge = bridge;
-        let parts = Parts { forwarder, admin: Arc::new(context), notifier };
+        let parts = Parts {
+            pipeline: handle,
+            forwarder,
+            admin: Arc::new(context),
+            port: Arc::new(port),
+            log: log.filter().clone(),
+            notifier,
+        };
         let context = &parts.admin;
         let (successor_sender, successor) = oneshot::channel();
         let offer = successors.map(|listener| {
@@ -147,11 +155,10 @@ impl Server {
             })
         });
         let offer = offer.transpose().map_err(StartError::Offer)?;
-        let listeners = [Some(AdminListener::Socket(commands)), port].into_iter().flatten();
+        let socket = AdminListener::Socket(commands);
         let serve_commands = || {
-            for listener in listeners {
-                tracker.spawn(admin::serve(listener, Arc::clone(context), stop.clone()));
-            }
+            tracker.spawn(admin::serve(socket, Arc::clone(context), stop.clone()));
+            parts.port.commit(prepared_port, context);
         };
         // Until a server that takes over knows all, only the running one gives information.
         let serve_commands = if succession.is_some() {
@@ -160,7 +167,7 @@ impl Server {
             serve_commands();
             None
         };
-        tracker.spawn(follow_line(Arc::clone(context), addresses.clone(), stop.clone()));
+        tracker.spawn(follow_line(Arc::clone(context), stop.clone()));
         let (publisher, loaded) = start_publisher(
             pipeline,
             Arc::clone(context),
@@ -181,7 +188,7 @@ impl Server {
         let report = move || SocketReport { open, ..SocketReport::default() };
         parts.admin.sockets.watch(report);
         tracker.spawn(Arc::clone(&parts.admin).watch_health(stop.clone()));
-        let lane = parts.forwarder.as_ref().map(|forwarder| forwarder.lane());
+        let lane = parts.forwarder.lane();
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),
             report_not_listening,
@@ -195,12 +202,17 @@ impl Server {
         if let Some(offer) = offer {
             tracker.spawn(offer.run(successor_sender, stop.clone()));
         }
+        // What two servers cannot do at the same time: read the sockets for QUIC, and write
+        // snapshots.
+        let alone = quic_is_free.clone();
+        match succession {
+            Some(succession) => drop(tracker.spawn(succession.end(alone))),
+            None => alone.cancel(),
+        }
         let snapshots = snapshots.map(|snapshots| {
             let (answerer, stop) = (Arc::clone(&answerer), stop.clone());
             tokio::spawn(async move {
-                if let Some(succession) = succession {
-                    succession.end().await;
-                }
+                quic_is_free.cancelled().await;
                 snapshots.keep(answerer, stop).await;
             })
         });
@@ -221,10 +233,11 @@ impl Server {
             publisher,
             tracker,
             snapshots,
-            bridge_drain,
             bridge_tasks,
+            bridge_drain,
             stops,
             parts,
+            reloads,
             successor,
             files,
             directories,
@@ -323,36 +336,15 @@ impl RuntimeSockets {
     }
 }
 
-/// Opens the TCP listener of the HTTP interface; the server also runs without it.
-fn admin_port(
-    address: Option<SocketAddr>,
-    passed: Vec<Inherited>,
-    open: &OpenSockets,
-) -> Option<AdminListener> {
-    let address = address?;
-    let passed = passed.into_iter().find_map(|passed| match passed.socket {
-        InheritedSocket::Tcp(listener) if passed.address == address => Some(listener),
-        _ => None,
-    });
-    let listener = passed.map_or_else(|| std::net::TcpListener::bind(address), Ok);
-    let listener = listener.and_then(|listener| {
-        listener.set_nonblocking(true)?;
-        TcpListener::from_std(listener)
-    });
-    match listener {
-        Ok(listener) => {
-            let listener = Arc::new(listener);
-            open.add(SocketName::Admin, listener.local_addr().unwrap_or(address), &listener);
-            Some(AdminListener::Port(listener))
-        }
-        Err(error) => {
-            tracing::warn!(
-                %address,
-                %error,
-                "cannot serve health and metrics on this port; choose another with \
-                 --admin-listen, or off"
-            );
-            None
-        }
-    }
+/// Opens the port of the HTTP interface; the server also runs without it.
+async fn open_port(port: &AdminPort, address: Option<SocketAddr>) -> PreparedPort {
+    port.prepare(address).await.unwrap_or_else(|(address, error)| {
+        tracing::warn!(
+            %address,
+            %error,
+            "cannot serve health and metrics on this port; choose another with \
+             --admin-listen, or off"
+        );
+        PreparedPort::Unchanged
+    })
 }

@@ -216,7 +216,8 @@ impl Succession {
                 if is_complete(answerer) || !self.is_complete {
                     return Ok(());
                 }
-                let numbered = RegistryId::first(MAX_REGISTRIES).zip(registries);
+                let registries = registries.load();
+                let numbered = RegistryId::first(MAX_REGISTRIES).zip(registries.iter());
                 let unread = numbered.filter(|(number, _)| !status.known.contains(*number));
                 let names: Vec<&str> = unread.map(|(_, state)| state.name.as_str()).collect();
                 return Err(TakeOverError::Incomplete(names.join(", ")));
@@ -236,8 +237,9 @@ impl Succession {
         Ok(self.channel.send(&Step::Serving, &[], STEP_TIMEOUT).await?)
     }
 
-    /// Waits until the running server has ended, and no longer writes snapshots.
-    pub(super) async fn end(mut self) {
+    /// Waits until the running server has ended, then cancels `ended`.
+    pub(super) async fn end(mut self, ended: CancellationToken) {
+        let _on_drop = ended.drop_guard();
         if let Err(HandoverError::TimedOut(_)) = self.channel.receive::<Step>(END_TIMEOUT).await {
             tracing::warn!("the previous server has not ended yet");
         }

@@ -19,7 +19,7 @@ const MAX_ZONE_BYTES: usize = 255 - 12;
 /// The served zones: at least one, all different. Cheap to clone.
 ///
 /// All zones hold the same services. SRV targets, glue and PTR records use the first one.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Zones {
     zones: Arc<[Zone]>,
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::encrypted::EncryptedSockets;
 use super::handle::{ListenerChange, ServerHandle};
@@ -21,6 +22,8 @@ pub struct Bound {
     pub(super) rules: ServingRules,
     pub(super) counters: Arc<Counters>,
     pub(super) open: OpenSockets,
+    /// Cancelled once no other process reads the sockets for QUIC.
+    pub(super) quic_is_free: CancellationToken,
     pub(super) heartbeats: Arc<Heartbeats>,
     pub(super) handle: ServerHandle,
     pub(super) changes: mpsc::Receiver<ListenerChange>,
@@ -40,6 +43,11 @@ impl Bound {
     /// Returns the addresses for DNS over QUIC, with resolved ports.
     pub fn quic_addresses(&self) -> Vec<SocketAddr> {
         self.handle.quic_addresses()
+    }
+
+    /// Returns the token to cancel once no other process reads the sockets for QUIC.
+    pub fn quic_is_free(&self) -> CancellationToken {
+        self.quic_is_free.clone()
     }
 
     /// Returns the sockets that the server reads, once it serves.
@@ -72,12 +80,15 @@ impl Bound {
 /// # Errors
 /// If the settings are invalid or a socket cannot be opened. No socket stays open in that case.
 pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
-    bind_or_inherit(settings, InheritedSockets::default())
+    let bound = bind_or_inherit(settings, InheritedSockets::default())?;
+    bound.quic_is_free.cancel();
+    Ok(bound)
 }
 
 /// Binds like [`bind`], but takes the passed sockets of an address if there are any.
 ///
-/// Addresses of sockets that the service manager holds are served even if `settings` lack them.
+/// Addresses of sockets that the service manager holds are served even if `settings` lack them. The
+/// server reads the sockets for QUIC only after [`Bound::quic_is_free`].
 ///
 /// # Errors
 /// Like [`bind`].
@@ -102,6 +113,7 @@ pub fn bind_or_inherit(
         rules: ServingRules::new(&settings),
         counters: Arc::new(Counters::default()),
         open: OpenSockets::default(),
+        quic_is_free: CancellationToken::new(),
         heartbeats: Arc::default(),
         handle: ServerHandle { state: shared, changes: sender },
         changes,

@@ -102,6 +102,10 @@ pub(super) struct EncryptedListeners<R> {
     context: Arc<ServerContext<R>>,
     certificate: Option<Arc<Certificate>>,
     active: Vec<ActiveListener>,
+    /// Cancelled once no other process reads the sockets for QUIC.
+    quic_is_free: CancellationToken,
+    /// Sockets for QUIC until then: of two readers, each would get a part of every connection.
+    waiting: Vec<(SocketAddr, UdpSocket)>,
 }
 
 /// An encrypted listener with a running accept loop.
@@ -118,8 +122,32 @@ struct ActiveListener {
 
 impl<R: Respond> EncryptedListeners<R> {
     /// Creates an empty set of listeners.
-    pub(super) fn new(context: Arc<ServerContext<R>>) -> Self {
-        Self { context, certificate: None, active: Vec::new() }
+    pub(super) fn new(context: Arc<ServerContext<R>>, quic_is_free: CancellationToken) -> Self {
+        let (active, waiting) = (Vec::new(), Vec::new());
+        Self { context, certificate: None, active, quic_is_free, waiting }
+    }
+
+    /// Waits until no other process reads the sockets for QUIC; forever if none waits for that.
+    pub(super) fn quic_freed(&self) -> impl Future<Output = ()> + use<R> {
+        let free = (!self.waiting.is_empty()).then(|| self.quic_is_free.clone());
+        async move {
+            match free {
+                Some(free) => free.cancelled().await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Starts listeners for the sockets for QUIC that have waited.
+    ///
+    /// # Errors
+    /// If the runtime rejects a socket, or QUIC its configuration.
+    pub(super) fn serve_waiting(&mut self) -> Result<(), BindError> {
+        let Some(certificate) = self.certificate.clone() else { return Ok(()) };
+        for (address, socket) in std::mem::take(&mut self.waiting) {
+            self.serve_quic(address, socket, &certificate)?;
+        }
+        Ok(())
     }
 
     /// Starts listeners for all bound sockets, and ends those of other addresses.
@@ -149,6 +177,9 @@ impl<R: Respond> EncryptedListeners<R> {
             ended.stop.cancel();
             self.context.tracker.spawn(ended.close());
         }
+        self.waiting.retain(|(waiting, _)| {
+            listening.quic.iter().any(|(_, address)| address == waiting)
+        });
         let Some(certificate) = self.certificate.clone() else { return Ok(()) };
         for (address, socket) in tls {
             self.serve_tls(address, socket, &certificate)?;
@@ -160,10 +191,8 @@ impl<R: Respond> EncryptedListeners<R> {
                 endpoint.set_server_config(Some(config));
             }
         }
-        for (address, socket) in quic {
-            self.serve_quic(address, socket, &certificate)?;
-        }
-        Ok(())
+        self.waiting.extend(quic);
+        if self.quic_is_free.is_cancelled() { self.serve_waiting() } else { Ok(()) }
     }
 
     /// Starts a listener for DNS over TLS.

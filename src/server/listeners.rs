@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::bind_error::LISTEN;
 use super::context::ServerContext;
@@ -158,6 +158,12 @@ impl<R: Respond> PlainListeners<R> {
                 () = stop.cancelled() => return,
                 Some(ListenerChange { prepared, _done }) = changes.recv() => {
                     self.apply(prepared, encrypted).await;
+                    continue;
+                }
+                () = encrypted.quic_freed() => {
+                    if let Err(error) = encrypted.serve_waiting() {
+                        error!(%error, "cannot serve DNS over QUIC");
+                    }
                     continue;
                 }
                 changed = changed => changed,

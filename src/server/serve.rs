@@ -55,8 +55,8 @@ impl Bound {
         on_bind_error: impl Fn(SocketAddr, BindError) + Send + 'static,
         stops: impl Into<StopOrder>,
     ) -> Result<(), BindError> {
-        let Self { endpoints, encrypted, rules, counters, heartbeats, open, handle, changes } =
-            self;
+        let Self { endpoints, encrypted, rules, counters, .. } = self;
+        let Self { heartbeats, open, quic_is_free, handle, changes, .. } = self;
         let StopOrder { stop, last } = stops.into();
         // The server also stops if the caller drops this future.
         let (stop, last) = (stop.child_token(), last.child_token());
@@ -89,7 +89,7 @@ impl Bound {
         });
         let admission = Arc::clone(&context.admission);
         context.tracker.spawn(admission.shorten_deadlines(context.stop.clone()));
-        let mut encrypted_listeners = EncryptedListeners::new(Arc::clone(&context));
+        let mut encrypted_listeners = EncryptedListeners::new(Arc::clone(&context), quic_is_free);
         encrypted_listeners.serve(encrypted)?;
         let mut listeners = PlainListeners::new(
             Arc::clone(&context),

@@ -129,7 +129,6 @@ impl Server {
         let open = addresses.len() + tls.len() + quic.len();
         let report = move || SocketReport { open, ..SocketReport::default() };
         parts.admin.sockets.watch(report);
-        tracker.spawn(Arc::clone(&parts.admin).watch_health(stop.clone()));
         let lane = parts.forwarder.as_ref().map(|forwarder| forwarder.lane());
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),

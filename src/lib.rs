@@ -14,6 +14,8 @@ pub mod config;
 pub mod daemon;
 pub mod descriptors;
 pub mod directory;
+pub mod handover;
+pub mod inherited;
 pub mod metrics;
 pub mod name;
 pub mod path_watch;

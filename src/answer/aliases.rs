@@ -11,7 +11,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
-use super::table::Snapshot;
 use crate::catalog::{Service, ServiceChange};
 use crate::name::Name;
 
@@ -157,43 +156,6 @@ impl Aliases {
             }
         }
         counts.into_iter().map(|(name, count)| (name.into(), count)).collect()
-    }
-
-    /// Adds the changes of aliases to the changes of registered services.
-    ///
-    /// Services that an alias replaces move to [`Snapshot::replaced`]. Returns `None` if no change
-    /// concerns an alias.
-    pub(super) fn expand(
-        &self,
-        changed: &[ServiceChange],
-        next: &mut Snapshot,
-    ) -> Option<Vec<ServiceChange>> {
-        let concerns =
-            |base: &str| self.targets.contains_key(base) || self.by_service.contains_key(base);
-        if self.is_empty() || !changed.iter().any(|change| concerns(change.base())) {
-            return None;
-        }
-        let mut all = Vec::with_capacity(changed.len());
-        for change in changed {
-            let base = change.base();
-            if self.targets.contains_key(base) {
-                let replaced = Arc::make_mut(&mut next.replaced);
-                match &change.after {
-                    Some(service) => replaced.insert(base.into(), Arc::clone(service)),
-                    None => replaced.remove(base),
-                };
-                continue;
-            }
-            all.push(change.clone());
-            for alias in self.of_service(base) {
-                let target = change.after.clone().unwrap_or_else(|| Arc::new(Service::empty(base)));
-                all.push(ServiceChange {
-                    before: next.service(alias).cloned(),
-                    after: Some(Arc::new(Service::alias(alias, target))),
-                });
-            }
-        }
-        Some(all)
     }
 }
 

@@ -17,7 +17,7 @@ use super::full::{self, MatchResult, TraceStep};
 use super::lookahead::OwnerKey;
 use super::message::{Recipient, ResponseWriter};
 use super::node::{Node, alias_target};
-use super::respond::{AnswerOutcome, owner_in};
+use super::respond::AnswerOutcome;
 use super::settings::Answers;
 use super::table::Snapshot;
 use super::{rare, suggest};
@@ -179,7 +179,7 @@ impl Answerer {
         if let Some((_, zone)) = settings.zones.find(name) {
             explanation.zone = Some(zone.text().to_owned());
             explanation.precompiled = snapshot
-                .node(owner_in(zone, name))
+                .node(zone.labels_before(name))
                 .is_some_and(|node| !Node::read(node).is_marker() || alias_target(node).is_some());
             let labels: Vec<&[u8]> = zone.relative_labels(name).collect();
             if labels.is_empty() {

@@ -211,7 +211,7 @@ impl Publisher {
                 next.advance();
                 next.bridged = self.catalog.bridged().clone();
                 next.hosts = self.catalog.hosts().clone();
-                with_aliases = before.settings().aliases.expand(&outcome.changed, &mut next);
+                with_aliases = next.expand_aliases(&outcome.changed);
             }
             next
         });

@@ -148,7 +148,7 @@ impl<'a> QueryContext<'a> {
 
     /// Answers a query for a name in a served zone.
     fn answer_in_zone(&self, name: &Name, zone: &Zone, out: &mut Vec<u8>) -> AnswerOutcome {
-        let owner = owner_in(zone, name);
+        let owner = zone.labels_before(name);
         match owner {
             b"" => self.answer_apex(zone, out),
             NS_LABEL => self.answer_name_server(zone, out),
@@ -439,9 +439,4 @@ impl<'a> QueryContext<'a> {
         }
         self.write_own_records(&set, zone, out);
     }
-}
-
-/// Returns the labels of a name in front of its zone, in wire form.
-pub(super) fn owner_in<'n>(zone: &Zone, name: &'n Name) -> &'n [u8] {
-    &name.as_wire()[..name.as_wire().len() - zone.name().as_wire().len()]
 }

@@ -4,7 +4,6 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use super::aliases::Aliases;
-use super::respond::owner_in;
 use crate::name::{Name, Zones};
 use crate::service::{RegistryName, RegistrySet};
 
@@ -63,7 +62,7 @@ impl Settings {
     /// Returns the target of this name if it is an alias of a name outside the zones.
     pub fn outside_target(&self, name: &Name) -> Option<&Name> {
         let (_, zone) = self.zones.find(name)?;
-        self.aliases.outside(owner_in(zone, name))
+        self.aliases.outside(zone.labels_before(name))
     }
 }
 

@@ -155,6 +155,45 @@ impl Snapshot {
         &self.bridged
     }
 
+    /// Adds the changes of aliases to the changes of registered services.
+    ///
+    /// Services that an alias replaces move to [`Self::replaced`]. Returns `None` if no change
+    /// concerns an alias.
+    pub(super) fn expand_aliases(
+        &mut self,
+        changed: &[ServiceChange],
+    ) -> Option<Vec<ServiceChange>> {
+        let settings = Arc::clone(&self.settings);
+        let aliases = &settings.aliases;
+        let concerns = |base: &str| {
+            aliases.target(base).is_some() || aliases.of_service(base).next().is_some()
+        };
+        if aliases.is_empty() || !changed.iter().any(|change| concerns(change.base())) {
+            return None;
+        }
+        let mut all = Vec::with_capacity(changed.len());
+        for change in changed {
+            let base = change.base();
+            if aliases.target(base).is_some() {
+                let replaced = Arc::make_mut(&mut self.replaced);
+                match &change.after {
+                    Some(service) => replaced.insert(base.into(), Arc::clone(service)),
+                    None => replaced.remove(base),
+                };
+                continue;
+            }
+            all.push(change.clone());
+            for alias in aliases.of_service(base) {
+                let target = change.after.clone().unwrap_or_else(|| Arc::new(Service::empty(base)));
+                all.push(ServiceChange {
+                    before: self.service(alias).cloned(),
+                    after: Some(Arc::new(Service::alias(alias, target))),
+                });
+            }
+        }
+        Some(all)
+    }
+
     /// Returns the registered services that aliases replace, with their bases.
     pub fn replaced(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.replaced.values()

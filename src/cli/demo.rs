@@ -23,7 +23,7 @@ use super::arguments::DemoArgs;
 use super::output::{complain, print, quoted};
 use crate::bridge;
 use crate::config::{Config, Flags};
-use crate::daemon::{Log, Server, ShutdownSignals, StartError};
+use crate::daemon::{Launch, Log, Server, ShutdownSignals, StartError};
 use crate::name::Name;
 use crate::registry::Registrant;
 use crate::service::{Endpoint, Metadata, ServiceId};
@@ -71,10 +71,10 @@ async fn demonstrate(folder: &Path, log: &Log, stop: CancellationToken) -> anyho
     let mut config = Config::load(Some(Path::new("/dev/null")), [], &flags)?;
     let bridge = bridge_settings();
     config.bridge = bridge.as_ref().ok().cloned();
-    let server = match Server::start(&config, log, stop.clone()).await {
+    let server = match Server::start(&config, log, Launch::default(), stop.clone()).await {
         Err(StartError::Listen(_)) => {
             config.listen = vec![(Ipv4Addr::LOCALHOST, 0).into()];
-            Server::start(&config, log, stop.clone()).await?
+            Server::start(&config, log, Launch::default(), stop.clone()).await?
         }
         started => started?,
     };

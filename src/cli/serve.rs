@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::ServerLocation;
 use super::arguments::ServeArgs;
-use crate::daemon::{Log, Server, ShutdownSignals};
+use crate::daemon::{Launch, Log, Notifier, Server, ShutdownSignals};
 
 pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow::Result<ExitCode> {
     let config = location.configure(command.file.config.as_deref(), command.flags.0)?;
@@ -17,7 +17,8 @@ pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow
     }
     let stop = CancellationToken::new();
     let signals = ShutdownSignals::new()?;
-    let server = Server::start(&config, &log, stop.clone()).await?;
+    let launch = Launch { notifier: Notifier::from_environment() };
+    let server = Server::start(&config, &log, launch, stop.clone()).await?;
     for address in &server.addresses {
         info!(%address, "listening over UDP and TCP");
     }

@@ -4,8 +4,16 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use super::Notifier;
 use crate::admin::AdminContext;
 use crate::upstream::Forwarder;
+
+/// What the process that started this one gave it.
+#[derive(Debug, Default)]
+pub struct Launch {
+    /// Tells the service manager about the server.
+    pub notifier: Notifier,
+}
 
 /// The two steps of a stop.
 #[derive(Clone, Debug)]
@@ -36,4 +44,6 @@ pub(super) struct Parts {
     pub(super) forwarder: Option<Arc<Forwarder>>,
     /// What the HTTP interface shows.
     pub(super) admin: Arc<AdminContext>,
+    /// Tells the service manager about the server.
+    pub(super) notifier: Notifier,
 }

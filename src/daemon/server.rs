@@ -53,7 +53,7 @@ pub struct Server {
     pub(super) bridge_drain: Duration,
     pub(super) stops: Stops,
     /// The running parts that a reload may change.
-    pub(super) _parts: Parts,
+    pub(super) parts: Parts,
     /// Dropped before the directories: the socket is removed while they are locked.
     pub(super) _socket: SocketFile,
     pub(super) _directories: Directories,
@@ -74,6 +74,7 @@ impl Server {
                 if is_stopping { Ok(()) } else { Err(ServerError::PublisherEnded) }
             }
         };
+        self.parts.notifier.stopping();
         self.stops.cancel();
         let stopped = tokio::time::Instant::now();
         if !self.dns.is_finished() {

@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::directories::Directories;
 use super::follow::{PipelineHandles, RegistryPipeline, UpdateChannel};
 use super::listen_error::{ListenError, report_not_listening};
-use super::parts::{Parts, Stops};
+use super::parts::{Launch, Parts, Stops};
 use super::publisher::start_publisher;
 use super::resolv_conf::follow_line;
 use super::snapshots::Snapshots;
@@ -34,8 +34,10 @@ impl Server {
     pub async fn start(
         config: &Config,
         log: &Log,
+        launch: Launch,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
+        let Launch { notifier } = launch;
         // The limit is raised before server, forwarder and bridge divide the descriptors.
         descriptors::raise_limit();
         // Check the length of the path before anything is created.
@@ -108,7 +110,7 @@ impl Server {
             log.lost_lines(),
         );
         context.bridge = bridge;
-        let parts = Parts { forwarder, admin: Arc::new(context) };
+        let parts = Parts { forwarder, admin: Arc::new(context), notifier };
         let context = &parts.admin;
         for listener in [Some(AdminListener::Socket(socket)), port].into_iter().flatten() {
             tracker.spawn(admin::serve(listener, Arc::clone(context), stop.clone()));
@@ -135,6 +137,10 @@ impl Server {
             report_not_listening,
             stop.clone(),
         ));
+        parts.notifier.ready();
+        let status = Arc::clone(&parts.admin);
+        let status = move || status_line(&status);
+        tracker.spawn(parts.notifier.clone().follow(status, || true, stop.clone()));
         Ok(Self {
             addresses,
             tls,
@@ -150,7 +156,7 @@ impl Server {
             bridge_drain,
             bridge_tasks,
             stops,
-            _parts: parts,
+            parts,
             _socket: socket_file,
             _directories: directories,
         })
@@ -208,5 +214,14 @@ async fn admin_port(address: Option<SocketAddr>) -> Option<AdminListener> {
             );
             None
         }
+    }
+}
+
+/// Returns what the service manager shows of the server.
+fn status_line(context: &AdminContext) -> String {
+    if context.answerer.registry_status().synced {
+        "ready".to_owned()
+    } else {
+        "not every registry was read yet".to_owned()
     }
 }

@@ -174,6 +174,14 @@ impl Zone {
         &self.name
     }
 
+    /// Returns the labels of a name of this zone in front of the apex, in wire form.
+    ///
+    /// They are empty for a name that is not in the zone and shorter than the apex.
+    pub fn labels_before<'n>(&self, name: &'n Name) -> &'n [u8] {
+        let wire = name.as_wire();
+        wire.get(..wire.len().saturating_sub(self.name.as_wire().len())).unwrap_or_default()
+    }
+
     /// Returns the presentation form with its trailing dot: `svc.`.
     pub fn text(&self) -> &str {
         &self.text

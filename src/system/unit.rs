@@ -30,20 +30,26 @@ const DISTRIBUTED_BRIDGE: &str = include_str!("../../deploy/svcdns-bridge.conf")
 /// The drop-in file of the server's unit with the rights of the port bridge.
 pub(super) const BRIDGE_DROP_IN: &str = "/etc/systemd/system/svcdns.service.d/svcdns-bridge.conf";
 
-/// The line of [`DISTRIBUTED`] that `install` replaces.
+/// The line of [`DISTRIBUTED`] that starts the server, which `install` replaces.
 const DISTRIBUTED_START: &str = "ExecStart=/usr/local/bin/svcdns serve\n";
+
+/// The line of [`DISTRIBUTED`] that reloads the configuration, which `install` replaces.
+const DISTRIBUTED_RELOAD: &str = "ExecReload=/usr/local/bin/svcdns reload\n";
 
 /// Returns the server's unit, which starts `program`.
 ///
 /// `config` is the configuration file, if it is not the default one.
 pub fn server(program: &Path, config: Option<&Path>) -> String {
     let start = DISTRIBUTED.find("[Unit]").unwrap_or(0);
-    let mut line = format!("ExecStart={} serve", quoted(&program.to_string_lossy()));
+    let program = quoted(&program.to_string_lossy());
+    let mut line = format!("ExecStart={program} serve");
     if let Some(config) = config {
         let _ = write!(line, " --config {}", quoted(&config.to_string_lossy()));
     }
     line.push('\n');
-    format!("{HEADING}\n{}", DISTRIBUTED[start..].replacen(DISTRIBUTED_START, &line, 1))
+    let reload = format!("ExecReload={program} reload\n");
+    let unit = DISTRIBUTED[start..].replacen(DISTRIBUTED_START, &line, 1);
+    format!("{HEADING}\n{}", unit.replacen(DISTRIBUTED_RELOAD, &reload, 1))
 }
 
 /// What the server's unit needs for the port bridge.
@@ -109,7 +115,7 @@ pub(super) fn server_path() -> PathBuf {
 /// Files other than our units count as current.
 pub(super) fn is_current(path: &Path, unit: &[u8]) -> bool {
     let (current, of_machine): (_, &[&str]) = if path == server_path() {
-        (vec![server(Path::new("/"), None)], &["ExecStart="])
+        (vec![server(Path::new("/"), None)], &["ExecStart=", "ExecReload="])
     } else if path == Path::new(FOLDER).join(KEEP) {
         (vec![keep(Path::new("/"))], &["ExecStart="])
     } else if path == Path::new(FOLDER).join(HOOK) {
@@ -206,14 +212,14 @@ mod tests {
 
     #[test]
     fn the_unit_of_the_server_starts_this_program() {
-        assert!(
-            DISTRIBUTED.contains(DISTRIBUTED_START),
-            "the line of deploy/svcdns.service that is replaced"
-        );
+        for line in [DISTRIBUTED_START, DISTRIBUTED_RELOAD] {
+            assert!(DISTRIBUTED.contains(line), "deploy/svcdns.service lacks {line}");
+        }
         let unit = server(Path::new("/opt/a b/svcdns"), Some(Path::new("/etc/svcdns/100%.toml")));
         assert!(unit.starts_with("# Written by `svcdns install`"));
         let start = "ExecStart=\"/opt/a b/svcdns\" serve --config /etc/svcdns/100%%.toml\n";
         assert!(unit.contains(start), "{unit}");
+        assert!(unit.contains("\nExecReload=\"/opt/a b/svcdns\" reload\n"), "{unit}");
         assert!(!unit.contains("/usr/local/bin") && unit.contains("\n[Install]\n"));
         // systemd creates both directories and passes their paths.
         for expected in ["RuntimeDirectory=svcdns\n", "StateDirectory=svcdns\n"] {

@@ -183,10 +183,23 @@ impl Svcdns {
     }
 }
 
+/// Variables of systemd for a service, such as one that runs the tests.
+const OF_A_SERVICE: [&str; 10] = [
+    "RUNTIME_DIRECTORY",
+    "STATE_DIRECTORY",
+    "NOTIFY_SOCKET",
+    "INVOCATION_ID",
+    "SYSTEMD_EXEC_PID",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_PID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+];
+
 /// Returns a command for the program that does not depend on the environment of the tests.
 ///
-/// The command has no `SVCDNS_` variables, directories of a service that runs the tests, or ignored
-/// signals.
+/// The command has no `SVCDNS_` variables, variables of a service, or ignored signals.
 pub(crate) fn command() -> Command {
     wrapped(PROGRAM)
 }
@@ -197,8 +210,7 @@ fn wrapped(program: &str) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         let name_text = name.to_string_lossy();
-        let directories = ["RUNTIME_DIRECTORY", "STATE_DIRECTORY"];
-        if name_text.starts_with("SVCDNS_") || directories.contains(&&*name_text) {
+        if name_text.starts_with("SVCDNS_") || OF_A_SERVICE.contains(&&*name_text) {
             command.env_remove(name);
         }
     }

@@ -47,6 +47,18 @@ impl RawAddress for SockaddrIn6 {
     }
 }
 
+/// What a receive call does while the socket is empty.
+///
+/// The choice is made for each call: the mode of the socket also applies to the other processes
+/// that have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReceiveWait {
+    /// Waits for a datagram, at most for the receive time-out of the socket.
+    ForDatagram,
+    /// Returns at once.
+    Never,
+}
+
 /// Reusable buffers for a batch of datagrams and their responses.
 ///
 /// `A` is the address family of the socket.
@@ -81,18 +93,23 @@ impl<A: RawAddress> Batch<A> {
 
     /// Receives up to `max` datagrams in place of the last batch; returns the count.
     ///
-    /// `max` is at most [`MAX_BATCH_DATAGRAMS`]. A blocking socket waits for the first datagram
-    /// only. For `max` 1 the method calls `recvfrom`, which is cheaper than `recvmmsg` for one
-    /// datagram.
+    /// `max` is at most [`MAX_BATCH_DATAGRAMS`]. The socket must be a blocking one; the method waits
+    /// for the first datagram only. To wait for one datagram, it calls `recvfrom`, which is cheaper
+    /// than `recvmmsg`.
     ///
     /// # Errors
-    /// Errors of the socket; `WouldBlock` if a non-blocking socket is empty.
-    pub(super) fn receive(&mut self, socket: &UdpSocket, max: usize) -> io::Result<usize> {
+    /// Errors of the socket; `WouldBlock` if it stayed empty.
+    pub(super) fn receive(
+        &mut self,
+        socket: &UdpSocket,
+        max: usize,
+        wait: ReceiveWait,
+    ) -> io::Result<usize> {
         let Self { receiving, requests, received, targets, sent, .. } = self;
         received.clear();
         targets.clear();
         *sent = 0;
-        if max == 1 {
+        if max == 1 && wait == ReceiveWait::ForDatagram {
             received.push(socket.recv_from(&mut requests[..DATAGRAM_BUFFER_BYTES])?);
             return Ok(1);
         }
@@ -103,7 +120,10 @@ impl<A: RawAddress> Batch<A> {
             socket.as_raw_fd(),
             receiving,
             slices.iter_mut().take(max),
-            MsgFlags::MSG_WAITFORONE,
+            match wait {
+                ReceiveWait::ForDatagram => MsgFlags::MSG_WAITFORONE,
+                ReceiveWait::Never => MsgFlags::MSG_DONTWAIT,
+            },
             None,
         )?;
         received.extend(
@@ -213,6 +233,7 @@ pub(super) fn send_one(socket: &UdpSocket, response: &[u8], target: SocketAddr) 
 mod tests {
     use super::*;
     use std::io::ErrorKind;
+    use std::time::Duration;
 
     fn pair(address: &str) -> (UdpSocket, UdpSocket) {
         (UdpSocket::bind(address).unwrap(), UdpSocket::bind(address).unwrap())
@@ -230,7 +251,7 @@ mod tests {
         let mut batch = Batch::<A>::new();
         let mut counts = Vec::new();
         for max in [MAX_BATCH_DATAGRAMS, 1, MAX_BATCH_DATAGRAMS, MAX_BATCH_DATAGRAMS] {
-            counts.push(batch.receive(&server, max).unwrap());
+            counts.push(batch.receive(&server, max, ReceiveWait::ForDatagram).unwrap());
             batch.respond(|_, request, source, out| {
                 assert_eq!(source, client_address);
                 out.clear();
@@ -247,10 +268,13 @@ mod tests {
             let (length, source) = client.recv_from(&mut response).unwrap();
             assert_eq!((&response[..length], source), (query.as_bytes(), server_address));
         }
-        server.set_nonblocking(true).unwrap();
-        for max in [1, MAX_BATCH_DATAGRAMS] {
-            assert_eq!(batch.receive(&server, max).unwrap_err().kind(), ErrorKind::WouldBlock);
-            assert_eq!((batch.received.len(), batch.unsent()), (0, 0));
+        server.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+        for wait in [ReceiveWait::Never, ReceiveWait::ForDatagram] {
+            for max in [1, MAX_BATCH_DATAGRAMS] {
+                let empty = batch.receive(&server, max, wait).unwrap_err();
+                assert_eq!(empty.kind(), ErrorKind::WouldBlock);
+                assert_eq!((batch.received.len(), batch.unsent()), (0, 0));
+            }
         }
     }
 
@@ -267,7 +291,8 @@ mod tests {
             client.send_to(query.as_bytes(), server.local_addr().unwrap()).unwrap();
         }
         let mut batch = Batch::<SockaddrIn>::new();
-        assert_eq!(batch.receive(&server, MAX_BATCH_DATAGRAMS).unwrap(), 4);
+        let wait = ReceiveWait::ForDatagram;
+        assert_eq!(batch.receive(&server, MAX_BATCH_DATAGRAMS, wait).unwrap(), 4);
         batch.respond(|_, request, _, out| {
             out.clear();
             out.extend_from_slice(request);
@@ -301,7 +326,7 @@ mod tests {
             let mut batch = Batch::<SockaddrIn>::new();
             let mut lengths = Vec::new();
             while lengths.len() < 2 {
-                batch.receive(&server, max).unwrap();
+                batch.receive(&server, max, ReceiveWait::ForDatagram).unwrap();
                 batch.respond(|_, request, _, _| {
                     lengths.push(request.len());
                     false

@@ -10,7 +10,7 @@ use super::encrypted::EncryptedSockets;
 use super::query_log::QueryLog;
 use super::sink::Tap;
 use super::sockets::{PlainEndpoint, canonical, worker_count};
-use super::{Access, BindError, Counters, Limits, Settings, interfaces};
+use super::{Access, BindError, Counters, Heartbeats, Limits, Settings, interfaces};
 use crate::descriptors;
 use crate::wire::Transport;
 
@@ -28,6 +28,7 @@ pub struct Bound {
     pub(super) tap: Tap,
     pub(super) limits: Limits,
     pub(super) counters: Arc<Counters>,
+    pub(super) heartbeats: Arc<Heartbeats>,
 }
 
 impl Bound {
@@ -57,6 +58,11 @@ impl Bound {
     /// Returns the counters, which live until the server has ended.
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
+    }
+
+    /// Returns the signs of life of the UDP workers, which exist once the server serves.
+    pub fn heartbeats(&self) -> Arc<Heartbeats> {
+        Arc::clone(&self.heartbeats)
     }
 }
 
@@ -122,6 +128,7 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
         tap: QueryLog::new(settings.log_queries).map_or_else(Tap::default, Tap::new),
         limits,
         counters: Arc::new(Counters::default()),
+        heartbeats: Arc::default(),
     })
 }
 

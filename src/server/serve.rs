@@ -35,7 +35,8 @@ impl Bound {
         on_bind_error: impl Fn(SocketAddr, BindError) + Send + 'static,
         stop: CancellationToken,
     ) -> Result<(), BindError> {
-        let Self { endpoints, wildcards, encrypted, access, tap, limits, counters } = self;
+        let Self { endpoints, wildcards, encrypted, access, tap, limits, counters, heartbeats } =
+            self;
         // The server also stops if the caller drops this future.
         let stop = stop.child_token();
         let _on_drop = stop.clone().drop_guard();
@@ -47,6 +48,7 @@ impl Bound {
             access: access.clone(),
             tap: tap.clone(),
             counters: Arc::clone(&counters),
+            heartbeats,
             deferred_permits: Arc::new(Semaphore::new(
                 limits.udp_in_flight.clamp(1, Semaphore::MAX_PERMITS),
             )),

@@ -5,9 +5,14 @@
 //! A worker without pending tasks blocks in the receive call, which saves readiness notifications
 //! and turns of the event loop. While deferred responses or other tasks are pending, the worker
 //! runs its runtime, which also watches the socket.
+//!
+//! A worker never changes what its socket shares with other processes: systemd or a successor may
+//! have the same one. It neither shuts the socket down nor changes its mode. Instead, the receive
+//! call times out now and then, and the worker looks whether it must stop.
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -15,16 +20,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
-use socket2::SockRef;
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::runtime::LocalRuntime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use super::backoff::ErrorBackoff;
-use super::batch::{Batch, MAX_BATCH_DATAGRAMS, RawAddress, send_one};
+use super::batch::{Batch, MAX_BATCH_DATAGRAMS, RawAddress, ReceiveWait, send_one};
+use super::heartbeat::{Heartbeat, Heartbeats};
 use super::pace::{AfterFailure, BatchSize, SEND_BUFFER_WAIT, SendRetry};
 use super::sink::Tap;
 use super::tasks::WorkerTasks;
@@ -32,6 +38,12 @@ use super::{Access, Client, Counters, Disposition, DnsTransport, Request, Respon
 
 /// Consecutive full batches before the worker yields to its thread's other tasks.
 const MAX_FULL_BATCHES: usize = 2;
+/// Longest wait of an idle worker before it looks whether it must stop.
+///
+/// Only an idle worker waits this long: a loaded one looks after each batch.
+const WAKE_INTERVAL: Duration = Duration::from_millis(250);
+/// Batches that a worker answers after the stop: those that had already arrived.
+const MAX_LAST_BATCHES: usize = 64;
 
 /// Answers queries on one UDP socket.
 #[derive(Debug)]
@@ -40,6 +52,7 @@ pub(super) struct Worker<R> {
     pub(super) address: SocketAddr,
     pub(super) responder: R,
     pub(super) shared: UdpShared,
+    pub(super) heartbeat: Arc<Heartbeat>,
     pub(super) stop: CancellationToken,
 }
 
@@ -51,6 +64,7 @@ pub(super) struct UdpShared {
     pub(super) access: Access,
     pub(super) tap: Tap,
     pub(super) counters: Arc<Counters>,
+    pub(super) heartbeats: Arc<Heartbeats>,
     /// One permit for each deferred response, over all sockets.
     pub(super) deferred_permits: Arc<Semaphore>,
     /// Time limit for a deferred response.
@@ -69,17 +83,19 @@ pub(super) struct StoppableSocket {
 }
 
 impl StoppableSocket {
-    /// Wraps a socket.
-    pub(super) fn new(socket: UdpSocket) -> Self {
-        Self { socket, stopped: AtomicBool::new(false) }
+    /// Wraps a socket, and lets its receive calls block for at most [`WAKE_INTERVAL`].
+    ///
+    /// # Errors
+    /// If the system refuses either.
+    pub(super) fn new(socket: UdpSocket) -> io::Result<Self> {
+        socket.set_nonblocking(false)?;
+        socket.set_read_timeout(Some(WAKE_INTERVAL))?;
+        Ok(Self { socket, stopped: AtomicBool::new(false) })
     }
 
-    /// Stops the receive loop and wakes a blocked worker; sending still works.
+    /// Stops the receive loop, an idle one within [`WAKE_INTERVAL`]; sending still works.
     pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
-        // On an unconnected socket, this call returns ENOTCONN but still wakes blocked readers
-        // (inet_shutdown in the kernel).
-        let _ = SockRef::from(&self.socket).shutdown(std::net::Shutdown::Read);
     }
 
     /// Returns whether [`Self::stop`] was called.
@@ -167,21 +183,48 @@ impl<R: Respond> Worker<R> {
                 self.run_blocking(&mut scratch, tasks);
             }
         }
+        runtime.block_on(self.answer_rest(&mut scratch, tasks));
+    }
+
+    /// Answers what had arrived before the stop.
+    async fn answer_rest<A: RawAddress>(
+        self: &Arc<Self>,
+        scratch: &mut WorkerScratch<A>,
+        tasks: &mut WorkerTasks,
+    ) {
+        self.spawn_deferred(scratch, tasks);
+        for _ in 0..MAX_LAST_BATCHES {
+            let socket = &self.socket.socket;
+            let received = scratch.batch.receive(socket, MAX_BATCH_DATAGRAMS, ReceiveWait::Never);
+            let Ok(count) = received else { return };
+            self.answer_batch(scratch, tasks).await;
+            if count < MAX_BATCH_DATAGRAMS {
+                return;
+            }
+        }
+    }
+
+    /// Answers a batch within the runtime; returns whether a response is deferred.
+    async fn answer_batch<A: RawAddress>(
+        self: &Arc<Self>,
+        scratch: &mut WorkerScratch<A>,
+        tasks: &WorkerTasks,
+    ) -> bool {
+        self.respond_to_batch(scratch);
+        let any_deferred = self.spawn_deferred(scratch, tasks);
+        let mut retry = SendRetry::default();
+        while !self.send_batch(&mut scratch.batch, &mut retry) {
+            sleep(SEND_BUFFER_WAIT).await;
+        }
+        any_deferred
     }
 
     /// Serves in blocking receive calls until tasks are pending or the server stops.
     fn run_blocking<A: RawAddress>(&self, scratch: &mut WorkerScratch<A>, tasks: &WorkerTasks) {
         let socket = &self.socket.socket;
-        if let Err(error) = socket.set_nonblocking(false) {
-            return std::thread::sleep(self.note_receive_error(&error, scratch));
-        }
         let mut batch_size = BatchSize::default();
-        loop {
-            let received = scratch.batch.receive(socket, batch_size.next());
-            if self.socket.is_stopped() {
-                return;
-            }
-            match received {
+        while !self.socket.is_stopped() {
+            match scratch.batch.receive(socket, batch_size.next(), ReceiveWait::ForDatagram) {
                 Ok(count) => {
                     batch_size.record(count);
                     self.note_received(scratch);
@@ -195,7 +238,10 @@ impl<R: Respond> Worker<R> {
                     }
                 }
                 Err(error)
-                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+                {
+                    self.heartbeat.beat(Instant::now());
+                }
                 Err(error) => std::thread::sleep(self.note_receive_error(&error, scratch)),
             }
         }
@@ -210,30 +256,34 @@ impl<R: Respond> Worker<R> {
         self.spawn_deferred(scratch, tasks);
         // The socket is registered only while the runtime runs: a registered socket costs the
         // kernel a readiness event per datagram, even when no task waits for it.
-        let watched =
-            self.socket.socket.set_nonblocking(true).and_then(|()| self.socket.socket.try_clone());
-        let watched = match watched.and_then(tokio::net::UdpSocket::from_std) {
+        let socket = self.socket.socket.as_fd();
+        #[expect(
+            deprecated,
+            reason = "unsound for a descriptor that closes too early; this one is borrowed"
+        )]
+        let watched = match AsyncFd::with_interest(socket, Interest::READABLE) {
             Ok(watched) => watched,
             // The tasks keep running during the pause.
             Err(error) => return sleep(self.note_receive_error(&error, scratch)).await,
         };
         let mut stopped = pin!(self.stop.cancelled());
+        let mut idle = interval(WAKE_INTERVAL);
+        idle.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut full = 0;
         loop {
             let ready = tokio::select! {
                 biased;
                 () = &mut stopped => return,
-                ready = watched.readable() => ready,
+                ready = watched.readable() => ready.map(drop),
+                now = idle.tick() => {
+                    self.heartbeat.beat(now.into_std());
+                    continue;
+                }
             };
             match ready.and_then(|()| self.receive_watched(&watched, &mut scratch.batch)) {
                 Ok(state) => {
                     self.note_received(scratch);
-                    self.respond_to_batch(scratch);
-                    let any_deferred = self.spawn_deferred(scratch, tasks);
-                    let mut retry = SendRetry::default();
-                    while !self.send_batch(&mut scratch.batch, &mut retry) {
-                        sleep(SEND_BUFFER_WAIT).await;
-                    }
+                    let any_deferred = self.answer_batch(scratch, tasks).await;
                     if tasks.record_batch(any_deferred, Instant::now()) {
                         return;
                     }
@@ -259,12 +309,13 @@ impl<R: Respond> Worker<R> {
     /// Receives a batch, and returns whether the socket may hold more datagrams.
     fn receive_watched<A: RawAddress>(
         &self,
-        watched: &tokio::net::UdpSocket,
+        watched: &AsyncFd<BorrowedFd<'_>>,
         batch: &mut Batch<A>,
     ) -> io::Result<SocketState> {
         let mut count = 0;
-        let outcome = watched.try_io(Interest::READABLE, || {
-            count = batch.receive(&self.socket.socket, MAX_BATCH_DATAGRAMS)?;
+        let outcome = watched.try_io(Interest::READABLE, |_| {
+            let socket = &self.socket.socket;
+            count = batch.receive(socket, MAX_BATCH_DATAGRAMS, ReceiveWait::Never)?;
             // A short batch means that the socket is empty. Reporting it saves a receive call that
             // would receive nothing.
             if count < MAX_BATCH_DATAGRAMS {
@@ -306,6 +357,7 @@ impl<R: Respond> Worker<R> {
             own_addresses: self.shared.own_addresses.load(),
             now: Instant::now(),
         };
+        self.heartbeat.beat(context.now);
         let mut queries = 0;
         batch.respond(|index, message, source, out| {
             let (client, wanted) = (self.client(source), self.shared.tap.wants());
@@ -523,6 +575,7 @@ impl Drop for DeferredPermit {
 mod tests {
     use super::*;
     use crate::server::echo::Echo;
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
     use nix::sys::socket::SockaddrIn;
     use tokio::net;
     use tokio::runtime::{Builder, LocalOptions};
@@ -538,15 +591,17 @@ mod tests {
             access: Access::new(&[]),
             tap: Tap::default(),
             counters: Arc::default(),
+            heartbeats: Arc::default(),
             deferred_permits: Arc::new(Semaphore::new(1)),
             response_timeout: Duration::from_secs(5),
             drain_timeout: Duration::ZERO,
             abort: CancellationToken::new(),
         };
         Worker {
-            socket: Arc::new(StoppableSocket::new(socket)),
+            socket: Arc::new(StoppableSocket::new(socket).unwrap()),
             address,
             responder: Echo::default(),
+            heartbeat: shared.heartbeats.add(address, 0),
             shared,
             stop: CancellationToken::new(),
         }
@@ -603,7 +658,8 @@ mod tests {
             client.send_to(query.as_bytes(), worker.address).await.unwrap();
         }
         let mut scratch = scratch();
-        assert_eq!(scratch.batch.receive(&worker.socket.socket, MAX_BATCH_DATAGRAMS).unwrap(), 3);
+        let (socket, wait) = (&worker.socket.socket, ReceiveWait::ForDatagram);
+        assert_eq!(scratch.batch.receive(socket, MAX_BATCH_DATAGRAMS, wait).unwrap(), 3);
         worker.respond_to_batch(&mut scratch);
         assert!(worker.send_batch(&mut scratch.batch, &mut SendRetry::default()));
         let counters = &worker.shared.counters;
@@ -630,22 +686,117 @@ mod tests {
         assert_eq!(worker.shared.counters.udp_responses.get(), 1);
     }
 
-    #[test]
-    fn stopping_wakes_a_blocked_worker() {
-        let worker = Arc::new(worker());
-        let socket = Arc::clone(&worker.socket);
-        let thread = std::thread::spawn(move || {
+    /// A worker on a thread of its own, and a client.
+    struct RunningWorker {
+        worker: Arc<Worker<Echo>>,
+        client: UdpSocket,
+        thread: std::thread::JoinHandle<()>,
+    }
+
+    /// Runs a worker until its socket is stopped and its responses are sent.
+    fn run(worker: &Arc<Worker<Echo>>) -> std::thread::JoinHandle<()> {
+        let worker = Arc::clone(worker);
+        std::thread::spawn(move || {
             let runtime = Builder::new_current_thread()
                 .enable_all()
                 .build_local(LocalOptions::default())
                 .unwrap();
-            worker.run::<SockaddrIn>(&runtime, &mut WorkerTasks::new(&runtime));
-        });
-        // After this response, the worker blocks in the receive call.
+            let mut tasks = WorkerTasks::new(&runtime);
+            worker.run::<SockaddrIn>(&runtime, &mut tasks);
+            tasks.deferred.close();
+            runtime.block_on(tasks.deferred.wait());
+        })
+    }
+
+    fn client_of(worker: &Worker<Echo>) -> UdpSocket {
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-        client.send_to(b"query", socket.socket.local_addr().unwrap()).unwrap();
-        assert_eq!(client.recv(&mut [0; 16]).unwrap(), b"udp query".len());
-        socket.stop();
-        thread.join().unwrap();
+        client.connect(worker.address).unwrap();
+        client
+    }
+
+    fn running() -> RunningWorker {
+        let worker = Arc::new(worker());
+        RunningWorker { client: client_of(&worker), thread: run(&worker), worker }
+    }
+
+    impl RunningWorker {
+        fn expect(&self, response: &str) {
+            let mut received = [0; 64];
+            let length = self.client.recv(&mut received).unwrap();
+            assert_eq!(&received[..length], response.as_bytes());
+        }
+
+        fn ask(&self, query: &str) {
+            self.client.send(query.as_bytes()).unwrap();
+            self.expect(&format!("udp {query}"));
+        }
+
+        /// Waits for a turn of the worker's loop without a datagram.
+        fn expect_idle_turn(&self) {
+            let last = self.worker.heartbeat.last();
+            while self.worker.heartbeat.last() == last {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+
+        fn is_blocking(&self) -> bool {
+            let flags = fcntl(&self.worker.socket.socket, FcntlArg::F_GETFL).unwrap();
+            !OFlag::from_bits_retain(flags).contains(OFlag::O_NONBLOCK)
+        }
+    }
+
+    #[test]
+    fn a_stopped_worker_leaves_its_socket_to_other_processes() {
+        let running = running();
+        // After this response, the worker blocks in the receive call.
+        running.ask("query");
+        let other = running.worker.socket.socket.try_clone().unwrap();
+        running.worker.socket.stop();
+        running.thread.join().unwrap();
+        running.client.send(b"next").unwrap();
+        let mut received = [0; 16];
+        other.set_read_timeout(None).unwrap();
+        assert_eq!(other.recv(&mut received).unwrap(), b"next".len());
+        assert_eq!(&received[..4], b"next");
+    }
+
+    #[test]
+    fn idle_workers_come_round_in_both_modes_without_changing_the_socket() {
+        let running = running();
+        running.ask("query");
+        running.expect_idle_turn();
+        assert!(running.is_blocking());
+        // The deferred response needs the runtime.
+        running.client.send(b"hold").unwrap();
+        running.ask("query");
+        running.expect_idle_turn();
+        assert!(running.is_blocking());
+        running.ask("another");
+        running.worker.responder.release();
+        running.expect("udp hold, at last");
+        for number in 0..20 {
+            running.ask(&format!("query {number}"));
+            assert!(running.is_blocking());
+        }
+        running.worker.socket.stop();
+        running.thread.join().unwrap();
+    }
+
+    #[test]
+    fn queries_that_arrived_before_the_stop_are_answered() {
+        let worker = Arc::new(worker());
+        let client = client_of(&worker);
+        let count = 2 * MAX_BATCH_DATAGRAMS;
+        client.send(b"later").unwrap();
+        for _ in 0..count {
+            client.send(b"query").unwrap();
+        }
+        worker.socket.stop();
+        let running = RunningWorker { client, thread: run(&worker), worker };
+        for _ in 0..count {
+            running.expect("udp query");
+        }
+        running.expect("udp later, at last");
+        running.thread.join().unwrap();
     }
 }

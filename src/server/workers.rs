@@ -48,11 +48,12 @@ impl WorkerThread {
         let failed = move |source| BindError::System { address, transport: Transport::Udp, source };
         let (starting, started) = oneshot::channel();
         let (finishing, finished) = oneshot::channel();
-        let stop_on_drop = StopOnDrop(Arc::new(StoppableSocket::new(socket)));
+        let stop_on_drop = StopOnDrop(Arc::new(StoppableSocket::new(socket).map_err(failed)?));
         let worker = Worker {
             socket: Arc::clone(&stop_on_drop.0),
             address,
             responder,
+            heartbeat: shared.heartbeats.add(address, number),
             shared,
             stop: stop.clone(),
         };

@@ -6,6 +6,7 @@
 mod directories;
 mod error;
 mod follow;
+mod health;
 mod hold_log;
 mod listen_error;
 mod log;

@@ -14,8 +14,8 @@ use svcdns::catalog::{self, CheckRules, Docker0, Merge};
 use svcdns::name::{Name, Zones};
 use svcdns::service::{
     Addresses, BridgeChange, BridgedName, Change, CheckChange, CheckTarget, CheckVerdict,
-    HostChange, LeaseReply, ListKind, ListScope, NamePattern, Put, RegistryId, Removal, Update,
-    key_prefix,
+    HostChange, LeaseReply, ListKind, ListScope, NamePattern, Put, RegistryId, RegistrySet,
+    Removal, Update, key_prefix,
 };
 
 use super::answers::{Kinds, answer, local_answer, without_serial};
@@ -471,6 +471,7 @@ fn settings(choices: &mut Choices<'_>) -> (catalog::Settings, Settings) {
         forwarding: choices.one_in(3),
         aliases: aliases(choices),
         bridge: true,
+        static_registries: RegistrySet::EMPTY,
         registry_names: vec!["etcd".parse().unwrap()],
     };
     let (names, version_fallback) = (vec![NamePattern::new("*")], settings.version_fallback);

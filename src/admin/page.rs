@@ -219,8 +219,8 @@ fn add_query_metrics(page: &mut Page, answerer: &Answerer) {
     });
     page.counters(
         "svcdns_questions",
-        "Questions of these queries, by transport, zone and type; zone is reverse or other outside \
-         the served zones, and none for messages that are no valid query",
+        "Questions by transport, zone and type; outside the served zones, the zone is reverse or \
+         other, and for messages that are no valid query none",
         questions,
     );
     let (mut by_source, mut own) = (BTreeMap::new(), BTreeMap::new());

@@ -16,6 +16,7 @@ use super::admin_port::{AdminPort, PreparedPort};
 use super::directories::Directories;
 use super::follow::{PipelineHandles, RegistryPipeline, UpdateChannel};
 use super::hand_over::HandoverOffer;
+use super::health::socket_report;
 use super::listen_error::{ListenError, report_not_listening};
 use super::parts::{Launch, Parts, Stops};
 use super::publisher::start_publisher;
@@ -23,15 +24,14 @@ use super::resolv_conf::follow_line;
 use super::snapshots::Snapshots;
 use super::take_over::{PassedFiles, Predecessor};
 use super::{Log, Notifier, Responder, Server, StartError};
-use crate::admin::{
-    AdminContext, AdminListener, BridgeState, ServerInfo, SocketError, SocketFile, SocketReport,
-};
+use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo, SocketError, SocketFile};
 use crate::bridge::Bridge;
 use crate::checks::CheckMonitor;
 use crate::config::Config;
 use crate::directory::OwnDirectory;
 use crate::inherited::SocketName;
 use crate::name::Name;
+use crate::server::StopOrder;
 use crate::service::Update;
 use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
 use crate::{admin, checks, descriptors, server};
@@ -75,7 +75,7 @@ impl Server {
         let (open_sockets, heartbeats) = (bound.open_sockets(), bound.heartbeats());
         let quic_is_free = bound.quic_is_free();
         let (tracker, stops) = (TaskTracker::new(), Stops::new(stop));
-        let Stops { stop, end } = &stops;
+        let Stops { stop, end, .. } = &stops;
         let port = AdminPort::new(&tracker, stop, passed_port, open_sockets.clone());
         let prepared_port = open_port(&port, config.admin_listen).await;
         let admin = prepared_port.address();
@@ -184,15 +184,13 @@ impl Server {
         if let Some(serve_commands) = serve_commands {
             serve_commands();
         }
-        let open = addresses.len() + tls.len() + quic.len();
-        let report = move || SocketReport { open, ..SocketReport::default() };
-        parts.admin.sockets.watch(report);
-        tracker.spawn(Arc::clone(&parts.admin).watch_health(stop.clone()));
+        let (handle, beats) = (bound.handle(), Arc::clone(&heartbeats));
+        parts.admin.sockets.watch(move || socket_report(&handle, &beats));
         let lane = parts.forwarder.lane();
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),
             report_not_listening,
-            stop.clone(),
+            StopOrder { stop: stop.clone(), last: stops.last.clone() },
         ));
         if let Some(succession) = &mut succession {
             succession.serving().await?;

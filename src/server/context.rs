@@ -11,7 +11,7 @@ use tracing::error;
 
 use super::admission::Admission;
 use super::rules::SharedRules;
-use super::{Client, Counters, Respond, StreamKind};
+use super::{Client, Counters, Respond, StreamCounters, StreamKind};
 use crate::inherited::OpenSockets;
 
 /// Pause before a panicked loop is restarted.
@@ -95,6 +95,8 @@ impl<R: Respond> ServerContext<R> {
         client: Client,
         received: Option<Instant>,
     ) -> Option<Vec<u8>> {
+        let StreamCounters { deferred, times, .. } = self.counters.of(kind);
+        let (_deferred, began) = (deferred.hold(), Instant::now());
         let pending =
             received.map(|received| self.rules.load().tap.defer(&client, &request, received));
         let response = timeout(
@@ -108,6 +110,9 @@ impl<R: Respond> ServerContext<R> {
         });
         if let Some(pending) = pending {
             pending.report(response.as_deref());
+        }
+        if response.is_some() {
+            times.deferred.observe(began.elapsed());
         }
         response
     }

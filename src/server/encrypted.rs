@@ -177,9 +177,8 @@ impl<R: Respond> EncryptedListeners<R> {
             ended.stop.cancel();
             self.context.tracker.spawn(ended.close());
         }
-        self.waiting.retain(|(waiting, _)| {
-            listening.quic.iter().any(|(_, address)| address == waiting)
-        });
+        self.waiting
+            .retain(|(waiting, _)| listening.quic.iter().any(|(_, address)| address == waiting));
         let Some(certificate) = self.certificate.clone() else { return Ok(()) };
         for (address, socket) in tls {
             self.serve_tls(address, socket, &certificate)?;

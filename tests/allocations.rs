@@ -235,7 +235,8 @@ fn cached_answers_of_upstreams_do_not_allocate() {
     let mut out = Vec::with_capacity(65_535);
     let mut found = Vec::new();
     runtime.block_on(async {
-        let lane = Forwarder::start(settings, &tracker, &stop).lane();
+        let forwarder = Forwarder::start(Some(settings), &tracker, &stop);
+        let lane = forwarder.lane().load_full().unwrap();
         for (name, rtype, payload) in [
             ("www.example.test", rtype::A, None),
             ("www.example.test", rtype::A, Some(1232)),

@@ -90,12 +90,12 @@ pub struct CacheView {
 }
 
 impl ForwardingView {
-    /// Captures the current state of a forwarder.
-    pub(super) fn new(forwarder: &Forwarder) -> Self {
-        let report = forwarder.report();
+    /// Captures the current state of a forwarder; `None` if it is off.
+    pub(super) fn new(forwarder: &Forwarder) -> Option<Self> {
+        let report = forwarder.report()?;
         let Counters { hits, misses, merged, stale, prefetches, failures, overloaded, passed } =
             forwarder.counters();
-        Self {
+        Some(Self {
             upstreams: report.upstreams.into_iter().map(UpstreamView::new).collect(),
             lists: report.lists.into_iter().map(UpstreamListView::new).collect(),
             cache: CacheView {
@@ -112,7 +112,7 @@ impl ForwardingView {
             failures: failures.get(),
             overloaded: overloaded.get(),
             passed: passed.get(),
-        }
+        })
     }
 }
 

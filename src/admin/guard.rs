@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use hyper::body::Body as _;
 
 use super::connections::AdminConnection;
-use super::routes::RELEASE_PATH;
+use super::routes::CHANGING_PATHS;
 
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -18,9 +18,9 @@ enum RefusedRequest {
     /// The method is not one that reads.
     #[error("only GET and HEAD are allowed")]
     Method,
-    /// The method does not end holds.
+    /// The method does not change anything.
     #[error("only POST is allowed")]
-    ReleaseMethod,
+    ChangingMethod,
     /// The request has a body.
     #[error("a request must have no body")]
     Body,
@@ -39,7 +39,7 @@ impl IntoResponse for RefusedRequest {
     fn into_response(self) -> Response {
         let (status, name, value) = match self {
             Self::Method => (StatusCode::METHOD_NOT_ALLOWED, header::ALLOW, "GET, HEAD"),
-            Self::ReleaseMethod => (StatusCode::METHOD_NOT_ALLOWED, header::ALLOW, "POST"),
+            Self::ChangingMethod => (StatusCode::METHOD_NOT_ALLOWED, header::ALLOW, "POST"),
             // The body is not read, so the connection cannot be used again.
             Self::Body => (StatusCode::PAYLOAD_TOO_LARGE, header::CONNECTION, "close"),
             Self::HostCount => (StatusCode::BAD_REQUEST, header::CONNECTION, "close"),
@@ -49,7 +49,7 @@ impl IntoResponse for RefusedRequest {
     }
 }
 
-/// Passes on requests that only read, and requests to end holds; marks the connection as busy.
+/// Passes on requests that only read, and those that change something; marks the connection as busy.
 pub(super) async fn check(request: Request, next: Next) -> Response {
     let busy = request.extensions().get::<AdminConnection>().map(AdminConnection::begin);
     let mut response = match allowed(&request) {
@@ -83,8 +83,10 @@ pub(super) async fn check_sender(request: Request, next: Next) -> Response {
 fn allowed(request: &Request) -> Result<(), RefusedRequest> {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     match request.uri().path() {
-        RELEASE_PATH if *request.method() != Method::POST => Err(RefusedRequest::ReleaseMethod),
-        path if path != RELEASE_PATH && !reads => Err(RefusedRequest::Method),
+        path if CHANGING_PATHS.contains(&path) && *request.method() != Method::POST => {
+            Err(RefusedRequest::ChangingMethod)
+        }
+        path if !CHANGING_PATHS.contains(&path) && !reads => Err(RefusedRequest::Method),
         _ if !request.body().is_end_stream() => Err(RefusedRequest::Body),
         _ => Ok(()),
     }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connections::{AdminConnection, AdminConnections};
-use super::release::Requester;
+use super::requester::Requester;
 use super::{AdminContext, guard, routes};
 
 /// Limit on the open connections of a listener.

@@ -2,7 +2,7 @@
 //!
 //! The interface is served on the socket in the runtime directory, which the commands use, and on a
 //! loopback port. It is not on the query path, and read-only, except that root and the server's own
-//! user may end holds through the socket.
+//! user may end holds and reload the configuration through the socket.
 
 mod bridge;
 mod changes;
@@ -14,8 +14,10 @@ mod health;
 mod http;
 mod page;
 mod release;
+mod reload;
 mod reloads;
 mod rendering;
+mod requester;
 mod resolv_conf;
 mod routes;
 mod socket;
@@ -28,6 +30,7 @@ pub use forwarding::{CacheView, ForwardingView, UpstreamListView, UpstreamView};
 pub use health::{HealthReport, SocketReport, SocketWatch};
 pub use http::{AdminListener, serve};
 pub use release::ReleasedView;
+pub use reload::{ConfigChangeView, ReloadRequest, ReloadView};
 pub use reloads::ReloadCounters;
 pub use resolv_conf::{ResolvConfState, ResolvConfView};
 pub use socket::{SocketError, SocketFile, listen, socket_path};
@@ -41,6 +44,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 use tracing_appender::non_blocking::ErrorCounter;
 
@@ -52,20 +56,21 @@ use crate::server::Counters;
 use crate::service::Update;
 use crate::upstream::Forwarder;
 use release::Releases;
+use reload::ReloadRequests;
 
 /// Everything that the HTTP interface shows.
 #[derive(Debug)]
 pub struct AdminContext {
     /// The server's addresses, directories and start time.
-    pub info: ServerInfo,
+    pub info: ArcSwap<ServerInfo>,
     /// The published services, and counters of responses.
     pub answerer: Arc<Answerer>,
     /// The states of the registries, in the order of the configuration.
     pub registries: RegistryStates,
     /// Counters of the sockets.
     pub server: Arc<Counters>,
-    /// The forwarder, unless forwarding is off.
-    pub forwarder: Option<Arc<Forwarder>>,
+    /// The forwarder, which may be off.
+    pub forwarder: Arc<Forwarder>,
     /// The port bridge.
     pub bridge: BridgeState,
     /// The checks of endpoints, unless they are off.
@@ -83,6 +88,7 @@ pub struct AdminContext {
     /// Outcomes of the reloads of the configuration.
     pub reloads: ReloadCounters,
     releases: Releases,
+    reload_requests: ReloadRequests,
 }
 
 /// Addresses, directories and start time of a server.
@@ -107,7 +113,7 @@ pub struct ServerInfo {
 }
 
 impl AdminContext {
-    /// Creates the context of a server without a bridge.
+    /// Creates the context of a server without a bridge, and the receiver of its reloads.
     ///
     /// The publisher fills `answerer` and receives `updates`.
     pub fn new(
@@ -115,14 +121,15 @@ impl AdminContext {
         (answerer, updates): (Arc<Answerer>, mpsc::Sender<Update>),
         registries: RegistryStates,
         server: Arc<Counters>,
-        forwarder: Option<Arc<Forwarder>>,
+        forwarder: Arc<Forwarder>,
         checks: Option<Arc<CheckMonitor>>,
         lost_log_lines: ErrorCounter,
-    ) -> Self {
-        Self {
+    ) -> (Self, mpsc::Receiver<ReloadRequest>) {
+        let (reload_requests, requests) = ReloadRequests::new();
+        let context = Self {
             reloads: ReloadCounters::new(info.started),
             sockets: SocketWatch::default(),
-            info,
+            info: ArcSwap::from_pointee(info),
             answerer,
             releases: Releases::new(registries.clone(), updates),
             registries,
@@ -134,7 +141,9 @@ impl AdminContext {
             lost_log_lines,
             changes: ChangeFeed::default(),
             resolv_conf: ResolvConfState::default(),
-        }
+            reload_requests,
+        };
+        (context, requests)
     }
 
     /// Takes note of a publication: its duration, and what it means for clients that wait.

@@ -7,13 +7,13 @@ use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use super::requester::{NotPermitted, Privilege, Requester};
 use crate::catalog::{Hold, HoldView, Released};
 use crate::registry::{RegistryStates, name_at};
 use crate::service::{MAX_REGISTRIES, RegistryId, RegistrySet, Release, Update, WallClock};
 
-/// The user of the process that sent a request; `None` if the request came over a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Requester(pub(super) Option<u32>);
+/// The right to end holds.
+const RELEASE: Privilege = Privilege { command: "release", deed: "end a hold" };
 
 /// Sends requests to end holds to the publisher, and waits for the results.
 #[derive(Debug)]
@@ -46,20 +46,9 @@ pub struct ReleasedView {
 /// Error: a request to end holds is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ReleaseError {
-    /// The request came over a port, where the sender is unknown.
-    #[error("only `svcdns release` can end a hold, through the socket in the runtime directory")]
-    NotThroughSocket,
-    /// The sender is neither root nor the server's own user.
-    #[error(
-        "user {user} may not end a hold: only root and the user that svcdns runs as ({own}) may; \
-         try `sudo svcdns release`"
-    )]
-    Denied {
-        /// The user ID of the sender.
-        user: u32,
-        /// The user ID of the server.
-        own: u32,
-    },
+    /// The sender has no right.
+    #[error(transparent)]
+    NotPermitted(#[from] NotPermitted),
     /// The server follows no registry of this name.
     #[error("no registry is named {name:?}; this server follows {known}")]
     UnknownRegistry {
@@ -77,7 +66,7 @@ impl ReleaseError {
     /// Returns the status code of the response.
     pub(super) fn status(&self) -> StatusCode {
         match self {
-            Self::NotThroughSocket | Self::Denied { .. } => StatusCode::FORBIDDEN,
+            Self::NotPermitted(_) => StatusCode::FORBIDDEN,
             Self::UnknownRegistry { .. } => StatusCode::NOT_FOUND,
             Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -99,11 +88,7 @@ impl Releases {
         requester: Requester,
         name: Option<&str>,
     ) -> Result<Vec<ReleasedView>, ReleaseError> {
-        let user = requester.0.ok_or(ReleaseError::NotThroughSocket)?;
-        let own = nix::unistd::geteuid().as_raw();
-        if user != 0 && user != own {
-            return Err(ReleaseError::Denied { user, own });
-        }
+        let user = requester.authorize(RELEASE)?;
         let states = self.registries.load();
         let named = states.iter().zip(RegistryId::first(MAX_REGISTRIES));
         let named = named.filter(|(state, _)| name.is_none_or(|name| state.name.as_str() == name));

@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::checks::CheckFailureView;
 use super::connections::AdminConnection;
-use super::release::Requester;
 use super::rendering::Renderer;
+use super::requester::Requester;
 use super::views::{ConflictView, RejectionsView, ServerStatus, ServiceView};
 use super::{AdminContext, bridge, page};
 use crate::metrics::TextFormat;
@@ -43,13 +43,20 @@ const INDEX: &str = "svcdns\n\n\
     /v1/conflicts  names that several services claim\n\
     /v1/explain    ?name=NAME&type=TYPE: how a query is answered\n\
     /v1/watch      changes as they happen, one JSON object per line\n\
-    /v1/release    POST, socket only: applies held removals; ?registry=NAME for one registry\n";
+    /v1/release    POST, socket only: applies held removals; ?registry=NAME for one registry\n\
+    /v1/reload     POST, socket only: reads the configuration again; ?check=true changes nothing\n";
 
 /// Limit on the open change streams of a listener.
 const MAX_STREAMS: usize = 32;
 
-/// The path that ends holds, the only one that changes anything.
-pub(super) const RELEASE_PATH: &str = "/v1/release";
+/// The path that ends holds.
+const RELEASE_PATH: &str = "/v1/release";
+
+/// The path that reads the configuration again.
+const RELOAD_PATH: &str = "/v1/reload";
+
+/// The paths that change something.
+pub(super) const CHANGING_PATHS: [&str; 2] = [RELEASE_PATH, RELOAD_PATH];
 
 pub(super) fn router(context: Arc<AdminContext>, stop: CancellationToken) -> Router {
     let streams = Arc::new(Semaphore::new(MAX_STREAMS));
@@ -67,6 +74,7 @@ pub(super) fn router(context: Arc<AdminContext>, stop: CancellationToken) -> Rou
         .route("/v1/explain", get(explain))
         .route("/v1/watch", get(watch))
         .route(RELEASE_PATH, post(release))
+        .route(RELOAD_PATH, post(reload))
         .with_state(state)
 }
 
@@ -180,12 +188,12 @@ async fn explain(State(state): State<RouteState>, Query(params): Query<ExplainPa
     explanation.bridge = bridge::describe(&state.context, &name);
     let checks = state.context.checks.as_deref();
     explanation.add_checks(|address| Some(CheckFailureView::at(checks, address)?.message));
-    if let (Some(elsewhere), Some(forwarder)) =
-        (&mut explanation.elsewhere, &state.context.forwarder)
-    {
+    if let Some(elsewhere) = &mut explanation.elsewhere {
         let settings = state.context.answerer.settings();
         let target = settings.outside_target(&name);
-        *elsewhere = forwarder.describe(target.unwrap_or(&name), rtype);
+        if let Some(route) = state.context.forwarder.describe(target.unwrap_or(&name), rtype) {
+            *elsewhere = route;
+        }
     }
     Json(explanation).into_response()
 }
@@ -203,6 +211,24 @@ async fn release(
 ) -> Response {
     match state.context.releases.release(requester, params.registry.as_deref()).await {
         Ok(released) => Json(released).into_response(),
+        Err(error) => (error.status(), format!("{error}\n")).into_response(),
+    }
+}
+
+/// Parameters of `/v1/reload`.
+#[derive(Deserialize)]
+struct ReloadParams {
+    #[serde(default)]
+    check: bool,
+}
+
+async fn reload(
+    State(state): State<RouteState>,
+    Extension(requester): Extension<Requester>,
+    Query(params): Query<ReloadParams>,
+) -> Response {
+    match state.context.reload_requests.reload(requester, params.check).await {
+        Ok(view) => Json(view).into_response(),
         Err(error) => (error.status(), format!("{error}\n")).into_response(),
     }
 }

@@ -325,8 +325,8 @@ pub struct EventView {
 impl ServerStatus {
     /// Captures the current state of the server.
     pub(super) fn new(context: &AdminContext) -> Self {
-        let AdminContext { info, answerer, registries, .. } = context;
-        let snapshot = answerer.snapshot();
+        let AdminContext { answerer, registries, .. } = context;
+        let (info, snapshot) = (context.info.load(), answerer.snapshot());
         let settings = snapshot.settings();
         let registry_status = snapshot.registry_status();
         let (stats, clock) = (answerer.stats(), WallClock::now());
@@ -379,7 +379,7 @@ impl ServerStatus {
                 .enumerate()
                 .map(registry)
                 .collect(),
-            forwarding: context.forwarder.as_deref().map(ForwardingView::new),
+            forwarding: ForwardingView::new(&context.forwarder),
             bridge: BridgeView::new(&context.bridge),
             resolv_conf: context.resolv_conf.view(),
             aliases: AliasView::all(answerer),

@@ -118,7 +118,8 @@ Exit codes:
 
     /// Check the configuration and show the source of each value.
     ///
-    /// If the configuration is invalid, print the error and its location.
+    /// If the configuration is invalid, print the error and its location. If a server is running,
+    /// also print what `svcdns reload` would change.
     #[command(after_long_help = "\
 Exit codes:
   0  the configuration is valid
@@ -169,6 +170,18 @@ Exit codes:
   1  an error
   4  no server is running")]
     Status(StatusArgs),
+    /// Make the running server read its configuration again.
+    ///
+    /// Read the file, the server's own flags and environment, and the files with secrets. Apply
+    /// what has changed without losing a query, and print it. A key that needs a restart is named
+    /// and keeps its value. If the configuration does not hold, nothing changes. Only root and the
+    /// user that svcdns runs as may use it.
+    #[command(after_long_help = "\
+Exit codes:
+  0  the changes were applied, or nothing has changed
+  1  an error: the configuration does not hold, or no permission
+  4  no server is running")]
+    Reload(ReloadArgs),
     /// Apply held removals at once.
     ///
     /// When a registry loses many keys at once, svcdns keeps serving them for `removal-grace`, in
@@ -358,6 +371,13 @@ pub(super) struct CheckArgs {
     pub(super) file: ConfigFileArgs,
     #[command(flatten)]
     pub(super) flags: ServeFlags,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReloadArgs {
+    /// Print JSON.
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]

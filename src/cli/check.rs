@@ -4,10 +4,12 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use super::arguments::CheckArgs;
-use super::{ServerLocation, output};
+use super::client::AdminClient;
+use super::{ServerLocation, client, output, reload};
+use crate::admin::ReloadView;
 use crate::config::{ConfiguredSecret, EffectiveValue};
 
-pub(super) fn run(location: &ServerLocation, command: CheckArgs) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(location: &ServerLocation, command: CheckArgs) -> anyhow::Result<ExitCode> {
     let config = location.configure(command.file.config.as_deref(), command.flags.0)?;
     let rows = config.effective().iter().map(|EffectiveValue { path, value, origin, .. }| {
         [path.clone(), value.clone(), origin.to_string()]
@@ -27,5 +29,26 @@ pub(super) fn run(location: &ServerLocation, command: CheckArgs) -> anyhow::Resu
     for warning in &config.warnings {
         output::complain(&format!("warning: {warning}"));
     }
+    describe_reload(location).await?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what a reload of the running server would change; prints nothing if none is running.
+///
+/// The server has its own file, flags and environment, which need not be those of this command.
+async fn describe_reload(location: &ServerLocation) -> anyhow::Result<()> {
+    let Ok(client) = AdminClient::find(location).await else { return Ok(()) };
+    match client.post_patiently("/v1/reload?check=true").await {
+        Ok(text) => {
+            let view: ReloadView = client::decode(&text)?;
+            output::print(&format!(
+                "\nA reload of the running server, with its own file, flags and environment:\n{}",
+                reload::format_changes(&view)
+            ))?;
+        }
+        Err(error) => {
+            output::complain(&format!("a reload of the running server is not possible: {error}"));
+        }
+    }
+    Ok(())
 }

@@ -93,17 +93,13 @@ impl AdminClient {
         decode(&self.request_text(Method::POST, path).await?)
     }
 
+    /// Requests a change by POST, waits as long as it takes, and returns the JSON text.
+    pub(super) async fn post_patiently(&self, path: &str) -> anyhow::Result<String> {
+        read_text(self.send(Method::POST, path).await?).await
+    }
+
     async fn request_text(&self, method: Method, path: &str) -> anyhow::Result<String> {
-        let response = self.request(method, path).await?;
-        let status = response.status();
-        if status == StatusCode::METHOD_NOT_ALLOWED {
-            bail!("the running svcdns is an older version, which cannot do this");
-        }
-        let body = timeout(BODY_TIMEOUT, response.into_body().collect())
-            .await
-            .context("the running svcdns did not send its response in time")??;
-        let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
-        if status == StatusCode::OK { Ok(text) } else { Err(anyhow!("{}", text.trim_end())) }
+        read_text(self.request(method, path).await?).await
     }
 
     /// Requests a path and decodes the JSON.
@@ -140,6 +136,12 @@ impl AdminClient {
     }
 
     async fn request(&self, method: Method, path: &str) -> anyhow::Result<Response<Incoming>> {
+        let response = timeout(HEAD_TIMEOUT, self.send(method, path)).await;
+        response.context("the running svcdns does not respond")?
+    }
+
+    /// Sends a request and waits for the head of the response.
+    async fn send(&self, method: Method, path: &str) -> anyhow::Result<Response<Incoming>> {
         let response = async {
             let stream = UnixStream::connect(&self.socket).await?;
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
@@ -148,16 +150,30 @@ impl AdminClient {
             let request = request.header("host", "localhost").body(Empty::<Bytes>::new())?;
             anyhow::Ok(sender.send_request(request).await?)
         };
-        let response =
-            timeout(HEAD_TIMEOUT, response).await.context("the running svcdns does not respond")?;
-        response.with_context(|| {
+        response.await.with_context(|| {
             format!("cannot reach the running svcdns at {}", self.socket.display())
         })
     }
 }
 
+/// Reads the body of a response.
+///
+/// # Errors
+/// If the response is not a success; the text of the body is then the error.
+async fn read_text(response: Response<Incoming>) -> anyhow::Result<String> {
+    let status = response.status();
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        bail!("the running svcdns is an older version, which cannot do this");
+    }
+    let body = timeout(BODY_TIMEOUT, response.into_body().collect())
+        .await
+        .context("the running svcdns did not send its response in time")??;
+    let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+    if status == StatusCode::OK { Ok(text) } else { Err(anyhow!("{}", text.trim_end())) }
+}
+
 /// Decodes the JSON of a response.
-fn decode<T: DeserializeOwned>(text: &str) -> anyhow::Result<T> {
+pub(super) fn decode<T: DeserializeOwned>(text: &str) -> anyhow::Result<T> {
     serde_json::from_str(text)
         .context("the response of the running svcdns, which is another version, cannot be decoded")
 }

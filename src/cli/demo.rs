@@ -23,7 +23,7 @@ use super::arguments::DemoArgs;
 use super::output::{complain, print, quoted};
 use crate::bridge;
 use crate::config::{Config, Flags};
-use crate::daemon::{Launch, Log, Server, ShutdownSignals, StartError};
+use crate::daemon::{HangUp, Launch, Log, Server, ShutdownSignals, StartError};
 use crate::name::Name;
 use crate::registry::Registrant;
 use crate::service::{Endpoint, Metadata, ServiceId};
@@ -52,7 +52,7 @@ pub(super) async fn run(
     let signals = ShutdownSignals::new()?;
     let folder = DemoFolder::create()?;
     let stop = CancellationToken::new();
-    let ending = tokio::spawn(signals.stop_on(stop.clone(), false));
+    let ending = tokio::spawn(signals.stop_on(stop.clone(), HangUp::Stop));
     let ended = demonstrate(&folder.0, &log, stop).await;
     ending.abort();
     ended?;

@@ -12,7 +12,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
     ("Serve", &["serve", "demo", "register"]),
     ("Ask", &["resolve", "explain", "ls", "watch", "diff"]),
     ("Set up", &["check", "run", "install", "uninstall", "keep"]),
-    ("Look after", &["status", "release", "doctor"]),
+    ("Look after", &["status", "reload", "release", "doctor"]),
 ];
 
 /// Text at the end of `svcdns -h`.
@@ -22,7 +22,8 @@ const SHORT_ENDING: &str = "`svcdns COMMAND --help` shows the flags and exit cod
 const LONG_ENDING: &str = "\
 Exit codes:
   0   success; resolve, explain: there is an answer
-  1   an error; doctor: something is broken; diff: the registries differ
+  1   an error; doctor: something is broken; diff: the registries differ;
+      reload: the configuration does not hold, the server runs on unchanged
   2   resolve, explain, ls NAME: there is no such name, or no record of that type;
       diff: an error
   3   resolve, explain: the response is a failure (SERVFAIL, REFUSED, ...)

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::privilege::require_root;
 use super::resolve;
-use crate::daemon::{Log, ShutdownSignals};
+use crate::daemon::{HangUp, Log, ShutdownSignals};
 use crate::name::Name;
 use crate::path_watch::{ChangeSignal, PathWatches};
 use crate::resolv_conf::RESOLV_CONF;
@@ -45,7 +45,7 @@ pub(super) async fn run() -> anyhow::Result<ExitCode> {
     }
     let _log = Log::start(LOG_FILTER)?;
     let stop = CancellationToken::new();
-    let ending = tokio::spawn(ShutdownSignals::new()?.stop_on(stop.clone(), true));
+    let ending = tokio::spawn(ShutdownSignals::new()?.stop_on(stop.clone(), HangUp::Ignore));
     tokio::select! {
         () = stop.cancelled() => {}
         () = Keeper::new(&root).run() => {

@@ -22,6 +22,7 @@ mod privilege;
 mod register;
 mod registries;
 mod release;
+mod reload;
 mod resolve;
 mod run;
 mod serve;
@@ -116,13 +117,14 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         CliCommand::Diff(command) => block_on(async { Ok(diff::run(&location, command).await) }),
         CliCommand::Watch(command) => block_on(watch::run(&location, command)),
 
-        CliCommand::Check(command) => check::run(&location, command),
+        CliCommand::Check(command) => block_on(check::run(&location, command)),
         CliCommand::Run(command) => Ok(run::run(&location, &command)),
         CliCommand::Install(command) => block_on(install::run(&location, command)),
         CliCommand::Uninstall(command) => uninstall::run(&command),
         CliCommand::Keep(KeepArgs {}) => block_on(keep::run()),
 
         CliCommand::Status(command) => block_on(status::run(&location, command)),
+        CliCommand::Reload(command) => block_on(reload::run(&location, command)),
         CliCommand::Release(command) => block_on(release::run(&location, command)),
         CliCommand::Doctor(command) => block_on(doctor::run(&location, command)),
     }

@@ -1,16 +1,19 @@
 //! `svcdns serve`: runs the server until a signal stops it.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::ServerLocation;
 use super::arguments::ServeArgs;
-use crate::daemon::{Launch, Log, Notifier, Server, ShutdownSignals};
+use crate::daemon::{HangUp, Launch, Log, Notifier, Server, ShutdownSignals};
 
 pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow::Result<ExitCode> {
-    let config = location.configure(command.file.config.as_deref(), command.flags.0)?;
+    let source = location.source(command.file.config.as_deref(), command.flags.0);
+    let config = source.load()?;
     let log = Log::start(&config.log)?;
     for warning in &config.warnings {
         warn!("{warning}");
@@ -18,7 +21,7 @@ pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow
     let stop = CancellationToken::new();
     let signals = ShutdownSignals::new()?;
     let launch = Launch { notifier: Notifier::from_environment() };
-    let server = Server::start(&config, &log, launch, stop.clone()).await?;
+    let mut server = Server::start(&config, &log, launch, stop.clone()).await?;
     for address in &server.addresses {
         info!(%address, "listening over UDP and TCP");
     }
@@ -39,7 +42,9 @@ pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow
         state_dir,
         "started"
     );
-    let ending = tokio::spawn(signals.stop_on(stop, true));
+    let reloads = Arc::<Notify>::default();
+    server.reload_from(source, config, Arc::clone(&reloads));
+    let ending = tokio::spawn(signals.stop_on(stop, HangUp::Reload(reloads)));
     let ended = server.finish().await;
     ending.abort();
     ended?;

@@ -73,6 +73,15 @@ pub fn static_markdown() -> String {
     text
 }
 
+/// Returns the keys that a reload does not change, as a Markdown list.
+pub fn restart_markdown() -> String {
+    let mut text = String::new();
+    for key in KEYS.iter().filter(|key| key.needs_restart()) {
+        let _ = writeln!(text, "- `{}`", key.path());
+    }
+    text
+}
+
 /// Returns a configuration file with every key.
 ///
 /// Each key is commented out with its default (`#key = default`), below its meaning (`# …`).

@@ -5,6 +5,7 @@ mod documentation;
 mod errors;
 mod registries;
 mod registry_errors;
+mod reload;
 mod static_services;
 
 use super::*;

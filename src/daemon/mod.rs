@@ -3,6 +3,7 @@
 //! All updates ([`crate::service::Update`]) arrive in one channel. One thread receives them, owns
 //! the catalog, and publishes snapshots. Each source of updates has a sender of that channel.
 
+mod admin_port;
 mod directories;
 mod error;
 mod follow;
@@ -13,6 +14,7 @@ mod log;
 mod notify;
 mod parts;
 mod publisher;
+mod reload;
 mod resolv_conf;
 mod responder;
 mod server;
@@ -29,4 +31,4 @@ pub use notify::{Notifier, ReloadNotice};
 pub use parts::Launch;
 pub use responder::Responder;
 pub use server::Server;
-pub use signals::ShutdownSignals;
+pub use signals::{HangUp, ShutdownSignals};

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use super::admin_port::AdminPort;
+use super::log::LogFilter;
 use super::{Notifier, PipelineHandle};
 use crate::admin::AdminContext;
 use crate::upstream::Forwarder;
@@ -38,14 +40,18 @@ impl Stops {
 }
 
 /// The running parts that a reload may change.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Parts {
     /// The registries and their services.
     pub(super) pipeline: PipelineHandle,
-    /// The forwarder, unless forwarding is off.
-    pub(super) forwarder: Option<Arc<Forwarder>>,
+    /// The forwarder, which may be off.
+    pub(super) forwarder: Arc<Forwarder>,
     /// What the HTTP interface shows.
     pub(super) admin: Arc<AdminContext>,
+    /// The port of the HTTP interface.
+    pub(super) port: Arc<AdminPort>,
+    /// The filter of the log.
+    pub(super) log: LogFilter,
     /// Tells the service manager about the server.
     pub(super) notifier: Notifier,
 }

@@ -1,6 +1,5 @@
 //! Detects that another program has removed svcdns's line from `/etc/resolv.conf`.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,24 +19,20 @@ const CONFIRMATION: Duration = Duration::from_secs(1);
 const POLL_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Reports and logs whether `/etc/resolv.conf` lists this server first, until `stop`.
-pub(super) async fn follow_line(
-    context: Arc<AdminContext>,
-    own: Vec<SocketAddr>,
-    stop: CancellationToken,
-) {
+pub(super) async fn follow_line(context: Arc<AdminContext>, stop: CancellationToken) {
     let changes = ChangeSignal::default();
     let paths = [RESOLV_CONF].into_iter().chain(RESOLV_CONF_BACKUPS).map(Into::into).collect();
     let mut watches = PathWatches::new(paths, changes.clone());
-    let own: Arc<[SocketAddr]> = own.into();
     let mut known = LineState::NotInstalled;
     let mut unconfirmed = false;
     loop {
-        let (was_in_effect, own) = (known != LineState::NotInstalled, Arc::clone(&own));
+        // A reload changes the addresses.
+        let (was_in_effect, info) = (known != LineState::NotInstalled, context.info.load_full());
         // Reading can block, for example on a network file system.
         let task = tokio::task::spawn_blocking(move || {
             // The watches come first, so that a change during the reading is reported.
             watches.refresh();
-            let state = LineState::read(&Root::default(), &own, was_in_effect);
+            let state = LineState::read(&Root::default(), &info.listen, was_in_effect);
             (state, watches)
         });
         let Ok((state, back)) = task.await else { return };

@@ -9,15 +9,15 @@ use crate::answer::{
     AnswerOutcome, Answerer, Lookahead, QueryTally, Recipient, ResponseSource, ZoneSlot,
 };
 use crate::server::{Client, Disposition, DnsTransport, Request, Respond, StreamKind};
-use crate::upstream::{AliasChain, Lane, LaneOutcome, Resolution};
+use crate::upstream::{AliasChain, Lane, LaneOutcome, LaneSlot, Resolution};
 use crate::wire::{Parsed, Query, Transport};
 
 /// Answers from the served zones, then from the cache, then by forwarding.
 #[derive(Debug)]
 pub struct Responder {
     answerer: Arc<Answerer>,
-    /// Access to the cache and the upstreams; `None` if forwarding is off.
-    lane: Option<Lane>,
+    /// Access to the cache and the upstreams; empty while forwarding is off.
+    lane: LaneSlot,
     tallies: ResponderTallies,
 }
 
@@ -45,7 +45,7 @@ impl Responder {
     /// Creates a responder; `lane` forwards names outside the served zones.
     ///
     /// It serves connections; [`Respond::fork`] returns one that serves a UDP socket.
-    pub fn new(answerer: Arc<Answerer>, lane: Option<Lane>) -> Self {
+    pub fn new(answerer: Arc<Answerer>, lane: LaneSlot) -> Self {
         let [tcp, tls, quic] = ["tcp", "tls", "quic"].map(|name| answerer.tallies().shared(name));
         Self { answerer, lane, tallies: ResponderTallies::Streams { tcp, tls, quic } }
     }
@@ -82,6 +82,30 @@ impl Responder {
         }
     }
 
+    /// Returns the response to a query that needs the cache or the upstreams.
+    ///
+    /// It is empty if the query must not be forwarded. `None` means to send no response.
+    async fn resolve(
+        &self,
+        lane: &Lane,
+        request: &[u8],
+        client: &Client,
+        recipient: Recipient,
+    ) -> Option<Vec<u8>> {
+        let transport = recipient.transport;
+        let resolution = match self.served_alias(request, transport) {
+            Some(chain) => Resolution::Alias(chain),
+            None => lane.resolve(request, transport, client.source.ip()).await?,
+        };
+        Some(match resolution {
+            Resolution::Response(response) => response,
+            // Boxed because aliases are rare: other queries should not reserve room for this
+            // future.
+            Resolution::Alias(chain) => Box::pin(self.follow(lane, chain, recipient)).await,
+            Resolution::Outside => Vec::new(),
+        })
+    }
+
     /// Starts a chain if the name of the query is an alias in a served zone.
     fn served_alias(&self, request: &[u8], transport: Transport) -> Option<Box<AliasChain>> {
         if !self.answerer.has_aliases() {
@@ -105,7 +129,8 @@ impl Responder {
         now: Instant,
         out: &mut Vec<u8>,
     ) -> Option<ResponseSource> {
-        let lane = self.lane.as_ref()?;
+        let lane = self.lane.load();
+        let lane = lane.as_ref()?;
         let chain = self.served_alias(request, transport)?;
         let Parsed::Query(query) = Query::parse(chain.query()) else { return None };
         let mut last = Vec::with_capacity(512);
@@ -167,7 +192,7 @@ impl Respond for Responder {
     fn fork(&self) -> Self {
         let answerer = Arc::clone(&self.answerer);
         let tallies = ResponderTallies::Worker(answerer.tallies().worker("udp"));
-        Self { answerer, lane: self.lane.as_ref().map(Lane::fork), tallies }
+        Self { answerer, lane: self.lane.fork(), tallies }
     }
 
     type Lookahead = Lookahead;
@@ -184,8 +209,8 @@ impl Respond for Responder {
         let (zone, tally) =
             (ZoneSlot::of(&parsed, (ahead, index)), self.tallies.of(client.transport));
         tally.count_question(zone, parsed.qtype());
-        if let (Parsed::Bad { query, .. }, Some(lane)) = (&parsed, &self.lane)
-            && lane.passes(query)
+        if let Parsed::Bad { query, .. } = &parsed
+            && self.lane.load().as_ref().is_some_and(|lane| lane.passes(query))
         {
             return Disposition::Deferred;
         }
@@ -197,10 +222,13 @@ impl Respond for Responder {
                 None => return Disposition::Deferred,
             },
             AnswerOutcome::Forward => {
-                let (Parsed::Query(query), Some(lane)) = (&parsed, &self.lane) else {
-                    return Disposition::Silent;
+                let Parsed::Query(query) = &parsed else { return Disposition::Silent };
+                let outcome = match &*self.lane.load() {
+                    Some(lane) => lane.respond(query, transport, now, out),
+                    // Forwarding was turned off after the services were published.
+                    None => LaneOutcome::Outside,
                 };
-                match lane.respond(query, transport, now, out) {
+                match outcome {
                     LaneOutcome::Deferred => return Disposition::Deferred,
                     LaneOutcome::Outside => self.answerer.respond_outside(query, recipient, out),
                     outcome => {
@@ -216,19 +244,11 @@ impl Respond for Responder {
     }
 
     async fn respond_later(&self, request: Vec<u8>, client: Client) -> Option<Vec<u8>> {
-        let lane = self.lane.as_ref()?;
         let recipient = recipient(&client);
-        let transport = recipient.transport;
-        let resolution = match self.served_alias(&request, transport) {
-            Some(chain) => Resolution::Alias(chain),
-            None => lane.resolve(&request, transport, client.source.ip()).await?,
-        };
-        let mut response = match resolution {
-            Resolution::Response(response) => response,
-            // Boxed because aliases are rare: other queries should not reserve room for this
-            // future.
-            Resolution::Alias(chain) => Box::pin(self.follow(lane, chain, recipient)).await,
-            Resolution::Outside => Vec::new(),
+        let mut response = match self.lane.load_full() {
+            Some(lane) => self.resolve(&lane, &request, &client, recipient).await?,
+            // Forwarding was turned off while the query waited.
+            None => Vec::new(),
         };
         let mut source = ResponseSource::Upstream;
         if let Parsed::Query(query) = Query::parse(&request) {

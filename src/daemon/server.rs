@@ -5,15 +5,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout_at;
 use tokio_util::task::TaskTracker;
 
 use super::directories::Directories;
 use super::parts::{Parts, Stops};
+use super::reload::Reloader;
 use super::{PipelineHandle, ServerError};
-use crate::admin::SocketFile;
+use crate::admin::{ReloadRequest, SocketFile};
 use crate::answer::Answerer;
+use crate::config::{Config, ConfigSource};
 use crate::server::BindError;
 
 /// Maximum time from the stop until the DNS server and its tasks have ended.
@@ -54,6 +56,8 @@ pub struct Server {
     pub(super) stops: Stops,
     /// The running parts that a reload may change.
     pub(super) parts: Parts,
+    /// The requests to reload the configuration.
+    pub(super) reloads: mpsc::Receiver<ReloadRequest>,
     /// Dropped before the directories: the socket is removed while they are locked.
     pub(super) _socket: SocketFile,
     pub(super) _directories: Directories,
@@ -65,11 +69,23 @@ impl Server {
         &self.parts.pipeline
     }
 
+    /// Reads the configuration again at each signal and request, from the sources of `config`.
+    ///
+    /// Without this call, requests are refused.
+    pub fn reload_from(&mut self, source: ConfigSource, config: Config, signals: Arc<Notify>) {
+        let (_, none) = mpsc::channel(1);
+        let requests = std::mem::replace(&mut self.reloads, none);
+        let reloader = Reloader::new(source, config, self.parts.clone());
+        self.tracker.spawn(reloader.run(requests, signals, self.stops.stop.clone()));
+    }
+
     /// Waits until the server is told to stop, and until all its parts have ended.
     ///
     /// # Errors
     /// If the server ended without being told to stop.
     pub async fn finish(mut self) -> Result<(), ServerError> {
+        // Requests that nobody serves are refused.
+        self.reloads.close();
         let ended = tokio::select! {
             ended = &mut self.dns => {
                 ended.map_err(ServerError::Panicked).and_then(|ended| Ok(ended?))

@@ -1,8 +1,22 @@
-//! Signals that stop the program.
+//! Signals that stop the program, or make it read its configuration again.
+
+use std::sync::Arc;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
+
+/// What SIGHUP does.
+#[derive(Clone, Debug)]
+pub enum HangUp {
+    /// It stops the program.
+    Stop,
+    /// It has no effect on a daemon.
+    Ignore,
+    /// It makes a daemon read its configuration again.
+    Reload(Arc<Notify>),
+}
 
 /// Receives the signals that stop a program.
 #[derive(Debug)]
@@ -27,19 +41,28 @@ impl ShutdownSignals {
 
     /// Cancels `stop` at the first SIGTERM or SIGINT.
     ///
-    /// A second signal ends a `daemon` at once; a `daemon` ignores SIGHUP. Any other program cleans
+    /// A second signal ends a daemon at once, and SIGHUP does not stop it. Any other program cleans
     /// up first, and SIGHUP stops it, too: its terminal was closed.
-    pub async fn stop_on(mut self, stop: CancellationToken, daemon: bool) {
+    pub async fn stop_on(mut self, stop: CancellationToken, hang_up: HangUp) {
+        let is_daemon = !matches!(hang_up, HangUp::Stop);
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => {}
                 _ = self.interrupt.recv() => {}
-                _ = self.hang_up.recv() => if daemon {
-                    info!("ignoring SIGHUP: the configuration is only read at startup");
-                    continue;
+                _ = self.hang_up.recv() => match &hang_up {
+                    HangUp::Stop => {}
+                    HangUp::Ignore => {
+                        info!("ignoring SIGHUP: there is no configuration to read again");
+                        continue;
+                    }
+                    HangUp::Reload(reload) => {
+                        info!("reloading the configuration because of SIGHUP");
+                        reload.notify_one();
+                        continue;
+                    }
                 },
             }
-            if stop.is_cancelled() && daemon {
+            if stop.is_cancelled() && is_daemon {
                 std::process::exit(1);
             }
             stop.cancel();

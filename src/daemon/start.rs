@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::admin_port::{AdminPort, PreparedPort};
 use super::directories::Directories;
 use super::follow::{PipelineHandles, RegistryPipeline, UpdateChannel};
 use super::listen_error::{ListenError, report_not_listening};
@@ -49,18 +50,18 @@ impl Server {
         let bound = server::bind(&config.server()).map_err(ListenError::with_holder)?;
         let (addresses, counters) = (bound.addresses(), bound.counters());
         let (tls, quic) = (bound.tls_addresses(), bound.quic_addresses());
-        let port = admin_port(config.admin_listen).await;
-        let admin = port.as_ref().and_then(AdminListener::address);
-
         let (tracker, stops) = (TaskTracker::new(), Stops::new(stop));
         let Stops { stop, end } = &stops;
+        let port = AdminPort::new(&tracker, stop);
+        let prepared_port = open_port(&port, config.admin_listen).await;
+        let admin = prepared_port.address();
+
         let upstream = config.upstream(&addresses);
         if let Some(settings) = &upstream {
             settings.check()?;
         }
-        let forwarder =
-            upstream.map(|settings| Arc::new(Forwarder::start(settings, &tracker, end)));
-        let requests = forwarder.is_some().then(Arc::<HostRequests>::default);
+        let forwarder = Arc::new(Forwarder::start(upstream, &tracker, end));
+        let requests = Arc::<HostRequests>::default();
         let (bridge_tasks, channel) = (TaskTracker::new(), UpdateChannel::default());
         let own: Vec<SocketAddr> =
             [&addresses, &tls, &quic].into_iter().flatten().copied().chain(admin).collect();
@@ -70,7 +71,13 @@ impl Server {
         let bridge_requests = running.map(|bridge| Arc::clone(bridge.requests()));
         let bridge_drain = running.map_or(Duration::ZERO, |bridge| bridge.settings().drain);
         let (mut pipeline, PipelineHandles { answerer, states, updates, handle }) =
-            RegistryPipeline::new(config, &addresses, channel, requests.clone(), bridge_requests);
+            RegistryPipeline::new(
+                config,
+                &addresses,
+                channel,
+                Some(requests.clone()),
+                bridge_requests,
+            );
         let checks = config.checks.as_ref().map(|checks| {
             let settings = checks.settings.clone().within_descriptors();
             let monitor = Arc::<CheckMonitor>::default();
@@ -79,9 +86,8 @@ impl Server {
             tracker.spawn(checks::follow(settings, requests, Arc::clone(&monitor), updates, stop));
             monitor
         });
-        if let Some((forwarder, requests)) = forwarder.clone().zip(requests) {
-            tracker.spawn(look_up_hosts(forwarder, requests, updates.clone(), end.clone()));
-        }
+        let lookups = look_up_hosts(Arc::clone(&forwarder), requests, updates.clone(), end.clone());
+        tracker.spawn(lookups);
         let info = ServerInfo {
             listen: addresses.clone(),
             tls: tls.clone(),
@@ -94,22 +100,29 @@ impl Server {
         };
         let snapshots =
             state_dir.as_deref().map(|directory| Snapshots::new(directory, config, &states.load()));
-        let mut context = AdminContext::new(
+        let (mut context, reloads) = AdminContext::new(
             info,
             (Arc::clone(&answerer), updates),
             states,
             counters,
-            forwarder.clone(),
+            Arc::clone(&forwarder),
             checks,
             log.lost_lines(),
         );
         context.bridge = bridge;
-        let parts = Parts { pipeline: handle, forwarder, admin: Arc::new(context), notifier };
+        let parts = Parts {
+            pipeline: handle,
+            forwarder,
+            admin: Arc::new(context),
+            port: Arc::new(port),
+            log: log.filter().clone(),
+            notifier,
+        };
         let context = &parts.admin;
-        for listener in [Some(AdminListener::Socket(socket)), port].into_iter().flatten() {
-            tracker.spawn(admin::serve(listener, Arc::clone(context), stop.clone()));
-        }
-        tracker.spawn(follow_line(Arc::clone(context), addresses.clone(), stop.clone()));
+        let socket = AdminListener::Socket(socket);
+        tracker.spawn(admin::serve(socket, Arc::clone(context), stop.clone()));
+        parts.port.commit(prepared_port, context);
+        tracker.spawn(follow_line(Arc::clone(context), stop.clone()));
         let (publisher, loaded) = start_publisher(
             pipeline,
             Arc::clone(context),
@@ -126,7 +139,7 @@ impl Server {
         let report = move || SocketReport { open, ..SocketReport::default() };
         parts.admin.sockets.watch(report);
         tracker.spawn(Arc::clone(&parts.admin).watch_health(stop.clone()));
-        let lane = parts.forwarder.as_ref().map(|forwarder| forwarder.lane());
+        let lane = parts.forwarder.lane();
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),
             report_not_listening,
@@ -152,6 +165,7 @@ impl Server {
             bridge_tasks,
             stops,
             parts,
+            reloads,
             _socket: socket_file,
             _directories: directories,
         })
@@ -195,21 +209,17 @@ async fn start_bridge(
     }
 }
 
-/// Opens the TCP listener of the HTTP interface; the server also runs without it.
-async fn admin_port(address: Option<SocketAddr>) -> Option<AdminListener> {
-    let address = address?;
-    match tokio::net::TcpListener::bind(address).await {
-        Ok(listener) => Some(AdminListener::Port(listener)),
-        Err(error) => {
-            tracing::warn!(
-                %address,
-                %error,
-                "cannot serve health and metrics on this port; choose another with \
-                 --admin-listen, or off"
-            );
-            None
-        }
-    }
+/// Opens the port of the HTTP interface; the server also runs without it.
+async fn open_port(port: &AdminPort, address: Option<SocketAddr>) -> PreparedPort {
+    port.prepare(address).await.unwrap_or_else(|(address, error)| {
+        tracing::warn!(
+            %address,
+            %error,
+            "cannot serve health and metrics on this port; choose another with \
+             --admin-listen, or off"
+        );
+        PreparedPort::Unchanged
+    })
 }
 
 /// Returns what the service manager shows of the server.

@@ -77,16 +77,18 @@ impl Routing {
 
 /// Starts to follow the system's files until `stop` is cancelled.
 ///
-/// The first routes are in use when this function returns.
+/// The first routes are in use when this function returns. Their upstreams are those of `known`
+/// where it has them.
 pub(super) fn start(
     settings: &Settings,
+    known: Vec<Arc<Upstream>>,
     tracker: &TaskTracker,
     stop: &CancellationToken,
 ) -> Routing {
     let connector = Connector::new(Handle::current(), settings.ca_file.clone());
     let sources = Sources { root: PathBuf::from("/"), own: settings.own.clone() };
     let (follower, routing) =
-        SourceFollower::new(settings, sources, connector, FollowTimings::default());
+        SourceFollower::new(settings, sources, (connector, known), FollowTimings::default());
     tracker.spawn(Arc::clone(&routing.guard).run(
         routing.upstreams.clone(),
         loop_guard::ProbeTimings::default(),
@@ -131,12 +133,12 @@ impl SourceFollower {
     fn new(
         settings: &Settings,
         sources: Sources,
-        connector: Arc<Connector>,
+        (connector, known): (Arc<Connector>, Vec<Arc<Upstream>>),
         timings: FollowTimings,
     ) -> (Self, Routing) {
         let no_routes = RouteTable::new(Vec::new(), Vec::new(), RouteRules::default());
         let routes = Arc::new(ArcSwap::from_pointee(no_routes));
-        let (upstreams_sender, upstreams) = watch::channel(Vec::new());
+        let (upstreams_sender, upstreams) = watch::channel(known);
         let routing = Routing { routes: Arc::clone(&routes), upstreams, guard: Arc::default() };
         let without_own = |targets: &[Target]| -> Vec<Target> {
             let (own, others): (Vec<_>, Vec<_>) =

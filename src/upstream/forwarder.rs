@@ -1,70 +1,62 @@
-//! Entry point of forwarding: cache lookup, routing and exchange with upstreams.
+//! The forwarder: its settings, its lanes, and lookups of its own.
 
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
-use tokio::sync::Notify;
+use arc_swap::{ArcSwapOption, Guard};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::addresses::addresses;
-use super::alias::{AliasChain, MAX_BORDERS, Resolution};
-use super::cache::CacheKey;
+use super::alias::MAX_BORDERS;
 use super::counters::Counters;
 use super::domain_loops::DomainLoops;
-use super::exchange::{Outgoing, QueryFailure, Sockets};
-use super::follow::{self, Routing};
+use super::follow;
 use super::hosts::{LookupFailed, LookupResult};
-use super::message::{Age, StoredResponse, UpstreamMessage, empty_response};
+use super::lane::{ForwarderShared, Lane};
 use super::order::{UpstreamList, UpstreamOrder};
-use super::rebinding::{RebindingGuard, WITHHELD};
-use super::resolver::{
-    Exchange, ExchangeError, ImmediateAnswer, MALFORMED, ResolvedQuery, Resolver,
-};
-use super::routes::{Route, RouteQuery};
-use super::scrub::{Borders, scrub};
-use super::{Settings, UpstreamReport, now, special};
+use super::rebinding::RebindingGuard;
+use super::resolver::Resolver;
+use super::{Settings, UpstreamReport, now};
 use crate::name::Name;
-use crate::wire::{ExtendedError, Parsed, Query, Transport, flags, put_u16, rcode, rtype, u16_at};
+use crate::wire::{Parsed, Query, flags, put_u16, rtype};
 
 /// TTL of a host's addresses if only one of the A and AAAA lookups succeeded.
 const PARTIAL_ANSWER_TTL: Duration = Duration::from_secs(30);
 
-/// Error of a query whose name or message cannot be sent to an upstream.
-const UNUSABLE_NAME: ExchangeError = ExchangeError {
-    error: ExtendedError { code: ExtendedError::OTHER, text: "the name cannot be forwarded" },
-    sent: false,
-};
-
 /// Forwards queries for names outside the zones; one instance for the whole server.
+///
+/// Its settings can be replaced while it runs; without settings, forwarding is off.
 #[derive(Debug)]
 pub struct Forwarder {
-    shared: Arc<ForwarderShared>,
-    /// Exchange for the server's own lookups.
-    own: Arc<UpstreamExchange>,
+    counters: Arc<Counters>,
+    state: Arc<Mutex<ForwarderState>>,
+    /// The lane of the server's own lookups.
+    own: LaneSlot,
+    /// Whether forwarding is on.
+    is_on: watch::Sender<bool>,
+    tracker: TaskTracker,
+    stop: CancellationToken,
 }
 
-/// The immediate outcome of a query.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LaneOutcome {
-    /// The response has been written from the cache.
-    Cached,
-    /// The response has been written without cache and upstreams.
-    Written,
-    /// The query needs the cache or the upstreams: call [`Lane::resolve`].
-    Deferred,
-    /// The query must not be forwarded: answer it from the registered services.
-    ///
-    /// The name is in a reverse zone that is local to this machine or network, or the client has
-    /// not set RD.
-    Outside,
-}
-
-/// A worker's handle to the forwarder, with its own sockets.
+/// A worker's place for its lane, which is replaced together with the settings.
+///
+/// It is empty while forwarding is off.
 #[derive(Debug)]
-pub struct Lane {
-    exchange: Arc<UpstreamExchange>,
+pub struct LaneSlot {
+    lane: Arc<ArcSwapOption<Lane>>,
+    state: Arc<Mutex<ForwarderState>>,
+}
+
+/// The current settings in operation, and the lanes that use them.
+#[derive(Debug, Default)]
+struct ForwarderState {
+    current: Option<Arc<ForwarderShared>>,
+    /// Ends the tasks of the current settings.
+    stop: CancellationToken,
+    lanes: Vec<Weak<ArcSwapOption<Lane>>>,
 }
 
 /// Snapshot of the forwarder's state for status output.
@@ -95,83 +87,138 @@ pub struct ListReport {
     pub order: UpstreamOrder,
 }
 
-/// State that all lanes share.
-#[derive(Debug)]
-struct ForwarderShared {
-    settings: Settings,
-    routing: Routing,
-    rebinding: Option<RebindingGuard>,
-    resolver: Arc<Resolver>,
-}
-
-/// Sends queries over the sockets of one lane.
-#[derive(Debug)]
-struct UpstreamExchange {
-    shared: Arc<ForwarderShared>,
-    sockets: Sockets,
-}
-
 impl Forwarder {
     /// Starts forwarding until `stop` is cancelled; must be called within a Tokio runtime.
-    pub fn start(settings: Settings, tracker: &TaskTracker, stop: &CancellationToken) -> Self {
-        let routing = follow::start(&settings, tracker, stop);
+    ///
+    /// Without settings, forwarding is off.
+    pub fn start(
+        settings: Option<Settings>,
+        tracker: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Self {
+        let state = Arc::<Mutex<ForwarderState>>::default();
+        let forwarder = Self {
+            counters: Arc::default(),
+            own: LaneSlot::new(&state),
+            state,
+            is_on: watch::Sender::new(false),
+            tracker: tracker.clone(),
+            stop: stop.clone(),
+        };
+        forwarder.replace(settings);
+        forwarder
+    }
+
+    /// Replaces the settings; must be called within a Tokio runtime.
+    ///
+    /// Equal settings change nothing. Queries in progress end with the old settings. The cache is
+    /// kept unless other settings could have led to other answers.
+    pub fn replace(&self, settings: Option<Settings>) {
+        let mut state = lock(&self.state);
+        let before = state.current.as_deref().map(|shared| &shared.settings);
+        if before == settings.as_ref() {
+            return;
+        }
+        let stop = self.stop.child_token();
+        let current = settings.map(|settings| self.run(settings, state.current.as_deref(), &stop));
+        state.stop.cancel();
+        state.stop = stop;
+        state.current = current;
+        let lanes = std::mem::take(&mut state.lanes);
+        let in_use = |lane: &Weak<ArcSwapOption<Lane>>| match lane.upgrade() {
+            Some(slot) => {
+                slot.store(state.current.as_ref().map(|shared| Arc::new(Lane::new(shared))));
+                true
+            }
+            None => false,
+        };
+        state.lanes = lanes.into_iter().filter(in_use).collect();
+        self.is_on.send_replace(state.current.is_some());
+    }
+
+    /// Starts the tasks of these settings; what is still valid of the old ones is kept.
+    fn run(
+        &self,
+        settings: Settings,
+        old: Option<&ForwarderShared>,
+        stop: &CancellationToken,
+    ) -> Arc<ForwarderShared> {
+        let known = old.filter(|old| old.settings.has_same_connections(&settings));
+        let known = known.map(|old| old.routing.upstreams.borrow().clone());
+        let routing = follow::start(&settings, known.unwrap_or_default(), &self.tracker, stop);
         let rebinding = RebindingGuard::of(&settings);
-        let resolver = Resolver::new(settings.cache_bytes, settings.stale);
+        let resolver = match old.filter(|old| old.settings.has_same_answers(&settings)) {
+            Some(old) => Arc::clone(&old.resolver),
+            None => {
+                let counters = Arc::clone(&self.counters);
+                Resolver::new(settings.cache_bytes, settings.stale, counters)
+            }
+        };
         let loops = DomainLoops::new(routing.clone(), Arc::clone(resolver.in_flight()));
-        tracker.spawn(loops.run(stop.clone()));
+        self.tracker.spawn(loops.run(stop.clone()));
         let shared = Arc::new(ForwarderShared { settings, routing, rebinding, resolver });
-        tracker.spawn(Arc::clone(&shared).clear_cache_on_change(stop.clone()));
-        Self { own: Arc::new(UpstreamExchange::new(&shared)), shared }
+        self.tracker.spawn(Arc::clone(&shared).clear_cache_on_change(stop.clone()));
+        shared
     }
 
-    /// Creates a handle for one worker.
-    pub fn lane(&self) -> Lane {
-        Lane { exchange: Arc::new(UpstreamExchange::new(&self.shared)) }
+    /// Creates the place of one worker's lane.
+    pub fn lane(&self) -> LaneSlot {
+        LaneSlot::new(&self.state)
     }
 
-    /// Describes the route of a query for `name` in words.
-    pub fn describe(&self, name: &Name, qtype: u16) -> String {
-        self.shared.routing.routes.load().describe(name, qtype)
+    /// Describes the route of a query for `name` in words; `None` if forwarding is off.
+    pub fn describe(&self, name: &Name, qtype: u16) -> Option<String> {
+        Some(self.current()?.routing.routes.load().describe(name, qtype))
     }
 
     /// Returns the counters since startup.
     pub fn counters(&self) -> &Counters {
-        &self.shared.resolver.counters
+        &self.counters
     }
 
-    /// Returns the current state.
-    pub fn report(&self) -> ForwardingReport {
-        let ForwarderShared { resolver, routing, .. } = &*self.shared;
+    /// Returns the current state; `None` if forwarding is off.
+    pub fn report(&self) -> Option<ForwardingReport> {
+        let current = self.current()?;
+        let ForwarderShared { resolver, routing, .. } = &*current;
         let routes = routing.routes.load();
         let list_report = |(domain, list): (Name, UpstreamList)| ListReport {
             domain,
             upstreams: list.iter().map(|upstream| upstream.target().to_string()).collect(),
             order: list.order(),
         };
-        ForwardingReport {
+        Some(ForwardingReport {
             entries: resolver.cache.len(),
             bytes: resolver.cache.bytes(),
             capacity: resolver.cache.capacity(),
             waiting: resolver.waiting(),
             upstreams: routes.upstreams().iter().map(|upstream| upstream.report()).collect(),
             lists: routes.lists().into_iter().map(list_report).collect(),
-        }
+        })
     }
 
     /// Looks up the addresses of a host outside the served zones, within 4 s.
     ///
     /// The lookup is cached like those of clients. A host without addresses yields an empty list
-    /// and the TTL of the negative answer.
+    /// and the TTL of the negative answer. While forwarding is off, waits until it is on.
     ///
     /// # Errors
     /// Returns an error if no upstream answers, the host is inside a served zone, or its name is
     /// special.
     pub async fn addresses(&self, host: &Name) -> LookupResult {
-        if self.shared.settings.zones.find(host).is_some() {
+        let lane = loop {
+            // The sender is dropped only with the forwarder.
+            let _ = self.is_on.subscribe().wait_for(|is_on| *is_on).await;
+            if let Some(lane) = self.own.load_full() {
+                break lane;
+            }
+        };
+        if lane.serves(host) {
             return Err(LookupFailed);
         }
-        let (v4, v6) =
-            tokio::join!(self.addresses_of(host, rtype::A), self.addresses_of(host, rtype::AAAA));
+        let (v4, v6) = tokio::join!(
+            addresses_of(&lane, host, rtype::A),
+            addresses_of(&lane, host, rtype::AAAA)
+        );
         match (v4, v6) {
             (Ok((mut v4, a)), Ok((v6, b))) => {
                 v4.extend(v6);
@@ -184,37 +231,68 @@ impl Forwarder {
         }
     }
 
-    /// Looks up the addresses of one type.
-    async fn addresses_of(
-        &self,
-        host: &Name,
-        qtype: u16,
-    ) -> Result<(Vec<IpAddr>, Duration), LookupFailed> {
-        let began = now();
-        let (mut name, mut min_ttl) = (*host, Duration::MAX);
-        for _ in 0..=MAX_BORDERS {
-            let request = address_query(&name, qtype);
-            let Parsed::Query(query) = Query::parse(&request) else { return Err(LookupFailed) };
-            let (entry, age) = self
-                .shared
-                .resolver
-                .resolve_entry(&self.own, &query, began, true, None)
-                .await
-                .map_err(|_| LookupFailed)?;
-            if entry.is_failure() {
-                return Err(LookupFailed);
-            }
-            min_ttl = min_ttl.min(entry.remaining_ttl(age));
-            let Some(target) = entry.stored.alias_target() else {
-                return Ok((addresses(entry.stored.message(), &name, qtype), min_ttl));
-            };
-            (name, _) = Name::from_wire(&target).map_err(|_| LookupFailed)?;
-            if self.shared.settings.zones.find(&name).is_some() {
-                return Err(LookupFailed);
-            }
-        }
-        Err(LookupFailed)
+    fn current(&self) -> Option<Arc<ForwarderShared>> {
+        lock(&self.state).current.clone()
     }
+}
+
+fn lock(state: &Mutex<ForwarderState>) -> MutexGuard<'_, ForwarderState> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl LaneSlot {
+    fn new(state: &Arc<Mutex<ForwarderState>>) -> Self {
+        let mut locked = lock(state);
+        let lane = locked.current.as_ref().map(|shared| Arc::new(Lane::new(shared)));
+        let lane = Arc::new(ArcSwapOption::new(lane));
+        // Workers come and go with the listeners.
+        locked.lanes.retain(|lane| lane.strong_count() > 0);
+        locked.lanes.push(Arc::downgrade(&lane));
+        Self { lane, state: Arc::clone(state) }
+    }
+
+    /// Creates the place of another worker's lane.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self::new(&self.state)
+    }
+
+    /// Returns the lane for a short use; `None` if forwarding is off.
+    pub fn load(&self) -> Guard<Option<Arc<Lane>>> {
+        self.lane.load()
+    }
+
+    /// Returns the lane for a long use; `None` if forwarding is off.
+    pub fn load_full(&self) -> Option<Arc<Lane>> {
+        self.lane.load_full()
+    }
+}
+
+/// Looks up the addresses of one type.
+async fn addresses_of(
+    lane: &Lane,
+    host: &Name,
+    qtype: u16,
+) -> Result<(Vec<IpAddr>, Duration), LookupFailed> {
+    let began = now();
+    let (mut name, mut min_ttl) = (*host, Duration::MAX);
+    for _ in 0..=MAX_BORDERS {
+        let request = address_query(&name, qtype);
+        let Parsed::Query(query) = Query::parse(&request) else { return Err(LookupFailed) };
+        let (entry, age) = lane.entry(&query, began).await.ok_or(LookupFailed)?;
+        if entry.is_failure() {
+            return Err(LookupFailed);
+        }
+        min_ttl = min_ttl.min(entry.remaining_ttl(age));
+        let Some(target) = entry.stored.alias_target() else {
+            return Ok((addresses(entry.stored.message(), &name, qtype), min_ttl));
+        };
+        (name, _) = Name::from_wire(&target).map_err(|_| LookupFailed)?;
+        if lane.serves(&name) {
+            return Err(LookupFailed);
+        }
+    }
+    Err(LookupFailed)
 }
 
 /// Builds a query for the addresses of a host.
@@ -226,369 +304,4 @@ fn address_query(host: &Name, qtype: u16) -> Vec<u8> {
     put_u16(&mut request, qtype);
     put_u16(&mut request, rtype::IN);
     request
-}
-
-impl Lane {
-    /// Creates a handle for another worker.
-    #[must_use]
-    pub fn fork(&self) -> Self {
-        Self { exchange: Arc::new(UpstreamExchange::new(&self.exchange.shared)) }
-    }
-
-    /// Returns whether to forward a message with an opcode other than QUERY.
-    ///
-    /// The settings must allow it, and the name must have upstreams.
-    pub fn passes(&self, query: &Query<'_>) -> bool {
-        let ForwarderShared { settings, routing, .. } = &*self.exchange.shared;
-        let other = query.flags & flags::OPCODE != 0 && !query.question.is_empty();
-        other
-            && settings.other_opcodes
-            && Name::from_wire(query.name()).is_ok_and(|(name, _)| {
-                settings.zones.find(&name).is_none()
-                    && matches!(routing.route(&name, route_query(query, true)), Route::Forward(_))
-            })
-    }
-
-    /// Writes the response into the empty `out` if no upstream is needed.
-    ///
-    /// Must be called within a Tokio runtime, because it may start the prefetch of an entry.
-    pub fn respond(
-        &self,
-        query: &Query<'_>,
-        transport: Transport,
-        now: Instant,
-        out: &mut Vec<u8>,
-    ) -> LaneOutcome {
-        let ForwarderShared { resolver, .. } = &*self.exchange.shared;
-        let recursion_desired = query.flags & flags::RD != 0;
-        // The cache contains only responses of the current upstreams, and so no special names.
-        match resolver.answer_from_cache(&self.exchange, query, transport, now, out) {
-            ImmediateAnswer::Written => return LaneOutcome::Cached,
-            ImmediateAnswer::Alias => return LaneOutcome::Deferred,
-            ImmediateAnswer::StaleOnly if recursion_desired => return LaneOutcome::Deferred,
-            ImmediateAnswer::StaleOnly | ImmediateAnswer::NotCached => {}
-        }
-        self.respond_by_route(query, recursion_desired, out)
-    }
-
-    /// Writes the response into the empty `out` if the route needs no upstream.
-    fn respond_by_route(
-        &self,
-        query: &Query<'_>,
-        recursion_desired: bool,
-        out: &mut Vec<u8>,
-    ) -> LaneOutcome {
-        let ForwarderShared { settings, routing, .. } = &*self.exchange.shared;
-        let Ok((name, _)) = Name::from_wire(query.name()) else { return LaneOutcome::Deferred };
-        match routing.route(&name, route_query(query, recursion_desired)) {
-            Route::Local(answer) if answer.special.is_reverse() => return LaneOutcome::Outside,
-            Route::Local(answer) => answer.write(query, settings.negative_ttl, out),
-            Route::Fail(error) => special::put_failure(query, error, out),
-            Route::Forward(_) => return LaneOutcome::Deferred,
-            Route::NotRecursive => return LaneOutcome::Outside,
-        }
-        LaneOutcome::Written
-    }
-
-    /// Resolves `request` within 4 s; `None` means to send no response.
-    ///
-    /// `source` is the client's address.
-    pub async fn resolve(
-        &self,
-        request: &[u8],
-        transport: Transport,
-        source: IpAddr,
-    ) -> Option<Resolution> {
-        let ForwarderShared { resolver, routing, .. } = &*self.exchange.shared;
-        let began = now();
-        let parsed = Query::parse(request);
-        // Passed by reference, because a copy would make the future larger.
-        let resolved = match &parsed {
-            Parsed::Silent => return None,
-            Parsed::Query(query) if query.flags & flags::RD == 0 => {
-                resolver.resolve_cached(&*self.exchange, query, transport)
-            }
-            Parsed::Query(query) => {
-                let source = source.to_canonical();
-                let suspect = routing.routes.load().has_upstream_at(source).then_some(source);
-                let resolved =
-                    resolver.resolve(&self.exchange, request, query, transport, suspect).await;
-                self.route_again(query, resolved)
-            }
-            // Boxed because it is rare: other queries must not reserve room for its future.
-            Parsed::Bad { query, .. } => Some(ResolvedQuery::Response(
-                Box::pin(resolver.relay(&self.exchange, request, query, transport)).await,
-            )),
-        };
-        Some(match resolved {
-            None => Resolution::Outside,
-            Some(ResolvedQuery::Response(response)) => Resolution::Response(response),
-            Some(ResolvedQuery::Alias { response, target }) => Resolution::Alias(Box::new(
-                AliasChain::new(request.to_vec(), transport, began, response, &target),
-            )),
-        })
-    }
-
-    /// Replaces a failure if the route has become local; `None` means `Outside`.
-    ///
-    /// A name may turn out to loop while its query waits. See [`LaneOutcome::Outside`].
-    fn route_again(&self, query: &Query<'_>, resolved: ResolvedQuery) -> Option<ResolvedQuery> {
-        let ResolvedQuery::Response(response) = &resolved else { return Some(resolved) };
-        if u16_at(response, 2).unwrap_or_default() & 0xF != rcode::SERVFAIL {
-            return Some(resolved);
-        }
-        let mut local = Vec::new();
-        match self.respond_by_route(query, true, &mut local) {
-            LaneOutcome::Written | LaneOutcome::Cached => Some(ResolvedQuery::Response(local)),
-            LaneOutcome::Deferred => Some(resolved),
-            LaneOutcome::Outside => None,
-        }
-    }
-
-    /// Resolves the last query of an alias chain, whose name is not served here.
-    ///
-    /// If the chain ends, writes the response to the client into the empty `out`. `Deferred` means
-    /// that the chain has reached another name; `Outside` that the query must be answered from the
-    /// registered services. The whole chain takes at most 4 s.
-    pub async fn follow(&self, chain: &mut AliasChain, out: &mut Vec<u8>) -> LaneOutcome {
-        let resolved = match Query::parse(chain.query()) {
-            Parsed::Query(query) => self.resolve_target(chain, &query).await,
-            Parsed::Bad { .. } | Parsed::Silent => {
-                *out = chain.fail(UNUSABLE_NAME.error);
-                return LaneOutcome::Written;
-            }
-        };
-        match resolved {
-            None => return LaneOutcome::Outside,
-            Some(ResolvedQuery::Response(last)) => *out = self.finish(chain, &last),
-            Some(ResolvedQuery::Alias { response, target }) => {
-                match chain.extend(response, &target) {
-                    Ok(()) => return LaneOutcome::Deferred,
-                    Err(error) => *out = chain.fail(error),
-                }
-            }
-        }
-        LaneOutcome::Written
-    }
-
-    /// Resolves the last query of a chain; `None` is [`LaneOutcome::Outside`].
-    async fn resolve_target(&self, chain: &AliasChain, query: &Query<'_>) -> Option<ResolvedQuery> {
-        let resolver = &self.exchange.shared.resolver;
-        let (transport, began) = (chain.transport(), chain.began());
-        let recursion_desired = query.flags & flags::RD != 0;
-        if !recursion_desired
-            && let Some(resolved) = resolver.resolve_cached(&*self.exchange, query, transport)
-        {
-            return Some(resolved);
-        }
-        let mut out = Vec::new();
-        match self.respond_by_route(query, recursion_desired, &mut out) {
-            LaneOutcome::Written | LaneOutcome::Cached => Some(ResolvedQuery::Response(out)),
-            LaneOutcome::Outside => None,
-            LaneOutcome::Deferred => {
-                let resolved = resolver
-                    .resolve_alias(&self.exchange, chain.query(), query, transport, began)
-                    .await;
-                self.route_again(query, resolved)
-            }
-        }
-    }
-
-    /// Builds the client's response at the end of a chain; `last` is the last response.
-    ///
-    /// The rebinding guard checks it against the name of the client's query.
-    pub fn finish(&self, chain: &AliasChain, last: &[u8]) -> Vec<u8> {
-        let Parsed::Query(query) = Query::parse(chain.request()) else { return Vec::new() };
-        let Ok(mut message) = chain.join(last) else { return chain.fail(MALFORMED) };
-        if let Some(withheld) = self.exchange.shared.withhold(query.question, &message) {
-            message = withheld;
-        }
-        let Ok(stored) = StoredResponse::new(&message, false) else {
-            return chain.fail(MALFORMED);
-        };
-        let mut out = Vec::with_capacity(512);
-        stored.write(&query, chain.transport(), Age::Fresh, &mut out);
-        out
-    }
-}
-
-/// Returns the properties of `query` that decide its route.
-fn route_query(query: &Query<'_>, recursion_desired: bool) -> RouteQuery {
-    RouteQuery { qtype: query.qtype, recursion_desired }
-}
-
-impl ForwarderShared {
-    /// Returns the replacement for a response that the rebinding guard withholds.
-    ///
-    /// `question` is the name, type and class. Returns `None` if the response is not withheld.
-    fn withhold(&self, question: &[u8], message: &[u8]) -> Option<Vec<u8>> {
-        let (guard, (name, _)) = (self.rebinding.as_ref()?, Name::from_wire(question).ok()?);
-        guard.withholds(&name, message).then(|| empty_response(question, WITHHELD))
-    }
-
-    /// Removes the records from an upstream's message that it has no authority over.
-    ///
-    /// Messages of other opcodes are passed on unchanged.
-    fn accept(
-        &self,
-        key: CacheKey<'_>,
-        message: Vec<u8>,
-        is_query: bool,
-    ) -> Result<UpstreamMessage, ExchangeError> {
-        let mut message = UpstreamMessage::from(message);
-        if is_query {
-            let routes = self.routing.routes.load();
-            let borders = Borders { zones: &self.settings.zones, routes: &routes };
-            message = scrub(message.bytes, borders)
-                .map_err(|_| ExchangeError { error: MALFORMED, sent: true })?;
-        }
-        Ok(self.withhold(key.question(), &message.bytes).map_or(message, UpstreamMessage::from))
-    }
-
-    /// Clears the cache at each change of upstreams: new ones may know other names.
-    ///
-    /// The cache is kept while there are no upstreams: then, stale entries are the only data.
-    async fn clear_cache_on_change(self: Arc<Self>, stop: CancellationToken) {
-        let mut upstreams = self.routing.upstreams.clone();
-        upstreams.mark_unchanged();
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                changed = upstreams.changed() => if changed.is_err() { return },
-            }
-            if !upstreams.borrow_and_update().is_empty() {
-                self.resolver.cache.clear();
-            }
-        }
-    }
-}
-
-impl UpstreamExchange {
-    /// Creates an exchange without open sockets.
-    fn new(shared: &Arc<ForwarderShared>) -> Self {
-        Self { shared: Arc::clone(shared), sockets: Sockets::default() }
-    }
-
-    /// Returns the upstreams of the key's name.
-    ///
-    /// A separate function, so that the name takes no room in the future that awaits the response.
-    fn upstreams(&self, key: CacheKey<'_>) -> Result<UpstreamList, ExchangeError> {
-        let question = key.question();
-        let (name, length) = Name::from_wire(question).map_err(|_| UNUSABLE_NAME)?;
-        let qtype = u16_at(question, length).unwrap_or_default();
-        match self.shared.routing.route(&name, RouteQuery { qtype, recursion_desired: true }) {
-            Route::Forward(upstreams) => Ok(upstreams),
-            Route::Fail(error) => Err(ExchangeError { error, sent: false }),
-            Route::Local(_) | Route::NotRecursive => Err(UNUSABLE_NAME),
-        }
-    }
-}
-
-impl Exchange for UpstreamExchange {
-    fn is_down(&self, key: CacheKey<'_>) -> bool {
-        self.upstreams(key).is_ok_and(|upstreams| upstreams.is_down(Instant::now()))
-    }
-
-    async fn query(
-        &self,
-        key: CacheKey<'_>,
-        message: Vec<u8>,
-        deadline: Instant,
-        interrupt: &Notify,
-    ) -> Result<UpstreamMessage, ExchangeError> {
-        let ForwarderShared { settings, .. } = &*self.shared;
-        let is_query = u16_at(&message, 2).unwrap_or_default() & flags::OPCODE == 0;
-        let outgoing = Outgoing::new(message, settings.random_case).ok_or(UNUSABLE_NAME)?;
-        let (upstreams, result) = loop {
-            let upstreams = self.upstreams(key)?;
-            tokio::select! {
-                biased;
-                result = self.sockets.query_upstreams(&upstreams, &outgoing, deadline) => {
-                    break (upstreams, result);
-                }
-                // An upstream sends the query back, so the others are queried.
-                () = interrupt.notified() => {}
-            }
-        };
-        let incoming = result.map_err(|failure| {
-            let (code, text) = match failure {
-                QueryFailure::NoUpstream => {
-                    (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream is available")
-                }
-                QueryFailure::TimedOut => {
-                    (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream answered in time")
-                }
-                QueryFailure::Dead => {
-                    (ExtendedError::NO_REACHABLE_AUTHORITY, "no upstream answers")
-                }
-                QueryFailure::Unreachable => {
-                    (ExtendedError::NETWORK_ERROR, "no upstream can be reached")
-                }
-                QueryFailure::BadResponse => {
-                    (ExtendedError::NETWORK_ERROR, "the upstreams sent no valid response")
-                }
-            };
-            let sent = match failure {
-                QueryFailure::NoUpstream | QueryFailure::Dead => false,
-                // The next query finds out at once whether an upstream is reachable again.
-                QueryFailure::Unreachable => !upstreams.is_down(Instant::now()),
-                QueryFailure::TimedOut | QueryFailure::BadResponse => true,
-            };
-            ExchangeError { error: ExtendedError { code, text }, sent }
-        })?;
-        tracing::trace!(upstream = ?incoming.upstream, rcode = incoming.rcode, "answered");
-        self.shared.accept(key, incoming.message, is_query)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::Ipv4Addr;
-
-    use super::super::Servers;
-    use super::super::cache::EMPTY_KEY_BUFFER;
-    use super::super::exchange::{Connector, Upstream};
-    use super::*;
-    use crate::name::Zones;
-
-    /// Maximum size of an allocation in glibc's thread cache, in bytes.
-    const GLIBC_TCACHE_MAX_BYTES: usize = 1032;
-
-    #[tokio::test]
-    async fn futures_of_waiting_queries_are_small() {
-        let settings = Settings {
-            servers: Servers::Named(vec!["127.0.0.1".parse().unwrap()]),
-            domains: Vec::new(),
-            order: None,
-            own: Vec::new(),
-            zones: Zones::new(&["svc".to_owned()]).unwrap(),
-            ca_file: None,
-            random_case: false,
-            rebinding: None,
-            cache_bytes: 0,
-            stale: Duration::ZERO,
-            negative_ttl: 1,
-            other_opcodes: false,
-            forward_single_labels: false,
-        };
-        let forwarder = Forwarder::start(settings, &TaskTracker::new(), &CancellationToken::new());
-        let lane = forwarder.lane();
-        let request = b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01".to_vec();
-        let (deadline, interrupt) = (Instant::now(), Notify::const_new());
-        let Parsed::Query(query) = Query::parse(&request) else { panic!("no query") };
-        let mut buffer = EMPTY_KEY_BUFFER;
-        let key = CacheKey::new(&query, &mut buffer).unwrap();
-        let upstream = Upstream::new(
-            "127.0.0.1".parse().unwrap(),
-            Connector::new(tokio::runtime::Handle::current(), None),
-        );
-        let outgoing = Outgoing::new(request.clone(), false).unwrap();
-        let sizes = [
-            // The constant allows for the rest of the server's task.
-            size_of_val(&lane.resolve(&request, Transport::Udp, Ipv4Addr::LOCALHOST.into())) + 400,
-            size_of_val(&lane.exchange.query(key, request.clone(), deadline, &interrupt)),
-            size_of_val(&lane.exchange.sockets.attempt(&upstream, &outgoing)),
-        ];
-        assert!(sizes.iter().all(|size| *size <= GLIBC_TCACHE_MAX_BYTES), "{sizes:?}");
-    }
 }

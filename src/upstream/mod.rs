@@ -17,6 +17,7 @@ mod health;
 mod hedge;
 mod hosts;
 mod in_flight;
+mod lane;
 mod loop_guard;
 mod loop_marks;
 mod message;
@@ -35,9 +36,10 @@ mod target;
 pub use alias::{AliasChain, Resolution};
 pub use counters::Counters;
 pub use exchange::CaFileError;
-pub use forwarder::{Forwarder, ForwardingReport, Lane, LaneOutcome, ListReport};
+pub use forwarder::{Forwarder, ForwardingReport, LaneSlot, ListReport};
 pub use health::UpstreamReport;
 pub use hosts::{HostRequests, LookupFailed, LookupResult, follow_hosts};
+pub use lane::{Lane, LaneOutcome};
 pub use order::UpstreamOrder;
 pub use special::is_answered_locally;
 pub use target::{Protocol, Target, TargetError};
@@ -49,7 +51,7 @@ use std::time::{Duration, Instant};
 use crate::name::{Name, Zones};
 
 /// Settings of the forwarder.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Upstreams for names outside `domains`.
     pub servers: Servers,
@@ -99,6 +101,23 @@ impl Settings {
     /// Returns an error if a CA file is set and it cannot be read or holds no certificate.
     pub fn check(&self) -> Result<(), CaFileError> {
         self.ca_file.as_deref().map_or(Ok(()), exchange::check_ca_file)
+    }
+
+    /// Returns whether these settings lead to the same answers, so that a cache stays valid.
+    fn has_same_answers(&self, other: &Self) -> bool {
+        let irrelevant = |settings: &Self| Self {
+            own: Vec::new(),
+            random_case: false,
+            negative_ttl: 0,
+            other_opcodes: false,
+            ..settings.clone()
+        };
+        irrelevant(self) == irrelevant(other)
+    }
+
+    /// Returns whether connections to upstreams, and what is known of their health, stay valid.
+    fn has_same_connections(&self, other: &Self) -> bool {
+        self.ca_file == other.ca_file && self.domains == other.domains
     }
 }
 

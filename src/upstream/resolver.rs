@@ -113,7 +113,7 @@ pub(super) enum ResolvedQuery {
 #[derive(Debug)]
 pub(super) struct Resolver {
     pub(super) cache: Cache,
-    pub(super) counters: Counters,
+    pub(super) counters: Arc<Counters>,
     in_flight: Arc<InFlight>,
 }
 
@@ -174,10 +174,10 @@ impl Resolver {
     /// Creates a resolver with a cache of at most `cache_bytes` bytes.
     ///
     /// Expired answers can be served for `stale`.
-    pub(super) fn new(cache_bytes: usize, stale: Duration) -> Arc<Self> {
+    pub(super) fn new(cache_bytes: usize, stale: Duration, counters: Arc<Counters>) -> Arc<Self> {
         Arc::new(Self {
             cache: Cache::new(cache_bytes, stale),
-            counters: Counters::default(),
+            counters,
             in_flight: Arc::default(),
         })
     }

@@ -15,6 +15,7 @@ fn the_tables_of_the_documentation_are_current() {
         ("keys", markdown()),
         ("registry keys", registry_markdown()),
         ("static keys", static_markdown()),
+        ("restart keys", restart_markdown()),
     ];
     for (name, table) in tables {
         let text = std::fs::read_to_string(path).unwrap();

@@ -67,7 +67,8 @@ impl FollowedRoot {
     fn start_in(root: tempfile::TempDir, settings: &Settings, timings: FollowTimings) -> Self {
         let sources = Sources { root: root.path().into(), own: settings.own.clone() };
         let connector = Connector::new(Handle::current(), None);
-        let (follower, routing) = SourceFollower::new(settings, sources, connector, timings);
+        let (follower, routing) =
+            SourceFollower::new(settings, sources, (connector, Vec::new()), timings);
         let stop = CancellationToken::new();
         tokio::spawn(follower.run(stop.clone()));
         Self { root, routing, stop }
@@ -219,7 +220,8 @@ fn unreadable_files_keep_the_last_upstreams_without_a_time_limit() {
     let sources = Sources { root: root.path().into(), own: settings.own.clone() };
     let timings = FollowTimings { keep_last_known: Duration::ZERO, ..long() };
     let connector = Connector::new(runtime.handle().clone(), None);
-    let (mut follower, ..) = SourceFollower::new(&settings, sources, connector, timings);
+    let (mut follower, ..) =
+        SourceFollower::new(&settings, sources, (connector, Vec::new()), timings);
     let mut servers = |change: &dyn Fn(&Path)| {
         change(&path);
         let snapshot = follower.snapshot();

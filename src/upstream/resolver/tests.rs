@@ -121,7 +121,10 @@ fn fixture(action: &[ScriptedAction], stale: Duration) -> ResolverFixture {
         asked: Mutex::default(),
         down: AtomicBool::default(),
     };
-    ResolverFixture { resolver: Resolver::new(1 << 20, stale), upstream: Arc::new(upstream) }
+    ResolverFixture {
+        resolver: Resolver::new(1 << 20, stale, Arc::default()),
+        upstream: Arc::new(upstream),
+    }
 }
 
 /// Returns a query for `NAME.example`, type A, with an OPT record.
@@ -649,7 +652,7 @@ async fn uncacheable_responses_are_not_cached() {
     none.answer(&plain("a")).await;
     assert_eq!(none.cached_response(&plain("a"), Transport::Udp), None);
     let off = ResolverFixture {
-        resolver: Resolver::new(0, STALE),
+        resolver: Resolver::new(0, STALE, Arc::default()),
         ..self::fixture(&[ScriptedAction::Answer(60, 0)], STALE)
     };
     off.answer(&plain("a")).await;

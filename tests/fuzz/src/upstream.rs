@@ -5,6 +5,7 @@
 use std::cell::{OnceCell, RefCell};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::Message;
@@ -31,7 +32,7 @@ const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 struct Setup {
     runtime: Runtime,
     tasks: LocalSet,
-    lane: Lane,
+    lane: Arc<Lane>,
     next: NextResponse,
     queries: RefCell<u32>,
 }
@@ -54,11 +55,13 @@ impl Setup {
         let lane = {
             let _inside = runtime.enter();
             Forwarder::start(
-                settings(udp.local_addr().unwrap()),
+                Some(settings(udp.local_addr().unwrap())),
                 &TaskTracker::new(),
                 &CancellationToken::new(),
             )
             .lane()
+            .load_full()
+            .unwrap()
         };
         tasks.spawn_local(serve_datagrams(udp, Rc::clone(&next)));
         tasks.spawn_local(serve_connections(tcp, Rc::clone(&next)));

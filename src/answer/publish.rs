@@ -79,6 +79,7 @@ impl Publisher {
             SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut snapshot = Snapshot::new(Arc::new(answer), catalog.registry_status(now));
         snapshot.zone_slots = zone_slots;
+        add_aliases(&mut snapshot);
         let answerer = Arc::new(Answerer {
             snapshot: ArcSwap::from_pointee(snapshot),
             rejections: ArcSwap::new(catalog.rejections()),
@@ -94,29 +95,7 @@ impl Publisher {
             retired: Vec::new(),
             services_per_step: SERVICES_PER_STEP,
         };
-        publisher.publish_aliases();
         (publisher, answerer)
-    }
-
-    /// Publishes the names of all aliases, before any service is known.
-    fn publish_aliases(&self) {
-        let mut next = Snapshot::clone(&self.answerer.snapshot.load());
-        self.add_aliases(&mut next);
-        self.answerer.snapshot.store(Arc::new(next));
-    }
-
-    /// Adds the names of all aliases to a table without services.
-    pub(super) fn add_aliases(&self, next: &mut Snapshot) {
-        let settings = Arc::clone(next.settings());
-        let aliases = &settings.aliases;
-        if aliases.is_empty() {
-            return;
-        }
-        let services = aliases.unregistered_services();
-        next.update_services(&services);
-        let mut names = next.update_ancestors(aliases.ancestors());
-        names.extend(aliases.outside_bases().map(Box::from));
-        self.compile(next, &services, &names);
     }
 
     /// Takes the keys that a registry had in an earlier run; publishes nothing yet.
@@ -241,33 +220,46 @@ impl Publisher {
         self.retired.push(before);
         self.retired.retain(|generation| Arc::strong_count(generation) > 1);
     }
+}
 
-    /// Compiles the nodes that changed services and names above them affect; returns their owners.
-    fn compile<'c>(
-        &self,
-        next: &mut Snapshot,
-        changed: &'c [ServiceChange],
-        toggled: &[Box<str>],
-    ) -> AffectedOwners<'c> {
-        let settings = &*Arc::clone(next.settings());
-        let owners = AffectedOwners::of(settings, next, changed, toggled);
-        let mut builder = NodeBuilder::default();
-        // Compiled in the order of the services, which is close to their order in memory.
-        let mut bytes = Vec::new();
-        let mut ends = Vec::with_capacity(owners.ends.len());
-        for (owner, service) in owners.iter() {
-            compile_node(next, settings, owner, service, &mut builder, &mut bytes);
-            ends.push(bytes.len());
-        }
-        let nodes = split_at_ends(&bytes, ends.iter().copied());
-        next.update_nodes(
-            owners
-                .iter()
-                .zip(nodes)
-                .map(|((owner, _), node)| (owner, (!node.is_empty()).then_some(node))),
-        );
-        owners
+/// Adds the names of all aliases to a table without services.
+pub(super) fn add_aliases(next: &mut Snapshot) {
+    let settings = Arc::clone(next.settings());
+    let aliases = &settings.aliases;
+    if aliases.is_empty() {
+        return;
     }
+    let services = aliases.unregistered_services();
+    next.update_services(&services);
+    let mut names = next.update_ancestors(aliases.ancestors());
+    names.extend(aliases.outside_bases().map(Box::from));
+    compile_affected(next, &services, &names);
+}
+
+/// Compiles the nodes that changed services and names above them affect; returns their owners.
+fn compile_affected<'c>(
+    next: &mut Snapshot,
+    changed: &'c [ServiceChange],
+    toggled: &[Box<str>],
+) -> AffectedOwners<'c> {
+    let settings = &*Arc::clone(next.settings());
+    let owners = AffectedOwners::of(settings, next, changed, toggled);
+    let mut builder = NodeBuilder::default();
+    // Compiled in the order of the services, which is close to their order in memory.
+    let mut bytes = Vec::new();
+    let mut ends = Vec::with_capacity(owners.ends.len());
+    for (owner, service) in owners.iter() {
+        compile_node(next, settings, owner, service, &mut builder, &mut bytes);
+        ends.push(bytes.len());
+    }
+    let nodes = split_at_ends(&bytes, ends.iter().copied());
+    next.update_nodes(
+        owners
+            .iter()
+            .zip(nodes)
+            .map(|((owner, _), node)| (owner, (!node.is_empty()).then_some(node))),
+    );
+    owners
 }
 
 /// A publication in progress, invisible to readers until [`Self::publish`].
@@ -302,7 +294,7 @@ impl Publication<'_> {
         // The bridge knows the names that it gave addresses to: it is not told about them again.
         let rebridged = std::mem::take(&mut outcome.rebridged);
         if let Some(next) = next.as_mut().filter(|_| !rebridged.is_empty()) {
-            publisher.compile(next, &[], &rebridged);
+            compile_affected(next, &[], &rebridged);
         }
         let Some(next) = next.as_mut().filter(|_| !changed.is_empty()) else { return false };
         // Several steps may compile the same owner; the last step sees everything that affects it.
@@ -313,7 +305,7 @@ impl Publication<'_> {
             next.update_addresses(&sorted_addresses(&next.hasher(), addresses));
             next.update_ancestors(ancestor_changes(changed))
         };
-        let owners = publisher.compile(next, changed, &toggled);
+        let owners = compile_affected(next, changed, &toggled);
         let settings = next.settings();
         if settings.bridge {
             let owners = owners.iter().map(|(owner, _)| owner);

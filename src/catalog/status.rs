@@ -86,6 +86,8 @@ pub struct RegistryStats {
     pub keys: usize,
     /// Endpoints of the keys that can be served.
     pub instances: usize,
+    /// Services with keys in the registry.
+    pub services: usize,
     /// Held keys: removed by the registry, but still served.
     pub held: usize,
     /// Holds since startup for each cause, without those that turned out to be no mass removal.

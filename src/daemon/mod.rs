@@ -8,6 +8,7 @@ mod directories;
 mod error;
 mod follow;
 mod follower;
+mod health;
 mod hold_log;
 mod listen_error;
 mod log;

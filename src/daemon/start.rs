@@ -12,13 +12,14 @@ use tokio_util::task::TaskTracker;
 use super::admin_port::{AdminPort, PreparedPort};
 use super::directories::Directories;
 use super::follow::{PipelineHandles, RegistryPipeline, UpdateChannel};
+use super::health::socket_report;
 use super::listen_error::{ListenError, report_not_listening};
 use super::parts::{Launch, Parts, Stops};
 use super::publisher::start_publisher;
 use super::resolv_conf::follow_line;
 use super::snapshots::Snapshots;
 use super::{Log, Responder, Server, StartError};
-use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo, SocketReport};
+use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo};
 use crate::bridge::Bridge;
 use crate::checks::CheckMonitor;
 use crate::config::Config;
@@ -136,9 +137,8 @@ impl Server {
         let snapshots = snapshots
             .map(|snapshots| tokio::spawn(snapshots.keep(Arc::clone(&answerer), stop.clone())));
         let open = addresses.len() + tls.len() + quic.len();
-        let report = move || SocketReport { open, ..SocketReport::default() };
-        parts.admin.sockets.watch(report);
-        tracker.spawn(Arc::clone(&parts.admin).watch_health(stop.clone()));
+        let heartbeats = bound.heartbeats();
+        parts.admin.sockets.watch(move || socket_report(open, &heartbeats));
         let lane = parts.forwarder.lane();
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::AdminContext;
-use crate::service::RegistryId;
+use crate::service::{MAX_REGISTRIES, RegistryId};
 
 /// Silence after which a worker counts as hanging.
 ///
@@ -166,7 +166,7 @@ impl AdminContext {
     pub fn health(&self) -> HealthReport {
         let mut health = HealthReport::default();
         let known = self.answerer.registry_status().known;
-        for (id, registry) in RegistryId::first(self.registries.len()).zip(&self.registries) {
+        for (id, registry) in RegistryId::first(MAX_REGISTRIES).zip(&*self.registries.load()) {
             let error = registry.report().error;
             if !known.contains(id) {
                 let reason = error.as_deref().unwrap_or("not read yet");

@@ -51,7 +51,7 @@ use tracing_appender::non_blocking::ErrorCounter;
 use crate::answer::{Answerer, Published};
 use crate::checks::CheckMonitor;
 use crate::metrics::DurationHistogram;
-use crate::registry::RegistryState;
+use crate::registry::RegistryStates;
 use crate::server::Counters;
 use crate::service::Update;
 use crate::upstream::Forwarder;
@@ -66,7 +66,7 @@ pub struct AdminContext {
     /// The published services, and counters of responses.
     pub answerer: Arc<Answerer>,
     /// The states of the registries, in the order of the configuration.
-    pub registries: Vec<Arc<RegistryState>>,
+    pub registries: RegistryStates,
     /// Counters of the sockets.
     pub server: Arc<Counters>,
     /// The forwarder, which may be off.
@@ -119,7 +119,7 @@ impl AdminContext {
     pub fn new(
         info: ServerInfo,
         (answerer, updates): (Arc<Answerer>, mpsc::Sender<Update>),
-        registries: Vec<Arc<RegistryState>>,
+        registries: RegistryStates,
         server: Arc<Counters>,
         forwarder: Arc<Forwarder>,
         checks: Option<Arc<CheckMonitor>>,

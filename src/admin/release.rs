@@ -1,7 +1,7 @@
 //! Holds that an operator ends by hand: `svcdns release`.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::requester::{NotPermitted, Privilege, Requester};
 use crate::catalog::{Hold, HoldView, Released};
-use crate::registry::{RegistryState, name_at};
+use crate::registry::{RegistryStates, name_at};
 use crate::service::{MAX_REGISTRIES, RegistryId, RegistrySet, Release, Update, WallClock};
 
 /// The right to end holds.
@@ -18,7 +18,7 @@ const RELEASE: Privilege = Privilege { command: "release", deed: "end a hold" };
 /// Sends requests to end holds to the publisher, and waits for the results.
 #[derive(Debug)]
 pub(super) struct Releases {
-    registries: Vec<Arc<RegistryState>>,
+    registries: RegistryStates,
     updates: mpsc::Sender<Update>,
     waiting: Mutex<WaitingReleases>,
 }
@@ -75,7 +75,7 @@ impl ReleaseError {
 
 impl Releases {
     /// Creates the requests of a server with these registries.
-    pub(super) fn new(registries: Vec<Arc<RegistryState>>, updates: mpsc::Sender<Update>) -> Self {
+    pub(super) fn new(registries: RegistryStates, updates: mpsc::Sender<Update>) -> Self {
         Self { registries, updates, waiting: Mutex::default() }
     }
 
@@ -89,12 +89,12 @@ impl Releases {
         name: Option<&str>,
     ) -> Result<Vec<ReleasedView>, ReleaseError> {
         let user = requester.authorize(RELEASE)?;
-        let named = self.registries.iter().zip(RegistryId::first(MAX_REGISTRIES));
+        let states = self.registries.load();
+        let named = states.iter().zip(RegistryId::first(MAX_REGISTRIES));
         let named = named.filter(|(state, _)| name.is_none_or(|name| state.name.as_str() == name));
         let registries: RegistrySet = named.map(|(_, registry)| registry).collect();
         if let (Some(name), true) = (name, registries.is_empty()) {
-            let known: Vec<&str> =
-                self.registries.iter().map(|state| state.name.as_str()).collect();
+            let known: Vec<&str> = states.iter().map(|state| state.name.as_str()).collect();
             return Err(ReleaseError::UnknownRegistry {
                 name: name.to_owned(),
                 known: known.join(", "),
@@ -106,13 +106,13 @@ impl Releases {
         self.updates.send(update).await.map_err(|_| ReleaseError::Stopping)?;
         let holds = result.await.map_err(|_| ReleaseError::Stopping)?;
         for Hold { registry, cause, keys, .. } in &holds {
-            let registry = name_at(&self.registries, registry.index());
+            let registry = name_at(&states, registry.index());
             tracing::warn!(%registry, keys, cause = cause.code(), user, "a hold was ended by hand");
         }
         let clock = WallClock::now();
         let view = |hold: &Hold| ReleasedView {
             registry: hold.registry.index(),
-            registry_name: name_at(&self.registries, hold.registry.index()),
+            registry_name: name_at(&states, hold.registry.index()),
             hold: hold.view(&clock),
         };
         Ok(holds.iter().map(view).collect())

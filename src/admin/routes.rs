@@ -119,10 +119,10 @@ async fn services(
     let RouteState { context, renderer, .. } = state;
     let make = move || {
         let AdminContext { answerer, registries, checks, .. } = &*context;
-        let snapshot = answerer.snapshot();
+        let (snapshot, registries) = (answerer.snapshot(), registries.load());
         let checks = checks.as_deref();
         let view =
-            |service: &Arc<_>| ServiceView::new(service, &snapshot, answerer, registries, checks);
+            |service: &Arc<_>| ServiceView::new(service, &snapshot, answerer, &registries, checks);
         let mut views: Vec<ServiceView> = if let Some(base) = params.base {
             let found = snapshot.service(&base);
             let service = found.and_then(|service| service.alias_target()).or(found);
@@ -140,13 +140,16 @@ async fn services(
 
 async fn rejected(State(state): State<RouteState>) -> Response {
     let RouteState { context, renderer, .. } = state;
-    let make = move || RejectionsView::new(&context.answerer.rejections(), &context.registries);
+    let make =
+        move || RejectionsView::new(&context.answerer.rejections(), &context.registries.load());
     renderer.long_json(make).await
 }
 
 async fn conflicts(State(state): State<RouteState>) -> Response {
     let RouteState { context, renderer, .. } = state;
-    renderer.long_json(move || ConflictView::all(&context.answerer, &context.registries)).await
+    renderer
+        .long_json(move || ConflictView::all(&context.answerer, &context.registries.load()))
+        .await
 }
 
 /// Parameters of `/v1/explain`.
@@ -180,7 +183,8 @@ async fn explain(State(state): State<RouteState>, Query(params): Query<ExplainPa
     let payload = Some(params.payload.unwrap_or(1232)).filter(|payload| *payload > 0);
     let draw = fastrand::u64(..);
     let mut explanation = state.context.answerer.explain(&name, rtype, payload, draw);
-    explanation.name_registries(|place| name_at(&state.context.registries, place));
+    let registries = state.context.registries.load();
+    explanation.name_registries(|place| name_at(&registries, place));
     explanation.bridge = bridge::describe(&state.context, &name);
     let checks = state.context.checks.as_deref();
     explanation.add_checks(|address| Some(CheckFailureView::at(checks, address)?.message));

@@ -373,6 +373,7 @@ impl ServerStatus {
             stale: !registry_status.disconnected.is_empty(),
             holding: registry_status.held_keys,
             registries: registries
+                .load()
                 .iter()
                 .zip(&stats.registries)
                 .enumerate()

@@ -37,7 +37,7 @@ impl fmt::Display for AliasTarget {
 }
 
 /// The aliases by their base, each with its last target.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Aliases {
     /// The last target of each alias, which is not an alias itself.
     targets: BTreeMap<Box<str>, AliasTarget>,

@@ -1,14 +1,11 @@
 //! What the port bridge does with a name, for people.
 
-use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 
 use super::answerer::Answerer;
-use super::bridging::{address, change_of, resolve, text_of, versions};
+use super::bridging::{address, change_of, names_of, resolve};
 use super::full::{self, NameLookup};
-use super::owner::service_owner;
-use crate::catalog::{Group, Service};
+use crate::catalog::Service;
 use crate::name::Name;
 use crate::service::{BridgeCandidate, BridgeChange};
 
@@ -20,9 +17,7 @@ impl Answerer {
         if snapshot.bridged.is_empty() {
             return Vec::new();
         }
-        let own = |group: &Arc<Group>| text_of(&service_owner(settings, service.base(), group)?);
-        let mut names: BTreeSet<_> = service.visible_groups().filter_map(own).collect();
-        names.extend(versions(settings, service));
+        let names = names_of(settings, service);
         let is_own = |name: &String| {
             resolve(&snapshot, settings, name)
                 .is_some_and(|found| found.service.base() == service.base())

@@ -12,7 +12,7 @@ use super::full::{self, NameForm, NameLookup, Selection, join_labels};
 use super::owner::{owner_labels, service_owner};
 use super::settings::Settings;
 use super::table::Snapshot;
-use crate::catalog::{RegistryKey, Service, ServiceChange};
+use crate::catalog::{Group, RegistryKey, Service, ServiceChange};
 use crate::service::{BridgeCandidate, BridgeChange, Host, ReachableRegistration};
 
 /// Returns the address of the port bridge for what these labels select, if it has one.
@@ -48,6 +48,25 @@ pub(super) fn changes<'o>(
         names.extend(versions(settings, service));
     }
     names.into_iter().map(|name| change_of(snapshot, settings, &name)).collect()
+}
+
+/// Returns what changed for the bridge about names that services had with the former settings.
+pub(super) fn former_names(
+    snapshot: &Snapshot,
+    former: &Settings,
+    changed: &[ServiceChange],
+) -> Vec<BridgeChange> {
+    let services = changed.iter().filter_map(|change| change.before.as_deref());
+    let names: BTreeSet<String> = services.flat_map(|service| names_of(former, service)).collect();
+    names.into_iter().map(|name| change_of(snapshot, snapshot.settings(), &name)).collect()
+}
+
+/// Returns the names that the bridge may know a service by: the shortest, and those of versions.
+pub(super) fn names_of(settings: &Settings, service: &Service) -> BTreeSet<String> {
+    let own = |group: &Arc<Group>| text_of(&service_owner(settings, service.base(), group)?);
+    let mut names: BTreeSet<_> = service.visible_groups().filter_map(own).collect();
+    names.extend(versions(settings, service));
+    names
 }
 
 /// Returns the names of a service's versions, except `latest`, which is the service's own name.

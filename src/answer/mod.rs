@@ -27,6 +27,7 @@ mod node;
 mod owner;
 mod publish;
 mod rare;
+mod reconfigure;
 mod respond;
 mod reverse;
 mod rrset;

@@ -34,8 +34,8 @@ const SERVICES_PER_STEP: usize = 100_000;
 /// Owns the catalog and publishes its changes for an [`Answerer`].
 #[derive(Debug)]
 pub struct Publisher {
-    catalog: Catalog,
-    answerer: Arc<Answerer>,
+    pub(super) catalog: Catalog,
+    pub(super) answerer: Arc<Answerer>,
     /// Older generations that readers may still hold.
     retired: Vec<Arc<Snapshot>>,
     /// Maximum services compiled per call of [`Publication::compile_next`]; lower in tests.
@@ -101,18 +101,23 @@ impl Publisher {
 
     /// Publishes the names of all aliases, before any service is known.
     fn publish_aliases(&self) {
-        let before = self.answerer.snapshot.load();
-        let aliases = &before.settings().aliases;
+        let mut next = Snapshot::clone(&self.answerer.snapshot.load());
+        self.add_aliases(&mut next);
+        self.answerer.snapshot.store(Arc::new(next));
+    }
+
+    /// Adds the names of all aliases to a table without services.
+    pub(super) fn add_aliases(&self, next: &mut Snapshot) {
+        let settings = Arc::clone(next.settings());
+        let aliases = &settings.aliases;
         if aliases.is_empty() {
             return;
         }
-        let mut next = Snapshot::clone(&before);
         let services = aliases.unregistered_services();
         next.update_services(&services);
         let mut names = next.update_ancestors(aliases.ancestors());
         names.extend(aliases.outside_bases().map(Box::from));
-        self.compile(&mut next, &services, &names);
-        self.answerer.snapshot.store(Arc::new(next));
+        self.compile(next, &services, &names);
     }
 
     /// Takes the keys that a registry had in an earlier run; publishes nothing yet.
@@ -215,15 +220,24 @@ impl Publisher {
             }
             next
         });
-        let (indexed, bridge) = (None, Vec::new());
-        Publication { publisher: self, outcome, with_aliases, next, indexed, compiled: 0, bridge }
+        let (reported, indexed, bridge) = (None, None, Vec::new());
+        Publication {
+            publisher: self,
+            outcome,
+            with_aliases,
+            reported,
+            next,
+            indexed,
+            compiled: 0,
+            bridge,
+        }
     }
 
     /// Makes a generation the one that readers load.
     ///
     /// The publisher keeps older generations until no reader holds them, so that no reader spends
     /// time on freeing one.
-    fn store(&mut self, next: Snapshot) {
+    pub(super) fn store(&mut self, next: Snapshot) {
         let before = self.answerer.snapshot.swap(Arc::new(next));
         self.retired.push(before);
         self.retired.retain(|generation| Arc::strong_count(generation) > 1);
@@ -261,18 +275,20 @@ impl Publisher {
 #[derive(Debug)]
 #[must_use = "what is not published is lost"]
 pub struct Publication<'p> {
-    publisher: &'p mut Publisher,
-    outcome: SettleOutcome,
+    pub(super) publisher: &'p mut Publisher,
+    pub(super) outcome: SettleOutcome,
     /// The published changes, if aliases make them differ from those of the catalog.
-    with_aliases: Option<Vec<ServiceChange>>,
+    pub(super) with_aliases: Option<Vec<ServiceChange>>,
+    /// The changes since the former generation, if the new one is made from nothing.
+    pub(super) reported: Option<Vec<ServiceChange>>,
     /// The new generation; `None` if nothing changed.
-    next: Option<Snapshot>,
+    pub(super) next: Option<Snapshot>,
     /// The names that came or went, if [`Publisher::publish_services`] has indexed all changes.
-    indexed: Option<Vec<Box<str>>>,
+    pub(super) indexed: Option<Vec<Box<str>>>,
     /// Number of changed services that are completely compiled.
-    compiled: usize,
+    pub(super) compiled: usize,
     /// What changed for the port bridge so far.
-    bridge: Vec<BridgeChange>,
+    pub(super) bridge: Vec<BridgeChange>,
 }
 
 impl Publication<'_> {
@@ -280,7 +296,7 @@ impl Publication<'_> {
     ///
     /// Returns `false` once all nodes are compiled and only [`Self::publish`] is left to call.
     pub fn compile_next(&mut self) -> bool {
-        let Self { publisher, outcome, with_aliases, next, indexed, compiled, bridge } = self;
+        let Self { publisher, outcome, with_aliases, next, indexed, compiled, bridge, .. } = self;
         let all = with_aliases.as_ref().unwrap_or(&outcome.changed);
         let rest = all.get(*compiled..).unwrap_or_default();
         let changed = &rest[..rest.len().min(publisher.services_per_step)];
@@ -314,13 +330,20 @@ impl Publication<'_> {
         let Self {
             publisher,
             outcome: SettleOutcome { changed, lease_checks, hosts, checks, released, wake, .. },
+            reported,
             next,
-            bridge,
+            mut bridge,
             ..
         } = self;
         if let Some(next) = next {
+            if let Some(reported) = reported.as_ref().filter(|_| next.settings().bridge) {
+                // The bridge has been told about all names that there are, not about former ones.
+                let former = publisher.answerer.settings();
+                bridge.extend(bridging::former_names(&next, &former, reported));
+            }
             publisher.store(next);
         }
+        let changed = reported.unwrap_or(changed);
         publisher.answerer.rejections.store(publisher.catalog.rejections());
         publisher.answerer.stats.store(Arc::new(publisher.catalog.stats()));
         Published { changed, hosts, bridge, checks, lease_checks, released, wake }

@@ -59,6 +59,33 @@ impl Settings {
         }
     }
 
+    /// Returns whether the table that these settings need is also the one of `other`.
+    pub(super) fn needs_same_table(&self, other: &Self) -> bool {
+        let Self {
+            zones,
+            deployment,
+            namespace,
+            version_fallback,
+            // Responses take these from the settings.
+            answers: _,
+            ttl: _,
+            negative_ttl: _,
+            listen: _,
+            forwarding: _,
+            aliases,
+            bridge,
+            registry_names,
+            static_registries: _,
+        } = self;
+        *zones == other.zones
+            && *deployment == other.deployment
+            && *namespace == other.namespace
+            && *version_fallback == other.version_fallback
+            && *aliases == other.aliases
+            && *bridge == other.bridge
+            && *registry_names == other.registry_names
+    }
+
     /// Returns the target of this name if it is an alias of a name outside the zones.
     pub fn outside_target(&self, name: &Name) -> Option<&Name> {
         let (_, zone) = self.zones.find(name)?;

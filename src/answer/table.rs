@@ -94,6 +94,18 @@ impl Snapshot {
         }
     }
 
+    /// Returns the next generation of the same table, with other settings.
+    pub(super) fn with_settings(&self, settings: Settings) -> Self {
+        let mut next = Self { settings: Arc::new(settings), ..self.clone() };
+        next.advance();
+        next
+    }
+
+    /// Returns an empty table for the next generation, with other settings.
+    pub(super) fn rebuilt(&self, settings: Settings, registry_status: RegistryStatus) -> Self {
+        Self { generation: self.generation + 1, ..Self::new(Arc::new(settings), registry_status) }
+    }
+
     /// Returns the settings of this generation.
     pub fn settings(&self) -> &Arc<Settings> {
         &self.settings

@@ -6,6 +6,7 @@ mod checks;
 mod messages;
 mod naming;
 mod properties;
+mod reconfigure;
 mod reverse;
 mod sources;
 

@@ -13,7 +13,7 @@ use crate::service::{CheckChange, CheckTarget, CheckVerdict, Endpoint, NamePatte
 const PROTOCOL: &str = "protocol";
 
 /// The rules for which instances are checked, and how.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckRules {
     /// Patterns of the names of services, of which one must match.
     pub names: Vec<NamePattern>,
@@ -85,6 +85,11 @@ impl CheckIndex {
     /// Creates the index without targets.
     pub(super) fn new(rules: CheckRules) -> Self {
         Self { rules, bases: HashMap::default(), failing: HashSet::default(), left_out: 0 }
+    }
+
+    /// Replaces the rules for leaving out failing instances; those for targets must be the same.
+    pub(super) fn set_rules(&mut self, rules: CheckRules) {
+        self.rules = rules;
     }
 
     /// Leaves out the instances of a service that fail, except where none would be left.

@@ -22,6 +22,7 @@ mod one_or_many;
 #[cfg(test)]
 mod properties;
 mod puts;
+mod rebuilt;
 mod rejections;
 mod release;
 mod removals;
@@ -45,6 +46,7 @@ pub use hosts::HostAddresses;
 pub use key::{Group, RegistryKey};
 pub use model::{ExclusionReason, Instance, Service, ServiceChange};
 pub use one_or_many::OneOrMany;
+pub use rebuilt::KeptRegistry;
 pub use rejections::{MAX_LISTED_REJECTIONS, RejectedKey, Rejections};
 pub use rules::{Docker0, Merge, ServiceRules};
 pub use saved::{MalformedKeys, save_keys};
@@ -84,7 +86,7 @@ pub const MAX_KEYS: usize = (u32::MAX as usize) / MAX_REGISTRIES;
 const MAX_SYNC_WAIT: Duration = Duration::from_secs(10);
 
 /// Configuration of the catalog.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// The served zones, whose suffixes are stripped from registered names.
     pub zones: Zones,
@@ -263,6 +265,11 @@ impl Catalog {
     /// rebuilt earlier for another reason (an event of another registry, the end of a hold)
     /// already includes the instances that the list has delivered so far.
     pub fn settle(&mut self, now: Instant) -> SettleOutcome {
+        self.settle_after(Vec::new(), now)
+    }
+
+    /// Settles a catalog that follows one with these services.
+    fn settle_after(&mut self, before: Vec<Arc<Service>>, now: Instant) -> SettleOutcome {
         let started = *self.started.get_or_insert(now);
         let mut outcome = SettleOutcome::default();
         for registry in self.registries() {
@@ -284,6 +291,7 @@ impl Catalog {
         });
         // A list arrives in key order, and a stable sort is fast on nearly sorted input.
         outcome.changed.sort_by(|a, b| a.base().cmp(b.base()));
+        outcome.changed = rebuilt::changes_from(before, outcome.changed);
         outcome.hosts = self.hosts.update(&outcome.changed);
         outcome.rebridged = std::mem::take(&mut self.rebridged);
         if let Some(checks) = &mut self.checks {

@@ -75,7 +75,7 @@ async fn explain_from_registries(
     let name = names::complete(&command.name, &config.zones)?;
     let rtype = names::rtype(command.kind.as_deref(), &name)?;
     let RegistryReading { answerer, states } = super::registries::read(&config).await?;
-    for state in &states {
+    for state in &*states {
         if let Some(error) = state.report().error {
             output::complain(&format!("{state} could not be read completely: {error}"));
         }

@@ -23,7 +23,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 pub(super) struct RegistryReading {
     pub(super) answerer: Arc<Answerer>,
     /// The states of the registries, in the order of the configuration.
-    pub(super) states: Vec<Arc<RegistryState>>,
+    pub(super) states: Arc<Vec<Arc<RegistryState>>>,
 }
 
 /// Reads the registries of a configuration once.
@@ -38,6 +38,7 @@ pub(super) async fn read(config: &Config) -> anyhow::Result<RegistryReading> {
     let (mut pipeline, PipelineHandles { answerer, states, .. }) =
         RegistryPipeline::new(config, &config.listen, UpdateChannel::default(), None, None);
     pipeline.start(&tracker, &stop);
+    let states = states.load();
     let is_read =
         || states.iter().all(|state| state.report().synced) && answerer.registry_status().synced;
     // Trying again does not mend a refusal, so there is nothing to wait for.

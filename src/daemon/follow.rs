@@ -4,17 +4,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::answer::{Answerer, Published, Publisher};
+use super::follower::Follower;
+use crate::answer::{self, Answerer, Published, Publisher};
 use crate::bridge::BridgeRequests;
-use crate::catalog::MalformedKeys;
+use crate::catalog::{self, KeptRegistry, MalformedKeys};
 use crate::config::Config;
-use crate::registry::{Feed, NamedSource, Registry, RegistryCommand, RegistryState, Source};
-use crate::service::{Change, CheckChange, ListKind, MAX_REGISTRIES, RegistryId, Update};
+use crate::registry::{Feed, NamedSource, RegistryCommand, RegistryState, RegistryStates};
+use crate::service::{CheckChange, ListKind, MAX_REGISTRIES, RegistryId, Update};
 use crate::upstream::HostRequests;
 
 /// Limit on updates that wait for publication; at the limit, their sources wait.
@@ -27,11 +28,8 @@ const MAX_WAITING_UPDATES: usize = 64;
 /// Without it, a flood of changes would delay the changes received first.
 const MAX_CHANGES_PER_PUBLICATION: usize = 50_000;
 
-/// Limit on commands that wait for one registry.
-const MAX_WAITING_COMMANDS: usize = 16;
-
-/// Pause before a panicked follower is started again.
-const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// Maximum wait for the followers of a former configuration to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Follows all registries of a configuration and publishes their services.
 ///
@@ -40,10 +38,21 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// data comes from one arena of the allocator. Long tasks therefore yield to the others.
 #[derive(Debug)]
 pub struct RegistryPipeline {
-    pending: Vec<PendingRegistry>,
+    registries: Vec<FollowedRegistry>,
+    states: RegistryStates,
     publisher: Publisher,
+    /// The settings of the catalog, to tell what a new configuration changes.
+    catalog: catalog::Settings,
     updates: mpsc::Receiver<Update>,
-    commands: Vec<mpsc::Sender<RegistryCommand>>,
+    /// For the feeds of new followers. Weak, so that the channel closes with its last source.
+    sender: mpsc::WeakSender<Update>,
+    requests: mpsc::Receiver<ReconfigureRequest>,
+    /// The configuration to apply next, once the updates of the former followers are published.
+    requested: Option<ReconfigureRequest>,
+    /// The configuration that the last call of [`Self::next`] applied.
+    applied: Option<Arc<Config>>,
+    /// Where the followers run, and their end; `None` before [`Self::start`].
+    tasks: Option<(TaskTracker, CancellationToken)>,
     /// Receives the host names to look up, if forwarding is on.
     hosts: Option<Arc<HostRequests>>,
     /// Receives the names that may be bridged, if the bridge is on.
@@ -53,14 +62,64 @@ pub struct RegistryPipeline {
     wake: Option<Instant>,
 }
 
-/// A registry that is not followed yet.
+/// A registry of the pipeline.
 #[derive(Debug)]
-struct PendingRegistry {
-    source: Source,
+struct FollowedRegistry {
+    source: NamedSource,
+    state: Arc<RegistryState>,
     /// The kind of its first list.
     first: ListKind,
-    feed: Feed,
-    commands: mpsc::Receiver<RegistryCommand>,
+    /// `None` before the start.
+    follower: Option<Follower>,
+}
+
+impl FollowedRegistry {
+    fn new(source: &NamedSource, former: Option<&RegistryState>) -> Self {
+        let NamedSource { name, source: registry, removal_grace } = source;
+        let state = RegistryState::new(name.clone(), registry.to_string(), *removal_grace);
+        let state = Arc::new(former.map_or(state.clone(), |former| state.continuing(former)));
+        Self { source: source.clone(), state, first: ListKind::Routine, follower: None }
+    }
+}
+
+/// A request to apply another configuration.
+#[derive(Debug)]
+struct ReconfigureRequest {
+    config: Arc<Config>,
+    /// The addresses that the server listens at.
+    listen: Vec<SocketAddr>,
+    done: oneshot::Sender<()>,
+}
+
+/// Applies other configurations to a running pipeline.
+#[derive(Clone, Debug)]
+pub struct PipelineHandle(mpsc::Sender<ReconfigureRequest>);
+
+/// Error: the pipeline has ended, because the server is stopping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the server is stopping")]
+pub struct PipelineEnded;
+
+impl PipelineHandle {
+    /// Applies another configuration; returns once all answers are from it.
+    ///
+    /// Answers are from the former configuration until then. Registries of the same name and kind
+    /// keep their names, even if they cannot be reached; their next list is judged as after a
+    /// reconnect. The names of other registries are gone. `listen` are the addresses that the
+    /// server listens at.
+    ///
+    /// # Errors
+    /// If the server is stopping.
+    pub async fn reconfigure(
+        &self,
+        config: Arc<Config>,
+        listen: Vec<SocketAddr>,
+    ) -> Result<(), PipelineEnded> {
+        let (done, result) = oneshot::channel();
+        let request = ReconfigureRequest { config, listen, done };
+        self.0.send(request).await.map_err(|_| PipelineEnded)?;
+        result.await.map_err(|_| PipelineEnded)
+    }
 }
 
 /// The parts of a pipeline that the rest of the server uses.
@@ -69,9 +128,11 @@ pub struct PipelineHandles {
     /// Answers queries from the latest snapshot.
     pub answerer: Arc<Answerer>,
     /// The states of the registries, in the order of the configuration.
-    pub states: Vec<Arc<RegistryState>>,
+    pub states: RegistryStates,
     /// Sends updates from sources other than the registries.
     pub updates: mpsc::Sender<Update>,
+    /// Applies other configurations.
+    pub handle: PipelineHandle,
 }
 
 /// The channel of updates of a pipeline.
@@ -104,31 +165,31 @@ impl RegistryPipeline {
         hosts: Option<Arc<HostRequests>>,
         bridge: Option<Arc<BridgeRequests>>,
     ) -> (Self, PipelineHandles) {
-        let (mut catalog, mut settings) = (config.catalog(), config.answer(listen));
-        settings.forwarding &= hosts.is_some();
-        // The bridge may have failed to start.
-        settings.bridge &= bridge.is_some();
-        catalog.bridge_pool = catalog.bridge_pool.filter(|_| bridge.is_some());
-        let (publisher, answerer) = Publisher::new(catalog, settings, Instant::now());
-        let (mut pending, mut commands, mut states) = (Vec::new(), Vec::new(), Vec::new());
-        for (NamedSource { name, source, removal_grace }, registry) in
-            config.registries.iter().cloned().zip(RegistryId::first(MAX_REGISTRIES))
-        {
-            let state = Arc::new(RegistryState::new(name, source.to_string(), removal_grace));
-            let (sender_of_commands, receiver) = mpsc::channel(MAX_WAITING_COMMANDS);
-            let feed = Feed::new(registry, sender.clone(), Arc::clone(&state));
-            pending.push(PendingRegistry {
-                source,
-                first: ListKind::Routine,
-                feed,
-                commands: receiver,
-            });
-            commands.push(sender_of_commands);
-            states.push(state);
-        }
-        let pipeline =
-            Self { pending, publisher, updates, commands, hosts, bridge, checks: None, wake: None };
-        (pipeline, PipelineHandles { answerer, states, updates: sender })
+        let parts = (hosts.is_some(), bridge.is_some());
+        let (catalog, settings) = settings_of(config, listen, parts);
+        let (publisher, answerer) = Publisher::new(catalog.clone(), settings, Instant::now());
+        let registries = config.registries.iter().map(|source| FollowedRegistry::new(source, None));
+        let registries: Vec<FollowedRegistry> = registries.collect();
+        let states = RegistryStates::new(states_of(&registries));
+        let (to_pipeline, requests) = mpsc::channel(1);
+        let pipeline = Self {
+            registries,
+            states: states.clone(),
+            publisher,
+            catalog,
+            updates,
+            sender: sender.downgrade(),
+            requests,
+            requested: None,
+            applied: None,
+            tasks: None,
+            hosts,
+            bridge,
+            checks: None,
+            wake: None,
+        };
+        let handle = PipelineHandle(to_pipeline);
+        (pipeline, PipelineHandles { answerer, states, updates: sender, handle })
     }
 
     /// Returns the changes of the endpoints to check, from now on.
@@ -147,8 +208,8 @@ impl RegistryPipeline {
     /// If the keys are malformed; nothing is then restored.
     pub fn restore(&mut self, registry: RegistryId, saved: &[u8]) -> Result<(), MalformedKeys> {
         self.publisher.restore(registry, saved, Instant::now())?;
-        if let Some(pending) = self.pending.get_mut(registry.index()) {
-            pending.first = ListKind::Reconnect;
+        if let Some(registry) = self.registries.get_mut(registry.index()) {
+            registry.first = ListKind::Reconnect;
         }
         Ok(())
     }
@@ -160,9 +221,28 @@ impl RegistryPipeline {
 
     /// Starts tasks of the current runtime that follow all registries until `stop`.
     pub fn start(&mut self, tracker: &TaskTracker, stop: &CancellationToken) {
-        for PendingRegistry { source, first, feed, commands } in self.pending.drain(..) {
-            tracker.spawn(keep_following(source, first, feed, commands, stop.clone()));
+        self.tasks = Some((tracker.clone(), stop.clone()));
+        self.start_followers();
+    }
+
+    /// Starts to follow the registries that are not followed yet.
+    fn start_followers(&mut self) {
+        // Without a sender, all sources have ended, and so does the pipeline.
+        let Some(((tracker, stop), sender)) = self.tasks.as_ref().zip(self.sender.upgrade()) else {
+            return;
+        };
+        for (id, registry) in RegistryId::first(MAX_REGISTRIES).zip(&mut self.registries) {
+            let FollowedRegistry { source, state, first, follower } = registry;
+            follower.get_or_insert_with(|| {
+                let feed = Feed::new(id, sender.clone(), Arc::clone(state));
+                Follower::start(source.source.clone(), *first, feed, tracker, stop)
+            });
         }
+    }
+
+    /// Returns the configuration that the last call of [`Self::next`] applied, if it did.
+    pub fn take_applied(&mut self) -> Option<Arc<Config>> {
+        self.applied.take()
     }
 
     /// Waits for updates or a deadline, and publishes a snapshot.
@@ -170,16 +250,33 @@ impl RegistryPipeline {
     /// A deadline is, for example, the end of a removal grace. Returns the publication and its
     /// duration, or `None` once all sources have ended.
     pub async fn next(&mut self) -> Option<(Published, Duration)> {
+        if let Some(request) = self.requested.take() {
+            let start = Instant::now();
+            return Some((self.rebuild(request, start).await, start.elapsed()));
+        }
         let wake = self.wake;
         let deadline = wake.unwrap_or_else(Instant::now).into();
         let first = tokio::select! {
             update = self.updates.recv() => Some(update?),
+            Some(request) = self.requests.recv() => {
+                let start = Instant::now();
+                if self.apply_settings(&request) {
+                    self.finish(request);
+                    let published = Published { wake, ..Published::default() };
+                    return Some((published, start.elapsed()));
+                }
+                // Updates of the former followers are published first: registries have other
+                // numbers later.
+                self.stop_followers().await;
+                self.requested = Some(request);
+                None
+            }
             () = tokio::time::sleep_until(deadline), if wake.is_some() => None,
         };
         let start = Instant::now();
         let mut taken = 0;
         let waiting = std::iter::from_fn(|| {
-            let is_room = taken < MAX_CHANGES_PER_PUBLICATION;
+            let is_room = taken < MAX_CHANGES_PER_PUBLICATION || self.requested.is_some();
             let update = is_room.then(|| self.updates.try_recv().ok()).flatten()?;
             taken += update.len();
             Some(update)
@@ -208,7 +305,12 @@ impl RegistryPipeline {
             // Let the other tasks of this thread run: their connections must answer pings.
             yield_now().await;
         }
-        let mut published = publication.publish();
+        let published = publication.publish();
+        self.pass_on(published)
+    }
+
+    /// Passes on the work that a publication asks for.
+    fn pass_on(&mut self, mut published: Published) -> Published {
         self.wake = published.wake;
         if let Some(hosts) = &self.hosts {
             hosts.update(std::mem::take(&mut published.hosts));
@@ -221,146 +323,100 @@ impl RegistryPipeline {
             let _ = checks.send(std::mem::take(&mut published.checks));
         }
         for (registry, leases) in published.lease_checks.drain(..) {
-            if let Some(commands) = self.commands.get(registry.index()) {
-                // If the registry's queue is full, the leases stay unchecked, as if it were
-                // unreachable.
-                let _ = commands.try_send(RegistryCommand::CheckLeases(leases));
+            let registry = self.registries.get(registry.index());
+            if let Some(follower) = registry.and_then(|registry| registry.follower.as_ref()) {
+                follower.command(RegistryCommand::CheckLeases(leases));
             }
         }
         published
     }
-}
 
-/// Follows a registry until `stop`; restarts its follower after a panic.
-async fn keep_following(
-    registry: impl Registry + Clone,
-    mut first: ListKind,
-    feed: Feed,
-    mut commands: mpsc::Receiver<RegistryCommand>,
-    stop: CancellationToken,
-) {
-    loop {
-        let (to_follower, received) = mpsc::channel(MAX_WAITING_COMMANDS);
-        let mut follower =
-            tokio::spawn(registry.clone().follow(first, feed.clone(), received, stop.clone()));
-        let ended = loop {
-            tokio::select! {
-                ended = &mut follower => break ended,
-                command = commands.recv() => match command {
-                    Some(command) => drop(to_follower.try_send(command)),
-                    // The sender of commands is gone.
-                    None => break (&mut follower).await,
-                },
-            }
-        };
-        if stop.is_cancelled() || ended.is_ok() {
-            return;
-        }
-        tracing::error!(
-            registry = %feed.state(),
-            "the follower of a registry panicked, starting it again; please report this"
-        );
-        feed.state().update(|report| {
-            report.connected = false;
-            report.error = Some("its follower panicked".to_owned());
-        });
-        if feed.send(vec![Change::Connected(false)]).await.is_err() {
-            return;
-        }
-        // The catalog has the changes from before the panic, but later ones were missed.
-        first = ListKind::Reconnect;
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(RESTART_PAUSE) => {}
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    use super::*;
-    use crate::catalog::{self, Catalog};
-    use crate::name::Zones;
-    use crate::registry::gsvc;
-    use crate::service::Put;
-
-    /// A registry whose first follower panics after its list.
+    /// Applies a configuration whose registries and table are those of the current one.
     ///
-    /// The second follower lists half of the services.
-    #[derive(Clone, Default)]
-    struct Panicking(Arc<AtomicU32>);
+    /// Returns `false`, and changes nothing, if they are not.
+    fn apply_settings(&mut self, request: &ReconfigureRequest) -> bool {
+        let (catalog, settings) = self.settings_of(request);
+        let sources = self.registries.iter().map(|registry| &registry.source);
+        let is_same = catalog == self.catalog
+            && sources.eq(&request.config.registries)
+            && self.publisher.has_table_for(&settings);
+        if is_same {
+            self.publisher.apply_settings(settings);
+        }
+        is_same
+    }
 
-    const SERVICES: usize = 20;
+    /// Applies any other configuration, and starts to follow its registries.
+    async fn rebuild(&mut self, request: ReconfigureRequest, now: Instant) -> Published {
+        let (catalog, settings) = self.settings_of(&request);
+        let (mut registries, mut kept) = (Vec::new(), Vec::new());
+        for (after, source) in RegistryId::first(MAX_REGISTRIES).zip(&request.config.registries) {
+            let mut former = RegistryId::first(MAX_REGISTRIES).zip(&self.registries);
+            let former = former.find(|(_, former)| is_same_registry(&former.source, source));
+            kept.extend(former.map(|(before, _)| KeptRegistry { before, after }));
+            registries.push(FollowedRegistry::new(source, former.map(|(_, one)| &*one.state)));
+        }
+        let mut publication = self.publisher.rebuild(catalog.clone(), settings, &kept, now);
+        while publication.compile_next() {
+            yield_now().await;
+        }
+        let published = publication.publish();
+        self.states.replace(states_of(&registries));
+        (self.registries, self.catalog) = (registries, catalog);
+        let published = self.pass_on(published);
+        let known = self.publisher.answerer().registry_status().known;
+        for (id, registry) in RegistryId::first(MAX_REGISTRIES).zip(&mut self.registries) {
+            let is_known = known.contains(id);
+            registry.first = if is_known { ListKind::Reconnect } else { ListKind::Routine };
+        }
+        self.start_followers();
+        self.finish(request);
+        published
+    }
 
-    impl Registry for Panicking {
-        async fn follow(
-            self,
-            first: ListKind,
-            feed: Feed,
-            _commands: mpsc::Receiver<RegistryCommand>,
-            stop: CancellationToken,
-        ) {
-            let before = self.0.fetch_add(1, Ordering::Relaxed);
-            let put = |n| {
-                let key = format!("/service/default/default/hello-{n}/latest/10.0.0.1:80");
-                let content = gsvc::parse(key.as_bytes(), b"{}");
-                Change::Put(Put { key: key.into(), revision: 0, lease: 0, content })
-            };
-            let mut list = vec![Change::list_begin(first)];
-            list.extend((0..SERVICES >> before).map(put));
-            list.push(Change::ListEnd { revision: 0 });
-            feed.send(list).await.unwrap();
-            assert!(before > 0, "the first follower panics");
-            stop.cancelled().await;
+    /// Stops to follow the registries; all that they have sent is then in the channel of updates.
+    async fn stop_followers(&mut self) {
+        let followers = self.registries.iter_mut().filter_map(|one| one.follower.take());
+        let followers: Vec<Follower> = followers.collect();
+        followers.iter().for_each(Follower::stop);
+        let deadline = tokio::time::Instant::now() + STOP_TIMEOUT;
+        for follower in followers {
+            follower.ended(deadline).await;
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn keys_missing_after_a_follower_panics_are_held() {
-        let (sender, mut updates) = mpsc::channel(MAX_WAITING_UPDATES);
-        let (_commands, received) = mpsc::channel(MAX_WAITING_COMMANDS);
-        let feed = Feed::new(
-            RegistryId::FIRST,
-            sender,
-            Arc::new(RegistryState::new(
-                "test".parse().unwrap(),
-                "test://".to_owned(),
-                Duration::ZERO,
-            )),
-        );
-        let stop = CancellationToken::new();
-        let kept = tokio::spawn(keep_following(
-            Panicking::default(),
-            ListKind::Routine,
-            feed,
-            received,
-            stop.clone(),
-        ));
-
-        let mut catalog =
-            Catalog::new(catalog::Settings::new(Zones::new(&["svc".to_owned()]).unwrap(), 1));
-        let now = Instant::now();
-        let mut lists = Vec::new();
-        while lists.len() < 2 {
-            let update = updates.recv().await.unwrap();
-            let Update::Registry(RegistryId::FIRST, changes) = &update else {
-                panic!("{update:?}")
-            };
-            lists.extend(changes.iter().filter_map(|change| match change {
-                Change::ListBegin { kind, .. } => Some(*kind),
-                _ => None,
-            }));
-            catalog.apply(update, now);
-            catalog.settle(now);
-            assert_eq!(catalog.services().count(), SERVICES, "after {lists:?}");
-        }
-        assert_eq!(lists, [ListKind::Routine, ListKind::Reconnect]);
-        // After the grace, services that are still missing are removed.
-        catalog.settle(now + Duration::from_secs(3600));
-        assert_eq!(catalog.services().count(), SERVICES / 2);
-        stop.cancel();
-        kept.await.unwrap();
+    /// Tells the sender of a request that it is done.
+    fn finish(&mut self, ReconfigureRequest { config, done, .. }: ReconfigureRequest) {
+        self.applied = Some(config);
+        // A sender that has gone away needs no result.
+        let _ = done.send(());
     }
+
+    fn settings_of(&self, request: &ReconfigureRequest) -> (catalog::Settings, answer::Settings) {
+        let parts = (self.hosts.is_some(), self.bridge.is_some());
+        settings_of(&request.config, &request.listen, parts)
+    }
+}
+
+/// Returns the settings of a pipeline that has a forwarder or a bridge, or lacks them.
+fn settings_of(
+    config: &Config,
+    listen: &[SocketAddr],
+    (has_forwarder, has_bridge): (bool, bool),
+) -> (catalog::Settings, answer::Settings) {
+    let (mut catalog, mut settings) = (config.catalog(), config.answer(listen));
+    settings.forwarding &= has_forwarder;
+    // The bridge may have failed to start.
+    settings.bridge &= has_bridge;
+    catalog.bridge_pool = catalog.bridge_pool.filter(|_| has_bridge);
+    (catalog, settings)
+}
+
+fn states_of(registries: &[FollowedRegistry]) -> Vec<Arc<RegistryState>> {
+    registries.iter().map(|registry| Arc::clone(&registry.state)).collect()
+}
+
+/// Returns whether a registry of a new configuration continues one of the former.
+fn is_same_registry(former: &NamedSource, new: &NamedSource) -> bool {
+    former.name == new.name && former.source.kind() == new.source.kind()
 }

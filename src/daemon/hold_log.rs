@@ -5,40 +5,55 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use crate::catalog::Hold;
-use crate::registry::RegistryState;
+use crate::registry::{RegistryState, RegistryStates};
 use crate::service::WallClock;
 
 /// Logs the beginning and the end of each certain hold.
 #[derive(Debug)]
 pub(super) struct HoldLog {
-    registries: Vec<Arc<RegistryState>>,
+    registries: RegistryStates,
     /// The certain holds of the last publication, each with its largest number of keys.
-    known: Vec<Hold>,
+    known: Vec<KnownHold>,
+}
+
+/// A hold that has been logged.
+#[derive(Debug)]
+struct KnownHold {
+    /// The registry, whose number a reload may change.
+    registry: Arc<RegistryState>,
+    hold: Hold,
+}
+
+impl KnownHold {
+    fn is_of(&self, registry: &RegistryState, hold: &Hold) -> bool {
+        self.registry.name == registry.name && self.hold.cause == hold.cause
+    }
 }
 
 impl HoldLog {
     /// Creates the log of a server with these registries.
-    pub(super) fn new(registries: Vec<Arc<RegistryState>>) -> Self {
+    pub(super) fn new(registries: RegistryStates) -> Self {
         Self { registries, known: Vec::new() }
     }
 
     /// Takes the holds of a new publication.
     pub(super) fn update(&mut self, holds: &[Hold]) {
-        let is_same = |a: &Hold, b: &Hold| (a.registry, a.cause) == (b.registry, b.cause);
-        for hold in self.known.iter().filter(|known| !holds.iter().any(|hold| is_same(known, hold)))
-        {
-            if let Some(registry) = self.registries.get(hold.registry.index()) {
-                info!(
-                    %registry, keys = hold.keys, cause = hold.cause.code(),
-                    "removals are no longer on hold"
-                );
-            }
+        let states = self.registries.load();
+        let named = |hold: &Hold| Some((states.get(hold.registry.index())?, *hold));
+        let holds: Vec<(&Arc<RegistryState>, Hold)> = holds.iter().filter_map(named).collect();
+        let (known, is_over): (Vec<_>, Vec<_>) = std::mem::take(&mut self.known)
+            .into_iter()
+            .partition(|known| holds.iter().any(|(registry, hold)| known.is_of(registry, hold)));
+        for KnownHold { registry, hold } in is_over {
+            info!(
+                %registry, keys = hold.keys, cause = hold.cause.code(),
+                "removals are no longer on hold"
+            );
         }
-        let mut now: Vec<Hold> = holds.iter().filter(|hold| hold.is_certain).copied().collect();
-        for hold in &mut now {
-            if let Some(known) = self.known.iter().find(|known| is_same(known, hold)) {
-                hold.keys = hold.keys.max(known.keys);
-            } else if let Some(registry) = self.registries.get(hold.registry.index()) {
+        for (registry, mut hold) in holds.into_iter().filter(|(_, hold)| hold.is_certain) {
+            if let Some(known) = known.iter().find(|known| known.is_of(registry, &hold)) {
+                hold.keys = hold.keys.max(known.hold.keys);
+            } else {
                 let until = WallClock::now().time_of(hold.until);
                 warn!(
                     %registry, keys = hold.keys, cause = hold.cause.code(), %until,
@@ -46,7 +61,7 @@ impl HoldLog {
                     hold.cause
                 );
             }
+            self.known.push(KnownHold { registry: Arc::clone(registry), hold });
         }
-        self.known = now;
     }
 }

@@ -7,6 +7,7 @@ mod admin_port;
 mod directories;
 mod error;
 mod follow;
+mod follower;
 mod hold_log;
 mod listen_error;
 mod log;
@@ -23,7 +24,7 @@ mod snapshots;
 mod start;
 
 pub use error::{ServerError, StartError};
-pub use follow::{PipelineHandles, RegistryPipeline, UpdateChannel};
+pub use follow::{PipelineEnded, PipelineHandle, PipelineHandles, RegistryPipeline, UpdateChannel};
 pub use listen_error::ListenError;
 pub use log::Log;
 pub use notify::{Notifier, ReloadNotice};

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::Notifier;
 use super::admin_port::AdminPort;
 use super::log::LogFilter;
+use super::{Notifier, PipelineHandle};
 use crate::admin::AdminContext;
 use crate::upstream::Forwarder;
 
@@ -42,6 +42,8 @@ impl Stops {
 /// The running parts that a reload may change.
 #[derive(Clone, Debug)]
 pub(super) struct Parts {
+    /// The registries and their services.
+    pub(super) pipeline: PipelineHandle,
     /// The forwarder, which may be off.
     pub(super) forwarder: Arc<Forwarder>,
     /// What the HTTP interface shows.

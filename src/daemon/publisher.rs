@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 use super::StartError;
 use super::follow::RegistryPipeline;
 use super::hold_log::HoldLog;
-use super::snapshots::Snapshots;
+use super::snapshots::{SnapshotUpdates, Snapshots};
 use crate::admin::AdminContext;
 
 /// Starts the thread that follows the registries and publishes snapshots.
@@ -19,7 +19,7 @@ use crate::admin::AdminContext;
 pub(super) fn start_publisher(
     mut pipeline: RegistryPipeline,
     context: Arc<AdminContext>,
-    mut snapshots: Option<Snapshots>,
+    snapshots: Option<(Snapshots, SnapshotUpdates)>,
     tracker: TaskTracker,
     stop: CancellationToken,
 ) -> Result<(oneshot::Receiver<()>, oneshot::Receiver<Option<Snapshots>>), StartError> {
@@ -34,7 +34,7 @@ pub(super) fn start_publisher(
         // Dropped at the end of the thread, even after a panic.
         let _ending: oneshot::Sender<()> = ending;
         runtime.block_on(async {
-            let unsaved = snapshots.as_ref().map(Snapshots::unsaved);
+            let (mut snapshots, mut updates) = snapshots.unzip();
             if let Some(snapshots) = &mut snapshots {
                 snapshots.load(&mut pipeline);
             }
@@ -48,8 +48,11 @@ pub(super) fn start_publisher(
                 };
                 let Some((published, took)) = next else { return };
                 let snapshot = context.answerer.snapshot();
-                if let Some(unsaved) = &unsaved {
-                    unsaved.add(&published.changed, snapshot.registry_status());
+                if let Some(updates) = &mut updates {
+                    if let Some(config) = pipeline.take_applied() {
+                        updates.reconfigure(&config, &context.registries.load());
+                    }
+                    updates.add(&published.changed, snapshot.registry_status());
                 }
                 tracing::debug!(
                     services = published.changed.len(),

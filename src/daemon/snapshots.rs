@@ -3,11 +3,12 @@
 //! Only registries with servers have snapshots: files and static services are read at every start,
 //! as fast as a snapshot would be.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,10 +17,10 @@ use super::follow::RegistryPipeline;
 use super::snapshot_file::{SnapshotFile, SnapshotHeader};
 use crate::answer::{Answerer, Snapshot};
 use crate::catalog::{RegistryStatus, ServiceChange, save_keys};
+use crate::config::Config;
 use crate::directory::snapshot_name;
-use crate::name::Zones;
 use crate::registry::{RegistryState, StoreIdentity};
-use crate::service::{RegistryId, RegistrySet};
+use crate::service::{MAX_REGISTRIES, RegistryId, RegistrySet};
 
 /// Time from the first unsaved change to the next write.
 const SAVE_DELAY: Duration = Duration::from_secs(10);
@@ -35,11 +36,59 @@ const REFRESH_INTERVAL: Duration = Duration::from_secs(3600);
 /// The snapshots of all registries that have one.
 #[derive(Debug)]
 pub(super) struct Snapshots {
+    directory: PathBuf,
     registries: Vec<RegistrySnapshot>,
-    zones: Zones,
     /// Age from which a snapshot is not used.
     max_age: Duration,
     unsaved: Arc<UnsavedChanges>,
+    reconfigured: mpsc::UnboundedReceiver<SavedRegistries>,
+}
+
+/// Tells the snapshots about publications.
+#[derive(Debug)]
+pub(super) struct SnapshotUpdates {
+    unsaved: Arc<UnsavedChanges>,
+    reconfigured: mpsc::UnboundedSender<SavedRegistries>,
+}
+
+/// The registries of a configuration that have snapshots, and their changes.
+#[derive(Debug)]
+struct SavedRegistries {
+    registries: Vec<(RegistryId, Arc<RegistryState>, StoreIdentity)>,
+    unsaved: Arc<UnsavedChanges>,
+}
+
+impl SavedRegistries {
+    /// Selects the registries of a configuration that have servers, if it wants snapshots.
+    fn of(config: &Config, states: &[Arc<RegistryState>]) -> Self {
+        let numbered = RegistryId::first(MAX_REGISTRIES).zip(states.iter().zip(&config.registries));
+        let with_servers = numbered.filter_map(|(id, (state, registry))| {
+            Some((id, Arc::clone(state), registry.source.store_identity()?))
+        });
+        let registries: Vec<_> = with_servers.filter(|_| config.snapshot).collect();
+        let unsaved = UnsavedChanges {
+            saved: registries.iter().map(|(id, ..)| *id).collect(),
+            read: AtomicU16::new(0),
+            changed: AtomicU16::new(0),
+            notify: Notify::new(),
+        };
+        Self { registries, unsaved: Arc::new(unsaved) }
+    }
+}
+
+impl SnapshotUpdates {
+    /// Takes note of a publication.
+    pub(super) fn add(&self, changes: &[ServiceChange], status: RegistryStatus) {
+        self.unsaved.add(changes, status);
+    }
+
+    /// Lets the snapshots be of the registries of another configuration.
+    pub(super) fn reconfigure(&mut self, config: &Config, states: &[Arc<RegistryState>]) {
+        let saved = SavedRegistries::of(config, states);
+        self.unsaved = Arc::clone(&saved.unsaved);
+        // The task that writes snapshots ends only if the server stops.
+        let _ = self.reconfigured.send(saved);
+    }
 }
 
 /// The snapshot of one registry.
@@ -57,7 +106,7 @@ struct RegistrySnapshot {
 
 /// The registries whose keys have changed since they were last saved.
 #[derive(Debug)]
-pub(super) struct UnsavedChanges {
+struct UnsavedChanges {
     /// The registries that have a snapshot.
     saved: RegistrySet,
     /// The registries that were read since startup, not only their snapshots.
@@ -74,7 +123,7 @@ impl UnsavedChanges {
     ///
     /// Even if nothing has changed in the latter, their data is now known to be current. Nearly
     /// always O(1): it ends once every registry with a snapshot has been added.
-    pub(super) fn add(&self, changes: &[ServiceChange], status: RegistryStatus) {
+    fn add(&self, changes: &[ServiceChange], status: RegistryStatus) {
         let before = RegistrySet::from_bits(self.changed.load(Ordering::Relaxed));
         let mut changed = before;
         let read = read_in(status).intersection(self.saved).bits();
@@ -112,34 +161,46 @@ fn read_in(status: RegistryStatus) -> RegistrySet {
 impl Snapshots {
     /// Returns the snapshots of those registries of a configuration that have servers.
     pub(super) fn new(
-        directory: &std::path::Path,
-        zones: Zones,
-        max_age: Duration,
-        registries: impl IntoIterator<Item = (RegistryId, Arc<RegistryState>, StoreIdentity)>,
-    ) -> Self {
-        let registries: Vec<_> = registries
-            .into_iter()
-            .map(|(registry, state, store)| RegistrySnapshot {
-                registry,
-                store,
-                file: SnapshotFile::new(directory, &snapshot_name(state.name.as_str())),
-                state,
-                current_at: None,
-                failed: false,
-            })
-            .collect();
-        let unsaved = UnsavedChanges {
-            saved: registries.iter().map(|snapshot| snapshot.registry).collect(),
-            read: AtomicU16::new(0),
-            changed: AtomicU16::new(0),
-            notify: Notify::new(),
+        directory: &Path,
+        config: &Config,
+        states: &[Arc<RegistryState>],
+    ) -> (Self, SnapshotUpdates) {
+        let (sender, reconfigured) = mpsc::unbounded_channel();
+        let saved = SavedRegistries::of(config, states);
+        let unsaved = Arc::clone(&saved.unsaved);
+        let mut snapshots = Self {
+            directory: directory.to_owned(),
+            registries: Vec::new(),
+            max_age: config.max_stale,
+            unsaved: Arc::clone(&unsaved),
+            reconfigured,
         };
-        Self { registries, zones, max_age, unsaved: Arc::new(unsaved) }
+        snapshots.adopt(saved);
+        (snapshots, SnapshotUpdates { unsaved, reconfigured: sender })
     }
 
-    /// Returns the record of unsaved changes, for the thread that publishes them.
-    pub(super) fn unsaved(&self) -> Arc<UnsavedChanges> {
-        Arc::clone(&self.unsaved)
+    /// Takes the registries of another configuration; files of former ones stay as they are.
+    fn adopt(&mut self, SavedRegistries { registries, unsaved }: SavedRegistries) {
+        self.unsaved = unsaved;
+        let mut former = std::mem::take(&mut self.registries);
+        for (registry, state, store) in registries {
+            let known = former.iter().position(|former| former.state.name == state.name);
+            let known = known.map(|index| former.swap_remove(index));
+            let (current_at, failed) =
+                known.map_or((None, false), |known| (known.current_at, known.failed));
+            let file = SnapshotFile::new(&self.directory, &snapshot_name(state.name.as_str()));
+            self.registries.push(RegistrySnapshot {
+                registry,
+                store,
+                file,
+                state,
+                current_at,
+                failed,
+            });
+        }
+        for former in former {
+            former.state.update(|report| report.snapshot = None);
+        }
     }
 
     /// Reads all snapshots into the pipeline, before it starts.
@@ -151,13 +212,17 @@ impl Snapshots {
 
     /// Writes snapshots as their registries change, and all of them at the end, until `stop`.
     pub(super) async fn keep(self, answerer: Arc<Answerer>, stop: CancellationToken) {
-        let unsaved = self.unsaved();
         let mut snapshots = self;
         let mut pace = SavePace::new(Instant::now());
         loop {
+            let unsaved = Arc::clone(&snapshots.unsaved);
             let is_last = tokio::select! {
                 biased;
                 () = stop.cancelled() => true,
+                Some(saved) = snapshots.reconfigured.recv() => {
+                    snapshots.adopt(saved);
+                    continue;
+                }
                 () = unsaved.notify.notified() => {
                     pace.note_change(Instant::now());
                     continue;
@@ -194,7 +259,7 @@ impl Snapshots {
     /// Writes the snapshots of these registries; returns those whose writes failed.
     fn write(&mut self, registries: RegistrySet, published: &Snapshot) -> RegistrySet {
         let due = self.registries.iter_mut().filter(|one| registries.contains(one.registry));
-        due.filter_map(|one| (!one.write(published, &self.zones)).then_some(one.registry)).collect()
+        due.filter_map(|one| (!one.write(published)).then_some(one.registry)).collect()
     }
 }
 
@@ -269,7 +334,14 @@ impl RegistrySnapshot {
     }
 
     /// Writes the snapshot; returns `false` if that failed.
-    fn write(&mut self, published: &Snapshot, zones: &Zones) -> bool {
+    ///
+    /// Writes nothing if the generation is of another configuration, of which the snapshots have
+    /// not been told yet.
+    fn write(&mut self, published: &Snapshot) -> bool {
+        let settings = published.settings();
+        if settings.registry_names.get(self.registry.index()) != Some(&self.state.name) {
+            return true;
+        }
         let now = SystemTime::now();
         let is_current = !published.registry_status().disconnected.contains(self.registry);
         let current_at = self.current_at.filter(|_| !is_current).unwrap_or(now);
@@ -280,8 +352,9 @@ impl RegistrySnapshot {
         };
         let began = Instant::now();
         let services = published.services().chain(published.replaced());
-        let written =
-            self.file.replace(&header, |out| save_keys(services, self.registry, zones, out));
+        let written = self
+            .file
+            .replace(&header, |out| save_keys(services, self.registry, &settings.zones, out));
         let path = self.file.path().display();
         match written {
             Ok(bytes) => {

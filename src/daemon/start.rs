@@ -23,7 +23,7 @@ use crate::bridge::Bridge;
 use crate::checks::CheckMonitor;
 use crate::config::Config;
 use crate::name::Name;
-use crate::service::{MAX_REGISTRIES, RegistryId, Update};
+use crate::service::Update;
 use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
 use crate::{admin, checks, descriptors, server};
 
@@ -70,13 +70,14 @@ impl Server {
         let running = bridge.running();
         let bridge_requests = running.map(|bridge| Arc::clone(bridge.requests()));
         let bridge_drain = running.map_or(Duration::ZERO, |bridge| bridge.settings().drain);
-        let (mut pipeline, PipelineHandles { answerer, states, updates }) = RegistryPipeline::new(
-            config,
-            &addresses,
-            channel,
-            Some(requests.clone()),
-            bridge_requests,
-        );
+        let (mut pipeline, PipelineHandles { answerer, states, updates, handle }) =
+            RegistryPipeline::new(
+                config,
+                &addresses,
+                channel,
+                Some(requests.clone()),
+                bridge_requests,
+            );
         let checks = config.checks.as_ref().map(|checks| {
             let settings = checks.settings.clone().within_descriptors();
             let monitor = Arc::<CheckMonitor>::default();
@@ -97,14 +98,8 @@ impl Server {
             started: SystemTime::now(),
             started_at: Instant::now(),
         };
-        let snapshots = state_dir.as_deref().filter(|_| config.snapshot).map(|directory| {
-            let states = states.iter().cloned().zip(&config.registries);
-            let numbered = RegistryId::first(MAX_REGISTRIES).zip(states);
-            let with_servers = numbered.filter_map(|(number, (state, registry))| {
-                Some((number, state, registry.source.store_identity()?))
-            });
-            Snapshots::new(directory, config.zones.clone(), config.max_stale, with_servers)
-        });
+        let snapshots =
+            state_dir.as_deref().map(|directory| Snapshots::new(directory, config, &states.load()));
         let (mut context, reloads) = AdminContext::new(
             info,
             (Arc::clone(&answerer), updates),
@@ -115,8 +110,14 @@ impl Server {
             log.lost_lines(),
         );
         context.bridge = bridge;
-        let (admin_context, log) = (Arc::new(context), log.filter().clone());
-        let parts = Parts { forwarder, admin: admin_context, port: Arc::new(port), log, notifier };
+        let parts = Parts {
+            pipeline: handle,
+            forwarder,
+            admin: Arc::new(context),
+            port: Arc::new(port),
+            log: log.filter().clone(),
+            notifier,
+        };
         let context = &parts.admin;
         let socket = AdminListener::Socket(socket);
         tracker.spawn(admin::serve(socket, Arc::clone(context), stop.clone()));

@@ -45,6 +45,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -86,6 +87,8 @@ pub struct Feed {
     registry: RegistryId,
     sender: mpsc::Sender<Update>,
     state: Arc<RegistryState>,
+    /// Closes the feed; never cancelled unless [`Feed::until`] was called.
+    closed: CancellationToken,
 }
 
 /// Error: the receiver of a feed is gone, so the registry should stop.
@@ -100,7 +103,15 @@ impl Feed {
         sender: mpsc::Sender<Update>,
         state: Arc<RegistryState>,
     ) -> Self {
-        Self { registry, sender, state }
+        Self { registry, sender, state, closed: CancellationToken::new() }
+    }
+
+    /// Returns a feed that is closed from the cancellation of `stop` on.
+    ///
+    /// What a follower sends later would be of a registry that may have another number by then.
+    #[must_use]
+    pub fn until(self, stop: CancellationToken) -> Self {
+        Self { closed: stop, ..self }
     }
 
     /// Sends changes as one update, or nothing if there are none.
@@ -108,12 +119,18 @@ impl Feed {
     /// Waits while the channel is full.
     ///
     /// # Errors
-    /// Returns [`FeedClosed`] if the receiver is gone.
+    /// Returns [`FeedClosed`] if the receiver is gone, or the feed was told to close.
     pub async fn send(&self, changes: Vec<Change>) -> Result<(), FeedClosed> {
         if changes.is_empty() {
             return Ok(());
         }
-        self.sender.send(Update::Registry(self.registry, changes)).await.map_err(|_| FeedClosed)
+        let room = tokio::select! {
+            biased;
+            () = self.closed.cancelled() => return Err(FeedClosed),
+            room = self.sender.reserve() => room.map_err(|_| FeedClosed)?,
+        };
+        room.send(Update::Registry(self.registry, changes));
+        Ok(())
     }
 
     /// Returns the state in which the registry reports its health.
@@ -125,7 +142,7 @@ impl Feed {
 /// The health of one registry, shared by its supervisor and its readers.
 ///
 /// Displays as the registry's name.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RegistryState {
     /// The registry's name.
     pub name: RegistryName,
@@ -133,7 +150,7 @@ pub struct RegistryState {
     pub url: String,
     /// Time for which a mass removal is held, for messages.
     pub removal_grace: Duration,
-    report: Mutex<RegistryReport>,
+    report: Arc<Mutex<RegistryReport>>,
 }
 
 /// Report of a registry's connection to the store.
@@ -180,7 +197,13 @@ impl RegistryReport {
 impl RegistryState {
     /// Creates the state of a registry that was never reached.
     pub fn new(name: RegistryName, url: String, removal_grace: Duration) -> Self {
-        Self { name, url, removal_grace, report: Mutex::default() }
+        Self { name, url, removal_grace, report: Arc::default() }
+    }
+
+    /// Returns this state with the report of the same registry in a former configuration.
+    #[must_use]
+    pub fn continuing(self, former: &Self) -> Self {
+        Self { report: Arc::clone(&former.report), ..self }
     }
 
     /// Returns a copy of the report.
@@ -197,6 +220,29 @@ impl RegistryState {
 impl fmt::Display for RegistryState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.name.fmt(f)
+    }
+}
+
+/// The states of all registries, in the order of the configuration; shared with readers.
+///
+/// A reload may replace them all.
+#[derive(Clone, Debug)]
+pub struct RegistryStates(Arc<ArcSwap<Vec<Arc<RegistryState>>>>);
+
+impl RegistryStates {
+    /// Creates the shared list.
+    pub fn new(states: Vec<Arc<RegistryState>>) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(states)))
+    }
+
+    /// Returns the states of the current configuration.
+    pub fn load(&self) -> Arc<Vec<Arc<RegistryState>>> {
+        self.0.load_full()
+    }
+
+    /// Replaces the states by those of another configuration.
+    pub fn replace(&self, states: Vec<Arc<RegistryState>>) {
+        self.0.store(Arc::new(states));
     }
 }
 

@@ -5,22 +5,21 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use support::etcd::Etcd;
 use support::files::Files;
 use support::netns;
 use support::reloading::Reloading;
 use support::svcdns::Svcdns;
-use support::upstream::Upstream;
-use support::upstream::behaviour::Behaviour;
-use support::upstream::message::Record;
+use support::upstream::{Behaviour, Message, Query, Record, Upstream};
 use support::{SOON, dns, eventually, seconds};
 use svcdns::config::KEYS;
 
@@ -47,7 +46,7 @@ enum Ask {
     /// The error of the first registry.
     RegistryError,
     /// The line that the reload prints.
-    Restart,
+    Printed,
 }
 
 /// A server in its own network, and all that it uses.
@@ -56,6 +55,7 @@ struct World {
     upstream: Upstream,
     files: Files,
     second: Files,
+    etcd: Etcd,
     /// A server whose names are asked for over TLS.
     secure: Svcdns,
     certificates: tempfile::TempDir,
@@ -171,17 +171,18 @@ const ANSWERS: &[Case] = &[
     Case {
         key: "snapshot",
         lines: [
-            "registry = ['etcd://127.0.0.1:2379']\nsnapshot = true",
-            "registry = ['etcd://127.0.0.1:2379']\nsnapshot = false",
+            "registry = ['{etcd}']\nsnapshot = false",
+            "registry = ['{etcd}']\nsnapshot = true",
         ],
-        ask: Ask::Restart,
-        expected: ["", ""],
+        ask: Ask::Test(World::has_snapshot),
+        expected: ["false", "true"],
     },
     Case {
         key: "max-stale",
+        // It counts at the next start.
         lines: ["max-stale = '7days'", "max-stale = '1h'"],
-        ask: Ask::Restart,
-        expected: ["", ""],
+        ask: Ask::Printed,
+        expected: ["", r#"max-stale: "7days" → "1h""#],
     },
     Case {
         key: "log",
@@ -431,4 +432,497 @@ macro_rules! tls {
                 ["first.test", "second.test"], "tls = true\n"),
         ]
     };
+}
+
+/// The keys of each kind of registry.
+fn kinds() -> Vec<Case> {
+    use Ask::{RegistryError, Sent};
+    let mut cases = vec![
+        kind!("etcd" "etcd://127.0.0.1:2379" "username" "'first'" "'second'" Sent(ETCD),
+            ["first", "second"], "password-file = '{certs}/secret'\n"),
+        kind!("etcd" "etcd://127.0.0.1:2379" "password-file" "'/none/one'" "'/none/two'"
+            RegistryError, ["/none/one", "/none/two"], "username = 'first'\n"),
+        kind!("consul" "consul://127.0.0.1:8500" "token-file" "'/none/one'" "'/none/two'"
+            RegistryError, ["/none/one", "/none/two"], ""),
+        kind!("consul" "consul://127.0.0.1:8500" "datacenter" "'first'" "'second'"
+            Sent(CONSUL), ["dc=first", "dc=second"], ""),
+        kind!("consul" "consul://127.0.0.1:8500" "namespace" "'first'" "'second'"
+            Sent(CONSUL), ["ns=first", "ns=second"], ""),
+        kind!("consul" "consul://127.0.0.1:8500" "reads" "'stale'" "'consistent'"
+            Sent(CONSUL), ["stale", "consistent"], ""),
+        kind!("consul" "consul://127.0.0.1:8500" "max-waiting" "100" "50" Sent(CONSUL),
+            ["GET", "GET"], ""),
+        kind!("zookeeper" "zookeeper://127.0.0.1:2181" "username" "'first'" "'second'"
+            Sent(ZOOKEEPER), ["first:", "second:"], "password-file = '{certs}/secret'\n"),
+        kind!("zookeeper" "zookeeper://127.0.0.1:2181" "password-file" "'/none/one'"
+            "'/none/two'" RegistryError, ["/none/one", "/none/two"], "username = 'first'\n"),
+        kind!("nacos" "nacos://127.0.0.1:8848" "username" "'first'" "'second'" Sent(NACOS),
+            ["username=first", "username=second"], "password-file = '{certs}/secret'\n"),
+        kind!("nacos" "nacos://127.0.0.1:8848" "password-file" "'/none/one'" "'/none/two'"
+            RegistryError, ["/none/one", "/none/two"], "username = 'first'\n"),
+        kind!("nacos" "nacos://127.0.0.1:8848" "namespace" "'first'" "'second'" Sent(NACOS),
+            ["first", "second"], ""),
+        kind!("nacos" "nacos://127.0.0.1:8848" "group" "'first'" "'second'" Sent(NACOS),
+            ["first", "second"], ""),
+        kind!("nacos" "nacos://127.0.0.1:8848" "clusters" "['first']" "['second']" Sent(NACOS),
+            ["GET", "GET"], ""),
+        kind!("nacos" "nacos://127.0.0.1:8848" "poll-interval" "'1s'" "'2s'" Sent(NACOS),
+            ["GET", "GET"], ""),
+        kind!("nacos" "nacos://127.0.0.1:8848" "max-requests" "200" "100" Sent(NACOS),
+            ["GET", "GET"], ""),
+        kind!("polaris" "polaris://127.0.0.1:8090" "token-file" "'/none/one'" "'/none/two'"
+            RegistryError, ["/none/one", "/none/two"], ""),
+        kind!("polaris" "polaris://127.0.0.1:8090" "namespace" "'first'" "'second'"
+            Sent(POLARIS), ["first", "second"], ""),
+        kind!("polaris" "polaris://127.0.0.1:8090" "deployments" "['a-b']" "['c-d']"
+            Sent(POLARIS), ["POST", "POST"], ""),
+        kind!("polaris" "polaris://127.0.0.1:8090" "namespaces" "['a-b']" "['c-d']"
+            Sent(POLARIS), ["POST", "POST"], ""),
+        kind!("polaris" "polaris://127.0.0.1:8090" "poll-interval" "'1s'" "'2s'"
+            Sent(POLARIS), ["POST", "POST"], ""),
+        kind!("polaris" "polaris://127.0.0.1:8090" "max-requests" "200" "100" Sent(POLARIS),
+            ["POST", "POST"], ""),
+    ];
+    cases.extend(tls!("etcd" "etcd://127.0.0.1:2379" ETCD));
+    cases.extend(tls!("consul" "consul://127.0.0.1:8500" CONSUL));
+    cases.extend(tls!("zookeeper" "zookeeper://127.0.0.1:2181" ZOOKEEPER));
+    cases.extend(tls!("nacos" "nacos://127.0.0.1:8848" NACOS));
+    cases.extend(tls!("polaris" "polaris://127.0.0.1:8090" POLARIS));
+    cases
+}
+
+/// Each key that needs a restart, with another value than the default, and the default.
+const RESTARTS: &[(&str, &str, &str)] = &[
+    ("runtime-dir", "'/run/other'", "\"\""),
+    ("state-dir", "'/var/lib/other'", "\"\""),
+    ("bridge.enabled", "true", "false"),
+    ("bridge.pool", "'127.84.0.0/16'", "\"127.83.0.0/16\""),
+    ("bridge.ports", "[8080]", "[80, 443]"),
+    ("bridge.protocols", "['tcp']", "[\"http\", \"https\"]"),
+    ("bridge.include", "['a']", "[]"),
+    ("bridge.exclude", "['a']", "[]"),
+    ("bridge.namespaces", "['a']", "[]"),
+    ("bridge.bind", "true", "false"),
+    ("bridge.proxy-protocol", "true", "false"),
+    ("bridge.connections", "16000", "16384"),
+    ("bridge.connections-per-service", "4000", "4096"),
+    ("bridge.idle-timeout", "'1h'", "\"0s\""),
+    ("bridge.drain", "'1s'", "\"10s\""),
+    ("checks.enabled", "true", "false"),
+    ("checks.names", "['a']", "[\"*\"]"),
+    ("checks.protocols", "['http']", "[]"),
+    ("checks.path", "'/health'", "\"\""),
+    ("checks.interval", "'3s'", "\"2s\""),
+    ("checks.timeout", "'2s'", "\"1s\""),
+    ("checks.rise", "4", "2"),
+    ("checks.fall", "4", "3"),
+    ("checks.jitter", "20", "10"),
+    ("checks.max-per-second", "100", "500"),
+];
+
+impl World {
+    fn start() -> Self {
+        let files = Files::new(&[
+            ("default/default/hello.svc/latest/10.0.0.1:80", ""),
+            ("default/default/hello.svc/latest/10.0.0.2:80", ""),
+            ("default/default/docked.svc/latest/172.17.0.1:80", ""),
+            ("default/default/docked.svc/latest/10.0.0.5:80", ""),
+            ("default/default/old.svc/v1/10.0.0.4:80", ""),
+            ("prod/default/deployed.svc/latest/10.0.0.6:80", ""),
+            ("default/team/spaced.svc/latest/10.0.0.7:80", ""),
+        ]);
+        let headed = "other#default#default#headed.svc#latest#10.0.0.8-80";
+        fs::write(folder_of(&files).join(headed), "").unwrap();
+        let second = Files::new(&[("default/default/hello.svc/latest/10.0.0.3:80", "")]);
+        let certificates = tempfile::tempdir().unwrap();
+        make_certificates(certificates.path());
+        let upstream = Upstream::start();
+        upstream.below("example", Behaviour::made(answer_of_upstream));
+        let certificate = |name: &str| certificates.path().join(name).display().to_string();
+        let secure = Svcdns::serve_at(
+            ([127, 0, 0, 9], 53).into(),
+            &[
+                "--zone=example".to_owned(),
+                format!("--registry={}", second.url()),
+                "--tls-listen=127.0.0.9:853".to_owned(),
+                format!("--tls-cert-file={}", certificate("one.pem")),
+                format!("--tls-key-file={}", certificate("one.key")),
+            ],
+        );
+        let registries = [ETCD, CONSUL, ZOOKEEPER, NACOS, POLARIS];
+        let registries = registries.map(FakeRegistry::start).into();
+        let text = BASE.iter().map(|(_, line)| format!("{line}\n")).collect::<String>();
+        let text = text.replace("{registry}", &files.url());
+        let server = Reloading::start(LOCAL, &text);
+        Self {
+            server,
+            upstream,
+            files,
+            second,
+            etcd: Etcd::start(),
+            secure,
+            certificates,
+            registries,
+        }
+    }
+
+    /// Returns the file with these lines instead of those of their keys.
+    fn text(&self, lines: &str) -> String {
+        let is_replaced =
+            |key: &str| lines.lines().any(|line| line.starts_with(&format!("{key} =")));
+        let base = BASE.iter().filter(|(key, _)| !is_replaced(key));
+        let base: String = base.map(|(_, line)| format!("{line}\n")).collect();
+        let emptied = self.server.folder().join("emptied");
+        [
+            ("{registry}", self.files.url()),
+            ("{second}", self.second.url()),
+            ("{emptied}", format!("file://{}", emptied.display())),
+            ("{etcd}", self.etcd.url()),
+            ("{upstream}", self.upstream.flag()),
+            ("{secure}", "tls://127.0.0.9:853#one".to_owned()),
+            ("{certs}", self.certificates.path().display().to_string()),
+        ]
+        .into_iter()
+        .fold(format!("{base}{lines}\n"), |text, (word, value)| text.replace(word, &value))
+    }
+
+    /// Reloads both files of a case, and asks each time.
+    fn run(&self, case: &Case) {
+        for (lines, expected) in case.lines.iter().zip(case.expected) {
+            for registry in &self.registries {
+                registry.received.lock().unwrap().clear();
+            }
+            let printed = self.server.reload_lines(&self.text(lines)).join("\n");
+            assert!(!printed.contains("needs a restart"), "{}: {printed}", case.key);
+            let mut last = String::new();
+            let found = || {
+                last = match &case.ask {
+                    Ask::Dig(words) => self.dig(words),
+                    Ask::Status(pointer) => self.server.status(pointer),
+                    Ask::Test(test) => test(self),
+                    Ask::Sent(port) => self.sent(*port),
+                    Ask::RegistryError => self.server.status("/registries/0/error"),
+                    Ask::Printed => printed.clone(),
+                };
+                let is_part = matches!(case.ask, Ask::Sent(_) | Ask::RegistryError | Ask::Printed);
+                (last == expected || is_part && last.contains(expected)).then_some(())
+            };
+            let what = format!("{}, {lines:?}: {expected:?}", case.key);
+            if let Err(error) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                eventually(&what, SOON, found);
+            })) {
+                eprintln!("{what}\nlast: {last:?}\nprinted: {printed}\n{}", self.server.log());
+                std::panic::resume_unwind(error);
+            }
+        }
+    }
+
+    /// Returns what dig prints, sorted.
+    fn dig(&self, words: &[&str]) -> String {
+        let text = dns::dig(self.server.address, words);
+        let mut lines: Vec<&str> = text.lines().filter(|line| !line.starts_with(';')).collect();
+        lines.sort_unstable();
+        lines.join("\n")
+    }
+
+    /// Returns the TTL of the first record that dig prints.
+    fn ttl(&self, words: &[&str]) -> String {
+        let text = self.dig(words);
+        text.split_whitespace().nth(1).unwrap_or("none").to_owned()
+    }
+
+    /// Returns what the server has sent to the registry at a port.
+    fn sent(&self, port: u16) -> String {
+        let registry = self.registries.iter().find(|registry| registry.port == port).unwrap();
+        String::from_utf8_lossy(&registry.received.lock().unwrap()).into_owned()
+    }
+
+    /// Returns a name that no query had before, below `example`.
+    fn fresh_name(&self) -> String {
+        static LAST: AtomicU32 = AtomicU32::new(0);
+        format!("abcdefghijkl{}.example", LAST.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Returns whether the explanation of a name contains a text.
+    fn explained(&self, name: &str, text: &str) -> String {
+        let output = self.server.run(&["explain", name]);
+        String::from_utf8_lossy(&output.stdout).contains(text).to_string()
+    }
+
+    fn has_snapshot(&self) -> String {
+        self.server.folder().join("state/snapshot-etcd").exists().to_string()
+    }
+
+    /// Returns whether a change of a registry is logged at level `debug`.
+    fn loudness(&self) -> String {
+        let before = self.server.log().len();
+        let key = "default/default/noted.svc/latest/10.0.0.9:80";
+        self.files.put(key, "");
+        eventually("the new service", SOON, || {
+            (self.dig(&["+short", "noted.svc"]) == "10.0.0.9").then_some(())
+        });
+        self.files.delete(key);
+        let is_loud = self.server.log()[before..].contains("DEBUG");
+        if is_loud { "loud" } else { "quiet" }.to_owned()
+    }
+
+    fn logs_queries(&self) -> String {
+        let name = self.fresh_name();
+        dns::ask(self.server.address, &name, dns::A);
+        thread::sleep(Duration::from_millis(50));
+        if self.server.log().contains(&name) { "logged" } else { "silent" }.to_owned()
+    }
+
+    /// Removes all keys of a registry at once; returns whether their removal is held.
+    fn fate_of_removed_keys(&self) -> String {
+        let folder = self.server.folder().join("emptied");
+        let away = self.server.folder().join("away");
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir(&folder).unwrap();
+        for last in 1..=20 {
+            let name = format!("service#default#default#gone{last}.svc#latest#10.0.1.{last}-80");
+            fs::write(folder.join(name), "").unwrap();
+        }
+        eventually("the services", SOON, || {
+            (self.dig(&["+short", "gone20.svc"]) == "10.0.1.20").then_some(())
+        });
+        fs::rename(&folder, &away).unwrap();
+        eventually("the registry to be away", SOON, || {
+            (self.server.status("/registries/0/connected") == "false").then_some(())
+        });
+        fs::create_dir(&folder).unwrap();
+        let fate = eventually("the end of the keys, or a hold", SOON, || {
+            if dns::code(LOCAL, "gone20.svc", dns::A) == "NXDOMAIN" {
+                Some("removed")
+            } else {
+                (self.server.status("/holding") != "0").then_some("held")
+            }
+        });
+        fs::remove_dir_all(&away).unwrap();
+        fate.to_owned()
+    }
+
+    /// Returns the letter case of a query at the upstream.
+    fn case_of_queries(&self) -> String {
+        let name = self.fresh_name();
+        dns::ask(self.server.address, &name, dns::A);
+        let queries = self.upstream.queries();
+        let mut queries =
+            queries.iter().filter(|found| found.query.name.eq_ignore_ascii_case(&name));
+        match queries.next() {
+            Some(found) if found.query.name == name => "lower".to_owned(),
+            Some(_) => "mixed".to_owned(),
+            None => "no query".to_owned(),
+        }
+    }
+
+    /// Returns the code of the answer after its TTL, when the upstream fails.
+    fn code_of_an_expired_answer(&self) -> String {
+        let name = self.fresh_name();
+        assert_eq!(dns::code(LOCAL, &name, dns::A), "NOERROR");
+        self.upstream.on(&name, Behaviour::code(2));
+        thread::sleep(Duration::from_millis(1_200));
+        dns::code(LOCAL, &name, dns::A).to_owned()
+    }
+}
+
+/// Returns the folder of a file registry.
+fn folder_of(files: &Files) -> PathBuf {
+    files.url().trim_start_matches("file://").into()
+}
+
+/// Answers every query with a private address, for a second.
+fn answer_of_upstream(query: &Query) -> Vec<u8> {
+    Message::of([Record::a(&query.name, 1, "10.0.0.9")]).to_bytes(query)
+}
+
+/// Returns the code of the answer of a server to one query.
+fn code_at(server: impl Into<SocketAddr>) -> String {
+    let query = dns::query(1, "hello.svc", dns::A);
+    let response = dns::exchange(server.into(), &query, Duration::from_millis(500));
+    dns::code_of(&response.unwrap_or_default()).to_owned()
+}
+
+/// Opens four connections and queries on each; returns how many remain open.
+fn open_of_four(server: impl Into<SocketAddr>) -> String {
+    let server = server.into();
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        let Ok(mut stream) = TcpStream::connect(server) else { continue };
+        stream.set_read_timeout(Some(seconds(6))).unwrap();
+        dns::send_tcp(&mut stream, &dns::query(1, "hello.svc", dns::A));
+        let _ = dns::receive_tcp(&mut stream);
+        open.push(stream);
+    }
+    thread::sleep(Duration::from_millis(100));
+    let is_open = |mut stream: &TcpStream| {
+        stream.set_nonblocking(true).unwrap();
+        matches!(stream.read(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock)
+    };
+    open.iter().filter(|stream| is_open(stream)).count().to_string()
+}
+
+/// Returns whether a connection without queries is closed within 3 s.
+fn fate_of_an_idle_connection() -> String {
+    let mut stream = TcpStream::connect(LOCAL).unwrap();
+    stream.set_read_timeout(Some(seconds(3))).unwrap();
+    dns::send_tcp(&mut stream, &dns::query(1, "hello.svc", dns::A));
+    dns::receive_tcp(&mut stream);
+    match stream.read(&mut [0]) {
+        Ok(0) => "closed".to_owned(),
+        _ => "open".to_owned(),
+    }
+}
+
+/// Returns the status code of the health page at an address, or 000.
+fn http_status(address: &str) -> String {
+    let output = Command::new("curl")
+        .args(["-s", "-o", "/dev/null", "-w", "%{http_code}"])
+        .arg(format!("http://{address}/healthz"))
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Returns the common name of the certificate at an address.
+fn certificate_name(address: &str) -> String {
+    let script = format!(
+        "openssl s_client -connect {address} </dev/null 2>/dev/null | \
+         openssl x509 -noout -subject 2>/dev/null"
+    );
+    let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.trim()
+        .rsplit(['=', ' '])
+        .next()
+        .filter(|name| !name.is_empty())
+        .unwrap_or("none")
+        .to_owned()
+}
+
+/// Makes certificates `one` and `renamed` of one key, and `two` of another.
+fn make_certificates(folder: &Path) {
+    let openssl = |arguments: &str| {
+        let output = Command::new("openssl")
+            .args(arguments.split(' '))
+            .current_dir(folder)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    for key in ["one", "two"] {
+        openssl(&format!("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out {key}.key"));
+    }
+    for (name, key) in [("one", "one"), ("renamed", "one"), ("two", "two")] {
+        openssl(&format!(
+            "req -x509 -key {key}.key -days 30 -subj /CN={name} -addext \
+             subjectAltName=DNS:{name} -addext basicConstraints=critical,CA:FALSE -out {name}.pem"
+        ));
+    }
+    fs::write(folder.join("secret"), "secret").unwrap();
+}
+
+/// A port where a registry could be: keeps what it receives, and says little.
+struct FakeRegistry {
+    port: u16,
+    received: Arc<Mutex<Vec<u8>>>,
+}
+
+impl FakeRegistry {
+    fn start(port: u16) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+        let received = Arc::<Mutex<Vec<u8>>>::default();
+        let kept = Arc::clone(&received);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let kept = Arc::clone(&kept);
+                thread::spawn(move || Self::serve(port, stream, &kept));
+            }
+        });
+        Self { port, received }
+    }
+
+    fn serve(port: u16, mut stream: TcpStream, kept: &Mutex<Vec<u8>>) {
+        let mut bytes = [0; 4096];
+        while let Ok(count @ 1..) = stream.read(&mut bytes) {
+            kept.lock().unwrap().extend(&bytes[..count]);
+            let answer: Vec<u8> = match port {
+                // The response to a connect request: version, time limit, session and password.
+                ZOOKEEPER => {
+                    let mut session = 37_u32.to_be_bytes().to_vec();
+                    session.extend([0, 0, 0, 0, 0, 0, 0x27, 0x10, 0, 0, 0, 0, 0, 0, 0, 1]);
+                    session.extend(16_u32.to_be_bytes());
+                    session.extend([0; 17]);
+                    session
+                }
+                _ => Vec::new(),
+            };
+            if stream.write_all(&answer).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Runs cases against one server, in its own network.
+fn run_all(test: &str, cases: &[Case]) {
+    netns::inside(test, "127.0.0.1", || {
+        let world = World::start();
+        for case in cases {
+            eprintln!("{}", case.key);
+            world.run(case);
+        }
+    });
+}
+
+#[test]
+fn keys_of_answers_and_limits_are_reloaded() {
+    run_all("keys_of_answers_and_limits_are_reloaded", ANSWERS);
+}
+
+#[test]
+fn keys_of_listeners_and_upstreams_are_reloaded() {
+    run_all("keys_of_listeners_and_upstreams_are_reloaded", NETWORK);
+}
+
+#[test]
+fn keys_of_registries_are_reloaded() {
+    run_all("keys_of_registries_are_reloaded", &kinds());
+}
+
+#[test]
+fn other_keys_need_a_restart_and_say_so() {
+    netns::inside("other_keys_need_a_restart_and_say_so", "127.0.0.1", || {
+        let world = World::start();
+        for (key, value, stays) in RESTARTS {
+            let lines = match key.split_once('.') {
+                Some((section, name)) => format!("[{section}]\n{name} = {value}"),
+                None => format!("{key} = {value}"),
+            };
+            for _ in 0..2 {
+                let printed = world.server.reload_lines(&world.text(&lines));
+                let expected = format!("{key}: needs a restart, stays {stays}, then ");
+                assert!(
+                    matches!(&*printed, [line] if line.starts_with(&expected)),
+                    "{expected}\n{printed:#?}"
+                );
+            }
+        }
+        assert_eq!(world.server.reload_lines(&world.text("")), ["nothing changed"]);
+    });
+}
+
+#[test]
+fn every_key_has_a_case() {
+    let kinds = kinds();
+    let applied = ANSWERS.iter().chain(NETWORK).chain(&kinds).map(|case| case.key);
+    let restarts = RESTARTS.iter().map(|(key, ..)| *key);
+    let cases: Vec<String> = applied.chain(restarts).map(ToOwned::to_owned).collect();
+    let distinct: BTreeSet<String> = cases.iter().cloned().collect();
+    assert_eq!(distinct.len(), cases.len(), "a key has two cases");
+    assert_eq!(distinct, KEYS.iter().map(|key| key.path()).collect::<BTreeSet<_>>());
+    for key in KEYS.iter() {
+        let is_restart = RESTARTS.iter().any(|(path, ..)| *path == key.path());
+        assert_eq!(key.needs_restart(), is_restart, "{}", key.path());
+    }
 }

@@ -1,8 +1,10 @@
 //! Binds the sockets of all addresses before the server starts.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::bind_error::LISTEN;
@@ -12,6 +14,7 @@ use super::sink::Tap;
 use super::sockets::{PlainEndpoint, canonical, worker_count};
 use super::{Access, BindError, Counters, Heartbeats, Limits, Settings, interfaces};
 use crate::descriptors;
+use crate::inherited::{Inherited, InheritedSockets, OpenSockets, SocketName};
 use crate::wire::Transport;
 
 /// Maximum attempts to find a port that is free for both TCP and UDP.
@@ -28,6 +31,9 @@ pub struct Bound {
     pub(super) tap: Tap,
     pub(super) limits: Limits,
     pub(super) counters: Arc<Counters>,
+    pub(super) open: OpenSockets,
+    /// Cancelled once no other process reads the sockets for QUIC.
+    pub(super) quic_is_free: CancellationToken,
     pub(super) heartbeats: Arc<Heartbeats>,
 }
 
@@ -55,6 +61,16 @@ impl Bound {
             .collect()
     }
 
+    /// Returns the token to cancel once no other process reads the sockets for QUIC.
+    pub fn quic_is_free(&self) -> CancellationToken {
+        self.quic_is_free.clone()
+    }
+
+    /// Returns the sockets that the server reads, once it serves.
+    pub fn open_sockets(&self) -> OpenSockets {
+        self.open.clone()
+    }
+
     /// Returns the counters, which live until the server has ended.
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
@@ -75,7 +91,23 @@ impl Bound {
 /// # Errors
 /// If the settings are invalid or a socket cannot be opened. No socket stays open in that case.
 pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
+    let bound = bind_or_inherit(settings, InheritedSockets::default())?;
+    bound.quic_is_free.cancel();
+    Ok(bound)
+}
+
+/// Binds like [`bind`], but takes the passed sockets of an address if there are any.
+///
+/// The server reads the sockets for QUIC only after [`Bound::quic_is_free`].
+///
+/// # Errors
+/// Like [`bind`].
+pub fn bind_or_inherit(
+    settings: &Settings,
+    mut inherited: InheritedSockets,
+) -> Result<Bound, BindError> {
     settings.check()?;
+    let passed = RefCell::new(inherited.take(SocketName::Dns));
     let limits = settings.limits.clone().within(descriptors::limit());
     if limits.connections < settings.limits.connections {
         warn!(
@@ -97,8 +129,12 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
                 .map_err(|error| BindError::explain(Transport::Udp, &LISTEN, listen, error))?;
             let addresses: Vec<_> =
                 addresses.into_iter().filter(|address| !bound(address)).collect();
-            let group =
-                open_group(&addresses, |group| workers_for_next(&endpoints, group, wanted), true)?;
+            let group = open_group(
+                &addresses,
+                |group| workers_for_next(&endpoints, group, wanted),
+                &passed,
+                true,
+            )?;
             if group.is_empty()
                 && !endpoints.iter().any(|endpoint| endpoint.address.port() == listen.port())
             {
@@ -114,12 +150,16 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
             wildcards.push(SocketAddr::new(listen.ip(), port));
             endpoints.extend(group);
         } else if !bound(&listen) {
-            let group =
-                open_group(&[listen], |group| workers_for_next(&endpoints, group, wanted), false)?;
+            let group = open_group(
+                &[listen],
+                |group| workers_for_next(&endpoints, group, wanted),
+                &passed,
+                false,
+            )?;
             endpoints.extend(group);
         }
     }
-    let encrypted = EncryptedSockets::open(&settings.encrypted)?;
+    let encrypted = EncryptedSockets::open(&settings.encrypted, &mut inherited)?;
     Ok(Bound {
         endpoints,
         wildcards,
@@ -128,6 +168,8 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
         tap: QueryLog::new(settings.log_queries).map_or_else(Tap::default, Tap::new),
         limits,
         counters: Arc::new(Counters::default()),
+        open: OpenSockets::default(),
+        quic_is_free: CancellationToken::new(),
         heartbeats: Arc::default(),
     })
 }
@@ -146,11 +188,12 @@ fn workers_for_next(endpoints: &[PlainEndpoint], group: &[PlainEndpoint], wanted
 fn open_group(
     addresses: &[SocketAddr],
     workers: impl Fn(&[PlainEndpoint]) -> usize,
+    passed: &RefCell<Vec<Inherited>>,
     skip_absent: bool,
 ) -> Result<Vec<PlainEndpoint>, BindError> {
     let mut attempt = 1;
     loop {
-        let result = try_group(addresses, &workers, skip_absent);
+        let result = try_group(addresses, &workers, passed, skip_absent);
         match &result {
             Err(BindError::InUse(_))
                 if attempt < MAX_PORT_ATTEMPTS
@@ -167,6 +210,7 @@ fn open_group(
 fn try_group(
     addresses: &[SocketAddr],
     workers: &impl Fn(&[PlainEndpoint]) -> usize,
+    passed: &RefCell<Vec<Inherited>>,
     skip_absent: bool,
 ) -> Result<Vec<PlainEndpoint>, BindError> {
     let mut endpoints: Vec<PlainEndpoint> = Vec::with_capacity(addresses.len());
@@ -174,7 +218,9 @@ fn try_group(
         if let (0, Some(first)) = (address.port(), endpoints.first()) {
             address.set_port(first.address.port());
         }
-        match PlainEndpoint::open(address, workers(&endpoints))
+        let taken = PlainEndpoint::take(address, &mut passed.borrow_mut());
+        match taken
+            .map_or_else(|| PlainEndpoint::open(address, workers(&endpoints)), Ok)
             .map_err(|(transport, error)| BindError::explain(transport, &LISTEN, address, error))
         {
             Ok(endpoint) => endpoints.push(PlainEndpoint { followed: skip_absent, ..endpoint }),

@@ -12,6 +12,7 @@ use tracing::error;
 use super::admission::Admission;
 use super::sink::Tap;
 use super::{Access, Client, Counters, Limits, Respond, StreamCounters, StreamKind};
+use crate::inherited::OpenSockets;
 
 /// Pause before a panicked loop is restarted.
 pub(super) const RESTART_DELAY: Duration = Duration::from_millis(100);
@@ -25,6 +26,7 @@ pub(super) struct ServerContext<R> {
     pub(super) responder: Arc<R>,
     pub(super) limits: Limits,
     pub(super) counters: Arc<Counters>,
+    pub(super) open: OpenSockets,
     pub(super) tracker: TaskTracker,
     /// Cancelled when listeners must stop accepting and connections stop reading.
     pub(super) stop: CancellationToken,
@@ -35,8 +37,18 @@ pub(super) struct ServerContext<R> {
 impl<R: Respond> ServerContext<R> {
     /// Returns a copy with another `stop` token.
     pub(super) fn with_stop(&self, stop: CancellationToken) -> Self {
-        let Self { access, tap, admission, responder, limits, counters, tracker, stop: _, abort } =
-            self;
+        let Self {
+            access,
+            tap,
+            admission,
+            responder,
+            limits,
+            counters,
+            open,
+            tracker,
+            stop: _,
+            abort,
+        } = self;
         Self {
             access: access.clone(),
             tap: tap.clone(),
@@ -44,6 +56,7 @@ impl<R: Respond> ServerContext<R> {
             responder: Arc::clone(responder),
             limits: limits.clone(),
             counters: Arc::clone(counters),
+            open: open.clone(),
             tracker: tracker.clone(),
             stop,
             abort: abort.clone(),
@@ -133,6 +146,7 @@ pub(super) mod tests {
             responder: Arc::default(),
             limits,
             counters,
+            open: OpenSockets::default(),
             tracker: TaskTracker::new(),
             stop: CancellationToken::new(),
             abort: CancellationToken::new(),

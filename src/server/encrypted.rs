@@ -16,6 +16,7 @@ use super::context::ServerContext;
 use super::quic::QuicListener;
 use super::sockets::{canonical, open_tcp, open_udp};
 use super::{BindError, EncryptedSettings, Respond, StreamKind, tcp};
+use crate::inherited::{InheritedSockets, SocketName};
 use crate::wire::Transport;
 
 /// Time limit for notifying QUIC clients that the server closes.
@@ -34,7 +35,10 @@ impl EncryptedSockets {
     ///
     /// # Errors
     /// If the certificate cannot be loaded or a socket cannot be bound.
-    pub(super) fn open(settings: &EncryptedSettings) -> Result<Option<Self>, BindError> {
+    pub(super) fn open(
+        settings: &EncryptedSettings,
+        inherited: &mut InheritedSockets,
+    ) -> Result<Option<Self>, BindError> {
         let Some(files) =
             settings.certificate.clone().filter(|_| settings.addresses().next().is_some())
         else {
@@ -44,29 +48,37 @@ impl EncryptedSockets {
         let (mut tls, mut quic) = (Vec::new(), Vec::new());
         for address in settings.tls.iter().copied().map(canonical) {
             let failed = |error| BindError::explain(Transport::Tcp, &LISTEN_TLS, address, error);
-            let socket = open_tcp(address).map_err(failed)?;
+            let passed = inherited
+                .sockets
+                .extract_if(.., |one| one.name == SocketName::Tls && one.address == address);
+            let passed = passed.filter_map(|one| one.socket.tcp()).last();
+            let socket = passed.map_or_else(|| open_tcp(address), Ok).map_err(failed)?;
             tls.push((socket.local_addr().map_err(failed)?, socket));
         }
         for address in settings.quic.iter().copied().map(canonical) {
             let failed = |error| BindError::explain(Transport::Udp, &LISTEN_QUIC, address, error);
-            for socket in open_udp(address, 1).map_err(failed)? {
+            let passed = inherited
+                .sockets
+                .extract_if(.., |one| one.name == SocketName::Quic && one.address == address);
+            let passed: Vec<_> = passed.filter_map(|one| one.socket.udp()).collect();
+            let sockets = if passed.is_empty() { open_udp(address, 1) } else { Ok(passed) };
+            for socket in sockets.map_err(failed)? {
                 quic.push((socket.local_addr().map_err(failed)?, socket));
             }
         }
         Ok(Some(Self { tls, quic, certificate }))
     }
 
-    /// Starts the listeners for all bound sockets.
+    /// Starts the listeners for DNS over TLS; returns the sockets for QUIC.
     ///
     /// # Errors
-    /// If the runtime rejects a socket, or TLS or QUIC rejects its configuration. No socket is
-    /// served in that case.
+    /// If the runtime rejects a socket, or TLS its configuration. No socket is served in that case.
     pub(super) fn serve<R: Respond>(
         self,
         context: &Arc<ServerContext<R>>,
-    ) -> Result<EncryptedListeners, BindError> {
+    ) -> Result<(EncryptedListeners, QuicSockets), BindError> {
         let Self { tls, quic, certificate } = self;
-        let (mut tls_listeners, mut quic_listeners) = (Vec::new(), Vec::new());
+        let mut tls_listeners = Vec::new();
         for (address, socket) in tls {
             let failed = |source| BindError::System { address, transport: Transport::Tcp, source };
             let config = certificate
@@ -76,19 +88,11 @@ impl EncryptedSockets {
             let listener =
                 tcp::StreamListener::new(socket, address, Arc::clone(context), Some(tls))
                     .map_err(failed)?;
-            tls_listeners.push(Arc::new(listener));
+            let listener = Arc::new(listener);
+            context.open.add(SocketName::Tls, address, &listener);
+            tls_listeners.push(listener);
         }
-        for (address, socket) in quic {
-            let failed = |source| BindError::System { address, transport: Transport::Udp, source };
-            let config = certificate
-                .config(TlsPurpose::Quic)
-                .map_err(|error| failed(io::Error::other(error)))?;
-            let listener =
-                QuicListener::new(socket, address, Arc::clone(context), config).map_err(failed)?;
-            quic_listeners.push(Arc::new(listener));
-        }
-        context.tracker.spawn(certificate.follow(context.stop.clone()));
-        let endpoints = quic_listeners.iter().map(|listener| listener.endpoint.clone()).collect();
+        context.tracker.spawn(Arc::clone(&certificate).follow(context.stop.clone()));
         let mut loops = JoinSet::new();
         for listener in tls_listeners {
             loops.spawn(Arc::clone(context).supervise(
@@ -97,14 +101,47 @@ impl EncryptedSockets {
                 move || Arc::clone(&listener).run(),
             ));
         }
-        for listener in quic_listeners {
-            loops.spawn(Arc::clone(context).supervise(
-                listener.address,
-                StreamKind::Quic,
-                move || Arc::clone(&listener).run(),
-            ));
+        let listeners = EncryptedListeners { loops, endpoints: Vec::new() };
+        Ok((listeners, QuicSockets { sockets: quic, certificate }))
+    }
+}
+
+/// Bound sockets for DNS over QUIC, which two processes cannot read at the same time.
+///
+/// Each would get a part of every connection.
+#[derive(Debug)]
+pub(super) struct QuicSockets {
+    sockets: Vec<(SocketAddr, UdpSocket)>,
+    certificate: Arc<Certificate>,
+}
+
+impl QuicSockets {
+    /// Starts the listeners, and adds them to those for TLS.
+    ///
+    /// # Errors
+    /// If the runtime rejects a socket, or QUIC its configuration. No socket is served in that
+    /// case.
+    pub(super) fn serve<R: Respond>(
+        self,
+        context: &Arc<ServerContext<R>>,
+        started: &mut EncryptedListeners,
+    ) -> Result<(), BindError> {
+        let mut listeners = Vec::new();
+        for (address, socket) in self.sockets {
+            let failed = |source| BindError::System { address, transport: Transport::Udp, source };
+            let config = self.certificate.config(TlsPurpose::Quic);
+            let config = config.map_err(|error| failed(io::Error::other(error)))?;
+            let listener = QuicListener::new(socket, address, Arc::clone(context), config);
+            listeners.push(Arc::new(listener.map_err(failed)?));
         }
-        Ok(EncryptedListeners { loops, endpoints })
+        for listener in listeners {
+            let address = listener.address;
+            context.open.add(SocketName::Quic, address, &listener);
+            started.endpoints.push(listener.endpoint.clone());
+            let run = move || Arc::clone(&listener).run();
+            started.loops.spawn(Arc::clone(context).supervise(address, StreamKind::Quic, run));
+        }
+        Ok(())
     }
 }
 

@@ -18,6 +18,7 @@ use super::sockets::{PlainEndpoint, worker_count};
 use super::udp::{OwnAddresses, UdpShared};
 use super::workers::WorkerThread;
 use super::{BindError, Respond, StreamKind, tcp};
+use crate::inherited::SocketName;
 use crate::wire::Transport;
 
 /// Time to collect further address changes before a rescan: they come in bursts.
@@ -79,6 +80,7 @@ impl<R: Respond> PlainListeners<R> {
             transport: Transport::Tcp,
             source,
         })?);
+        context.open.add(SocketName::Dns, address, &listener);
         let mut threads = Vec::with_capacity(udp.len());
         for socket in udp {
             let responder = self.context.responder.fork();

@@ -46,7 +46,7 @@ mod workers;
 mod echo;
 
 pub use access::Access;
-pub use bind::{Bound, bind};
+pub use bind::{Bound, bind, bind_or_inherit};
 pub use bind_error::{BindError, PortTaken};
 pub use certificate::{CertificateError, CertificateFiles};
 pub use client::{Client, DnsTransport, StreamKind};

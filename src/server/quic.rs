@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
@@ -50,8 +51,16 @@ const PENDING_HANDSHAKE_BYTES: u64 = 16 * 1024;
 pub(super) struct QuicListener<R> {
     pub(super) endpoint: Endpoint,
     pub(super) address: SocketAddr,
+    /// A second descriptor of the endpoint's socket, for a successor.
+    socket: UdpSocket,
     /// State shared by all listeners.
     context: Arc<ServerContext<R>>,
+}
+
+impl<R> AsFd for QuicListener<R> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 /// Returns the QUIC settings of a listening socket.
@@ -111,9 +120,9 @@ impl<R: Respond> QuicListener<R> {
         tls: rustls::ServerConfig,
     ) -> io::Result<Self> {
         let config = server_config(tls, &context.limits).map_err(io::Error::other)?;
-        let endpoint =
-            Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))?;
-        Ok(Self { endpoint, address, context })
+        let (own, runtime) = (socket.try_clone()?, Arc::new(TokioRuntime));
+        let endpoint = Endpoint::new(EndpointConfig::default(), Some(config), socket, runtime)?;
+        Ok(Self { endpoint, address, socket: own, context })
     }
 
     /// Accepts connections until the server stops.

@@ -35,8 +35,18 @@ impl Bound {
         on_bind_error: impl Fn(SocketAddr, BindError) + Send + 'static,
         stop: CancellationToken,
     ) -> Result<(), BindError> {
-        let Self { endpoints, wildcards, encrypted, access, tap, limits, counters, heartbeats } =
-            self;
+        let Self {
+            endpoints,
+            wildcards,
+            encrypted,
+            access,
+            tap,
+            limits,
+            counters,
+            heartbeats,
+            open,
+            quic_is_free,
+        } = self;
         // The server also stops if the caller drops this future.
         let stop = stop.child_token();
         let _on_drop = stop.clone().drop_guard();
@@ -48,6 +58,7 @@ impl Bound {
             access: access.clone(),
             tap: tap.clone(),
             counters: Arc::clone(&counters),
+            open: open.clone(),
             heartbeats,
             deferred_permits: Arc::new(Semaphore::new(
                 limits.udp_in_flight.clamp(1, Semaphore::MAX_PERMITS),
@@ -63,19 +74,32 @@ impl Bound {
             responder: Arc::new(responder),
             limits,
             counters,
+            open,
             tracker: TaskTracker::new(),
             stop,
             abort,
         });
         let admission = Arc::clone(&context.admission);
         context.tracker.spawn(admission.shorten_deadlines(context.stop.clone()));
-        let mut encrypted = encrypted.map(|sockets| sockets.serve(&context)).transpose()?;
+        let encrypted = encrypted.map(|sockets| sockets.serve(&context)).transpose()?;
+        let (mut encrypted, mut quic) = encrypted.unzip();
+        if quic_is_free.is_cancelled()
+            && let Some((quic, encrypted)) = quic.take().zip(encrypted.as_mut())
+        {
+            quic.serve(&context, encrypted)?;
+        }
         let mut listeners =
             PlainListeners::new(Arc::clone(&context), shared, Box::new(on_bind_error));
         for endpoint in endpoints {
             listeners.serve(endpoint).await?;
         }
 
+        if let Some((quic, encrypted)) = quic.zip(encrypted.as_mut()) {
+            tokio::select! {
+                () = context.stop.cancelled() => {}
+                () = quic_is_free.cancelled() => quic.serve(&context, encrypted)?,
+            }
+        }
         listeners.follow_addresses(&wildcards).await;
         let threads = listeners.join_tcp().await;
         if let Some(encrypted) = &mut encrypted {

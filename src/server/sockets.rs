@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::inherited::{Inherited, InheritedSocket};
 use crate::wire::Transport;
 
 /// Size of the receive buffer of a UDP socket, in bytes.
@@ -48,6 +49,21 @@ impl PlainEndpoint {
         address.set_port(tcp.local_addr().map_err(tcp_failed)?.port());
         let udp = open_udp(address, workers).map_err(|error| (Transport::Udp, error))?;
         Ok(Self { address, followed: false, udp, tcp })
+    }
+
+    /// Takes the sockets of one address out of those that another process passed.
+    ///
+    /// Returns `None` unless there are sockets of both transports.
+    pub(super) fn take(address: SocketAddr, passed: &mut Vec<Inherited>) -> Option<Self> {
+        let (mut udp, mut tcp) = (Vec::new(), None);
+        for Inherited { socket, .. } in passed.extract_if(.., |one| one.address == address) {
+            match socket {
+                InheritedSocket::Udp(socket) => udp.push(socket),
+                InheritedSocket::Tcp(socket) => tcp = Some(socket),
+            }
+        }
+        let tcp = tcp.filter(|_| !udp.is_empty())?;
+        Some(Self { address, followed: false, udp, tcp })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{self, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -24,6 +25,12 @@ pub(super) struct StreamListener<R> {
     context: Arc<ServerContext<R>>,
     /// Performs TLS handshakes (RFC 7858); `None` for plain TCP.
     tls: Option<TlsAcceptor>,
+}
+
+impl<R> AsFd for StreamListener<R> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl<R: Respond> StreamListener<R> {

@@ -36,6 +36,7 @@ use super::pace::{AfterFailure, BatchSize, SEND_BUFFER_WAIT, SendRetry};
 use super::sink::Tap;
 use super::tasks::WorkerTasks;
 use super::{Access, Client, Counters, Disposition, DnsTransport, Request, Respond};
+use crate::inherited::OpenSockets;
 
 /// Consecutive full batches before the worker yields to its thread's other tasks.
 const MAX_FULL_BATCHES: usize = 2;
@@ -65,6 +66,8 @@ pub(super) struct UdpShared {
     pub(super) access: Access,
     pub(super) tap: Tap,
     pub(super) counters: Arc<Counters>,
+    /// The open sockets of the server, among them those of the workers.
+    pub(super) open: OpenSockets,
     pub(super) heartbeats: Arc<Heartbeats>,
     /// One permit for each deferred response, over all sockets.
     pub(super) deferred_permits: Arc<Semaphore>,
@@ -81,6 +84,12 @@ pub(super) struct UdpShared {
 pub(super) struct StoppableSocket {
     pub(super) socket: UdpSocket,
     stopped: AtomicBool,
+}
+
+impl AsFd for StoppableSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl StoppableSocket {
@@ -606,6 +615,7 @@ mod tests {
             access: Access::new(&[]),
             tap: Tap::default(),
             counters: Arc::default(),
+            open: OpenSockets::default(),
             heartbeats: Arc::default(),
             deferred_permits: Arc::new(Semaphore::new(1)),
             response_timeout: Duration::from_secs(5),

@@ -202,10 +202,10 @@ fn take(passed: &mut ListenFd, at: usize) -> Option<OwnedFd> {
 ///
 /// Listeners come and go while the server runs. The list does not keep a socket open.
 #[derive(Clone, Default)]
-pub struct OpenSockets(Arc<Mutex<Vec<OpenSocket>>>);
+pub struct OpenSockets(Arc<Mutex<Vec<PassableSocket>>>);
 
 /// A socket with its purpose and address.
-struct OpenSocket {
+struct PassableSocket {
     name: SocketName,
     address: SocketAddr,
     socket: Weak<dyn AsFd + Send + Sync>,
@@ -220,7 +220,7 @@ impl OpenSockets {
         let socket: Weak<S> = Arc::downgrade(socket);
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|known| known.socket.strong_count() > 0);
-        open.push(OpenSocket { name, address, socket });
+        open.push(PassableSocket { name, address, socket });
     }
 
     /// Returns a second descriptor of each socket that is open now.
@@ -230,7 +230,7 @@ impl OpenSockets {
     pub fn duplicates(&self) -> io::Result<Vec<(SocketName, SocketAddr, OwnedFd)>> {
         let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let owned = open.iter().filter_map(|known| Some((known, known.socket.upgrade()?)));
-        let duplicate = |(known, socket): (&OpenSocket, Arc<dyn AsFd + Send + Sync>)| {
+        let duplicate = |(known, socket): (&PassableSocket, Arc<dyn AsFd + Send + Sync>)| {
             Ok((known.name, known.address, socket.as_fd().try_clone_to_owned()?))
         };
         owned.map(duplicate).collect()

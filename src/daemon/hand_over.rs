@@ -13,7 +13,6 @@ use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::parts::is_complete;
 use crate::answer::Answerer;
 use crate::handover::{
     HandoverChannel, HandoverError, MAX_DESCRIPTORS, PassedDescriptor, Step, VERSION,
@@ -106,7 +105,10 @@ impl HandoverOffer {
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "no successor has taken over; this server keeps serving");
+                    tracing::warn!(
+                        %error,
+                        "no successor has taken over; this server keeps serving"
+                    );
                 }
             }
         }
@@ -131,7 +133,7 @@ impl HandoverOffer {
             let step = Step::Passed {
                 descriptors: now.iter().map(|(description, _)| description.clone()).collect(),
                 more: !later.is_empty(),
-                complete: is_complete(&self.answerer),
+                complete: self.answerer.registry_status().is_complete(),
             };
             let descriptors: Vec<BorrowedFd<'_>> = now.iter().map(|(_, one)| one.as_fd()).collect();
             channel.send(&step, &descriptors, STEP_TIMEOUT).await?;

@@ -8,7 +8,6 @@ use super::admin_port::AdminPort;
 use super::log::LogFilter;
 use super::{Notifier, PipelineHandle, Predecessor};
 use crate::admin::AdminContext;
-use crate::answer::Answerer;
 use crate::inherited::InheritedSockets;
 use crate::upstream::Forwarder;
 
@@ -56,10 +55,4 @@ pub(super) struct Parts {
     pub(super) log: LogFilter,
     /// Tells the service manager about the server.
     pub(super) notifier: Notifier,
-}
-
-/// Returns whether the data of every registry is known, if only from an earlier run.
-pub(super) fn is_complete(answerer: &Answerer) -> bool {
-    let status = answerer.registry_status();
-    status.registries.is_subset_of(status.known)
 }

@@ -12,7 +12,6 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::hand_over::{COMMANDS, LOCK, STEP_TIMEOUT, TAKE_OVER};
-use super::parts::is_complete;
 use crate::admin::{self, AdminContext, SocketError};
 use crate::config::Config;
 use crate::directory::TrustRule;
@@ -209,11 +208,11 @@ impl Succession {
         let began = Instant::now();
         loop {
             let status = answerer.registry_status();
-            if is_complete(answerer) && status.disconnected.is_empty() {
+            if status.is_complete() && status.disconnected.is_empty() {
                 return Ok(());
             }
             if began.elapsed() >= REGISTRIES_TIMEOUT {
-                if is_complete(answerer) || !self.is_complete {
+                if status.is_complete() || !self.is_complete {
                     return Ok(());
                 }
                 let registries = registries.load();

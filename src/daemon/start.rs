@@ -183,9 +183,8 @@ impl Server {
         if let Some(serve_commands) = serve_commands {
             serve_commands();
         }
-        let open = addresses.len() + tls.len() + quic.len();
-        let watched = Arc::clone(&heartbeats);
-        parts.admin.sockets.watch(move || socket_report(open, &watched));
+        let (handle, watched) = (bound.handle(), Arc::clone(&heartbeats));
+        parts.admin.sockets.watch(move || socket_report(handle.listening(), &watched));
         let lane = parts.forwarder.lane();
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),

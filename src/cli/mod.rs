@@ -41,6 +41,7 @@ use clap::FromArgMatches;
 use clap::error::ErrorKind;
 
 use crate::config::{Config, ConfigError, ConfigSource, Flags};
+use crate::daemon::TakeOverError;
 use arguments::{Arguments, CliCommand, KeepArgs};
 use client::NotRunning;
 
@@ -93,9 +94,15 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             output::complain(&format!("{error:#}"));
-            ExitCode::from(if error.is::<NotRunning>() { NOT_REACHED } else { 1 })
+            ExitCode::from(if is_not_running(&error) { NOT_REACHED } else { 1 })
         }
     }
+}
+
+/// Returns whether the error is that no server is running.
+fn is_not_running(error: &anyhow::Error) -> bool {
+    error.is::<NotRunning>()
+        || matches!(error.downcast_ref(), Some(TakeOverError::NotRunning { .. }))
 }
 
 fn parse_arguments() -> Result<Arguments, clap::Error> {

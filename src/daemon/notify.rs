@@ -23,6 +23,12 @@ const WATCHDOG_VARIABLE: &str = "WATCHDOG_USEC";
 /// Variable with the ID of the process that must send, if not any.
 const WATCHDOG_PROCESS_VARIABLE: &str = "WATCHDOG_PID";
 
+/// Variable with the ID of the service's process, from systemd 248 on.
+const MAIN_PROCESS_VARIABLE: &str = "SYSTEMD_EXEC_PID";
+
+/// Variable with the ID of this run of the service.
+const INVOCATION_VARIABLE: &str = "INVOCATION_ID";
+
 /// Interval at which a changed status is noticed.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -80,9 +86,14 @@ impl Notifier {
         }
     }
 
-    /// Returns whether a service manager started the server.
-    pub fn is_managed(&self) -> bool {
-        self.0.is_some()
+    /// Returns whether a service manager would start another server after the end of this one.
+    ///
+    /// The programs that a service starts, such as a user's shell, inherit some of the variables.
+    pub(super) fn has_service_manager() -> bool {
+        let own = std::process::id().to_string();
+        let is_main = std::env::var(MAIN_PROCESS_VARIABLE).map_or(true, |id| id == own);
+        std::env::var_os(SOCKET_VARIABLE).is_some()
+            || is_main && std::env::var_os(INVOCATION_VARIABLE).is_some()
     }
 
     /// Reports that the server answers queries.

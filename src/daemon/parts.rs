@@ -6,8 +6,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::admin_port::AdminPort;
 use super::log::LogFilter;
-use super::{Notifier, PipelineHandle};
+use super::{Notifier, PipelineHandle, Predecessor};
 use crate::admin::AdminContext;
+use crate::inherited::InheritedSockets;
 use crate::upstream::Forwarder;
 
 /// What the process that started this one gave it.
@@ -15,6 +16,10 @@ use crate::upstream::Forwarder;
 pub struct Launch {
     /// Tells the service manager about the server.
     pub notifier: Notifier,
+    /// Sockets that the service manager or the running server passed.
+    pub inherited: InheritedSockets,
+    /// The running server, if this one takes over from it.
+    pub predecessor: Option<Predecessor>,
 }
 
 /// The two steps of a stop.

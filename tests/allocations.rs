@@ -6,7 +6,9 @@ mod support;
 use std::time::Instant;
 
 use allocation_counter::measure;
-use svcdns::answer::{AliasTarget, Aliases, AnswerOutcome, Answerer, Answers, Publisher, Settings};
+use svcdns::answer::{
+    AliasTarget, Aliases, AnswerOutcome, Answerer, Answers, Publisher, Settings, ZoneSlot,
+};
 use svcdns::catalog;
 use svcdns::name::{Name, Zones};
 use svcdns::registry::gsvc;
@@ -118,9 +120,16 @@ fn find_allocations(answerer: &Answerer, queries: &[ExpectedResponse<'_>]) -> Ve
     let mut out = Vec::with_capacity(65_535);
     for (name, rtype, payload, transport, expected) in queries {
         let packet = query_bytes(name, *rtype, *payload);
+        let tally = answerer.tallies().worker("udp");
         let ask = |draw: u64, out: &mut Vec<u8>| {
-            let ahead = answerer.look_ahead([&packet[..]; 2].into_iter());
-            answerer.respond(&Query::parse(&packet), (&ahead, 1), *transport, draw, out)
+            let (ahead, parsed) =
+                (answerer.look_ahead([&packet[..]; 2].into_iter()), Query::parse(&packet));
+            tally.count_question(ZoneSlot::of(&parsed, (&ahead, 1)), parsed.qtype());
+            let outcome = answerer.respond(&parsed, (&ahead, 1), *transport, draw, out);
+            if let AnswerOutcome::Answered(source) = outcome {
+                tally.count_response(source, out);
+            }
+            outcome
         };
         assert!(matches!(ask(1, &mut out), AnswerOutcome::Answered(_)), "{name} {rtype}");
         assert_eq!(

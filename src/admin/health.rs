@@ -1,29 +1,13 @@
 //! Health: the sentences of `/livez`, `/readyz`, `svcdns status` and the service manager.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
-use tokio_util::sync::CancellationToken;
 
 use super::AdminContext;
 use crate::service::{MAX_REGISTRIES, RegistryId};
-
-/// Silence after which a worker counts as hanging.
-///
-/// Even an idle worker moves several times per second.
-const MAX_SILENCE: Duration = Duration::from_secs(10);
-
-/// Interval of the looks at the workers.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Limit on the silence that one look adds.
-///
-/// While the whole process is stopped, nothing looks, and no worker is to blame.
-const MAX_LOOK_GAP: Duration = Duration::from_secs(2);
 
 /// What the DNS server reports about its sockets and workers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,22 +16,14 @@ pub struct SocketReport {
     pub open: usize,
     /// Addresses that should be served but are not, each with the reason.
     pub missing: Vec<(SocketAddr, String)>,
-    /// The UDP workers: name, such as `127.0.0.1:53 #2`, and a number that changes as it moves.
-    pub workers: Vec<(String, u64)>,
+    /// A sentence for each UDP worker that hangs.
+    pub hanging: Vec<String>,
 }
 
 /// Watches the sockets and workers of the DNS server.
 #[derive(Default)]
 pub struct SocketWatch {
     source: OnceLock<Box<dyn Fn() -> SocketReport + Send + Sync>>,
-    silences: Mutex<Silences>,
-}
-
-/// For how long each worker has not moved.
-#[derive(Debug, Default)]
-struct Silences {
-    looked_at: Option<Instant>,
-    workers: HashMap<String, (u64, Duration)>,
 }
 
 /// The health of a server, in sentences for people.
@@ -73,45 +49,11 @@ impl SocketWatch {
     pub(super) fn report(&self) -> Option<SocketReport> {
         Some(self.source.get()?())
     }
-
-    /// Returns a sentence for each hanging worker.
-    fn hanging(&self, workers: Vec<(String, u64)>, now: Instant) -> Vec<String> {
-        let mut silences = self.silences.lock().unwrap_or_else(PoisonError::into_inner);
-        let hanging = silences.look(workers, now);
-        let sentence = |(worker, silence): (&str, Duration)| {
-            format!("UDP worker {worker} has not moved for {} s", silence.as_secs())
-        };
-        hanging.into_iter().map(sentence).collect()
-    }
 }
 
 impl fmt::Debug for SocketWatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SocketWatch").field("silences", &self.silences).finish_non_exhaustive()
-    }
-}
-
-impl Silences {
-    /// Notes the numbers of the workers at this time; returns those that hang, by name.
-    fn look(&mut self, workers: Vec<(String, u64)>, now: Instant) -> Vec<(&str, Duration)> {
-        let gap = self.looked_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-        self.looked_at = Some(now);
-        let before = std::mem::take(&mut self.workers);
-        let silence = |worker: &str, number| match before.get(worker) {
-            Some((last, silence)) if *last == number => *silence + gap.min(MAX_LOOK_GAP),
-            _ => Duration::ZERO,
-        };
-        self.workers = workers
-            .into_iter()
-            .map(|(worker, number)| {
-                let silence = silence(&worker, number);
-                (worker, (number, silence))
-            })
-            .collect();
-        let workers = self.workers.iter().map(|(worker, (_, silence))| (&**worker, *silence));
-        let mut hanging: Vec<_> = workers.filter(|(_, silence)| *silence >= MAX_SILENCE).collect();
-        hanging.sort_unstable();
-        hanging
+        f.debug_struct("SocketWatch").finish_non_exhaustive()
     }
 }
 
@@ -176,59 +118,22 @@ impl AdminContext {
             }
         }
         match self.sockets.report() {
-            Some(SocketReport { missing, workers, .. }) => {
+            Some(SocketReport { missing, hanging, .. }) => {
                 let missing = missing
                     .iter()
                     .map(|(address, reason)| format!("not listening on {address}: {reason}"));
                 health.unready.extend(missing);
-                health.hanging = self.sockets.hanging(workers, Instant::now());
+                health.hanging = hanging;
             }
             None => health.unready.push("no socket is served yet".to_owned()),
         }
         health
-    }
-
-    /// Looks at the workers until `stop`, so that [`Self::health`] knows for how long they hang.
-    pub async fn watch_health(self: Arc<Self>, stop: CancellationToken) {
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(LOOK_INTERVAL) => drop(self.health()),
-            }
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn workers(numbers: &[u64]) -> Vec<(String, u64)> {
-        let worker = |(index, number): (usize, &u64)| (format!("127.0.0.1:53 #{index}"), *number);
-        numbers.iter().enumerate().map(worker).collect()
-    }
-
-    #[test]
-    fn only_a_worker_that_does_not_move_hangs() {
-        let (watch, start) = (SocketWatch::default(), Instant::now());
-        for second in 0..10 {
-            let seen = workers(&[u64::from(second), 7]);
-            assert!(watch.hanging(seen, start + second * SECOND).is_empty(), "{second}");
-        }
-        let hanging = watch.hanging(workers(&[10, 7]), start + 11 * SECOND);
-        assert_eq!(hanging, ["UDP worker 127.0.0.1:53 #1 has not moved for 11 s"]);
-        assert!(watch.hanging(workers(&[11, 8]), start + 12 * SECOND).is_empty());
-    }
-
-    #[test]
-    fn a_stopped_process_blames_no_worker() {
-        let (watch, start) = (SocketWatch::default(), Instant::now());
-        assert!(watch.hanging(workers(&[7]), start).is_empty());
-        assert!(watch.hanging(workers(&[7]), start + 3600 * SECOND).is_empty());
-        assert!(watch.hanging(Vec::new(), start + 3700 * SECOND).is_empty(), "it ended");
-    }
 
     #[test]
     fn the_sentences_are_the_same_in_a_line_and_on_the_pages() {

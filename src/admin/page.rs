@@ -7,7 +7,7 @@ use super::{AdminContext, RegistryView, SocketReport, bridge, checks, forwarding
 use crate::answer::{Answerer, QueryCounts, QuestionCount, ResponseSource};
 use crate::catalog::{HoldCause, HoldView, Stats};
 use crate::metrics::{Counter, MetricLabels, Page};
-use crate::server::StreamCounters;
+use crate::server::{Counters, ResponseTimes, StreamCounters};
 use crate::wire::rcode_name;
 
 /// Returns the page of all metrics.
@@ -17,6 +17,7 @@ pub(super) fn metrics(context: &AdminContext) -> Page {
     add_server_metrics(&mut page, context);
     add_registry_metrics(&mut page, &status);
     add_hold_metrics(&mut page, &status, &context.answerer.stats());
+    add_size_metrics(&mut page, &status, &context.answerer);
     if let Some(view) = &status.forwarding {
         forwarding::add_metrics(&mut page, view);
     }
@@ -160,6 +161,7 @@ fn add_server_metrics(page: &mut Page, context: &AdminContext) {
          in the middle of an exchange (stalled)",
         evicted,
     );
+    add_time_metrics(page, server);
     let failed = by_stream(|stream| stream.failed_handshakes.get()).into_iter().skip(1);
     page.counters(
         "svcdns_failed_handshakes",
@@ -176,6 +178,34 @@ fn add_server_metrics(page: &mut Page, context: &AdminContext) {
     );
 }
 
+/// Adds the times until responses were ready, and the number of those that are not.
+#[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
+fn add_time_metrics(page: &mut Page, server: &Counters) {
+    let Counters { udp_times, udp_deferred, tcp, tls, quic, .. } = server;
+    let streams = [("tcp", tcp), ("tls", tls), ("quic", quic)];
+    let streams = streams.map(|(name, stream)| (name, &stream.times, &stream.deferred));
+    let transports = [("udp", udp_times, udp_deferred)].into_iter().chain(streams);
+    let times = transports.clone().flat_map(|(name, times, _)| {
+        let ResponseTimes { immediate, deferred } = times;
+        [("immediate", immediate), ("deferred", deferred)].map(|(path, histogram)| {
+            ([transport(name), vec![("path", path.to_owned())]].concat(), histogram)
+        })
+    });
+    page.histograms(
+        "svcdns_response_time",
+        "Time from the receipt of a query until its response was ready to be sent, by path: \
+         immediate (a sample: every 64th batch over UDP, every 64th query of other transports), or \
+         deferred",
+        times.filter(|(_, histogram)| histogram.count() > 0),
+    );
+    let deferred = transports.map(|(name, _, deferred)| (transport(name), deferred.get() as f64));
+    page.gauges(
+        "svcdns_deferred_responses",
+        "Responses that are waited for, for example from an upstream",
+        deferred,
+    );
+}
+
 /// Adds the questions by transport, zone and type, and the responses by source and code.
 fn add_query_metrics(page: &mut Page, answerer: &Answerer) {
     let (settings, tallies) = (answerer.settings(), answerer.tallies());
@@ -189,8 +219,8 @@ fn add_query_metrics(page: &mut Page, answerer: &Answerer) {
     });
     page.counters(
         "svcdns_questions",
-        "Questions of these queries, by transport, zone and type; zone is reverse or other outside \
-         the served zones, and none for messages that are no valid query",
+        "Questions by transport, zone and type; outside the served zones, the zone is reverse or \
+         other, and for messages that are no valid query none",
         questions,
     );
     let (mut by_source, mut own) = (BTreeMap::new(), BTreeMap::new());
@@ -293,6 +323,28 @@ fn add_registry_metrics(page: &mut Page, status: &ServerStatus) {
         "svcdns_registry_list_differences",
         "Differences that a routine list found but no event had reported",
         differences,
+    );
+}
+
+/// Adds the number of services and of rejections of each registry.
+#[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
+fn add_size_metrics(page: &mut Page, status: &ServerStatus, answerer: &Answerer) {
+    let (stats, rejections) = (answerer.stats(), answerer.rejections());
+    let names = || {
+        let label = |registry: &RegistryView| vec![("registry", registry.name.clone())];
+        status.registries.iter().map(label)
+    };
+    let services = stats.registries.iter().map(|stats| stats.services as f64);
+    page.gauges(
+        "svcdns_registry_services",
+        "Services with keys in the registry",
+        names().zip(services),
+    );
+    let counts = rejections.by_registry.iter().map(|count| *count as f64);
+    page.gauges(
+        "svcdns_registry_rejected_keys",
+        "Keys and endpoints of the registry that cannot be served",
+        names().zip(counts.chain(std::iter::repeat(0.0))),
     );
 }
 

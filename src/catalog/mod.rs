@@ -23,6 +23,7 @@ mod one_or_many;
 mod properties;
 mod puts;
 mod rebuilt;
+mod registry_services;
 mod rejections;
 mod release;
 mod removals;
@@ -66,6 +67,7 @@ use build::KeyBuilder;
 use checks::CheckIndex;
 use hosts::HostIndex;
 use mirror::{EntryState, Mirror};
+use registry_services::RegistryServices;
 use rejections::Ledger;
 use removals::is_pending;
 use tracker::RegistryTracker;
@@ -142,6 +144,7 @@ pub struct Catalog {
     /// Clean-ups still to run, one per [`Self::settle`].
     cleanups_due: u8,
     ledger: Ledger,
+    registry_services: RegistryServices,
     hosts: HostIndex,
     bridged: BridgedAddresses,
     /// Names whose address the bridge changed since the last [`Self::settle`].
@@ -193,6 +196,7 @@ impl Catalog {
             removed_keys: 0,
             cleanups_due: 0,
             ledger: Ledger::new(registries),
+            registry_services: RegistryServices::default(),
             hosts: HostIndex::default(),
             bridged: BridgedAddresses::default(),
             rebridged: Vec::new(),
@@ -289,6 +293,7 @@ impl Catalog {
                 checks.leave_out(service);
             }
         });
+        self.registry_services.update(&outcome.changed);
         // A list arrives in key order, and a stable sort is fast on nearly sorted input.
         outcome.changed.sort_by(|a, b| a.base().cmp(b.base()));
         outcome.changed = rebuilt::changes_from(before, outcome.changed);
@@ -374,6 +379,7 @@ impl Catalog {
             RegistryStats {
                 keys: tally.present + held,
                 instances: tally.instances + tally.held_instances,
+                services: self.registry_services.get(registry),
                 held,
                 holds: tracker.held_keys.begun,
                 differences: tracker.differences,

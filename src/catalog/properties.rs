@@ -587,5 +587,12 @@ proptest! {
         let tallies = (0..REGISTRIES).map(|registry| model.catalog.mirror.tally(id(registry)));
         let known: usize = tallies.map(|tally| tally.keys).sum();
         prop_assert_eq!(known, services.iter().map(|service| service.keys().len()).sum::<usize>());
+        let Stats { registries, .. } = model.catalog.stats();
+        for (registry, stats) in RegistryId::first(REGISTRIES.into()).zip(registries) {
+            let has_keys = |service: &&Arc<Service>| {
+                service.keys().iter().any(|key| key.registry() == registry)
+            };
+            prop_assert_eq!(stats.services, services.iter().filter(has_keys).count());
+        }
     }
 }

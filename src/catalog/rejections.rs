@@ -32,6 +32,8 @@ const MAX_EXCERPT_CHARS: usize = 4_096;
 pub struct Rejections {
     /// Number of rejected keys and endpoints by reason, over all registries.
     pub counts: BTreeMap<Reason, u64>,
+    /// Number of rejected keys and endpoints of each registry, in the order of the configuration.
+    pub by_registry: Vec<u64>,
     /// Number of rejected keys that are counted but not listed.
     pub unlisted: u64,
     /// The listed rejections, sorted by registry and key.
@@ -235,9 +237,12 @@ impl Ledger {
             let mut view = Rejections::default();
             for rejections in &self.registries {
                 let unlisted = || rejections.unlisted.values().flatten();
+                let mut total = 0;
                 for (reason, count) in rejections.counts.iter().chain(unlisted()) {
                     *view.counts.entry(*reason).or_default() += count;
+                    total += count;
                 }
+                view.by_registry.push(total);
                 view.unlisted += unlisted().map(|(_, count)| count).sum::<u64>();
             }
             view.listed = if std::mem::take(&mut self.list_stale) {

@@ -36,6 +36,11 @@ pub enum Staleness {
 }
 
 impl RegistryStatus {
+    /// Returns whether the data of every registry is known, if only from an earlier run.
+    pub fn is_complete(&self) -> bool {
+        self.registries.is_subset_of(self.known)
+    }
+
     /// Returns why one of these instances may be stale, or `None` if all are fresh.
     ///
     /// Each is given by the registries that hold it; one whose data is fresh is enough.
@@ -86,6 +91,8 @@ pub struct RegistryStats {
     pub keys: usize,
     /// Endpoints of the keys that can be served.
     pub instances: usize,
+    /// Services with keys in the registry.
+    pub services: usize,
     /// Held keys: removed by the registry, but still served.
     pub held: usize,
     /// Holds since startup for each cause, without those that turned out to be no mass removal.

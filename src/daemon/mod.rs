@@ -9,6 +9,7 @@ mod error;
 mod follow;
 mod follower;
 mod hand_over;
+mod health;
 mod hold_log;
 mod listen_error;
 mod log;

@@ -16,6 +16,7 @@ use super::admin_port::{AdminPort, PreparedPort};
 use super::directories::Directories;
 use super::follow::{PipelineHandles, RegistryPipeline, UpdateChannel};
 use super::hand_over::HandoverOffer;
+use super::health::socket_report;
 use super::listen_error::{ListenError, report_not_listening};
 use super::parts::{Launch, Parts, Stops};
 use super::publisher::start_publisher;
@@ -23,9 +24,7 @@ use super::resolv_conf::follow_line;
 use super::snapshots::Snapshots;
 use super::take_over::{PassedFiles, Predecessor};
 use super::{Log, Notifier, Responder, Server, StartError};
-use crate::admin::{
-    AdminContext, AdminListener, BridgeState, ServerInfo, SocketError, SocketFile, SocketReport,
-};
+use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo, SocketError, SocketFile};
 use crate::bridge::Bridge;
 use crate::checks::CheckMonitor;
 use crate::config::Config;
@@ -35,11 +34,6 @@ use crate::name::Name;
 use crate::service::Update;
 use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
 use crate::{admin, checks, descriptors, server};
-
-/// Silence of a UDP worker after which the service manager hears no sign of life.
-///
-/// Even an idle worker moves several times per second.
-const MAX_SILENCE: Duration = Duration::from_secs(10);
 
 impl Server {
     /// Locks the directories, opens all sockets and starts to follow the registries.
@@ -72,8 +66,7 @@ impl Server {
             .map_err(ListenError::with_holder)?;
         let (addresses, counters) = (bound.addresses(), bound.counters());
         let (tls, quic) = (bound.tls_addresses(), bound.quic_addresses());
-        let (open_sockets, heartbeats) = (bound.open_sockets(), bound.heartbeats());
-        let quic_is_free = bound.quic_is_free();
+        let (open_sockets, quic_is_free) = (bound.open_sockets(), bound.quic_is_free());
         let (tracker, stops) = (TaskTracker::new(), Stops::new(stop));
         let Stops { stop, end } = &stops;
         let port = AdminPort::new(&tracker, stop, passed_port, open_sockets.clone());
@@ -185,9 +178,8 @@ impl Server {
             serve_commands();
         }
         let open = addresses.len() + tls.len() + quic.len();
-        let report = move || SocketReport { open, ..SocketReport::default() };
-        parts.admin.sockets.watch(report);
-        tracker.spawn(Arc::clone(&parts.admin).watch_health(stop.clone()));
+        let heartbeats = bound.heartbeats();
+        parts.admin.sockets.watch(move || socket_report(open, &heartbeats));
         let lane = parts.forwarder.lane();
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),
@@ -218,9 +210,7 @@ impl Server {
         });
         parts.notifier.ready();
         let health = Arc::clone(&parts.admin);
-        let status = move || health.health().to_string();
-        let is_alive = move || heartbeats.silent(MAX_SILENCE).is_empty();
-        tracker.spawn(parts.notifier.clone().follow(status, is_alive, stop.clone()));
+        tracker.spawn(parts.notifier.clone().follow(move || health.health(), stop.clone()));
         Ok(Self {
             addresses,
             tls,

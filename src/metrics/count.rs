@@ -73,6 +73,23 @@ impl Gauge {
     pub fn decrement(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
+
+    /// Adds one until the guard is dropped.
+    #[must_use]
+    pub fn hold(&self) -> GaugeGuard<'_> {
+        self.increment();
+        GaugeGuard(self)
+    }
+}
+
+/// One of the things that a gauge counts; see [`Gauge::hold`].
+#[derive(Debug)]
+pub struct GaugeGuard<'g>(&'g Gauge);
+
+impl Drop for GaugeGuard<'_> {
+    fn drop(&mut self) {
+        self.0.decrement();
+    }
 }
 
 #[cfg(test)]

@@ -3,8 +3,10 @@
 //! Imports no other module. Other modules keep plain counters; [`Page`] is composed on request.
 
 mod count;
+mod histogram;
 
-pub use count::{Counter, Gauge};
+pub use count::{Counter, Gauge, GaugeGuard};
+pub use histogram::DurationHistogram;
 
 use std::fmt;
 use std::time::Duration;
@@ -12,11 +14,12 @@ use std::time::Duration;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeCounterValue, EncodeMetric, MetricEncoder, NoLabelSet,
+    DescriptorEncoder, EncodeCounterValue, MetricEncoder, NoLabelSet,
 };
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+
+use histogram::Durations;
 
 /// A text format of a [`Page`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +73,7 @@ enum Samples {
     /// Total times, in seconds.
     Times(Vec<(MetricLabels, f64)>),
     Gauges(Vec<(MetricLabels, f64)>),
-    Durations(Histogram),
+    Durations(Vec<(MetricLabels, Durations)>),
 }
 
 impl Page {
@@ -123,7 +126,19 @@ impl Page {
         help: &'static str,
         histogram: &DurationHistogram,
     ) {
-        self.add(name, help, Some(Unit::Seconds), Samples::Durations(histogram.0.clone()));
+        self.histograms(name, help, [(MetricLabels::new(), histogram)]);
+    }
+
+    /// Adds a family of duration histograms; the page appends `_seconds` to `name`.
+    pub fn histograms<'h>(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        samples: impl IntoIterator<Item = (MetricLabels, &'h DurationHistogram)>,
+    ) {
+        let samples =
+            samples.into_iter().map(|(labels, histogram)| (labels, histogram.durations()));
+        self.add(name, help, Some(Unit::Seconds), Samples::Durations(samples.collect()));
     }
 
     /// Renders the page as text.
@@ -201,7 +216,18 @@ impl Collector for Page {
                         }
                     }
                 }
-                Samples::Durations(histogram) => histogram.encode(metric)?,
+                Samples::Durations(samples) => {
+                    for (labels, Durations { sum, buckets }) in samples {
+                        let count = buckets.iter().map(|(_, count)| count).sum();
+                        let (sum, buckets) = (*sum, &buckets[..]);
+                        if labels.is_empty() {
+                            metric.encode_histogram::<NoLabelSet>(sum, count, buckets, None)?;
+                        } else {
+                            let mut metric = metric.encode_family(labels)?;
+                            metric.encode_histogram::<NoLabelSet>(sum, count, buckets, None)?;
+                        }
+                    }
+                }
             }
         }
         Ok(())
@@ -221,29 +247,6 @@ fn encode_counters<N: EncodeCounterValue>(
         }
     }
     Ok(())
-}
-
-/// A histogram of durations with buckets from 10 µs to 10 s.
-#[derive(Clone, Debug)]
-pub struct DurationHistogram(Histogram);
-
-impl DurationHistogram {
-    /// Creates an empty histogram.
-    pub fn new() -> Self {
-        let buckets = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0];
-        Self(Histogram::new(buckets))
-    }
-
-    /// Adds one duration.
-    pub fn observe(&self, time: Duration) {
-        self.0.observe(time.as_secs_f64());
-    }
-}
-
-impl Default for DurationHistogram {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 #[cfg(test)]

@@ -180,7 +180,6 @@ impl<R: Respond> StreamConnection<'_, R> {
                 },
             };
             self.permit.touch();
-            self.counters().queries.increment();
             self.reap_finished(deferred);
             self.respond(request, permit, &queue, deferred).await;
         }
@@ -218,6 +217,7 @@ impl<R: Respond> StreamConnection<'_, R> {
     ) {
         let Self { kind, source, destination, context, .. } = *self;
         let client = Client { source, destination, transport: DnsTransport::Stream(kind) };
+        let sampled = self.counters().count_query();
         let received = context.tap.receive();
         let padded = padding::is_wanted(&request, kind);
         let pad = move |mut response: Vec<u8>| {
@@ -246,6 +246,9 @@ impl<R: Respond> StreamConnection<'_, R> {
         };
         if let Some(received) = received {
             context.tap.report(&client, &request, ready.as_deref(), received);
+        }
+        if let Some(sampled) = sampled {
+            self.counters().times.immediate.observe(sampled.elapsed());
         }
         if let Some(response) = ready {
             queue.push(pad(response), permit).await;

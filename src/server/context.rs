@@ -11,7 +11,7 @@ use tracing::error;
 
 use super::admission::Admission;
 use super::sink::Tap;
-use super::{Access, Client, Counters, Limits, Respond, StreamKind};
+use super::{Access, Client, Counters, Limits, Respond, StreamCounters, StreamKind};
 use crate::inherited::OpenSockets;
 
 /// Pause before a panicked loop is restarted.
@@ -110,6 +110,8 @@ impl<R: Respond> ServerContext<R> {
         client: Client,
         received: Option<Instant>,
     ) -> Option<Vec<u8>> {
+        let StreamCounters { deferred, times, .. } = self.counters.of(kind);
+        let (_deferred, began) = (deferred.hold(), Instant::now());
         let pending = received.map(|received| self.tap.defer(&client, &request, received));
         let response =
             timeout(self.limits.response_timeout, self.responder.respond_later(request, client))
@@ -120,6 +122,9 @@ impl<R: Respond> ServerContext<R> {
         });
         if let Some(pending) = pending {
             pending.report(response.as_deref());
+        }
+        if response.is_some() {
+            times.deferred.observe(began.elapsed());
         }
         response
     }

@@ -1,7 +1,9 @@
 //! Counters of the server.
 
+use std::time::Instant;
+
 use super::StreamKind;
-use crate::metrics::{Counter, Gauge};
+use crate::metrics::{Counter, DurationHistogram, Gauge};
 
 /// Counters since the server bound its sockets.
 ///
@@ -26,6 +28,10 @@ pub struct Counters {
     pub udp_send_errors: Counter,
     /// Receive errors; the worker continues after each.
     pub udp_receive_errors: Counter,
+    /// Responses that are deferred now.
+    pub udp_deferred: Gauge,
+    /// Times until responses were ready.
+    pub udp_times: ResponseTimes,
     /// Counters of plain TCP.
     pub tcp: StreamCounters,
     /// Counters of DNS over TLS.
@@ -71,7 +77,32 @@ pub struct StreamCounters {
     pub broken: Counter,
     /// Accept errors; the listener continues after each.
     pub accept_errors: Counter,
+    /// Responses that are deferred now.
+    pub deferred: Gauge,
+    /// Times until responses were ready.
+    pub times: ResponseTimes,
 }
+
+/// Times from the receipt of a query until its response was ready to be sent.
+#[derive(Debug, Default)]
+pub struct ResponseTimes {
+    /// Responses that were available at once, sampled: see [`SAMPLED_EVERY`].
+    pub immediate: DurationHistogram,
+    /// All deferred responses.
+    pub deferred: DurationHistogram,
+}
+
+impl StreamCounters {
+    /// Counts a query; returns the current time if its response is to be timed.
+    pub(super) fn count_query(&self) -> Option<Instant> {
+        (self.queries.increment() % SAMPLED_EVERY == 1).then(Instant::now)
+    }
+}
+
+/// Interval of the samples: queries of a connection, or batches of a UDP worker.
+///
+/// Reading the clock for every query would cost the fast path more than all other counts.
+pub(super) const SAMPLED_EVERY: u64 = 64;
 
 impl Counters {
     /// Returns the counters of `kind`.

@@ -50,7 +50,7 @@ pub use bind::{Bound, bind, bind_or_inherit};
 pub use bind_error::{BindError, PortTaken};
 pub use certificate::{CertificateError, CertificateFiles};
 pub use client::{Client, DnsTransport, StreamKind};
-pub use counters::{Counters, StreamCounters};
+pub use counters::{Counters, ResponseTimes, StreamCounters};
 pub use heartbeat::{Heartbeats, SilentWorker};
 pub use limits::Limits;
 pub use respond::{Disposition, Request, Respond};

@@ -309,7 +309,6 @@ impl<R: Respond> QuicListener<R> {
             }
         };
         connection.touch();
-        self.counters().queries.increment();
         let padded = padding::is_wanted(&request, StreamKind::Quic);
         let Some(mut response) = self.respond(request, client, &connection).await else {
             return Ok(());
@@ -364,6 +363,7 @@ impl<R: Respond> QuicListener<R> {
         connection: &Arc<ConnectionPermit>,
     ) -> Option<Vec<u8>> {
         let ServerContext { tap, responder, .. } = &*self.context;
+        let sampled = self.counters().count_query();
         let received = tap.receive();
         let mut response = Vec::with_capacity(512);
         let ready = match responder.respond_alone(&request, &client, &mut response) {
@@ -379,6 +379,9 @@ impl<R: Respond> QuicListener<R> {
         };
         if let Some(received) = received {
             tap.report(&client, &request, ready.as_deref(), received);
+        }
+        if let Some(sampled) = sampled {
+            self.counters().times.immediate.observe(sampled.elapsed());
         }
         ready
     }

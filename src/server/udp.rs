@@ -30,6 +30,7 @@ use tracing::{debug, error, warn};
 
 use super::backoff::ErrorBackoff;
 use super::batch::{Batch, MAX_BATCH_DATAGRAMS, RawAddress, ReceiveWait, send_one};
+use super::counters::SAMPLED_EVERY;
 use super::heartbeat::{Heartbeat, Heartbeats};
 use super::pace::{AfterFailure, BatchSize, SEND_BUFFER_WAIT, SendRetry};
 use super::sink::Tap;
@@ -150,6 +151,8 @@ struct WorkerScratch<A> {
     backoff: ErrorBackoff,
     /// Queries of the last batch with a deferred response.
     deferred: Vec<DeferredQuery>,
+    /// Number of batches so far, one in [`SAMPLED_EVERY`] of which is timed.
+    batches: u64,
 }
 
 /// State common to all datagrams of a batch.
@@ -166,8 +169,10 @@ struct DeferredQuery {
     request: Vec<u8>,
     source: SocketAddr,
     permit: DeferredPermit,
-    /// Time of receipt, if the sink wants the query.
-    received: Option<Instant>,
+    /// Time of receipt.
+    received: Instant,
+    /// Whether the sink wants the query.
+    is_wanted: bool,
 }
 
 impl<R: Respond> Worker<R> {
@@ -184,6 +189,7 @@ impl<R: Respond> Worker<R> {
             random: fastrand::Rng::new(),
             backoff: ErrorBackoff::default(),
             deferred: Vec::with_capacity(MAX_BATCH_DATAGRAMS),
+            batches: 0,
         };
         while !self.socket.is_stopped() && !self.stop.is_cancelled() {
             if tasks.need_runtime() || !scratch.deferred.is_empty() {
@@ -359,7 +365,7 @@ impl<R: Respond> Worker<R> {
 
     /// Writes the available responses of a batch, and collects the deferred queries.
     fn respond_to_batch<A: RawAddress>(&self, scratch: &mut WorkerScratch<A>) {
-        let WorkerScratch { batch, random, deferred, .. } = scratch;
+        let WorkerScratch { batch, random, deferred, batches, .. } = scratch;
         let lookahead = self.responder.look_ahead(batch.requests());
         let context = BatchContext {
             lookahead,
@@ -386,7 +392,8 @@ impl<R: Respond> Worker<R> {
                             request: message.to_vec(),
                             source,
                             permit,
-                            received: wanted.then_some(context.now),
+                            received: context.now,
+                            is_wanted: wanted,
                         });
                         return false;
                     }
@@ -400,6 +407,10 @@ impl<R: Respond> Worker<R> {
         });
         if queries > 0 {
             self.shared.counters.udp_queries.add(queries);
+        }
+        *batches = batches.wrapping_add(1);
+        if *batches % SAMPLED_EVERY == 1 && batch.unsent() > 0 {
+            self.shared.counters.udp_times.immediate.observe(context.now.elapsed());
         }
     }
 
@@ -450,6 +461,7 @@ impl<R: Respond> Worker<R> {
     /// Acquires a permit for a deferred response, if one is free.
     fn acquire_permit(&self) -> Option<DeferredPermit> {
         let permit = Arc::clone(&self.shared.deferred_permits).try_acquire_owned().ok()?;
+        self.shared.counters.udp_deferred.increment();
         Some(DeferredPermit { counters: Arc::clone(&self.shared.counters), _permit: permit })
     }
 
@@ -474,13 +486,14 @@ impl<R: Respond> Worker<R> {
         tasks: &WorkerTasks,
     ) -> bool {
         let any = !scratch.deferred.is_empty();
-        for DeferredQuery { request, source, permit, received } in scratch.deferred.drain(..) {
+        for query in scratch.deferred.drain(..) {
+            let DeferredQuery { request, source, permit, received, is_wanted } = query;
             let worker = Arc::clone(self);
             tasks.deferred.spawn(async move {
                 let _permit = permit;
                 let UdpShared { tap, response_timeout, counters, .. } = &worker.shared;
                 let client = worker.client(source);
-                let pending = received.map(|received| tap.defer(&client, &request, received));
+                let pending = is_wanted.then(|| tap.defer(&client, &request, received));
                 let response =
                     timeout(*response_timeout, worker.responder.respond_later(request, client))
                         .await
@@ -492,6 +505,7 @@ impl<R: Respond> Worker<R> {
                     pending.report(response.as_deref());
                 }
                 if let Some(response) = response {
+                    counters.udp_times.deferred.observe(received.elapsed());
                     worker.send(&response, source).await;
                 }
             });
@@ -574,6 +588,7 @@ struct DeferredPermit {
 
 impl Drop for DeferredPermit {
     fn drop(&mut self) {
+        self.counters.udp_deferred.decrement();
         if std::thread::panicking() && self.counters.panics.increment().is_power_of_two() {
             error!("caught a panic in a deferred response; please report this");
         }
@@ -623,6 +638,7 @@ mod tests {
             random: fastrand::Rng::new(),
             backoff: ErrorBackoff::default(),
             deferred: Vec::new(),
+            batches: 0,
         }
     }
 

@@ -119,7 +119,11 @@ pub(crate) fn addresses(server: SocketAddr, name: &str) -> Result<Vec<IpAddr>, &
     addresses_in(ask(server, name, A))
 }
 
-fn addresses_in(response: Option<Vec<u8>>) -> Result<Vec<IpAddr>, &'static str> {
+/// Returns the sorted addresses of a response.
+///
+/// # Errors
+/// As [`addresses`].
+pub(crate) fn addresses_in(response: Option<Vec<u8>>) -> Result<Vec<IpAddr>, &'static str> {
     let Some(response) = response else { return Err("no answer") };
     let code = code_of(&response);
     if code != "NOERROR" {

@@ -31,6 +31,7 @@ pub(crate) mod replay;
 pub(crate) mod resolved;
 pub(crate) mod resolved_route;
 pub(crate) mod service_manager;
+pub(crate) mod steady_load;
 pub(crate) mod strace;
 pub(crate) mod svcdns;
 pub(crate) mod systemd;

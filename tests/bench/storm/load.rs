@@ -37,6 +37,8 @@ pub(crate) struct LoadResult {
     pub(crate) right: u64,
     pub(crate) failed: u64,
     pub(crate) elapsed: Duration,
+    /// Response times of the bursts, from when each was due; empty without a rate.
+    pub(crate) times: Vec<Duration>,
 }
 
 /// Runs a load in a child process, on the core that this thread is pinned to.
@@ -53,10 +55,11 @@ pub(crate) fn run(load: Load, server: SocketAddr, shape: Shape, period: Duration
     let output = command.stderr(Stdio::inherit()).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let figures: Vec<u64> = text.split_whitespace().map(|number| number.parse().unwrap()).collect();
-    let [right, failed, nanoseconds] = figures[..] else {
+    let [right, failed, nanoseconds, ref times @ ..] = figures[..] else {
         panic!("the load ended with {} and {text:?}", output.status)
     };
-    LoadResult { right, failed, elapsed: Duration::from_nanos(nanoseconds) }
+    let times = times.iter().copied().map(Duration::from_nanos).collect();
+    LoadResult { right, failed, elapsed: Duration::from_nanos(nanoseconds), times }
 }
 
 /// Sends the queries and prints the results; runs in the child process.
@@ -75,13 +78,18 @@ pub(crate) fn send(arguments: &[String]) {
         .then(|| Duration::from_secs(1) * (QUERIES_PER_BURST * lanes) as u32 / rate as u32);
 
     let mut lanes: Vec<_> = (0..lanes).map(|_| BurstSocket::new(server)).collect();
-    let (mut batch, mut counts) = (Batch::new(QUERIES_PER_BURST), (0, 0));
+    let (mut batch, mut counts, mut times) = (Batch::new(QUERIES_PER_BURST), (0, 0), Vec::new());
     let (begun, mut due) = (Instant::now(), Instant::now());
     while begun.elapsed() < period {
         for lane in &mut lanes {
+            let is_waiting = lane.waiting > 0;
             lane.receive(shape, &mut batch, &mut counts);
             if let Some(every) = every {
+                if is_waiting {
+                    times.push(lane.due.elapsed());
+                }
                 thread::sleep(due.saturating_duration_since(Instant::now()));
+                lane.due = due;
                 due += every;
             }
             lane.send(shape, &mut batch);
@@ -90,7 +98,9 @@ pub(crate) fn send(arguments: &[String]) {
     for lane in &mut lanes {
         lane.receive(shape, &mut batch, &mut counts);
     }
-    println!("{} {} {}", counts.0, counts.1, begun.elapsed().as_nanos());
+    print!("{} {} {}", counts.0, counts.1, begun.elapsed().as_nanos());
+    times.iter().for_each(|time| print!(" {}", time.as_nanos()));
+    println!();
 }
 
 /// A socket with the burst in flight.
@@ -100,6 +110,8 @@ struct BurstSocket {
     /// The service of each query; a query's number is its id.
     services: [usize; QUERIES_PER_BURST],
     waiting: usize,
+    /// When the burst was due, if there is a rate.
+    due: Instant,
 }
 
 impl BurstSocket {
@@ -110,7 +122,7 @@ impl BurstSocket {
         let messages = (0..QUERIES_PER_BURST)
             .map(|id| dns::query(id as u16, &Shape::name(0), dns::A))
             .collect();
-        Self { socket, messages, services: [0; QUERIES_PER_BURST], waiting: 0 }
+        Self { socket, messages, services: [0; QUERIES_PER_BURST], waiting: 0, due: Instant::now() }
     }
 
     fn send(&mut self, shape: Shape, batch: &mut Batch) {

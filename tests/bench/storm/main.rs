@@ -3,7 +3,8 @@
 //! Measures the CPU time of the answering thread per response, without changes and with
 //! 10,000 changes per second. The program prints figures and asserts nothing about them, except
 //! that every response is right; `docs/performance.md` explains them. `cargo bench --bench storm`
-//! measures; `-- --short` only shows that the program works.
+//! measures; `-- --short` only shows that the program works. `-- --scrape` measures response times
+//! while the metrics page is read instead.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -25,6 +26,7 @@ mod figures;
 mod load;
 #[path = "../reading.rs"]
 mod reading;
+mod scrape;
 mod serving;
 #[path = "../../support/mod.rs"]
 mod support;
@@ -72,7 +74,13 @@ fn main() {
     if let Some(at) = arguments.iter().position(|argument| argument == "--load") {
         return load::send(&arguments[at + 1..]);
     }
-    run(if arguments.iter().any(|argument| argument == "--short") { &SHORT } else { &FULL });
+    let is_given = |flag: &str| arguments.iter().any(|argument| argument == flag);
+    let is_short = is_given("--short");
+    if is_given("--scrape") {
+        scrape::run(if is_short { &scrape::SHORT } else { &scrape::FULL });
+    } else {
+        run(if is_short { &SHORT } else { &FULL });
+    }
 }
 
 fn run(scale: &Scale) {
@@ -178,7 +186,8 @@ fn measure(
         let feeder = (rate > 0)
             .then(|| scope.spawn(|| feeder::feed(store, shape, rate, &stop, publications)));
         let (before, waits) = server.spent();
-        let LoadResult { right, failed, elapsed } = load::run(load, server.address, shape, period);
+        let LoadResult { right, failed, elapsed, .. } =
+            load::run(load, server.address, shape, period);
         let (after, waits_after) = server.spent();
         stop.store(true, Ordering::Relaxed);
         if let Some(feeder) = feeder {

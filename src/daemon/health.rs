@@ -1,0 +1,15 @@
+//! What the daemon knows of the health of the DNS sockets.
+
+use std::time::Duration;
+
+use crate::admin::SocketReport;
+use crate::server::{Heartbeats, SilentWorker};
+
+/// Silence after which a worker counts as hanging; even an idle one moves every 250 ms.
+const MAX_SILENCE: Duration = Duration::from_secs(10);
+
+/// Reports on this many open addresses and their workers.
+pub(super) fn socket_report(open: usize, heartbeats: &Heartbeats) -> SocketReport {
+    let hanging = heartbeats.silent(MAX_SILENCE).iter().map(SilentWorker::to_string).collect();
+    SocketReport { open, hanging, ..SocketReport::default() }
+}

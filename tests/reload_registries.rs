@@ -16,7 +16,7 @@ use support::etcd::Etcd;
 use support::files::Files;
 use support::{SOON, dns, eventually};
 use svcdns::config::{Config, Flags};
-use svcdns::daemon::{Log, Server};
+use svcdns::daemon::{Launch, Log, Server};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -49,7 +49,8 @@ impl Reloaded {
         let log = LOG.get_or_init(|| Log::start("info").unwrap());
         let runtime = Runtime::new().unwrap();
         let (config, stop) = (load(state.path(), text), CancellationToken::new());
-        let server = runtime.block_on(Server::start(&config, log, stop.clone())).unwrap();
+        let server =
+            runtime.block_on(Server::start(&config, log, Launch::default(), stop.clone())).unwrap();
         let address = server.addresses[0];
         Self { server: Some(server), runtime, stop, address, state: Some(state) }
     }
@@ -292,10 +293,11 @@ fn static_services_follow_the_file() {
     let server = Reloaded::start(&registries);
     server.wait_for("hello.svc", &["10.0.0.1"]);
     let prober = Prober::start(server.address, "hello.svc");
-    server.reload(&with("legacy", 1));
-    server.wait_for("legacy.svc", &["10.1.0.1"]);
-    server.reload(&with("legacy", 2));
-    server.wait_for("legacy.svc", &["10.1.0.2"]);
+    for last in 1..=5 {
+        server.reload(&with("legacy", last));
+        server.wait_for("legacy.svc", &[&format!("10.1.0.{last}")]);
+        server.wait_until_connected("main");
+    }
     server.reload(&with("other", 3));
     server.wait_for("other.svc", &["10.1.0.3"]);
     eventually("the end of a name", SOON, || {

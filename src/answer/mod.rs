@@ -9,6 +9,7 @@
 //! model.
 
 mod address_index;
+mod affected;
 mod aliases;
 mod answerer;
 mod bridged;

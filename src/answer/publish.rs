@@ -8,14 +8,13 @@ use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 
+use super::affected::{AffectedOwners, split_at_ends};
 use super::answerer::Answerer;
 use super::counters::Counters;
 use super::full::{self, NameForm, NameLookup};
 use super::holds::PublishedHolds;
 use super::node::{NodeBuilder, put_alias, put_marker};
-use super::owner::{
-    MAX_NAME_BYTES, is_configured, is_label, owner_labels, owner_of, service_owner,
-};
+use super::owner::{is_label, owner_labels, service_owner};
 use super::settings::Settings;
 use super::table::{Snapshot, sorted_addresses};
 use super::tally::QueryTallies;
@@ -80,6 +79,7 @@ impl Publisher {
             SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut snapshot = Snapshot::new(Arc::new(answer), catalog.registry_status(now));
         snapshot.zone_slots = zone_slots;
+        add_aliases(&mut snapshot);
         let answerer = Arc::new(Answerer {
             snapshot: ArcSwap::from_pointee(snapshot),
             rejections: ArcSwap::new(catalog.rejections()),
@@ -95,29 +95,7 @@ impl Publisher {
             retired: Vec::new(),
             services_per_step: SERVICES_PER_STEP,
         };
-        publisher.publish_aliases();
         (publisher, answerer)
-    }
-
-    /// Publishes the names of all aliases, before any service is known.
-    fn publish_aliases(&self) {
-        let mut next = Snapshot::clone(&self.answerer.snapshot.load());
-        self.add_aliases(&mut next);
-        self.answerer.snapshot.store(Arc::new(next));
-    }
-
-    /// Adds the names of all aliases to a table without services.
-    pub(super) fn add_aliases(&self, next: &mut Snapshot) {
-        let settings = Arc::clone(next.settings());
-        let aliases = &settings.aliases;
-        if aliases.is_empty() {
-            return;
-        }
-        let services = aliases.unregistered_services();
-        next.update_services(&services);
-        let mut names = next.update_ancestors(aliases.ancestors());
-        names.extend(aliases.outside_bases().map(Box::from));
-        self.compile(next, &services, &names);
     }
 
     /// Takes the keys that a registry had in an earlier run; publishes nothing yet.
@@ -242,33 +220,46 @@ impl Publisher {
         self.retired.push(before);
         self.retired.retain(|generation| Arc::strong_count(generation) > 1);
     }
+}
 
-    /// Compiles the nodes that changed services and names above them affect; returns their owners.
-    fn compile<'c>(
-        &self,
-        next: &mut Snapshot,
-        changed: &'c [ServiceChange],
-        toggled: &[Box<str>],
-    ) -> AffectedOwners<'c> {
-        let settings = &*Arc::clone(next.settings());
-        let owners = AffectedOwners::of(settings, next, changed, toggled);
-        let mut builder = NodeBuilder::default();
-        // Compiled in the order of the services, which is close to their order in memory.
-        let mut bytes = Vec::new();
-        let mut ends = Vec::with_capacity(owners.ends.len());
-        for (owner, service) in owners.iter() {
-            compile_node(next, settings, owner, service, &mut builder, &mut bytes);
-            ends.push(bytes.len());
-        }
-        let nodes = split_at_ends(&bytes, ends.iter().copied());
-        next.update_nodes(
-            owners
-                .iter()
-                .zip(nodes)
-                .map(|((owner, _), node)| (owner, (!node.is_empty()).then_some(node))),
-        );
-        owners
+/// Adds the names of all aliases to a table without services.
+pub(super) fn add_aliases(next: &mut Snapshot) {
+    let settings = Arc::clone(next.settings());
+    let aliases = &settings.aliases;
+    if aliases.is_empty() {
+        return;
     }
+    let services = aliases.unregistered_services();
+    next.update_services(&services);
+    let mut names = next.update_ancestors(aliases.ancestors());
+    names.extend(aliases.outside_bases().map(Box::from));
+    compile_affected(next, &services, &names);
+}
+
+/// Compiles the nodes that changed services and names above them affect; returns their owners.
+fn compile_affected<'c>(
+    next: &mut Snapshot,
+    changed: &'c [ServiceChange],
+    toggled: &[Box<str>],
+) -> AffectedOwners<'c> {
+    let settings = &*Arc::clone(next.settings());
+    let owners = AffectedOwners::of(settings, next, changed, toggled);
+    let mut builder = NodeBuilder::default();
+    // Compiled in the order of the services, which is close to their order in memory.
+    let mut bytes = Vec::new();
+    let mut ends = Vec::with_capacity(owners.ends.len());
+    for (owner, service) in owners.iter() {
+        compile_node(next, settings, owner, service, &mut builder, &mut bytes);
+        ends.push(bytes.len());
+    }
+    let nodes = split_at_ends(&bytes, ends.iter().copied());
+    next.update_nodes(
+        owners
+            .iter()
+            .zip(nodes)
+            .map(|((owner, _), node)| (owner, (!node.is_empty()).then_some(node))),
+    );
+    owners
 }
 
 /// A publication in progress, invisible to readers until [`Self::publish`].
@@ -303,7 +294,7 @@ impl Publication<'_> {
         // The bridge knows the names that it gave addresses to: it is not told about them again.
         let rebridged = std::mem::take(&mut outcome.rebridged);
         if let Some(next) = next.as_mut().filter(|_| !rebridged.is_empty()) {
-            publisher.compile(next, &[], &rebridged);
+            compile_affected(next, &[], &rebridged);
         }
         let Some(next) = next.as_mut().filter(|_| !changed.is_empty()) else { return false };
         // Several steps may compile the same owner; the last step sees everything that affects it.
@@ -314,7 +305,7 @@ impl Publication<'_> {
             next.update_addresses(&sorted_addresses(&next.hasher(), addresses));
             next.update_ancestors(ancestor_changes(changed))
         };
-        let owners = publisher.compile(next, changed, &toggled);
+        let owners = compile_affected(next, changed, &toggled);
         let settings = next.settings();
         if settings.bridge {
             let owners = owners.iter().map(|(owner, _)| owner);
@@ -399,88 +390,6 @@ fn compile_node(
         && (snapshot.has_names_below(&text) || snapshot.service(&text).is_some())
     {
         put_marker(out);
-    }
-}
-
-/// Splits bytes at the given ends.
-fn split_at_ends(bytes: &[u8], ends: impl Iterator<Item = usize>) -> impl Iterator<Item = &[u8]> {
-    let mut start = 0;
-    ends.map(move |end| &bytes[std::mem::replace(&mut start, end)..end])
-}
-
-/// Owners whose nodes a change affects, as wire labels in front of the zone.
-#[derive(Debug, Default)]
-struct AffectedOwners<'c> {
-    bytes: Vec<u8>,
-    /// End of each owner in `bytes`, and its changed service if that still exists.
-    ends: Vec<(usize, Option<&'c Arc<Service>>)>,
-}
-
-impl<'c> AffectedOwners<'c> {
-    /// Collects the owners whose nodes these changes affect.
-    ///
-    /// The owners are: the shortest names of the changed services in each scope, before and after
-    /// the change; their bases, which exist even for services of other scopes; names that the
-    /// services take over from other services or give back; and the names above them that came into
-    /// being or vanished.
-    fn of(
-        settings: &Settings,
-        next: &Snapshot,
-        changed: &'c [ServiceChange],
-        toggled: &[Box<str>],
-    ) -> Self {
-        let mut owners = Self::default();
-        owners.ends.reserve(changed.len() + toggled.len());
-        for change in changed {
-            let (base, ServiceChange { before, after }) = (change.base(), change);
-            let mut scopes: Vec<&Arc<Group>> = Vec::new();
-            for service in before.iter().chain(after) {
-                scopes.extend(service.visible_groups());
-            }
-            scopes.sort_by_key(|group| (&group.deployment, &group.namespace));
-            scopes.dedup_by_key(|group| (&group.deployment, &group.namespace));
-            owners.put(settings, owner_of(base), after.as_ref());
-            for group in scopes {
-                if !is_configured(settings, group) {
-                    owners.put(settings, service_owner(settings, base, group), after.as_ref());
-                } else if base
-                    .rsplit_once('.')
-                    .is_some_and(|(front, _)| next.service(front).is_some())
-                {
-                    // `a.b.n` is both `a.b` in namespace `n` and `a` in namespace `b` of deployment
-                    // `n`.
-                    owners.put(
-                        settings,
-                        owner_of(&format!("{base}.{}", group.namespace)),
-                        after.as_ref(),
-                    );
-                }
-            }
-        }
-        for name in toggled {
-            owners.put(settings, owner_of(name), None);
-        }
-        owners
-    }
-
-    /// Adds an owner unless it is too long for DNS.
-    fn put(
-        &mut self,
-        settings: &Settings,
-        owner: Option<Vec<u8>>,
-        service: Option<&'c Arc<Service>>,
-    ) {
-        let zone = settings.zones.first().name().as_wire();
-        if let Some(owner) = owner.filter(|owner| owner.len() + zone.len() <= MAX_NAME_BYTES) {
-            self.bytes.extend(owner);
-            self.ends.push((self.bytes.len(), service));
-        }
-    }
-
-    /// Returns each owner, and its changed service if that still exists.
-    fn iter(&self) -> impl Iterator<Item = (&[u8], Option<&'c Arc<Service>>)> {
-        split_at_ends(&self.bytes, self.ends.iter().map(|(end, _)| *end))
-            .zip(self.ends.iter().map(|(_, service)| *service))
     }
 }
 

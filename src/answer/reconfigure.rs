@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::answerer::Answerer;
-use super::publish::{Publication, Publisher};
+use super::publish::{Publication, Publisher, add_aliases};
 use super::settings::Settings;
 use crate::catalog::{self, KeptRegistry, ServiceChange};
 
@@ -41,7 +41,8 @@ impl Publisher {
         let mut next = before.rebuilt(settings, self.catalog.registry_status(now));
         next.bridged = self.catalog.bridged().clone();
         next.hosts = self.catalog.hosts().clone();
-        self.add_aliases(&mut next);
+        next.zone_slots = Arc::new(self.answerer.tallies.slots(&next.settings().zones));
+        add_aliases(&mut next);
         let added = outcome.changed.iter().filter(|change| change.after.is_some());
         let added = added.map(|change| ServiceChange { before: None, after: change.after.clone() });
         let added = added.collect();

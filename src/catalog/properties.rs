@@ -588,7 +588,7 @@ proptest! {
         let known: usize = tallies.map(|tally| tally.keys).sum();
         prop_assert_eq!(known, services.iter().map(|service| service.keys().len()).sum::<usize>());
         let Stats { registries, .. } = model.catalog.stats();
-        for (registry, stats) in RegistryId::first(REGISTRIES.into()).zip(registries) {
+        for (registry, stats) in RegistryId::first(usize::from(REGISTRIES)).zip(registries) {
             let has_keys = |service: &&Arc<Service>| {
                 service.keys().iter().any(|key| key.registry() == registry)
             };

@@ -1,8 +1,8 @@
 //! Rebuilding the catalog with other settings, from the keys that it has.
 //!
 //! A change of the zones, the limits or the registries may concern every key. So the catalog saves
-//! its keys in memory, as for a snapshot, and a new catalog restores them. Lists that follow, of the
-//! kind [`ListKind::Reconnect`](crate::service::ListKind::Reconnect), then bring what only the
+//! its keys in memory, as for a snapshot, and a new catalog restores them. The next lists, of the
+//! kind [`ListKind::Reconnect`](crate::service::ListKind::Reconnect), bring what only the
 //! registries know: rejected keys, and which held keys are still missing.
 
 use std::cmp::Ordering;

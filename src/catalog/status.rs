@@ -36,7 +36,7 @@ pub enum Staleness {
 }
 
 impl RegistryStatus {
-    /// Returns whether the data of every registry is known, if only from an earlier run.
+    /// Returns whether every registry has a complete list, from itself or from an earlier run.
     pub fn is_complete(&self) -> bool {
         self.registries.is_subset_of(self.known)
     }

@@ -9,7 +9,7 @@ use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::follower::Follower;
+use super::follower::RegistryTask;
 use crate::answer::{self, Answerer, Published, Publisher};
 use crate::bridge::BridgeRequests;
 use crate::catalog::{self, KeptRegistry, MalformedKeys};
@@ -38,7 +38,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// data comes from one arena of the allocator. Long tasks therefore yield to the others.
 #[derive(Debug)]
 pub struct RegistryPipeline {
-    registries: Vec<FollowedRegistry>,
+    registries: Vec<PipelineRegistry>,
     states: RegistryStates,
     publisher: Publisher,
     /// The settings of the catalog, to tell what a new configuration changes.
@@ -64,16 +64,16 @@ pub struct RegistryPipeline {
 
 /// A registry of the pipeline.
 #[derive(Debug)]
-struct FollowedRegistry {
+struct PipelineRegistry {
     source: NamedSource,
     state: Arc<RegistryState>,
     /// The kind of its first list.
     first: ListKind,
     /// `None` before the start.
-    follower: Option<Follower>,
+    follower: Option<RegistryTask>,
 }
 
-impl FollowedRegistry {
+impl PipelineRegistry {
     fn new(source: &NamedSource, former: Option<&RegistryState>) -> Self {
         let NamedSource { name, source: registry, removal_grace } = source;
         let state = RegistryState::new(name.clone(), registry.to_string(), *removal_grace);
@@ -168,8 +168,8 @@ impl RegistryPipeline {
         let parts = (hosts.is_some(), bridge.is_some());
         let (catalog, settings) = settings_of(config, listen, parts);
         let (publisher, answerer) = Publisher::new(catalog.clone(), settings, Instant::now());
-        let registries = config.registries.iter().map(|source| FollowedRegistry::new(source, None));
-        let registries: Vec<FollowedRegistry> = registries.collect();
+        let registries = config.registries.iter().map(|source| PipelineRegistry::new(source, None));
+        let registries: Vec<PipelineRegistry> = registries.collect();
         let states = RegistryStates::new(states_of(&registries));
         let (to_pipeline, requests) = mpsc::channel(1);
         let pipeline = Self {
@@ -232,10 +232,10 @@ impl RegistryPipeline {
             return;
         };
         for (id, registry) in RegistryId::first(MAX_REGISTRIES).zip(&mut self.registries) {
-            let FollowedRegistry { source, state, first, follower } = registry;
+            let PipelineRegistry { source, state, first, follower } = registry;
             follower.get_or_insert_with(|| {
                 let feed = Feed::new(id, sender.clone(), Arc::clone(state));
-                Follower::start(source.source.clone(), *first, feed, tracker, stop)
+                RegistryTask::start(source.source.clone(), *first, feed, tracker, stop)
             });
         }
     }
@@ -354,7 +354,7 @@ impl RegistryPipeline {
             let mut former = RegistryId::first(MAX_REGISTRIES).zip(&self.registries);
             let former = former.find(|(_, former)| is_same_registry(&former.source, source));
             kept.extend(former.map(|(before, _)| KeptRegistry { before, after }));
-            registries.push(FollowedRegistry::new(source, former.map(|(_, one)| &*one.state)));
+            registries.push(PipelineRegistry::new(source, former.map(|(_, one)| &*one.state)));
         }
         let mut publication = self.publisher.rebuild(catalog.clone(), settings, &kept, now);
         while publication.compile_next() {
@@ -377,8 +377,8 @@ impl RegistryPipeline {
     /// Stops to follow the registries; all that they have sent is then in the channel of updates.
     async fn stop_followers(&mut self) {
         let followers = self.registries.iter_mut().filter_map(|one| one.follower.take());
-        let followers: Vec<Follower> = followers.collect();
-        followers.iter().for_each(Follower::stop);
+        let followers: Vec<RegistryTask> = followers.collect();
+        followers.iter().for_each(RegistryTask::stop);
         let deadline = tokio::time::Instant::now() + STOP_TIMEOUT;
         for follower in followers {
             follower.ended(deadline).await;
@@ -412,7 +412,7 @@ fn settings_of(
     (catalog, settings)
 }
 
-fn states_of(registries: &[FollowedRegistry]) -> Vec<Arc<RegistryState>> {
+fn states_of(registries: &[PipelineRegistry]) -> Vec<Arc<RegistryState>> {
     registries.iter().map(|registry| Arc::clone(&registry.state)).collect()
 }
 

@@ -19,13 +19,13 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
 /// The running follower of a registry.
 #[derive(Debug)]
-pub(super) struct Follower {
+pub(super) struct RegistryTask {
     commands: mpsc::Sender<RegistryCommand>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
-impl Follower {
+impl RegistryTask {
     /// Starts to follow a registry in the current runtime, until `stop` or [`Self::stop`].
     pub(super) fn start(
         registry: impl Registry + Clone + Sync,

@@ -21,7 +21,7 @@ use crate::upstream;
 pub(super) struct Reloader {
     source: ConfigSource,
     /// The configuration in operation.
-    config: Config,
+    config: Arc<Config>,
     secrets: SecretDigests,
     parts: Parts,
 }
@@ -66,7 +66,7 @@ impl Reloader {
     /// Creates the reloader of a server that runs with `config`, which `source` loaded.
     pub(super) fn new(source: ConfigSource, config: Config, parts: Parts) -> Self {
         let secrets = SecretDigests::default().of(&config);
-        Self { source, config, secrets, parts }
+        Self { source, config: Arc::new(config), secrets, parts }
     }
 
     /// Serves requests and signals until `stop`.
@@ -161,6 +161,9 @@ impl Reloader {
         if !ends {
             self.parts.forwarder.replace(upstream);
         }
+        let (config, listen) = (Arc::new(config), self.parts.admin.info.load().listen.clone());
+        // Fails only if the server is stopping.
+        let _ = self.parts.pipeline.reconfigure(Arc::clone(&config), listen).await;
         if ends {
             self.parts.forwarder.replace(None);
         }

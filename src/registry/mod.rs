@@ -201,8 +201,11 @@ impl RegistryState {
     }
 
     /// Returns this state with the report of the same registry in a former configuration.
+    ///
+    /// The registry counts as not connected until its new follower says otherwise.
     #[must_use]
     pub fn continuing(self, former: &Self) -> Self {
+        former.update(|report| report.connected = false);
         Self { report: Arc::clone(&former.report), ..self }
     }
 

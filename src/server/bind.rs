@@ -1,40 +1,32 @@
 //! Binds the sockets of all addresses before the server starts.
 
-use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
-use super::bind_error::LISTEN;
 use super::encrypted::EncryptedSockets;
-use super::query_log::QueryLog;
-use super::sink::Tap;
-use super::sockets::{PlainEndpoint, canonical, worker_count};
-use super::{Access, BindError, Counters, Heartbeats, Limits, Settings, interfaces};
-use crate::descriptors;
-use crate::inherited::{Inherited, InheritedSockets, OpenSockets, SocketName};
-use crate::wire::Transport;
-
-/// Maximum attempts to find a port that is free for both TCP and UDP.
-const MAX_PORT_ATTEMPTS: usize = 16;
+use super::handle::{ListenerChange, ServerHandle};
+use super::listening::{HeldAddresses, ListenState, Listening, SharedListenState};
+use super::rules::ServingRules;
+use super::sockets::PlainEndpoint;
+use super::{BindError, Counters, Heartbeats, Settings};
+use crate::inherited::{InheritedSockets, OpenSockets, SocketName};
 
 /// Bound sockets, ready to be served.
 #[derive(Debug)]
 pub struct Bound {
     pub(super) endpoints: Vec<PlainEndpoint>,
-    /// Unspecified addresses whose expansions are followed, with resolved ports.
-    pub(super) wildcards: Vec<SocketAddr>,
-    pub(super) encrypted: Option<EncryptedSockets>,
-    pub(super) access: Access,
-    pub(super) tap: Tap,
-    pub(super) limits: Limits,
+    pub(super) encrypted: EncryptedSockets,
+    pub(super) rules: ServingRules,
     pub(super) counters: Arc<Counters>,
     pub(super) open: OpenSockets,
     /// Cancelled once no other process reads the sockets for QUIC.
     pub(super) quic_is_free: CancellationToken,
     pub(super) heartbeats: Arc<Heartbeats>,
+    pub(super) handle: ServerHandle,
+    pub(super) changes: mpsc::Receiver<ListenerChange>,
 }
 
 impl Bound {
@@ -45,20 +37,12 @@ impl Bound {
 
     /// Returns the addresses for DNS over TLS, with resolved ports.
     pub fn tls_addresses(&self) -> Vec<SocketAddr> {
-        self.encrypted
-            .iter()
-            .flat_map(|encrypted| &encrypted.tls)
-            .map(|(address, _)| *address)
-            .collect()
+        self.handle.tls_addresses()
     }
 
     /// Returns the addresses for DNS over QUIC, with resolved ports.
     pub fn quic_addresses(&self) -> Vec<SocketAddr> {
-        self.encrypted
-            .iter()
-            .flat_map(|encrypted| &encrypted.quic)
-            .map(|(address, _)| *address)
-            .collect()
+        self.handle.quic_addresses()
     }
 
     /// Returns the token to cancel once no other process reads the sockets for QUIC.
@@ -80,6 +64,11 @@ impl Bound {
     pub fn heartbeats(&self) -> Arc<Heartbeats> {
         Arc::clone(&self.heartbeats)
     }
+
+    /// Returns the handle that changes the server while it runs.
+    pub fn handle(&self) -> ServerHandle {
+        self.handle.clone()
+    }
 }
 
 /// Binds UDP and TCP on every address of `settings`, without a runtime.
@@ -98,7 +87,8 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
 
 /// Binds like [`bind`], but takes the passed sockets of an address if there are any.
 ///
-/// The server reads the sockets for QUIC only after [`Bound::quic_is_free`].
+/// Addresses of sockets that the service manager holds are served even if `settings` lack them. The
+/// server reads the sockets for QUIC only after [`Bound::quic_is_free`].
 ///
 /// # Errors
 /// Like [`bind`].
@@ -106,138 +96,36 @@ pub fn bind_or_inherit(
     settings: &Settings,
     mut inherited: InheritedSockets,
 ) -> Result<Bound, BindError> {
+    let mut state = ListenState { held: HeldAddresses::of(&inherited), ..ListenState::default() };
+    let settings = state.held.added_to(settings);
     settings.check()?;
-    let passed = RefCell::new(inherited.take(SocketName::Dns));
-    let limits = settings.limits.clone().within(descriptors::limit());
-    if limits.connections < settings.limits.connections {
-        warn!(
-            tcp_connections = settings.limits.connections,
-            allowed = limits.connections,
-            "the limit on open files (ulimit -Hn) allows fewer connections than configured"
-        );
-    }
-    let wanted = settings.limits.udp_workers;
-    let (mut endpoints, mut wildcards): (Vec<PlainEndpoint>, Vec<SocketAddr>) =
-        (Vec::new(), Vec::new());
-    for &listen in &settings.listen {
-        let listen = canonical(listen);
-        // `0.0.0.0:53` and `127.0.0.1:53` together would cover one address twice.
-        let bound =
-            |address: &SocketAddr| endpoints.iter().any(|endpoint| endpoint.address == *address);
-        if listen.ip().is_unspecified() {
-            let addresses = interfaces::local_addresses(listen)
-                .map_err(|error| BindError::explain(Transport::Udp, &LISTEN, listen, error))?;
-            let addresses: Vec<_> =
-                addresses.into_iter().filter(|address| !bound(address)).collect();
-            let group = open_group(
-                &addresses,
-                |group| workers_for_next(&endpoints, group, wanted),
-                &passed,
-                true,
-            )?;
-            if group.is_empty()
-                && !endpoints.iter().any(|endpoint| endpoint.address.port() == listen.port())
-            {
-                return Err(BindError::NoSuchAddress { address: listen });
-            }
-            info!(
-                %listen,
-                addresses = group.len(),
-                "listening on every address of the machine, current and future"
-            );
-            let port =
-                group.first().map_or_else(|| listen.port(), |endpoint| endpoint.address.port());
-            wildcards.push(SocketAddr::new(listen.ip(), port));
-            endpoints.extend(group);
-        } else if !bound(&listen) {
-            let group = open_group(
-                &[listen],
-                |group| workers_for_next(&endpoints, group, wanted),
-                &passed,
-                false,
-            )?;
-            endpoints.extend(group);
-        }
-    }
-    let encrypted = EncryptedSockets::open(&settings.encrypted, &mut inherited)?;
+    let passed = inherited.take(SocketName::Dns);
+    let (endpoints, plain) =
+        state.open_plain(&settings.listen, settings.limits.udp_workers, passed)?;
+    let encrypted =
+        EncryptedSockets::open(&settings.encrypted, &mut inherited, &Listening::default())?;
+    state.listening = Listening { plain, ..encrypted.listening.clone() };
+    let (sender, changes) = mpsc::channel(1);
+    let shared = SharedListenState::new(state);
     Ok(Bound {
         endpoints,
-        wildcards,
         encrypted,
-        access: settings.access(),
-        tap: QueryLog::new(settings.log_queries).map_or_else(Tap::default, Tap::new),
-        limits,
+        rules: ServingRules::new(&settings),
         counters: Arc::new(Counters::default()),
         open: OpenSockets::default(),
         quic_is_free: CancellationToken::new(),
         heartbeats: Arc::default(),
+        handle: ServerHandle { state: shared, changes: sender },
+        changes,
     })
-}
-
-/// Returns the number of UDP workers of the next address.
-///
-/// All endpoints in `endpoints` and `group` are open already.
-fn workers_for_next(endpoints: &[PlainEndpoint], group: &[PlainEndpoint], wanted: usize) -> usize {
-    worker_count(endpoints.iter().chain(group).map(|endpoint| endpoint.udp.len()).sum(), wanted)
-}
-
-/// Opens `addresses`, which share one port; port 0 becomes one that all have free.
-///
-/// With `skip_absent`, an address that cannot be used yet (IPv6 duplicate address detection) is
-/// skipped with a warning.
-fn open_group(
-    addresses: &[SocketAddr],
-    workers: impl Fn(&[PlainEndpoint]) -> usize,
-    passed: &RefCell<Vec<Inherited>>,
-    skip_absent: bool,
-) -> Result<Vec<PlainEndpoint>, BindError> {
-    let mut attempt = 1;
-    loop {
-        let result = try_group(addresses, &workers, passed, skip_absent);
-        match &result {
-            Err(BindError::InUse(_))
-                if attempt < MAX_PORT_ATTEMPTS
-                    && addresses.iter().any(|address| address.port() == 0) =>
-            {
-                attempt += 1;
-            }
-            _ => return result,
-        }
-    }
-}
-
-/// Opens all addresses once; the first failure closes all of them.
-fn try_group(
-    addresses: &[SocketAddr],
-    workers: &impl Fn(&[PlainEndpoint]) -> usize,
-    passed: &RefCell<Vec<Inherited>>,
-    skip_absent: bool,
-) -> Result<Vec<PlainEndpoint>, BindError> {
-    let mut endpoints: Vec<PlainEndpoint> = Vec::with_capacity(addresses.len());
-    for &(mut address) in addresses {
-        if let (0, Some(first)) = (address.port(), endpoints.first()) {
-            address.set_port(first.address.port());
-        }
-        let taken = PlainEndpoint::take(address, &mut passed.borrow_mut());
-        match taken
-            .map_or_else(|| PlainEndpoint::open(address, workers(&endpoints)), Ok)
-            .map_err(|(transport, error)| BindError::explain(transport, &LISTEN, address, error))
-        {
-            Ok(endpoint) => endpoints.push(PlainEndpoint { followed: skip_absent, ..endpoint }),
-            Err(BindError::NoSuchAddress { address }) if skip_absent => {
-                warn!(%address, "skipping an address that is not usable yet");
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(endpoints)
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::sockets::open_udp;
-    use super::super::{PortTaken, SettingsError};
+    use super::super::{Limits, PortTaken, SettingsError};
     use super::*;
+    use crate::wire::Transport;
     use socket2::{Domain, Protocol, Socket, Type};
     use std::net::UdpSocket;
 

@@ -106,9 +106,10 @@ impl<R: Respond> StreamConnection<'_, R> {
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     ) -> CloseReason {
         let (reading, writing) = split(stream);
-        let in_flight = self.context.limits.in_flight.clamp(1, 1 << 16);
-        let queued =
-            u32::try_from(self.context.limits.queued_bytes).unwrap_or(u32::MAX).clamp(1, 1 << 28);
+        let (in_flight, queued) =
+            self.context.rules.limit(|limits| (limits.in_flight, limits.queued_bytes));
+        let in_flight = in_flight.clamp(1, 1 << 16);
+        let queued = u32::try_from(queued).unwrap_or(u32::MAX).clamp(1, 1 << 28);
         let (sender, responses) = mpsc::channel(in_flight);
         let queue = ResponseQueue {
             sender,
@@ -132,8 +133,9 @@ impl<R: Respond> StreamConnection<'_, R> {
             // if the client reads them: a query read just before the eviction may be in progress.
             if self.permit.is_blocked() { Duration::ZERO } else { CLOSE_STEP_TIMEOUT }
         } else {
-            let limits = &self.context.limits;
-            limits.response_timeout.saturating_add(limits.write_timeout)
+            self.context
+                .rules
+                .limit(|limits| limits.response_timeout.saturating_add(limits.write_timeout))
         };
         // The queue ends with the last pending response.
         let written = tokio::select! {
@@ -164,8 +166,10 @@ impl<R: Respond> StreamConnection<'_, R> {
                 // The permit of the message being read is not a pending response.
                 self.wait_for_message(&mut reader, || permits.available_permits() + 1 < in_flight)
                     .await?;
-                let message =
-                    timeout(self.context.limits.message_timeout, read_message(&mut reader));
+                let message = timeout(
+                    self.context.rules.limit(|limits| limits.message_timeout),
+                    read_message(&mut reader),
+                );
                 match self.permit.await_client(message).await {
                     Ok(message) => message.map(|request| (request, permit)),
                     Err(_) => Err(CloseReason::MessageTimeout),
@@ -192,7 +196,8 @@ impl<R: Respond> StreamConnection<'_, R> {
         has_pending: impl Fn() -> bool,
     ) -> Result<(), CloseReason> {
         // Never zero, so that the loop below always waits.
-        let idle_timeout = self.context.limits.idle_timeout.max(Duration::from_millis(10));
+        let idle_timeout =
+            self.context.rules.limit(|limits| limits.idle_timeout).max(Duration::from_millis(10));
         loop {
             let left = idle_timeout.saturating_sub(self.permit.idle_time());
             match timeout(left, reader.fill_buf()).await {
@@ -218,7 +223,7 @@ impl<R: Respond> StreamConnection<'_, R> {
         let Self { kind, source, destination, context, .. } = *self;
         let client = Client { source, destination, transport: DnsTransport::Stream(kind) };
         let sampled = self.counters().count_query();
-        let received = context.tap.receive();
+        let received = context.rules.load().tap.receive();
         let padded = padding::is_wanted(&request, kind);
         let pad = move |mut response: Vec<u8>| {
             if padded {
@@ -245,7 +250,7 @@ impl<R: Respond> StreamConnection<'_, R> {
             }
         };
         if let Some(received) = received {
-            context.tap.report(&client, &request, ready.as_deref(), received);
+            context.rules.load().tap.report(&client, &request, ready.as_deref(), received);
         }
         if let Some(sampled) = sampled {
             self.counters().times.immediate.observe(sampled.elapsed());
@@ -285,7 +290,7 @@ impl<R: Respond> StreamConnection<'_, R> {
                     if bytes.len() < WRITE_BATCH_BYTES { responses.try_recv().ok() } else { None };
             }
             let write = self.write_tracked(&mut writing, &bytes);
-            match timeout(self.context.limits.write_timeout, write).await {
+            match timeout(self.context.rules.limit(|limits| limits.write_timeout), write).await {
                 Ok(Ok(())) => {
                     self.counters().responses.add(gathered.len() as u64);
                 }
@@ -334,7 +339,7 @@ impl<R: Respond> StreamConnection<'_, R> {
     ) -> CloseReason {
         let (reading, mut writing) = split(stream);
         let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, reading);
-        let message_timeout = self.context.limits.message_timeout;
+        let message_timeout = self.context.rules.limit(|limits| limits.message_timeout);
         let request = tokio::select! {
             biased;
             () = self.permit.closed() => return self.why_closed(),
@@ -345,19 +350,27 @@ impl<R: Respond> StreamConnection<'_, R> {
             },
         };
         let Self { kind, source, destination, context, .. } = *self;
-        let (received, mut response) = (context.tap.receive(), Vec::new());
+        let (received, mut response) = (context.rules.load().tap.receive(), Vec::new());
         let refused = context.responder.refuse(&request, &mut response);
         if let Some(received) = received {
             let client = Client { source, destination, transport: DnsTransport::Stream(kind) };
-            context.tap.report(&client, &request, refused.then_some(&*response), received);
+            context.rules.load().tap.report(
+                &client,
+                &request,
+                refused.then_some(&*response),
+                received,
+            );
         }
         if !refused {
             return CloseReason::Refused;
         }
         let mut bytes = Vec::with_capacity(response.len() + 2);
         append_framed(&mut bytes, &response);
-        match timeout(self.context.limits.write_timeout, write_and_flush(&mut writing, &bytes))
-            .await
+        match timeout(
+            self.context.rules.limit(|limits| limits.write_timeout),
+            write_and_flush(&mut writing, &bytes),
+        )
+        .await
         {
             Ok(Ok(())) => {
                 self.counters().responses.increment();

@@ -67,7 +67,7 @@ impl<R> AsFd for QuicListener<R> {
 ///
 /// # Errors
 /// If the TLS library lacks the cipher suite of Initial packets, which is impossible in practice.
-fn server_config(
+pub(super) fn server_config(
     tls: rustls::ServerConfig,
     limits: &Limits,
 ) -> Result<ServerConfig, NoInitialCipherSuite> {
@@ -119,7 +119,7 @@ impl<R: Respond> QuicListener<R> {
         context: Arc<ServerContext<R>>,
         tls: rustls::ServerConfig,
     ) -> io::Result<Self> {
-        let config = server_config(tls, &context.limits).map_err(io::Error::other)?;
+        let config = server_config(tls, &context.rules.load().limits).map_err(io::Error::other)?;
         let (own, runtime) = (socket.try_clone()?, Arc::new(TokioRuntime));
         let endpoint = Endpoint::new(EndpointConfig::default(), Some(config), socket, runtime)?;
         Ok(Self { endpoint, address, socket: own, context })
@@ -149,7 +149,7 @@ impl<R: Respond> QuicListener<R> {
     /// Spawns a connection's task, or refuses the connection before its handshake.
     fn admit(self: &Arc<Self>, incoming: Incoming) {
         let source = incoming.remote_address().ip();
-        if !self.context.access.allows(source) {
+        if !self.context.rules.load().access.allows(source) {
             self.context.counters.quic.refused.increment();
             return incoming.refuse();
         }
@@ -175,7 +175,7 @@ impl<R: Respond> QuicListener<R> {
     /// Serves a connection until it closes; holds its permit meanwhile.
     async fn serve_connection(self: &Arc<Self>, incoming: Incoming, permit: Arc<ConnectionPermit>) {
         let handshake = async { incoming.accept()?.await };
-        let handshake_timeout = self.context.limits.handshake_timeout;
+        let handshake_timeout = self.context.rules.limit(|limits| limits.handshake_timeout);
         let handshake = permit.await_client(timeout(handshake_timeout, handshake));
         let connection = tokio::select! {
             biased;
@@ -225,7 +225,9 @@ impl<R: Respond> QuicListener<R> {
         connection_permit: &Arc<ConnectionPermit>,
         streams: &mut JoinSet<Result<(), ProtocolViolation>>,
     ) -> QuicCloseReason {
-        let permits = Arc::new(Semaphore::new(self.context.limits.in_flight.clamp(1, 1 << 16)));
+        let permits = Arc::new(Semaphore::new(
+            self.context.rules.limit(|limits| limits.in_flight).clamp(1, 1 << 16),
+        ));
         let client = Client {
             source: connection.remote_address(),
             // The connection's address is more exact than the listener's, which may be a wildcard.
@@ -254,7 +256,7 @@ impl<R: Respond> QuicListener<R> {
                 Some(ended) = streams.join_next() => if self.record_stream_end(&ended) {
                     return QuicCloseReason::ProtocolViolation;
                 },
-                next = timeout(self.context.limits.idle_timeout, next) => match next {
+                next = timeout(self.context.rules.limit(|limits| limits.idle_timeout), next) => match next {
                     Ok(Some(((send, receive), permit))) => {
                         let connection = Arc::clone(connection_permit);
                         streams.spawn(
@@ -295,8 +297,10 @@ impl<R: Respond> QuicListener<R> {
         _permit: OwnedSemaphorePermit,
     ) -> Result<(), ProtocolViolation> {
         let mut stream = ResponseStream(send);
-        let read =
-            timeout(self.context.limits.message_timeout, receive.read_to_end(MAX_TCP_BYTES + 2));
+        let read = timeout(
+            self.context.rules.limit(|limits| limits.message_timeout),
+            receive.read_to_end(MAX_TCP_BYTES + 2),
+        );
         let request = match connection.await_client(read).await {
             Ok(Ok(bytes)) => parse_framed(&bytes)?.to_vec(),
             Ok(Err(ReadToEndError::TooLong)) => return Err(ProtocolViolation),
@@ -325,7 +329,8 @@ impl<R: Respond> QuicListener<R> {
         };
         response.splice(0..0, length.to_be_bytes());
         let arrived = self.send(&mut stream.0, &response, &connection);
-        if timeout(self.context.limits.write_timeout, arrived).await.is_err() {
+        if timeout(self.context.rules.limit(|limits| limits.write_timeout), arrived).await.is_err()
+        {
             self.counters().write_timeouts.increment();
         }
         Ok(())
@@ -362,9 +367,9 @@ impl<R: Respond> QuicListener<R> {
         client: Client,
         connection: &Arc<ConnectionPermit>,
     ) -> Option<Vec<u8>> {
-        let ServerContext { tap, responder, .. } = &*self.context;
+        let ServerContext { rules, responder, .. } = &*self.context;
         let sampled = self.counters().count_query();
-        let received = tap.receive();
+        let received = rules.load().tap.receive();
         let mut response = Vec::with_capacity(512);
         let ready = match responder.respond_alone(&request, &client, &mut response) {
             Disposition::Ready => Some(response),
@@ -378,7 +383,7 @@ impl<R: Respond> QuicListener<R> {
             }
         };
         if let Some(received) = received {
-            tap.report(&client, &request, ready.as_deref(), received);
+            rules.load().tap.report(&client, &request, ready.as_deref(), received);
         }
         if let Some(sampled) = sampled {
             self.counters().times.immediate.observe(sampled.elapsed());

@@ -27,6 +27,7 @@ pub(crate) mod netns;
 pub(crate) mod pages;
 pub(crate) mod polaris;
 pub(crate) mod process;
+pub(crate) mod reloading;
 pub(crate) mod replay;
 pub(crate) mod resolved;
 pub(crate) mod resolved_route;

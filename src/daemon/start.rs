@@ -134,6 +134,7 @@ impl Server {
         );
         context.bridge = bridge;
         let parts = Parts {
+            dns: bound.handle(),
             pipeline: handle,
             forwarder,
             admin: Arc::new(context),
@@ -183,9 +184,8 @@ impl Server {
         if let Some(serve_commands) = serve_commands {
             serve_commands();
         }
-        let open = addresses.len() + tls.len() + quic.len();
-        let watched = Arc::clone(&heartbeats);
-        parts.admin.sockets.watch(move || socket_report(open, &watched));
+        let (dns, watched) = (bound.handle(), Arc::clone(&heartbeats));
+        parts.admin.sockets.watch(move || socket_report(dns.listening(), &watched));
         let lane = parts.forwarder.lane();
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),

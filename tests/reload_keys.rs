@@ -389,8 +389,6 @@ const NETWORK: &[Case] = &[
     },
 ];
 
-const WAIT: Duration = seconds(8);
-
 /// The port of each kind of registry.
 const ETCD: u16 = 2379;
 const CONSUL: u16 = 8500;
@@ -610,7 +608,7 @@ impl World {
             };
             let start = Instant::now();
             while found().is_none() {
-                if start.elapsed() > WAIT {
+                if start.elapsed() > SOON {
                     return Err(format!(
                         "{}, {lines:?}: expected {expected:?}, found {last:?}\n{printed}",
                         case.key

@@ -114,6 +114,9 @@ fn the_command_prints_each_change_and_its_place() {
 
     assert_eq!(server.reload_lines(&changed), lines);
     assert_eq!(ttl(&server), "10");
+    let page = include_str!("../docs/operations.md");
+    let shown = lines.join("\n").replace(&place, "/etc/svcdns/svcdns.toml");
+    assert!(page.contains(&format!("$ sudo svcdns reload\n{shown}\n```")), "{shown}");
     assert_eq!(dns::code(server.address, "www.svc", dns::A), "NOERROR");
     // What needs a restart is said again, until it is restarted.
     assert_eq!(server.reload_lines(&changed), lines[1..2]);
@@ -159,10 +162,10 @@ fn a_broken_configuration_changes_nothing() {
     fs::write(&not_a_certificate, "no certificate").unwrap();
     let not_a_certificate = not_a_certificate.display().to_string();
     let cases = [
-        ("ttl = ", format!("{place}:4:")),
-        ("ttll = '9s'", format!("{place}:4:1: unknown key `ttll`: did you mean `ttl`?")),
-        ("ttl = '9 apples'", format!("{place}:4:7: ttl: ")),
-        ("ttl = '9s'\nmax-keys = 0", format!("{place}:5:12: max-keys: ")),
+        ("ttl = ", format!("{place}:5:")),
+        ("ttll = '9s'", format!("{place}:5:1: unknown key `ttll`: did you mean `ttl`?")),
+        ("ttl = '9 apples'", format!("{place}:5:7: ttl: ")),
+        ("ttl = '9s'\nmax-keys = 0", format!("{place}:6:12: max-keys: ")),
         ("ttl = '9s'\nlisten = ['0.0.0.0:53']", "is reachable from other machines".to_owned()),
         ("ttl = '9s'\nlisten = ['{address}', '{taken}']", "the port is in use".to_owned()),
         ("ttl = '9s'\nadmin-listen = '{taken}'", format!("metrics at {taken}")),
@@ -220,7 +223,7 @@ fn sighup_and_the_command_do_the_same() {
     eventually("the refusal in the log", SOON, || {
         let log = server.log();
         let (_, refusal) = log.split_once("the configuration was not reloaded")?;
-        refusal.contains(&format!("{}:4:", server.file().display())).then_some(())
+        refusal.contains(&format!("{}:5:", server.file().display())).then_some(())
     });
     assert_eq!(ttl(&server), "11");
     server.stop();

@@ -9,10 +9,10 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout_at;
 use tokio_util::task::TaskTracker;
 
+use super::ServerError;
 use super::directories::Directories;
 use super::parts::{Parts, Stops};
 use super::reload::Reloader;
-use super::{PipelineHandle, ServerError};
 use crate::admin::{ReloadRequest, SocketFile};
 use crate::answer::Answerer;
 use crate::config::{Config, ConfigSource};
@@ -64,11 +64,6 @@ pub struct Server {
 }
 
 impl Server {
-    /// Returns the handle that applies other configurations to the registries.
-    pub fn pipeline(&self) -> &PipelineHandle {
-        &self.parts.pipeline
-    }
-
     /// Reads the configuration again at each signal and request, from the sources of `config`.
     ///
     /// Without this call, requests are refused.

@@ -8,12 +8,14 @@
 use std::fmt;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::OFlag;
 use nix::unistd::Uid;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 /// The state directory of a server that runs as root.
 pub const ROOT_STATE_DIRECTORY: &str = "/var/lib/svcdns";
@@ -154,18 +156,29 @@ pub enum DirectoryError {
 }
 
 /// A directory locked by one server until this value is dropped.
+///
+/// The lock belongs to the open file: a process that gets its descriptor shares the lock.
 #[derive(Debug)]
 pub struct OwnDirectory {
     path: PathBuf,
-    lock: Flock<File>,
+    lock: File,
+    /// Whether the lock file ends with this value, not with another server.
+    removes_file: bool,
 }
 
 impl OwnDirectory {
     /// Creates the directory if it is missing, and locks it.
     ///
+    /// If `passed` has its lock, shares that one with the running server, which owns its file until
+    /// [`Self::take_over`].
+    ///
     /// # Errors
     /// If the directory cannot be created, is not trusted, or is used by another server.
-    pub fn take(candidate: &Candidate, kind: DirectoryKind) -> Result<Self, DirectoryError> {
+    pub fn take(
+        candidate: &Candidate,
+        kind: DirectoryKind,
+        passed: &mut Vec<File>,
+    ) -> Result<Self, DirectoryError> {
         let io = |error| DirectoryError::Io { kind, candidate: candidate.clone(), error };
         create(&candidate.path, kind.mode()).map_err(io)?;
         if !candidate.is_trusted() {
@@ -180,16 +193,24 @@ impl OwnDirectory {
             options.write(true).create(true).truncate(false).mode(0o600);
             let file = options.custom_flags(flags.bits()).open(&path).map_err(io)?;
             let opened = file.metadata().map_err(io)?;
-            let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => lock,
-                Err((_, Errno::EWOULDBLOCK)) => {
+            let is_lock = |passed: &File| {
+                passed.metadata().is_ok_and(|passed| is_same_file(&passed, &opened))
+            };
+            let (lock, removes_file) = match passed.iter().position(is_lock) {
+                Some(at) => (passed.swap_remove(at), false),
+                None => (file, true),
+            };
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => {
                     return Err(DirectoryError::Taken { kind, candidate: candidate.clone() });
                 }
-                Err((_, errno)) => return Err(io(errno.into())),
-            };
+                Err(errno) => return Err(io(errno.into())),
+            }
             // A server that ended after the open but before the lock has removed the file.
             if fs::symlink_metadata(&path).is_ok_and(|found| is_same_file(&found, &opened)) {
-                return Ok(Self { path: candidate.path.clone(), lock });
+                let path = candidate.path.clone();
+                return Ok(Self { path, lock, removes_file });
             }
         }
     }
@@ -197,6 +218,24 @@ impl OwnDirectory {
     /// Returns the path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Returns a second descriptor of the lock, for a successor.
+    ///
+    /// # Errors
+    /// If the system has no further descriptors.
+    pub fn shared_lock(&self) -> io::Result<OwnedFd> {
+        Ok(self.lock.try_clone()?.into())
+    }
+
+    /// Leaves the file of the lock to a successor, which has a descriptor of it.
+    pub fn hand_over(&mut self) {
+        self.removes_file = false;
+    }
+
+    /// Takes the file of the lock over from the server that passed the lock.
+    pub fn take_over(&mut self) {
+        self.removes_file = true;
     }
 
     /// Returns whether a path leads to this directory.
@@ -208,9 +247,10 @@ impl OwnDirectory {
 
 impl Drop for OwnDirectory {
     fn drop(&mut self) {
-        // A failure is harmless: the next server locks the remaining file.
-        let _ = fs::remove_file(self.path.join(LOCK_FILE));
-        tracing::trace!(lock = ?*self.lock, path = %self.path.display(), "directory unlocked");
+        if self.removes_file {
+            // A failure is harmless: the next server locks the remaining file.
+            let _ = fs::remove_file(self.path.join(LOCK_FILE));
+        }
     }
 }
 
@@ -242,7 +282,7 @@ mod tests {
     }
 
     fn take(path: &Path, trust: TrustRule) -> Result<OwnDirectory, DirectoryError> {
-        OwnDirectory::take(&candidate(path, trust), DirectoryKind::State)
+        OwnDirectory::take(&candidate(path, trust), DirectoryKind::State, &mut Vec::new())
     }
 
     #[test]
@@ -264,6 +304,30 @@ mod tests {
     }
 
     #[test]
+    fn a_passed_lock_keeps_others_out_after_its_first_owner_has_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = take(folder.path(), TrustRule::Named).unwrap();
+        let elsewhere = File::open("/dev/null").unwrap();
+        let mut passed = vec![elsewhere, File::from(first.shared_lock().unwrap())];
+        let candidate = candidate(folder.path(), TrustRule::Named);
+        let second = OwnDirectory::take(&candidate, DirectoryKind::State, &mut passed).unwrap();
+        assert_eq!(passed.len(), 1, "the lock is taken out");
+        let is_taken =
+            || matches!(take(folder.path(), TrustRule::Named), Err(DirectoryError::Taken { .. }));
+        drop(second);
+        assert!(is_taken() && folder.path().join(LOCK_FILE).exists(), "a failed successor");
+        passed.push(File::from(first.shared_lock().unwrap()));
+        let mut second = OwnDirectory::take(&candidate, DirectoryKind::State, &mut passed).unwrap();
+        second.take_over();
+        first.hand_over();
+        drop(first);
+        assert!(is_taken());
+        drop(second);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "the lock is gone");
+        take(folder.path(), TrustRule::Named).unwrap();
+    }
+
+    #[test]
     fn other_users_can_read_the_runtime_but_not_the_state_directory() {
         let folder = tempfile::tempdir().unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o077;
@@ -271,7 +335,8 @@ mod tests {
             [("run", DirectoryKind::Runtime, 0o055), ("lib", DirectoryKind::State, 0)]
         {
             let path = folder.path().join(name).join("svcdns");
-            OwnDirectory::take(&candidate(&path, TrustRule::Owned), kind).unwrap();
+            let candidate = candidate(&path, TrustRule::Owned);
+            OwnDirectory::take(&candidate, kind, &mut Vec::new()).unwrap();
             // The umask may clear more bits.
             assert_eq!(mode(&path) & !others, 0, "{name}");
             assert_eq!(mode(path.parent().unwrap()) & 0o055, mode(folder.path()) | 0o055, "{name}");

@@ -35,45 +35,43 @@ const MAX_LINE_BYTES: usize = 64 * 1024;
 /// Size of a read, in bytes.
 const READ_BYTES: usize = 4096;
 
-/// A step of the take-over. The successor sends the odd ones, the running server the even ones.
+/// A step of the take-over.
+///
+/// The running server closes the channel when it has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "kebab-case")]
 pub enum Step {
-    /// 1: asks for the sockets.
+    /// The successor asks for the sockets.
     Hello {
         /// The [`VERSION`] of the sender.
         version: u32,
         /// The process ID of the sender.
         process: u32,
     },
-    /// 2: passes sockets and locks, in the order of the message's descriptors.
+    /// The running server passes sockets and locks, in the order of the message's descriptors.
     Passed {
         /// What the descriptors are.
         descriptors: Vec<PassedDescriptor>,
         /// Whether another message of this step follows.
         more: bool,
+        /// Whether the running server has the data of every registry.
+        complete: bool,
     },
-    /// 2, instead of the sockets: the running server keeps serving.
+    /// The running server passes nothing, and keeps serving.
     Refused {
         /// The reason, as a sentence for people.
         reason: String,
     },
-    /// 3: could answer every query that the running server can.
-    Ready,
-    /// 4: no longer reads the QUIC sockets, which two readers cannot share.
-    Go,
-    /// 5: answers queries on all sockets.
+    /// The successor answers queries, and the running server must drain.
     Serving,
-    /// 6: no longer receives queries, accepts connections or writes snapshots.
-    Left,
 }
 
 /// What a passed descriptor is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PassedDescriptor {
-    /// The purpose, such as `dns` or `runtime-lock`.
+    /// The purpose, such as `dns` or `lock`.
     pub name: String,
-    /// The local address of a socket, or the path of a file.
+    /// The local address of a socket, for people.
     pub address: String,
 }
 
@@ -127,12 +125,17 @@ impl HandoverChannel {
         Self { stream, received: Vec::new(), descriptors: VecDeque::new() }
     }
 
-    /// Returns the user ID of the other process when it connected or began to listen.
+    /// Returns the user ID of the other process if that user may not take part.
+    ///
+    /// Only root and the own user may. The system notes the user when the other process connects,
+    /// or begins to listen.
     ///
     /// # Errors
-    /// If the system does not know it.
-    pub fn peer_user(&self) -> io::Result<u32> {
-        Ok(self.stream.peer_cred()?.uid())
+    /// If the system does not know the user.
+    pub fn stranger(&self) -> io::Result<Option<u32>> {
+        let user = self.stream.peer_cred()?.uid();
+        let is_allowed = [0, rustix::process::geteuid().as_raw()].contains(&user);
+        Ok((!is_allowed).then_some(user))
     }
 
     /// Sends a message with its descriptors.
@@ -268,7 +271,7 @@ mod tests {
     fn passed(count: usize) -> Step {
         let name = "dns".to_owned();
         let one = PassedDescriptor { name, address: "[2001:db8::ffff:1:2:3]:65535".to_owned() };
-        Step::Passed { descriptors: vec![one; count], more: false }
+        Step::Passed { descriptors: vec![one; count], more: false, complete: true }
     }
 
     #[tokio::test]
@@ -277,7 +280,7 @@ mod tests {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let (mut reader, mut writer) = io::pipe().unwrap();
         old.send(&passed(1), &[socket.as_fd()], SOON).await.unwrap();
-        old.send(&Step::Go, &[], SOON).await.unwrap();
+        old.send(&Step::Serving, &[], SOON).await.unwrap();
         old.send(&passed(1), &[reader.as_fd()], SOON).await.unwrap();
 
         let (step, mut descriptors) = new.receive::<Step>(SOON).await.unwrap();
@@ -287,7 +290,7 @@ mod tests {
         let flags = rustix::io::fcntl_getfd(&same).unwrap();
         assert!(flags.contains(rustix::io::FdFlags::CLOEXEC), "child processes do not get it");
         let (step, descriptors) = new.receive::<Step>(SOON).await.unwrap();
-        assert_eq!((step, descriptors.len()), (Step::Go, 0));
+        assert_eq!((step, descriptors.len()), (Step::Serving, 0));
         let (_, mut descriptors) = new.receive::<Step>(SOON).await.unwrap();
         let mut same = File::from(descriptors.remove(0));
         writer.write_all(b"x").unwrap();
@@ -312,7 +315,7 @@ mod tests {
         assert_eq!((step, passed.len()), (message, MAX_DESCRIPTORS));
 
         let descriptors = vec![file.as_fd(); MAX_DESCRIPTORS + 1];
-        let error = old.send(&Step::Go, &descriptors, SOON).await.unwrap_err();
+        let error = old.send(&Step::Serving, &descriptors, SOON).await.unwrap_err();
         assert!(matches!(error, HandoverError::TooLong), "{error:?}");
         let reason = "x".repeat(MAX_LINE_BYTES);
         let error = old.send(&Step::Refused { reason }, &[], SOON).await.unwrap_err();
@@ -322,7 +325,7 @@ mod tests {
     #[tokio::test]
     async fn a_missing_descriptor_is_an_error() {
         let (mut old, mut new) = channels();
-        old.stream.write_all(b"{\"count\":1,\"message\":{\"step\":\"go\"}}\n").await.unwrap();
+        old.stream.write_all(b"{\"count\":1,\"message\":{\"step\":\"serving\"}}\n").await.unwrap();
         let error = new.receive::<Step>(SOON).await.unwrap_err();
         assert!(matches!(error, HandoverError::Truncated), "{error:?}");
     }
@@ -363,13 +366,13 @@ mod tests {
         drop(old);
         let error = new.receive::<Step>(SOON).await.unwrap_err();
         assert!(matches!(error, HandoverError::Closed), "{error:?}");
-        let error = new.send(&Step::Ready, &[], SOON).await.unwrap_err();
+        let error = new.send(&Step::Serving, &[], SOON).await.unwrap_err();
         assert!(matches!(error, HandoverError::Closed), "{error:?}");
     }
 
     #[tokio::test]
-    async fn the_user_of_the_other_process_is_known() {
+    async fn the_own_user_is_no_stranger() {
         let (old, _new) = channels();
-        assert_eq!(old.peer_user().unwrap(), nix::unistd::geteuid().as_raw());
+        assert_eq!(old.stranger().unwrap(), None);
     }
 }

@@ -3,9 +3,11 @@
 //! The receiver serves them as they are. It never shuts one down: the other process still has it,
 //! and a successor will.
 
+use std::collections::HashSet;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::OwnedFd;
-use std::{env, process};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::{env, fmt, io, process};
 
 use listenfd::ListenFd;
 use socket2::{SockRef, Type};
@@ -74,6 +76,24 @@ pub enum InheritedSocket {
     Udp(UdpSocket),
     /// A listening TCP socket.
     Tcp(TcpListener),
+}
+
+impl InheritedSocket {
+    /// Returns the socket, if it is of this transport.
+    pub fn udp(self) -> Option<UdpSocket> {
+        match self {
+            Self::Udp(socket) => Some(socket),
+            Self::Tcp(_) => None,
+        }
+    }
+
+    /// Returns the socket, if it is of this transport.
+    pub fn tcp(self) -> Option<TcpListener> {
+        match self {
+            Self::Udp(_) => None,
+            Self::Tcp(socket) => Some(socket),
+        }
+    }
 }
 
 impl Inherited {
@@ -155,7 +175,12 @@ impl InheritedSockets {
             let name = SocketName::parse(names.next().unwrap_or_default())?;
             Inherited::new(name, take(&mut passed, at).ok_or(InheritedError::Kind(name))?)
         };
-        let sockets = (0..count).map(take).collect::<Result<_, _>>()?;
+        let sockets: Vec<Inherited> = (0..count).map(take).collect::<Result<_, _>>()?;
+        let tcp = |one: &&Inherited| matches!(one.socket, InheritedSocket::Tcp(_));
+        let mut listeners = HashSet::new();
+        if let Some(twice) = sockets.iter().filter(tcp).find(|one| !listeners.insert(one.address)) {
+            return Err(InheritedError::Twice(twice.address));
+        }
         Ok(Self { sockets, giver: SocketGiver::ServiceManager })
     }
 
@@ -171,6 +196,52 @@ fn take(passed: &mut ListenFd, at: usize) -> Option<OwnedFd> {
         return udp.map(OwnedFd::from);
     }
     passed.take_tcp_listener(at).ok().flatten().map(OwnedFd::from)
+}
+
+/// The sockets that a server reads: those that it can pass to a successor.
+///
+/// Listeners come and go while the server runs. The list does not keep a socket open.
+#[derive(Clone, Default)]
+pub struct OpenSockets(Arc<Mutex<Vec<PassableSocket>>>);
+
+/// A socket with its purpose and address.
+struct PassableSocket {
+    name: SocketName,
+    address: SocketAddr,
+    socket: Weak<dyn AsFd + Send + Sync>,
+}
+
+impl OpenSockets {
+    /// Adds a socket, which leaves the list when its last owner drops it.
+    pub fn add<S>(&self, name: SocketName, address: SocketAddr, socket: &Arc<S>)
+    where
+        S: AsFd + Send + Sync + 'static,
+    {
+        let socket: Weak<S> = Arc::downgrade(socket);
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|known| known.socket.strong_count() > 0);
+        open.push(PassableSocket { name, address, socket });
+    }
+
+    /// Returns a second descriptor of each socket that is open now.
+    ///
+    /// # Errors
+    /// If the system has no further descriptors.
+    pub fn duplicates(&self) -> io::Result<Vec<(SocketName, SocketAddr, OwnedFd)>> {
+        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let owned = open.iter().filter_map(|known| Some((known, known.socket.upgrade()?)));
+        let duplicate = |(known, socket): (&PassableSocket, Arc<dyn AsFd + Send + Sync>)| {
+            Ok((known.name, known.address, socket.as_fd().try_clone_to_owned()?))
+        };
+        owned.map(duplicate).collect()
+    }
+}
+
+impl fmt::Debug for OpenSockets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        f.debug_list().entries(open.iter().map(|known| (known.name, known.address))).finish()
+    }
 }
 
 /// Error in the sockets that another process passed.
@@ -198,6 +269,12 @@ pub enum InheritedError {
         /// Address of the socket.
         address: SocketAddr,
     },
+    /// Several TCP listeners have the same address.
+    #[error(
+        "the socket unit has several ListenStream= for {0}, but svcdns serves one: write several \
+         ListenDatagram= only"
+    )]
+    Twice(SocketAddr),
     /// The socket is bound to every address of the machine.
     #[error(
         "the socket unit listens on {0}, which is every address of the machine: responses could \
@@ -238,6 +315,22 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let tcp = Inherited::new(SocketName::Tls, listener.into()).unwrap();
         assert!(matches!(tcp.socket, InheritedSocket::Tcp(_)) && tcp.address == address);
+    }
+
+    #[test]
+    fn the_list_of_open_sockets_keeps_none_open() {
+        let sockets = OpenSockets::default();
+        let udp = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
+        let tcp = Arc::new(TcpListener::bind("127.0.0.1:0").unwrap());
+        let address = tcp.local_addr().unwrap();
+        sockets.add(SocketName::Dns, udp.local_addr().unwrap(), &udp);
+        sockets.add(SocketName::Tls, address, &tcp);
+        assert_eq!(sockets.duplicates().unwrap().len(), 2);
+        drop(udp);
+        let [(name, found, descriptor)] = &sockets.duplicates().unwrap()[..] else { panic!() };
+        assert_eq!((*name, *found), (SocketName::Tls, address));
+        let same = TcpListener::from(descriptor.try_clone().unwrap());
+        assert_eq!(same.local_addr().unwrap(), address);
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub enum AdminListener {
     /// A loopback port.
     ///
     /// Any web page can make a browser send requests to it, so the sender is checked.
-    Port(TcpListener),
+    Port(Arc<TcpListener>),
 }
 
 /// The byte stream of a connection, over TCP or a Unix socket.

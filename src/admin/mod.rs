@@ -33,7 +33,9 @@ pub use release::ReleasedView;
 pub use reload::{ConfigChangeView, ReloadRequest, ReloadView};
 pub use reloads::ReloadCounters;
 pub use resolv_conf::{ResolvConfState, ResolvConfView};
-pub use socket::{SocketError, SocketFile, listen, socket_path};
+pub use socket::{
+    SocketError, SocketFile, listen, listen_for_successor, socket_path, take_over_path,
+};
 pub use views::{
     AliasView, ConflictView, EndpointView, EventView, InstanceView, KeyView, RegistryView,
     RejectionCount, RejectionView, RejectionsView, ServerStatus, ServiceView,

@@ -1,4 +1,4 @@
-//! The socket in the runtime directory, through which commands find the running server.
+//! The sockets in the runtime directory, through which commands and a successor find the server.
 
 use std::fs;
 use std::io;
@@ -9,8 +9,11 @@ use tokio::net::UnixListener;
 
 use crate::directory::OwnDirectory;
 
-/// File name of the socket.
+/// File name of the socket for commands.
 const SOCKET_NAME: &str = "svcdns.sock";
+
+/// File name of the socket for a successor.
+const TAKE_OVER_NAME: &str = "take-over.sock";
 
 /// Maximum length of a socket's path, in bytes.
 ///
@@ -19,7 +22,11 @@ const MAX_PATH_BYTES: usize = 107;
 
 /// The file of a socket; dropping the value removes the file.
 #[derive(Debug)]
-pub struct SocketFile(PathBuf);
+pub struct SocketFile {
+    path: PathBuf,
+    /// Whether the file ends with this value, not with another server.
+    removes_file: bool,
+}
 
 /// Error of opening the socket.
 #[derive(Debug, thiserror::Error)]
@@ -47,18 +54,49 @@ pub enum SocketError {
 /// # Errors
 /// If the path is too long for a socket.
 pub fn socket_path(runtime_dir: &Path) -> Result<PathBuf, SocketError> {
-    let path = runtime_dir.join(SOCKET_NAME);
+    checked(runtime_dir.join(SOCKET_NAME))
+}
+
+/// Checks the length of a socket's path.
+fn checked(path: PathBuf) -> Result<PathBuf, SocketError> {
     if path.as_os_str().len() > MAX_PATH_BYTES { Err(SocketError::TooLong(path)) } else { Ok(path) }
 }
 
-/// Opens the socket; replaces a socket that a dead server left behind.
+/// Returns the path of the socket by which a successor takes over from a server.
+///
+/// # Errors
+/// If the path is too long for a socket.
+pub fn take_over_path(runtime_dir: &Path) -> Result<PathBuf, SocketError> {
+    checked(runtime_dir.join(TAKE_OVER_NAME))
+}
+
+/// Opens the socket for commands; replaces a socket that a dead server left behind.
 ///
 /// Every user may connect to it.
 ///
 /// # Errors
 /// If the socket cannot be opened.
 pub fn listen(directory: &OwnDirectory) -> Result<(UnixListener, SocketFile), SocketError> {
-    let path = socket_path(directory.path())?;
+    open(directory, SOCKET_NAME, 0o666)
+}
+
+/// Opens the socket for a successor, to which only root and the server's user may connect.
+///
+/// # Errors
+/// If the socket cannot be opened.
+pub fn listen_for_successor(
+    directory: &OwnDirectory,
+) -> Result<(UnixListener, SocketFile), SocketError> {
+    open(directory, TAKE_OVER_NAME, 0o600)
+}
+
+/// Opens a socket with this mode; replaces a socket that a dead server left behind.
+fn open(
+    directory: &OwnDirectory,
+    name: &str,
+    mode: u32,
+) -> Result<(UnixListener, SocketFile), SocketError> {
+    let path = checked(directory.path().join(name))?;
     let io = |error| SocketError::Io { path: path.clone(), error };
     match fs::symlink_metadata(&path) {
         // This process holds the directory's lock, so the server that made the socket is dead.
@@ -70,15 +108,34 @@ pub fn listen(directory: &OwnDirectory) -> Result<(UnixListener, SocketFile), So
         Err(_) => {}
     }
     let listener = UnixListener::bind(&path).map_err(io)?;
-    let file = SocketFile(path.clone());
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).map_err(io)?;
+    let file = SocketFile { path: path.clone(), removes_file: true };
+    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(io)?;
     Ok((listener, file))
+}
+
+impl SocketFile {
+    /// Returns the file of the running server's socket, which owns it until [`Self::take_over`].
+    pub fn shared(path: PathBuf) -> Self {
+        Self { path, removes_file: false }
+    }
+
+    /// Leaves the file to a successor, which has a descriptor of the socket.
+    pub fn hand_over(&mut self) {
+        self.removes_file = false;
+    }
+
+    /// Takes the file over from the server that passed the socket.
+    pub fn take_over(&mut self) {
+        self.removes_file = true;
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // If this fails, the next server replaces the file.
-        let _ = fs::remove_file(&self.0);
+        if self.removes_file {
+            // If this fails, the next server replaces the file.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -90,7 +147,7 @@ mod tests {
     fn take(path: &Path) -> OwnDirectory {
         let flag = "--runtime-dir";
         let candidate = Candidate { path: path.to_owned(), trust: TrustRule::Named, flag };
-        OwnDirectory::take(&candidate, DirectoryKind::Runtime).unwrap()
+        OwnDirectory::take(&candidate, DirectoryKind::Runtime, &mut Vec::new()).unwrap()
     }
 
     #[tokio::test]

@@ -36,6 +36,11 @@ pub enum Staleness {
 }
 
 impl RegistryStatus {
+    /// Returns whether every registry has a complete list, from itself or from an earlier run.
+    pub fn is_complete(&self) -> bool {
+        self.registries.is_subset_of(self.known)
+    }
+
     /// Returns why one of these instances may be stale, or `None` if all are fresh.
     ///
     /// Each is given by the registries that hold it; one whose data is fresh is enough.

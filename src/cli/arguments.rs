@@ -42,8 +42,9 @@ pub(super) enum CliCommand {
     /// answer queries until SIGTERM or SIGINT.
     #[command(after_long_help = "\
 Exit codes:
-  0  stopped by a signal
-  1  an error")]
+  0  stopped by a signal, or succeeded by a server with --take-over
+  1  an error
+  4  --take-over, but no server is running")]
     Serve(ServeArgs),
     /// Serve an example service and print example commands.
     ///
@@ -212,6 +213,13 @@ pub(super) struct ConfigFileArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
+    /// Take over the sockets of the running server, without losing a query.
+    ///
+    /// The running server goes on until this one has read every registry; then it answers the
+    /// queries that it has received, and ends. For servers without a service manager; a service is
+    /// restarted by the manager.
+    #[arg(long)]
+    pub(super) take_over: bool,
     #[command(flatten)]
     pub(super) file: ConfigFileArgs,
     #[command(flatten)]

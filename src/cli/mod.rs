@@ -41,6 +41,8 @@ use clap::FromArgMatches;
 use clap::error::ErrorKind;
 
 use crate::config::{Config, ConfigError, ConfigSource, Flags};
+use crate::daemon::TakeOverError;
+use crate::inherited::InheritedSockets;
 use arguments::{Arguments, CliCommand, KeepArgs};
 use client::NotRunning;
 
@@ -93,9 +95,15 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             output::complain(&format!("{error:#}"));
-            ExitCode::from(if error.is::<NotRunning>() { NOT_REACHED } else { 1 })
+            ExitCode::from(if is_not_running(&error) { NOT_REACHED } else { 1 })
         }
     }
+}
+
+/// Returns whether the error is that no server is running.
+fn is_not_running(error: &anyhow::Error) -> bool {
+    error.is::<NotRunning>()
+        || matches!(error.downcast_ref(), Some(TakeOverError::NotRunning { .. }))
 }
 
 fn parse_arguments() -> Result<Arguments, clap::Error> {
@@ -107,7 +115,11 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let Arguments { runtime_dir, state_dir, command } = arguments;
     let location = ServerLocation { runtime_dir, state_dir };
     match command {
-        CliCommand::Serve(command) => block_on(serve::run(&location, command)),
+        CliCommand::Serve(command) => {
+            // Before the process has threads.
+            let inherited = InheritedSockets::from_environment()?;
+            block_on(serve::run(&location, command, inherited))
+        }
         CliCommand::Demo(command) => block_on(demo::run(&location, command)),
         CliCommand::Register(command) => block_on(register::run(command)),
 

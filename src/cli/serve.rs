@@ -9,9 +9,14 @@ use tracing::{info, warn};
 
 use super::ServerLocation;
 use super::arguments::ServeArgs;
-use crate::daemon::{HangUp, Launch, Log, Notifier, Server, ShutdownSignals};
+use crate::daemon::{HangUp, Launch, Log, Notifier, Predecessor, Server, ShutdownSignals};
+use crate::inherited::InheritedSockets;
 
-pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(
+    location: &ServerLocation,
+    command: ServeArgs,
+    inherited: InheritedSockets,
+) -> anyhow::Result<ExitCode> {
     let source = location.source(command.file.config.as_deref(), command.flags.0);
     let config = source.load()?;
     let log = Log::start(&config.log)?;
@@ -20,8 +25,21 @@ pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow
     }
     let stop = CancellationToken::new();
     let signals = ShutdownSignals::new()?;
-    let launch = Launch { notifier: Notifier::from_environment() };
-    let mut server = Server::start(&config, &log, launch, stop.clone()).await?;
+    // A signal during the start also stops the server, so that none takes over afterwards.
+    let reloads = Arc::<Notify>::default();
+    let ending = tokio::spawn(signals.stop_on(stop.clone(), HangUp::Reload(Arc::clone(&reloads))));
+    let mut launch =
+        Launch { notifier: Notifier::from_environment(), inherited, ..Launch::default() };
+    if command.take_over {
+        anyhow::ensure!(
+            launch.inherited.sockets.is_empty(),
+            "--take-over is for servers that no service manager starts: systemd passes this one \
+             its sockets, so a restart loses no query"
+        );
+        let (predecessor, inherited) = Predecessor::find(&config).await?;
+        launch = Launch { inherited, predecessor: Some(predecessor), ..launch };
+    }
+    let mut server = Server::start(&config, &log, launch, stop).await?;
     for address in &server.addresses {
         info!(%address, "listening over UDP and TCP");
     }
@@ -42,12 +60,13 @@ pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow
         state_dir,
         "started"
     );
-    let reloads = Arc::<Notify>::default();
-    server.reload_from(source, config, Arc::clone(&reloads));
-    let ending = tokio::spawn(signals.stop_on(stop, HangUp::Reload(reloads)));
+    server.reload_from(source, config, reloads);
     let ended = server.finish().await;
     ending.abort();
-    ended?;
-    info!("stopped");
+    if let Some(process) = ended? {
+        info!(process, "stopped: another server has taken over");
+    } else {
+        info!("stopped");
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, AdminContext, AdminListener, ServerInfo};
+use crate::inherited::{Inherited, OpenSockets, SocketName};
 
 /// The port of the HTTP interface.
 #[derive(Debug)]
@@ -16,6 +17,10 @@ pub(super) struct AdminPort {
     tracker: TaskTracker,
     stop: CancellationToken,
     current: Mutex<OpenPort>,
+    /// Listeners that another process passed and that are not used yet.
+    passed: Mutex<Vec<Inherited>>,
+    /// The sockets for a successor, to which each listener is added.
+    sockets: OpenSockets,
 }
 
 /// The configured address, and the end of its listener.
@@ -31,7 +36,7 @@ pub(super) enum PreparedPort {
     /// The address is that of the open port.
     Unchanged,
     /// The new address, with its listener; `None` for no port.
-    Changed(Option<(SocketAddr, TcpListener)>),
+    Changed(Option<(SocketAddr, Arc<TcpListener>)>),
 }
 
 impl PreparedPort {
@@ -46,8 +51,19 @@ impl PreparedPort {
 
 impl AdminPort {
     /// Creates a closed port; its listeners end with `stop`.
-    pub(super) fn new(tracker: &TaskTracker, stop: &CancellationToken) -> Self {
-        Self { tracker: tracker.clone(), stop: stop.clone(), current: Mutex::default() }
+    pub(super) fn new(
+        tracker: &TaskTracker,
+        stop: &CancellationToken,
+        passed: Vec<Inherited>,
+        sockets: OpenSockets,
+    ) -> Self {
+        Self {
+            tracker: tracker.clone(),
+            stop: stop.clone(),
+            current: Mutex::default(),
+            passed: Mutex::new(passed),
+            sockets,
+        }
     }
 
     /// Opens a port, unless it is open already.
@@ -62,10 +78,21 @@ impl AdminPort {
             return Ok(PreparedPort::Unchanged);
         }
         let Some(address) = address else { return Ok(PreparedPort::Changed(None)) };
-        match TcpListener::bind(address).await {
-            Ok(listener) => Ok(PreparedPort::Changed(Some((address, listener)))),
+        let listener = match self.take_passed(address) {
+            Some(passed) => passed.set_nonblocking(true).and_then(|()| passed.try_into()),
+            None => TcpListener::bind(address).await,
+        };
+        match listener {
+            Ok(listener) => Ok(PreparedPort::Changed(Some((address, Arc::new(listener))))),
             Err(error) => Err((address, error)),
         }
+    }
+
+    /// Takes the listener of an address that another process passed.
+    fn take_passed(&self, address: SocketAddr) -> Option<std::net::TcpListener> {
+        let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = passed.iter().position(|one| one.address == address)?;
+        passed.swap_remove(at).socket.tcp()
     }
 
     /// Serves a prepared port, and closes the port before.
@@ -76,6 +103,9 @@ impl AdminPort {
         let info = context.info.load_full();
         let admin = listener.as_ref().and_then(|listener| listener.local_addr().ok());
         context.info.store(Arc::new(ServerInfo { admin, ..ServerInfo::clone(&info) }));
+        if let Some((address, listener)) = admin.zip(listener.as_ref()) {
+            self.sockets.add(SocketName::Admin, address, listener);
+        }
         if let Some(listener) = listener.map(AdminListener::Port) {
             self.tracker.spawn(admin::serve(listener, Arc::clone(context), stop.clone()));
         }

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::TakeOverError;
 use super::listen_error::ListenError;
 use crate::admin::SocketError;
 use crate::directory::DirectoryError;
@@ -20,6 +21,12 @@ pub enum StartError {
     /// Opening a listener failed.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// Taking over from the running server failed.
+    #[error(transparent)]
+    TakeOver(#[from] TakeOverError),
+    /// The system has no descriptors for a successor.
+    #[error("cannot prepare for a successor: {0}")]
+    Offer(io::Error),
     /// Reading the CA certificates for upstreams failed.
     #[error(transparent)]
     CaFile(#[from] CaFileError),

@@ -14,6 +14,8 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::HealthReport;
+
 /// Variable with the address of the manager's socket: a path, or `@` and an abstract name.
 const SOCKET_VARIABLE: &str = "NOTIFY_SOCKET";
 
@@ -22,6 +24,12 @@ const WATCHDOG_VARIABLE: &str = "WATCHDOG_USEC";
 
 /// Variable with the ID of the process that must send, if not any.
 const WATCHDOG_PROCESS_VARIABLE: &str = "WATCHDOG_PID";
+
+/// Variable with the ID of the service's process, from systemd 248 on.
+const MAIN_PROCESS_VARIABLE: &str = "SYSTEMD_EXEC_PID";
+
+/// Variable with the ID of this run of the service.
+const INVOCATION_VARIABLE: &str = "INVOCATION_ID";
 
 /// Interval at which a changed status is noticed.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
@@ -80,9 +88,14 @@ impl Notifier {
         }
     }
 
-    /// Returns whether a service manager started the server.
-    pub fn is_managed(&self) -> bool {
-        self.0.is_some()
+    /// Returns whether a service manager would start another server after the end of this one.
+    ///
+    /// The programs that a service starts, such as a user's shell, inherit some of the variables.
+    pub(super) fn has_service_manager() -> bool {
+        let own = std::process::id().to_string();
+        let is_main = std::env::var(MAIN_PROCESS_VARIABLE).map_or(true, |id| id == own);
+        std::env::var_os(SOCKET_VARIABLE).is_some()
+            || is_main && std::env::var_os(INVOCATION_VARIABLE).is_some()
     }
 
     /// Reports that the server answers queries.
@@ -108,16 +121,10 @@ impl Notifier {
         }
     }
 
-    /// Reports the status, and signs of life, until `stop` is cancelled.
+    /// Reports the health in words, and signs of life, until `stop` is cancelled.
     ///
-    /// `status` returns one line for people. `is_alive` returns whether the server has done its
-    /// work since the previous call; without a sign of life, systemd restarts the server.
-    pub async fn follow(
-        self,
-        status: impl Fn() -> String,
-        mut is_alive: impl FnMut() -> bool,
-        stop: CancellationToken,
-    ) {
+    /// A server that hangs gives no sign of life, and systemd restarts it.
+    pub async fn follow(self, health: impl Fn() -> HealthReport, stop: CancellationToken) {
         let Some(manager) = &self.0 else { return };
         // Half of the limit, as sd_watchdog_enabled(3) recommends.
         let watchdog = manager.watchdog.map(|limit| limit / 2);
@@ -128,7 +135,7 @@ impl Notifier {
         let mut reported = String::new();
         loop {
             manager.resend();
-            let status = one_line(&status());
+            let status = one_line(&health().to_string());
             if status != reported {
                 manager.send(&format!("STATUS={status}"));
                 reported = status;
@@ -136,7 +143,7 @@ impl Notifier {
             tokio::select! {
                 () = stop.cancelled() => return,
                 _ = signs.tick(), if watchdog.is_some() => {
-                    if is_alive() {
+                    if health().is_live() {
                         manager.send("WATCHDOG=1");
                     }
                 }
@@ -290,13 +297,13 @@ mod tests {
         let mut bytes = [0; 1024];
         while socket.recv(&mut bytes).is_ok() {}
         let stop = CancellationToken::new();
-        let follow = notifier.follow(|| "serving".to_owned(), || true, stop.clone());
+        let follow = notifier.follow(HealthReport::default, stop.clone());
         let task = tokio::spawn(follow);
         let read = tokio::task::spawn_blocking(move || {
             socket.set_nonblocking(false).unwrap();
             [next(&socket), next(&socket)]
         });
-        assert_eq!(read.await.unwrap(), ["READY=1", "STATUS=serving"]);
+        assert_eq!(read.await.unwrap(), ["READY=1", "STATUS=ready"]);
         stop.cancel();
         task.await.unwrap();
     }
@@ -316,12 +323,12 @@ mod tests {
         let (stop, alive) = (CancellationToken::new(), Arc::new(AtomicBool::new(true)));
         let (asked, is_alive) = (Arc::new(AtomicUsize::new(0)), Arc::clone(&alive));
         let count = Arc::clone(&asked);
-        let is_alive = move || {
+        let health = move || {
             count.fetch_add(1, Ordering::Relaxed);
-            is_alive.load(Ordering::Relaxed)
+            let hanging = if is_alive.load(Ordering::Relaxed) { vec![] } else { vec!["x".into()] };
+            HealthReport { hanging, ..HealthReport::default() }
         };
-        let task =
-            tokio::spawn(notifier.follow(|| "one\ntwo\n".to_owned(), is_alive, stop.clone()));
+        let task = tokio::spawn(notifier.follow(health, stop.clone()));
         let read = tokio::task::spawn_blocking(move || {
             let messages = [next(&socket), next(&socket), next(&socket)];
             alive.store(false, Ordering::Relaxed);
@@ -339,7 +346,7 @@ mod tests {
             (messages, socket.recv(&mut [0; 64]).is_err())
         });
         let (messages, is_silent) = read.await.unwrap();
-        assert_eq!(messages, ["STATUS=one; two", "WATCHDOG=1", "WATCHDOG=1"]);
+        assert_eq!(messages, ["STATUS=ready", "WATCHDOG=1", "WATCHDOG=1"]);
         assert!(is_silent, "a sign of life of a server that does nothing");
         stop.cancel();
         task.await.unwrap();

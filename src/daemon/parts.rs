@@ -6,8 +6,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::admin_port::AdminPort;
 use super::log::LogFilter;
-use super::{Notifier, PipelineHandle};
+use super::{Notifier, PipelineHandle, Predecessor};
 use crate::admin::AdminContext;
+use crate::inherited::InheritedSockets;
 use crate::upstream::Forwarder;
 
 /// What the process that started this one gave it.
@@ -15,27 +16,27 @@ use crate::upstream::Forwarder;
 pub struct Launch {
     /// Tells the service manager about the server.
     pub notifier: Notifier,
+    /// Sockets that the service manager or the running server passed.
+    pub inherited: InheritedSockets,
+    /// The running server, if this one takes over from it.
+    pub predecessor: Option<Predecessor>,
 }
 
-/// The two steps of a stop.
+/// The steps of a stop, in their order.
 #[derive(Clone, Debug)]
 pub(super) struct Stops {
     /// Ends the acceptance of new work.
     pub(super) stop: CancellationToken,
+    /// Ends receiving over UDP.
+    pub(super) last: CancellationToken,
     /// Ends what answers still need: the publisher and the forwarder.
     pub(super) end: CancellationToken,
 }
 
 impl Stops {
-    /// Makes both steps follow `stop`.
+    /// Begins with `stop`; the others are taken by [`Server::finish`](super::Server::finish).
     pub(super) fn new(stop: CancellationToken) -> Self {
-        Self { end: stop.child_token(), stop }
-    }
-
-    /// Takes both steps.
-    pub(super) fn cancel(&self) {
-        self.stop.cancel();
-        self.end.cancel();
+        Self { stop, last: CancellationToken::new(), end: CancellationToken::new() }
     }
 }
 

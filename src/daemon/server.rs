@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use super::ServerError;
 use super::directories::Directories;
+use super::hand_over::Successor;
 use super::parts::{Parts, Stops};
 use super::reload::Reloader;
 use crate::admin::{ReloadRequest, SocketFile};
@@ -58,9 +59,11 @@ pub struct Server {
     pub(super) parts: Parts,
     /// The requests to reload the configuration.
     pub(super) reloads: mpsc::Receiver<ReloadRequest>,
-    /// Dropped before the directories: the socket is removed while they are locked.
-    pub(super) _socket: SocketFile,
-    pub(super) _directories: Directories,
+    /// Receives the successor that has taken over.
+    pub(super) successor: oneshot::Receiver<Successor>,
+    /// Dropped before the directories: the sockets are removed while they are locked.
+    pub(super) files: Vec<SocketFile>,
+    pub(super) directories: Directories,
 }
 
 impl Server {
@@ -74,14 +77,27 @@ impl Server {
         self.tracker.spawn(reloader.run(requests, signals, self.stops.stop.clone()));
     }
 
-    /// Waits until the server is told to stop, and until all its parts have ended.
+    /// Waits until the server is told to stop or has a successor, and until its parts have ended.
+    ///
+    /// Returns the process ID of the successor, if there is one.
     ///
     /// # Errors
     /// If the server ended without being told to stop.
-    pub async fn finish(mut self) -> Result<(), ServerError> {
+    pub async fn finish(mut self) -> Result<Option<u32>, ServerError> {
         // Requests that nobody serves are refused.
         self.reloads.close();
+        // The successor waits until its end of the channel is closed, after all other parts.
+        let mut successor = None;
         let ended = tokio::select! {
+            Ok(serving) = &mut self.successor => {
+                for file in &mut self.files {
+                    file.hand_over();
+                }
+                self.directories.hand_over();
+                successor = Some(serving);
+                Ok(())
+            }
+            () = self.stops.stop.cancelled() => Ok(()),
             ended = &mut self.dns => {
                 ended.map_err(ServerError::Panicked).and_then(|ended| Ok(ended?))
             }
@@ -91,15 +107,12 @@ impl Server {
             }
         };
         self.parts.notifier.stopping();
-        self.stops.cancel();
-        let stopped = tokio::time::Instant::now();
-        if !self.dns.is_finished() {
-            let _ = timeout_at(stopped + SHUTDOWN_TIMEOUT, &mut self.dns).await;
+        self.stops.stop.cancel();
+        if successor.is_some() || ended.is_err() {
+            // Another process receives, or nothing can be answered any more.
+            self.stops.last.cancel();
         }
-        self.tracker.close();
-        if timeout_at(stopped + SHUTDOWN_TIMEOUT, self.tracker.wait()).await.is_err() {
-            tracing::warn!(tasks = self.tracker.len(), "some tasks did not end in time");
-        }
+        let stopped = Instant::now();
         if let Some(snapshots) = self.snapshots
             && timeout_at(stopped + SNAPSHOT_TIMEOUT, snapshots).await.is_err()
         {
@@ -114,6 +127,17 @@ impl Server {
         if timeout_at(stopped + limit, self.bridge_tasks.wait()).await.is_err() {
             tracing::warn!("the port bridge did not end in time");
         }
-        ended
+        // Clients over UDP are answered until here.
+        self.stops.last.cancel();
+        let limit = Instant::now() + SHUTDOWN_TIMEOUT;
+        if !self.dns.is_finished() {
+            let _ = timeout_at(limit, &mut self.dns).await;
+        }
+        self.stops.end.cancel();
+        self.tracker.close();
+        if timeout_at(limit, self.tracker.wait()).await.is_err() {
+            tracing::warn!(tasks = self.tracker.len(), "some tasks did not end in time");
+        }
+        ended.map(|()| successor.as_ref().map(|successor| successor.process))
     }
 }

@@ -1,29 +1,37 @@
 //! The start of the server: sockets, then registries, then answers.
 
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::mpsc;
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admin_port::{AdminPort, PreparedPort};
 use super::directories::Directories;
 use super::follow::{PipelineHandles, RegistryPipeline, UpdateChannel};
+use super::hand_over::HandoverOffer;
 use super::health::socket_report;
 use super::listen_error::{ListenError, report_not_listening};
 use super::parts::{Launch, Parts, Stops};
 use super::publisher::start_publisher;
 use super::resolv_conf::follow_line;
 use super::snapshots::Snapshots;
-use super::{Log, Responder, Server, StartError};
-use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo};
+use super::take_over::{PassedFiles, Predecessor};
+use super::{Log, Notifier, Responder, Server, StartError};
+use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo, SocketError, SocketFile};
 use crate::bridge::Bridge;
 use crate::checks::CheckMonitor;
 use crate::config::Config;
+use crate::directory::OwnDirectory;
+use crate::inherited::SocketName;
 use crate::name::Name;
+use crate::server::StopOrder;
 use crate::service::Update;
 use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
 use crate::{admin, checks, descriptors, server};
@@ -39,21 +47,30 @@ impl Server {
         launch: Launch,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
-        let Launch { notifier } = launch;
+        let Launch { notifier, mut inherited, predecessor } = launch;
+        let (mut succession, passed) =
+            predecessor.map(|Predecessor { succession, files }| (succession, files)).unzip();
         // The limit is raised before server, forwarder and bridge divide the descriptors.
         descriptors::raise_limit();
         // Check the length of the path before anything is created.
         admin::socket_path(&config.runtime_directory().path)?;
-        let directories = Directories::take(config)?;
-        let (socket, socket_file) = admin::listen(directories.runtime())?;
+        let (passed, mut locks) = passed
+            .map(|PassedFiles { commands, take_over, locks }| ((commands, take_over), locks))
+            .unzip();
+        let mut directories = Directories::take(config, locks.get_or_insert_default())?;
+        let RuntimeSockets { commands, successors, mut files } =
+            RuntimeSockets::open(directories.runtime(), passed)?;
         let runtime_dir = directories.runtime().path().to_owned();
         let state_dir = directories.state_path().map(Path::to_owned);
-        let bound = server::bind(&config.server()).map_err(ListenError::with_holder)?;
+        let passed_port = inherited.take(SocketName::Admin);
+        let bound = server::bind_or_inherit(&config.server(), inherited)
+            .map_err(ListenError::with_holder)?;
         let (addresses, counters) = (bound.addresses(), bound.counters());
         let (tls, quic) = (bound.tls_addresses(), bound.quic_addresses());
+        let (open_sockets, quic_is_free) = (bound.open_sockets(), bound.quic_is_free());
         let (tracker, stops) = (TaskTracker::new(), Stops::new(stop));
-        let Stops { stop, end } = &stops;
-        let port = AdminPort::new(&tracker, stop);
+        let Stops { stop, end, .. } = &stops;
+        let port = AdminPort::new(&tracker, stop, passed_port, open_sockets.clone());
         let prepared_port = open_port(&port, config.admin_listen).await;
         let admin = prepared_port.address();
 
@@ -120,9 +137,30 @@ impl Server {
             notifier,
         };
         let context = &parts.admin;
-        let socket = AdminListener::Socket(socket);
-        tracker.spawn(admin::serve(socket, Arc::clone(context), stop.clone()));
-        parts.port.commit(prepared_port, context);
+        let (successor_sender, successor) = oneshot::channel();
+        let offer = successors.map(|listener| {
+            Ok::<_, io::Error>(HandoverOffer {
+                listener,
+                sockets: open_sockets,
+                commands: commands.as_fd().try_clone_to_owned()?,
+                locks: directories.shared_locks()?,
+                refusal: reason_against_successors(config),
+                answerer: Arc::clone(&answerer),
+            })
+        });
+        let offer = offer.transpose().map_err(StartError::Offer)?;
+        let socket = AdminListener::Socket(commands);
+        let serve_commands = || {
+            tracker.spawn(admin::serve(socket, Arc::clone(context), stop.clone()));
+            parts.port.commit(prepared_port, context);
+        };
+        // Until a server that takes over knows all, only the running one gives information.
+        let serve_commands = if succession.is_some() {
+            Some(serve_commands)
+        } else {
+            serve_commands();
+            None
+        };
         tracker.spawn(follow_line(Arc::clone(context), stop.clone()));
         let (publisher, loaded) = start_publisher(
             pipeline,
@@ -134,21 +172,45 @@ impl Server {
         // No query is answered before the snapshots are. An error means that the thread has ended,
         // which `finish` reports.
         let snapshots = loaded.await.ok().flatten();
-        let snapshots = snapshots
-            .map(|snapshots| tokio::spawn(snapshots.keep(Arc::clone(&answerer), stop.clone())));
-        let open = addresses.len() + tls.len() + quic.len();
-        let heartbeats = bound.heartbeats();
-        parts.admin.sockets.watch(move || socket_report(open, &heartbeats));
+        if let Some(succession) = &mut succession {
+            succession.wait_for_registries(context, stop).await?;
+        }
+        if let Some(serve_commands) = serve_commands {
+            serve_commands();
+        }
+        let (handle, heartbeats) = (bound.handle(), bound.heartbeats());
+        parts.admin.sockets.watch(move || socket_report(handle.listening(), &heartbeats));
         let lane = parts.forwarder.lane();
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),
             report_not_listening,
-            stop.clone(),
+            StopOrder { stop: stop.clone(), last: stops.last.clone() },
         ));
+        if let Some(succession) = &mut succession {
+            succession.serving().await?;
+            directories.take_over();
+            files.iter_mut().for_each(SocketFile::take_over);
+        }
+        if let Some(offer) = offer {
+            tracker.spawn(offer.run(successor_sender, stop.clone()));
+        }
+        // What two servers cannot do at the same time: read the sockets for QUIC, and write
+        // snapshots.
+        let alone = quic_is_free.clone();
+        match succession {
+            Some(succession) => drop(tracker.spawn(succession.end(alone))),
+            None => alone.cancel(),
+        }
+        let snapshots = snapshots.map(|snapshots| {
+            let (answerer, stop) = (Arc::clone(&answerer), stop.clone());
+            tokio::spawn(async move {
+                quic_is_free.cancelled().await;
+                snapshots.keep(answerer, stop).await;
+            })
+        });
         parts.notifier.ready();
-        let status = Arc::clone(&parts.admin);
-        let status = move || status_line(&status);
-        tracker.spawn(parts.notifier.clone().follow(status, || true, stop.clone()));
+        let health = Arc::clone(&parts.admin);
+        tracker.spawn(parts.notifier.clone().follow(move || health.health(), stop.clone()));
         Ok(Self {
             addresses,
             tls,
@@ -161,13 +223,14 @@ impl Server {
             publisher,
             tracker,
             snapshots,
-            bridge_drain,
             bridge_tasks,
+            bridge_drain,
             stops,
             parts,
             reloads,
-            _socket: socket_file,
-            _directories: directories,
+            successor,
+            files,
+            directories,
         })
     }
 }
@@ -209,6 +272,60 @@ async fn start_bridge(
     }
 }
 
+/// Returns why no successor can take over from a server with this configuration.
+fn reason_against_successors(config: &Config) -> Option<&'static str> {
+    if Notifier::has_service_manager() {
+        return Some(
+            "the running server was started by a service manager, which would start another one: \
+             use `systemctl restart svcdns`",
+        );
+    }
+    config.bridge.as_ref().map(|_| {
+        "the running server has a port bridge, whose connections cannot move: stop it, then \
+         start this one without --take-over"
+    })
+}
+
+/// The sockets in the runtime directory.
+struct RuntimeSockets {
+    /// For commands.
+    commands: UnixListener,
+    /// For successors, unless it cannot be opened.
+    successors: Option<UnixListener>,
+    files: Vec<SocketFile>,
+}
+
+impl RuntimeSockets {
+    /// Opens the sockets, or takes those that the running server has passed.
+    ///
+    /// # Errors
+    /// If the socket for commands cannot be opened.
+    fn open(
+        directory: &OwnDirectory,
+        passed: Option<(UnixListener, UnixListener)>,
+    ) -> Result<Self, SocketError> {
+        if let Some((commands, successors)) = passed {
+            let path = directory.path();
+            let paths = [admin::socket_path(path)?, admin::take_over_path(path)?];
+            let files = paths.map(SocketFile::shared).into();
+            return Ok(Self { commands, successors: Some(successors), files });
+        }
+        let (commands, file) = admin::listen(directory)?;
+        let mut files = vec![file];
+        let successors = match admin::listen_for_successor(directory) {
+            Ok((listener, file)) => {
+                files.push(file);
+                Some(listener)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no successor can take over (`svcdns serve --take-over`)");
+                None
+            }
+        };
+        Ok(Self { commands, successors, files })
+    }
+}
+
 /// Opens the port of the HTTP interface; the server also runs without it.
 async fn open_port(port: &AdminPort, address: Option<SocketAddr>) -> PreparedPort {
     port.prepare(address).await.unwrap_or_else(|(address, error)| {
@@ -220,13 +337,4 @@ async fn open_port(port: &AdminPort, address: Option<SocketAddr>) -> PreparedPor
         );
         PreparedPort::Unchanged
     })
-}
-
-/// Returns what the service manager shows of the server.
-fn status_line(context: &AdminContext) -> String {
-    if context.answerer.registry_status().synced {
-        "ready".to_owned()
-    } else {
-        "not every registry was read yet".to_owned()
-    }
 }

@@ -22,7 +22,8 @@ use super::connection_table::{
     ConnectionId, ConnectionSource, ConnectionTable, ConnectionUse, ConnectionWait, Eviction,
     TableLimits,
 };
-use super::{Counters, Limits, StreamKind};
+use super::rules::SharedRules;
+use super::{Counters, StreamKind};
 
 /// Minimum interval between updates of a connection's place in the eviction order.
 ///
@@ -36,7 +37,7 @@ const MIN_DEADLINE: Duration = Duration::from_secs(1);
 /// The open connections of all listening addresses and kinds.
 #[derive(Debug)]
 pub(super) struct Admission {
-    limits: Limits,
+    rules: SharedRules,
     counters: Arc<Counters>,
     table: Mutex<ConnectionTable>,
     /// Connections with a permit, evicted ones included.
@@ -49,9 +50,9 @@ pub(super) struct Admission {
 
 impl Admission {
     /// Returns an admission control without open connections.
-    pub(super) fn new(limits: Limits, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(rules: SharedRules, counters: Arc<Counters>) -> Self {
         Self {
-            limits,
+            rules,
             counters,
             table: Mutex::default(),
             open: AtomicUsize::new(0),
@@ -108,7 +109,7 @@ impl Admission {
         if let Some(evicted) = evicted {
             self.finish(&evicted);
         }
-        if open > self.limits.connections / 2 {
+        if open > self.rules.limit(|limits| limits.connections) / 2 {
             self.half_full.notify_one();
         }
         self.counters.of(kind).connections.increment();
@@ -158,15 +159,16 @@ impl Admission {
 
     /// Evicts all overdue connections; returns whether more than half of the limit is used.
     fn evict_overdue(&self) -> bool {
-        let now = Instant::now();
+        let (now, rules) = (Instant::now(), self.rules.load());
+        let limits = &rules.limits;
         loop {
             let mut table = self.lock();
             let open = table.len();
-            if open <= self.limits.connections / 2 {
+            if open <= limits.connections / 2 {
                 return false;
             }
-            let shortened = |timeout| self.limits.shortened(timeout, open, MIN_DEADLINE);
-            let (idle, stalled) = (self.limits.idle_timeout, self.limits.message_timeout);
+            let shortened = |timeout| limits.shortened(timeout, open, MIN_DEADLINE);
+            let (idle, stalled) = (limits.idle_timeout, limits.message_timeout);
             let evicted = table.evict_overdue(now, shortened(idle), shortened(stalled));
             drop(table);
             let Some(evicted) = evicted else { return true };
@@ -199,14 +201,16 @@ impl Admission {
 
     /// Returns the limits that apply to a new connection from `source`.
     fn table_limits(&self, source: ConnectionSource) -> TableLimits {
+        let rules = self.rules.load();
+        let limits = &rules.limits;
         let source = match source {
             ConnectionSource::Address(address) if address.is_loopback() => {
-                self.limits.connections_per_loopback_source
+                limits.connections_per_loopback_source
             }
-            ConnectionSource::Address(_) => self.limits.connections_per_source,
-            ConnectionSource::WithoutAccess => self.limits.connections_without_access,
+            ConnectionSource::Address(_) => limits.connections_per_source,
+            ConnectionSource::WithoutAccess => limits.connections_without_access,
         };
-        TableLimits { total: self.limits.connections, source }
+        TableLimits { total: limits.connections, source }
     }
 
     /// Locks the table; it stays valid if a thread panicked.
@@ -300,7 +304,7 @@ impl ConnectionPermit {
     pub(super) fn hold(self: &Arc<Self>, bytes: usize) -> UnreadBytes {
         let unread = &self.admission.unread_bytes;
         let total = unread.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
-        if total > self.admission.limits.unread_bytes {
+        if total > self.admission.rules.limit(|limits| limits.unread_bytes) {
             let evicted = self.admission.lock().evict(self.id);
             if let Some(evicted) = evicted {
                 self.admission.finish(&evicted);
@@ -368,6 +372,7 @@ async fn await_with<F: Future, G>(future: F, guard: impl FnOnce() -> G) -> F::Ou
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::Limits;
 
     fn admission(connections: usize) -> Arc<Admission> {
         let limits = Limits {
@@ -377,7 +382,7 @@ mod tests {
             connections_without_access: 1,
             ..Limits::default()
         };
-        Arc::new(Admission::new(limits, Arc::default()))
+        Arc::new(Admission::new(SharedRules::of(limits), Arc::default()))
     }
 
     /// A connection with a query in progress, which cannot be evicted.
@@ -507,7 +512,7 @@ mod tests {
             message_timeout: Duration::from_secs(4),
             ..Limits::default()
         };
-        let admission = Arc::new(Admission::new(limits, Arc::default()));
+        let admission = Arc::new(Admission::new(SharedRules::of(limits), Arc::default()));
         let stop = CancellationToken::new();
         let task = tokio::spawn(Arc::clone(&admission).shorten_deadlines(stop.clone()));
         let admit = || admission.admit_from("10.0.0.1", false).unwrap();

@@ -3,32 +3,30 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tracing::{info, warn};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
-use super::bind_error::LISTEN;
 use super::encrypted::EncryptedSockets;
-use super::query_log::QueryLog;
-use super::sink::Tap;
-use super::sockets::{PlainEndpoint, canonical, worker_count};
-use super::{Access, BindError, Counters, Heartbeats, Limits, Settings, interfaces};
-use crate::descriptors;
-use crate::wire::Transport;
-
-/// Maximum attempts to find a port that is free for both TCP and UDP.
-const MAX_PORT_ATTEMPTS: usize = 16;
+use super::handle::{ListenerChange, ServerHandle};
+use super::listening::{HeldAddresses, ListenState, Listening, SharedListenState};
+use super::rules::ServingRules;
+use super::sockets::PlainEndpoint;
+use super::{BindError, Counters, Heartbeats, Settings};
+use crate::inherited::{InheritedSockets, OpenSockets, SocketName};
 
 /// Bound sockets, ready to be served.
 #[derive(Debug)]
 pub struct Bound {
     pub(super) endpoints: Vec<PlainEndpoint>,
-    /// Unspecified addresses whose expansions are followed, with resolved ports.
-    pub(super) wildcards: Vec<SocketAddr>,
-    pub(super) encrypted: Option<EncryptedSockets>,
-    pub(super) access: Access,
-    pub(super) tap: Tap,
-    pub(super) limits: Limits,
+    pub(super) encrypted: EncryptedSockets,
+    pub(super) rules: ServingRules,
     pub(super) counters: Arc<Counters>,
+    pub(super) open: OpenSockets,
+    /// Cancelled once no other process reads the sockets for QUIC.
+    pub(super) quic_is_free: CancellationToken,
     pub(super) heartbeats: Arc<Heartbeats>,
+    pub(super) handle: ServerHandle,
+    pub(super) changes: mpsc::Receiver<ListenerChange>,
 }
 
 impl Bound {
@@ -39,20 +37,22 @@ impl Bound {
 
     /// Returns the addresses for DNS over TLS, with resolved ports.
     pub fn tls_addresses(&self) -> Vec<SocketAddr> {
-        self.encrypted
-            .iter()
-            .flat_map(|encrypted| &encrypted.tls)
-            .map(|(address, _)| *address)
-            .collect()
+        self.handle.tls_addresses()
     }
 
     /// Returns the addresses for DNS over QUIC, with resolved ports.
     pub fn quic_addresses(&self) -> Vec<SocketAddr> {
-        self.encrypted
-            .iter()
-            .flat_map(|encrypted| &encrypted.quic)
-            .map(|(address, _)| *address)
-            .collect()
+        self.handle.quic_addresses()
+    }
+
+    /// Returns the token to cancel once no other process reads the sockets for QUIC.
+    pub fn quic_is_free(&self) -> CancellationToken {
+        self.quic_is_free.clone()
+    }
+
+    /// Returns the sockets that the server reads, once it serves.
+    pub fn open_sockets(&self) -> OpenSockets {
+        self.open.clone()
     }
 
     /// Returns the counters, which live until the server has ended.
@@ -63,6 +63,11 @@ impl Bound {
     /// Returns the signs of life of the UDP workers, which exist once the server serves.
     pub fn heartbeats(&self) -> Arc<Heartbeats> {
         Arc::clone(&self.heartbeats)
+    }
+
+    /// Returns the handle that changes the server while it runs.
+    pub fn handle(&self) -> ServerHandle {
+        self.handle.clone()
     }
 }
 
@@ -75,123 +80,52 @@ impl Bound {
 /// # Errors
 /// If the settings are invalid or a socket cannot be opened. No socket stays open in that case.
 pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
+    let bound = bind_or_inherit(settings, InheritedSockets::default())?;
+    bound.quic_is_free.cancel();
+    Ok(bound)
+}
+
+/// Binds like [`bind`], but takes the passed sockets of an address if there are any.
+///
+/// Addresses of sockets that the service manager holds are served even if `settings` lack them. The
+/// server reads the sockets for QUIC only after [`Bound::quic_is_free`].
+///
+/// # Errors
+/// Like [`bind`].
+pub fn bind_or_inherit(
+    settings: &Settings,
+    mut inherited: InheritedSockets,
+) -> Result<Bound, BindError> {
+    let mut state = ListenState { held: HeldAddresses::of(&inherited), ..ListenState::default() };
+    let settings = state.held.added_to(settings);
     settings.check()?;
-    let limits = settings.limits.clone().within(descriptors::limit());
-    if limits.connections < settings.limits.connections {
-        warn!(
-            tcp_connections = settings.limits.connections,
-            allowed = limits.connections,
-            "the limit on open files (ulimit -Hn) allows fewer connections than configured"
-        );
-    }
-    let wanted = settings.limits.udp_workers;
-    let (mut endpoints, mut wildcards): (Vec<PlainEndpoint>, Vec<SocketAddr>) =
-        (Vec::new(), Vec::new());
-    for &listen in &settings.listen {
-        let listen = canonical(listen);
-        // `0.0.0.0:53` and `127.0.0.1:53` together would cover one address twice.
-        let bound =
-            |address: &SocketAddr| endpoints.iter().any(|endpoint| endpoint.address == *address);
-        if listen.ip().is_unspecified() {
-            let addresses = interfaces::local_addresses(listen)
-                .map_err(|error| BindError::explain(Transport::Udp, &LISTEN, listen, error))?;
-            let addresses: Vec<_> =
-                addresses.into_iter().filter(|address| !bound(address)).collect();
-            let group =
-                open_group(&addresses, |group| workers_for_next(&endpoints, group, wanted), true)?;
-            if group.is_empty()
-                && !endpoints.iter().any(|endpoint| endpoint.address.port() == listen.port())
-            {
-                return Err(BindError::NoSuchAddress { address: listen });
-            }
-            info!(
-                %listen,
-                addresses = group.len(),
-                "listening on every address of the machine, current and future"
-            );
-            let port =
-                group.first().map_or_else(|| listen.port(), |endpoint| endpoint.address.port());
-            wildcards.push(SocketAddr::new(listen.ip(), port));
-            endpoints.extend(group);
-        } else if !bound(&listen) {
-            let group =
-                open_group(&[listen], |group| workers_for_next(&endpoints, group, wanted), false)?;
-            endpoints.extend(group);
-        }
-    }
-    let encrypted = EncryptedSockets::open(&settings.encrypted)?;
+    let passed = inherited.take(SocketName::Dns);
+    let (endpoints, plain) =
+        state.open_plain(&settings.listen, settings.limits.udp_workers, passed)?;
+    let encrypted =
+        EncryptedSockets::open(&settings.encrypted, &mut inherited, &Listening::default())?;
+    state.listening = Listening { plain, ..encrypted.listening.clone() };
+    let (sender, changes) = mpsc::channel(1);
+    let shared = SharedListenState::new(state);
     Ok(Bound {
         endpoints,
-        wildcards,
         encrypted,
-        access: settings.access(),
-        tap: QueryLog::new(settings.log_queries).map_or_else(Tap::default, Tap::new),
-        limits,
+        rules: ServingRules::new(&settings),
         counters: Arc::new(Counters::default()),
+        open: OpenSockets::default(),
+        quic_is_free: CancellationToken::new(),
         heartbeats: Arc::default(),
+        handle: ServerHandle { state: shared, changes: sender },
+        changes,
     })
-}
-
-/// Returns the number of UDP workers of the next address.
-///
-/// All endpoints in `endpoints` and `group` are open already.
-fn workers_for_next(endpoints: &[PlainEndpoint], group: &[PlainEndpoint], wanted: usize) -> usize {
-    worker_count(endpoints.iter().chain(group).map(|endpoint| endpoint.udp.len()).sum(), wanted)
-}
-
-/// Opens `addresses`, which share one port; port 0 becomes one that all have free.
-///
-/// With `skip_absent`, an address that cannot be used yet (IPv6 duplicate address detection) is
-/// skipped with a warning.
-fn open_group(
-    addresses: &[SocketAddr],
-    workers: impl Fn(&[PlainEndpoint]) -> usize,
-    skip_absent: bool,
-) -> Result<Vec<PlainEndpoint>, BindError> {
-    let mut attempt = 1;
-    loop {
-        let result = try_group(addresses, &workers, skip_absent);
-        match &result {
-            Err(BindError::InUse(_))
-                if attempt < MAX_PORT_ATTEMPTS
-                    && addresses.iter().any(|address| address.port() == 0) =>
-            {
-                attempt += 1;
-            }
-            _ => return result,
-        }
-    }
-}
-
-/// Opens all addresses once; the first failure closes all of them.
-fn try_group(
-    addresses: &[SocketAddr],
-    workers: &impl Fn(&[PlainEndpoint]) -> usize,
-    skip_absent: bool,
-) -> Result<Vec<PlainEndpoint>, BindError> {
-    let mut endpoints: Vec<PlainEndpoint> = Vec::with_capacity(addresses.len());
-    for &(mut address) in addresses {
-        if let (0, Some(first)) = (address.port(), endpoints.first()) {
-            address.set_port(first.address.port());
-        }
-        match PlainEndpoint::open(address, workers(&endpoints))
-            .map_err(|(transport, error)| BindError::explain(transport, &LISTEN, address, error))
-        {
-            Ok(endpoint) => endpoints.push(PlainEndpoint { followed: skip_absent, ..endpoint }),
-            Err(BindError::NoSuchAddress { address }) if skip_absent => {
-                warn!(%address, "skipping an address that is not usable yet");
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(endpoints)
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::sockets::open_udp;
-    use super::super::{PortTaken, SettingsError};
+    use super::super::{Limits, PortTaken, SettingsError};
     use super::*;
+    use crate::wire::Transport;
     use socket2::{Domain, Protocol, Socket, Type};
     use std::net::UdpSocket;
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -88,7 +88,8 @@ pub enum CertificateError {
 /// The current certificate of the encrypted listeners, with its files.
 #[derive(Debug)]
 pub(super) struct Certificate {
-    files: CertificateFiles,
+    /// The files to follow; none while no listener needs the certificate.
+    files: ArcSwapOption<CertificateFiles>,
     current: ArcSwap<CertifiedKey>,
     /// Fingerprints of the files, taken before they were first read.
     initial: [FileFingerprint; 2],
@@ -102,7 +103,18 @@ impl Certificate {
     pub(super) fn open(files: CertificateFiles) -> Result<Self, CertificateError> {
         let initial = files.fingerprints();
         let current = ArcSwap::from_pointee(files.read()?);
-        Ok(Self { files, current, initial })
+        Ok(Self { files: ArcSwapOption::from_pointee(files), current, initial })
+    }
+
+    /// Uses and follows the certificate of other files from now on.
+    pub(super) fn replace(&self, other: &Self) {
+        self.current.store(other.current.load_full());
+        self.files.store(other.files.load_full());
+    }
+
+    /// Follows no file any more, because no listener needs the certificate.
+    pub(super) fn rest(&self) {
+        self.files.store(None);
     }
 
     /// Returns a TLS configuration that offers one ALPN protocol (RFC 7301).
@@ -142,23 +154,28 @@ impl Certificate {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(POLL_INTERVAL) => {}
             }
-            let fingerprints = self.files.fingerprints();
+            let Some(files) = self.files.load_full() else { continue };
+            let fingerprints = files.fingerprints();
             // Always retry after a failure: a file written in two steps may look the same after
             // both.
             if fingerprints == seen && last_error.is_none() {
                 continue;
             }
             seen = fingerprints;
-            let files = self.files.clone();
-            let Ok(read) = tokio::task::spawn_blocking(move || files.read()).await else {
+            let reading = Arc::clone(&files);
+            let Ok(read) = tokio::task::spawn_blocking(move || reading.read()).await else {
                 continue;
             };
+            // Replaced in the meantime.
+            if self.files.load().as_deref() != Some(&*files) {
+                continue;
+            }
             match read {
                 Ok(new) => {
                     last_error = None;
                     if new.cert != self.current.load().cert {
                         info!(
-                            file = %self.files.certificate.display(),
+                            file = %files.certificate.display(),
                             "reloaded the certificate; new connections use it"
                         );
                     }

@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{
     AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, split,
@@ -29,6 +29,14 @@ use super::{Client, Disposition, DnsTransport, Respond, StreamCounters, StreamKi
 /// Room for a burst of pipelined queries. A larger message is read without it.
 const READ_BUFFER_BYTES: usize = 2048;
 
+/// Pause of the client after which nothing more has arrived before the stop.
+///
+/// What the kernel has received is readable at once, but the runtime may notice it a moment later.
+const LAST_READ_PAUSE: Duration = Duration::from_millis(20);
+
+/// Longest time in which queries are read after the stop, from a client that makes no pause.
+const LAST_READ_TIME: Duration = Duration::from_millis(200);
+
 /// A connection, from the point of view of its task.
 pub(super) struct StreamConnection<'a, R> {
     pub(super) kind: StreamKind,
@@ -38,7 +46,7 @@ pub(super) struct StreamConnection<'a, R> {
     pub(super) destination: SocketAddr,
     /// State shared by all connections.
     pub(super) context: &'a Arc<ServerContext<R>>,
-    /// Once this tells it to close, the connection reads no further message.
+    /// Once this tells it to close, the connection reads only what has arrived.
     pub(super) permit: &'a Arc<ConnectionPermit>,
 }
 
@@ -106,9 +114,10 @@ impl<R: Respond> StreamConnection<'_, R> {
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     ) -> CloseReason {
         let (reading, writing) = split(stream);
-        let in_flight = self.context.limits.in_flight.clamp(1, 1 << 16);
-        let queued =
-            u32::try_from(self.context.limits.queued_bytes).unwrap_or(u32::MAX).clamp(1, 1 << 28);
+        let (in_flight, queued) =
+            self.context.rules.limit(|limits| (limits.in_flight, limits.queued_bytes));
+        let in_flight = in_flight.clamp(1, 1 << 16);
+        let queued = u32::try_from(queued).unwrap_or(u32::MAX).clamp(1, 1 << 28);
         let (sender, responses) = mpsc::channel(in_flight);
         let queue = ResponseQueue {
             sender,
@@ -132,8 +141,9 @@ impl<R: Respond> StreamConnection<'_, R> {
             // if the client reads them: a query read just before the eviction may be in progress.
             if self.permit.is_blocked() { Duration::ZERO } else { CLOSE_STEP_TIMEOUT }
         } else {
-            let limits = &self.context.limits;
-            limits.response_timeout.saturating_add(limits.write_timeout)
+            self.context
+                .rules
+                .limit(|limits| limits.response_timeout.saturating_add(limits.write_timeout))
         };
         // The queue ends with the last pending response.
         let written = tokio::select! {
@@ -157,6 +167,7 @@ impl<R: Respond> StreamConnection<'_, R> {
         deferred: &mut JoinSet<()>,
     ) -> CloseReason {
         let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, reading);
+        let mut stopped_at = None;
         loop {
             let next = async {
                 let permit =
@@ -164,20 +175,34 @@ impl<R: Respond> StreamConnection<'_, R> {
                 // The permit of the message being read is not a pending response.
                 self.wait_for_message(&mut reader, || permits.available_permits() + 1 < in_flight)
                     .await?;
-                let message =
-                    timeout(self.context.limits.message_timeout, read_message(&mut reader));
+                let message = timeout(
+                    self.context.rules.limit(|limits| limits.message_timeout),
+                    read_message(&mut reader),
+                );
                 match self.permit.await_client(message).await {
                     Ok(message) => message.map(|request| (request, permit)),
                     Err(_) => Err(CloseReason::MessageTimeout),
                 }
             };
-            let (request, permit) = tokio::select! {
+            let mut next = pin!(next);
+            let next = tokio::select! {
                 biased;
-                () = self.permit.closed() => return self.why_closed(),
-                next = next => match next {
-                    Ok(next) => next,
-                    Err(reason) => return reason,
-                },
+                () = self.permit.closed() => {
+                    let stopped = stopped_at.get_or_insert_with(Instant::now).elapsed();
+                    if self.permit.is_evicted() || stopped > LAST_READ_TIME {
+                        return self.why_closed();
+                    }
+                    // The client may have asked before the stop.
+                    match timeout(LAST_READ_PAUSE, next.as_mut()).await {
+                        Ok(next) => next,
+                        Err(_) => return self.why_closed(),
+                    }
+                }
+                next = next.as_mut() => next,
+            };
+            let (request, permit) = match next {
+                Ok(next) => next,
+                Err(reason) => return reason,
             };
             self.permit.touch();
             self.reap_finished(deferred);
@@ -192,7 +217,8 @@ impl<R: Respond> StreamConnection<'_, R> {
         has_pending: impl Fn() -> bool,
     ) -> Result<(), CloseReason> {
         // Never zero, so that the loop below always waits.
-        let idle_timeout = self.context.limits.idle_timeout.max(Duration::from_millis(10));
+        let idle_timeout =
+            self.context.rules.limit(|limits| limits.idle_timeout).max(Duration::from_millis(10));
         loop {
             let left = idle_timeout.saturating_sub(self.permit.idle_time());
             match timeout(left, reader.fill_buf()).await {
@@ -218,7 +244,7 @@ impl<R: Respond> StreamConnection<'_, R> {
         let Self { kind, source, destination, context, .. } = *self;
         let client = Client { source, destination, transport: DnsTransport::Stream(kind) };
         let sampled = self.counters().count_query();
-        let received = context.tap.receive();
+        let received = context.rules.load().tap.receive();
         let padded = padding::is_wanted(&request, kind);
         let pad = move |mut response: Vec<u8>| {
             if padded {
@@ -245,7 +271,7 @@ impl<R: Respond> StreamConnection<'_, R> {
             }
         };
         if let Some(received) = received {
-            context.tap.report(&client, &request, ready.as_deref(), received);
+            context.rules.load().tap.report(&client, &request, ready.as_deref(), received);
         }
         if let Some(sampled) = sampled {
             self.counters().times.immediate.observe(sampled.elapsed());
@@ -285,7 +311,7 @@ impl<R: Respond> StreamConnection<'_, R> {
                     if bytes.len() < WRITE_BATCH_BYTES { responses.try_recv().ok() } else { None };
             }
             let write = self.write_tracked(&mut writing, &bytes);
-            match timeout(self.context.limits.write_timeout, write).await {
+            match timeout(self.context.rules.limit(|limits| limits.write_timeout), write).await {
                 Ok(Ok(())) => {
                     self.counters().responses.add(gathered.len() as u64);
                 }
@@ -334,7 +360,7 @@ impl<R: Respond> StreamConnection<'_, R> {
     ) -> CloseReason {
         let (reading, mut writing) = split(stream);
         let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, reading);
-        let message_timeout = self.context.limits.message_timeout;
+        let message_timeout = self.context.rules.limit(|limits| limits.message_timeout);
         let request = tokio::select! {
             biased;
             () = self.permit.closed() => return self.why_closed(),
@@ -345,19 +371,27 @@ impl<R: Respond> StreamConnection<'_, R> {
             },
         };
         let Self { kind, source, destination, context, .. } = *self;
-        let (received, mut response) = (context.tap.receive(), Vec::new());
+        let (received, mut response) = (context.rules.load().tap.receive(), Vec::new());
         let refused = context.responder.refuse(&request, &mut response);
         if let Some(received) = received {
             let client = Client { source, destination, transport: DnsTransport::Stream(kind) };
-            context.tap.report(&client, &request, refused.then_some(&*response), received);
+            context.rules.load().tap.report(
+                &client,
+                &request,
+                refused.then_some(&*response),
+                received,
+            );
         }
         if !refused {
             return CloseReason::Refused;
         }
         let mut bytes = Vec::with_capacity(response.len() + 2);
         append_framed(&mut bytes, &response);
-        match timeout(self.context.limits.write_timeout, write_and_flush(&mut writing, &bytes))
-            .await
+        match timeout(
+            self.context.rules.limit(|limits| limits.write_timeout),
+            write_and_flush(&mut writing, &bytes),
+        )
+        .await
         {
             Ok(Ok(())) => {
                 self.counters().responses.increment();

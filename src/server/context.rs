@@ -10,8 +10,9 @@ use tokio_util::task::TaskTracker;
 use tracing::error;
 
 use super::admission::Admission;
-use super::sink::Tap;
-use super::{Access, Client, Counters, Limits, Respond, StreamCounters, StreamKind};
+use super::rules::SharedRules;
+use super::{Client, Counters, Respond, StreamCounters, StreamKind};
+use crate::inherited::OpenSockets;
 
 /// Pause before a panicked loop is restarted.
 pub(super) const RESTART_DELAY: Duration = Duration::from_millis(100);
@@ -19,12 +20,11 @@ pub(super) const RESTART_DELAY: Duration = Duration::from_millis(100);
 /// State shared by all connection listeners.
 #[derive(Debug)]
 pub(super) struct ServerContext<R> {
-    pub(super) access: Access,
-    pub(super) tap: Tap,
+    pub(super) rules: SharedRules,
     pub(super) admission: Arc<Admission>,
     pub(super) responder: Arc<R>,
-    pub(super) limits: Limits,
     pub(super) counters: Arc<Counters>,
+    pub(super) open: OpenSockets,
     pub(super) tracker: TaskTracker,
     /// Cancelled when listeners must stop accepting and connections stop reading.
     pub(super) stop: CancellationToken,
@@ -35,15 +35,13 @@ pub(super) struct ServerContext<R> {
 impl<R: Respond> ServerContext<R> {
     /// Returns a copy with another `stop` token.
     pub(super) fn with_stop(&self, stop: CancellationToken) -> Self {
-        let Self { access, tap, admission, responder, limits, counters, tracker, stop: _, abort } =
-            self;
+        let Self { rules, admission, responder, counters, open, tracker, stop: _, abort } = self;
         Self {
-            access: access.clone(),
-            tap: tap.clone(),
+            rules: rules.clone(),
             admission: Arc::clone(admission),
             responder: Arc::clone(responder),
-            limits: limits.clone(),
             counters: Arc::clone(counters),
+            open: open.clone(),
             tracker: tracker.clone(),
             stop,
             abort: abort.clone(),
@@ -99,10 +97,13 @@ impl<R: Respond> ServerContext<R> {
     ) -> Option<Vec<u8>> {
         let StreamCounters { deferred, times, .. } = self.counters.of(kind);
         let (_deferred, began) = (deferred.hold(), Instant::now());
-        let pending = received.map(|received| self.tap.defer(&client, &request, received));
-        let response =
-            timeout(self.limits.response_timeout, self.responder.respond_later(request, client))
-                .await;
+        let pending =
+            received.map(|received| self.rules.load().tap.defer(&client, &request, received));
+        let response = timeout(
+            self.rules.limit(|limits| limits.response_timeout),
+            self.responder.respond_later(request, client),
+        )
+        .await;
         let response = response.unwrap_or_else(|_| {
             self.counters.of(kind).response_timeouts.increment();
             None
@@ -120,19 +121,19 @@ impl<R: Respond> ServerContext<R> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::server::Limits;
     use crate::server::echo::Echo;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Returns a context with an echo responder that serves loopback clients only.
     pub(in crate::server) fn context(limits: Limits) -> Arc<ServerContext<Echo>> {
-        let counters = Arc::new(Counters::default());
+        let (counters, rules) = (Arc::new(Counters::default()), SharedRules::of(limits));
         Arc::new(ServerContext {
-            access: Access::new(&[]),
-            tap: Tap::default(),
-            admission: Arc::new(Admission::new(limits.clone(), Arc::clone(&counters))),
+            admission: Arc::new(Admission::new(rules.clone(), Arc::clone(&counters))),
+            rules,
             responder: Arc::default(),
-            limits,
             counters,
+            open: OpenSockets::default(),
             tracker: TaskTracker::new(),
             stop: CancellationToken::new(),
             abort: CancellationToken::new(),

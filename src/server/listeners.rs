@@ -6,18 +6,23 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::bind_error::LISTEN;
 use super::context::ServerContext;
+use super::encrypted::EncryptedListeners;
+use super::handle::{ListenerChange, PreparedListeners};
 use super::interfaces::{AddressChanges, local_addresses};
+use super::listening::SharedListenState;
 use super::sockets::{PlainEndpoint, worker_count};
 use super::udp::{OwnAddresses, UdpShared};
 use super::workers::WorkerThread;
 use super::{BindError, Respond, StreamKind, tcp};
+use crate::inherited::SocketName;
 use crate::wire::Transport;
 
 /// Time to collect further address changes before a rescan: they come in bursts.
@@ -37,7 +42,14 @@ pub(super) struct PlainListeners<R> {
     context: Arc<ServerContext<R>>,
     shared: UdpShared,
     on_bind_error: BindErrorHandler,
+    state: SharedListenState,
     active: HashMap<SocketAddr, ActiveEndpoint>,
+    /// Unspecified addresses whose expansions are followed, with resolved ports.
+    wildcards: Vec<SocketAddr>,
+    /// Consecutive failures to bind each address that a wildcard stands for.
+    failures: HashMap<SocketAddr, u32>,
+    /// Cancelled when the UDP workers must stop.
+    udp_stop: CancellationToken,
     /// Number of UDP worker threads started so far; also numbers the next thread.
     threads_started: usize,
 }
@@ -47,20 +59,35 @@ pub(super) struct PlainListeners<R> {
 struct ActiveEndpoint {
     /// Whether the address comes from a wildcard: its removal ends the listener.
     followed: bool,
-    /// Cancelled when this address must stop receiving and accepting.
+    /// Cancelled when this address must stop accepting.
     stop: CancellationToken,
+    /// Cancelled when this address must stop receiving over UDP.
+    udp_stop: CancellationToken,
     threads: Vec<WorkerThread>,
     tcp: JoinHandle<()>,
 }
 
 impl<R: Respond> PlainListeners<R> {
-    /// Creates an empty set of listeners.
+    /// Creates an empty set of listeners, of which `state` tells others.
     pub(super) fn new(
         context: Arc<ServerContext<R>>,
         shared: UdpShared,
         on_bind_error: BindErrorHandler,
+        state: SharedListenState,
+        udp_stop: CancellationToken,
     ) -> Self {
-        Self { context, shared, on_bind_error, active: HashMap::new(), threads_started: 0 }
+        let wildcards = state.lock().listening.wildcards();
+        Self {
+            context,
+            shared,
+            on_bind_error,
+            state,
+            active: HashMap::new(),
+            wildcards,
+            failures: HashMap::new(),
+            udp_stop,
+            threads_started: 0,
+        }
     }
 
     /// Starts the UDP workers and the accept loop of one address.
@@ -70,8 +97,8 @@ impl<R: Respond> PlainListeners<R> {
     /// this address in that case.
     pub(super) async fn serve(&mut self, endpoint: PlainEndpoint) -> Result<(), BindError> {
         let PlainEndpoint { address, followed, udp, tcp } = endpoint;
-        let stop = self.context.stop.child_token();
-        let stop_on_error = stop.clone().drop_guard();
+        let (stop, udp_stop) = (self.context.stop.child_token(), self.udp_stop.child_token());
+        let stop_on_error = (stop.clone().drop_guard(), udp_stop.clone().drop_guard());
         let context = Arc::new(self.context.with_stop(stop.clone()));
         let listener = tcp::StreamListener::new(tcp, address, Arc::clone(&context), None);
         let listener = Arc::new(listener.map_err(|source| BindError::System {
@@ -79,6 +106,7 @@ impl<R: Respond> PlainListeners<R> {
             transport: Transport::Tcp,
             source,
         })?);
+        context.open.add(SocketName::Dns, address, &listener);
         let mut threads = Vec::with_capacity(udp.len());
         for socket in udp {
             let responder = self.context.responder.fork();
@@ -89,7 +117,7 @@ impl<R: Respond> PlainListeners<R> {
                     socket,
                     responder,
                     self.shared.clone(),
-                    stop.clone(),
+                    udp_stop.clone(),
                 )
                 .await?,
             );
@@ -98,43 +126,46 @@ impl<R: Respond> PlainListeners<R> {
         let tcp = tokio::spawn(
             context.supervise(address, StreamKind::Tcp, move || Arc::clone(&listener).run()),
         );
-        self.active.insert(
-            address,
-            ActiveEndpoint { followed, stop: stop_on_error.disarm(), threads, tcp },
-        );
-        self.publish_own_addresses();
+        let (stop, udp_stop) = (stop_on_error.0.disarm(), stop_on_error.1.disarm());
+        self.active.insert(address, ActiveEndpoint { followed, stop, udp_stop, threads, tcp });
+        self.publish_addresses();
         Ok(())
     }
 
-    /// Keeps a listener on every machine address that `wildcards` cover, until the server stops.
-    pub(super) async fn follow_addresses(&mut self, wildcards: &[SocketAddr]) {
+    /// Follows the machine's addresses and changes of the configuration, until the server stops.
+    pub(super) async fn follow(
+        &mut self,
+        mut changes: mpsc::Receiver<ListenerChange>,
+        encrypted: &mut EncryptedListeners<R>,
+    ) {
         let stop = self.context.stop.clone();
-        if wildcards.is_empty() {
-            return stop.cancelled().await;
-        }
-        let mut changes = AddressChanges::subscribe()
-            .inspect_err(|error| {
-                warn!(
-                    %error,
-                    interval_s = RESCAN_INTERVAL.as_secs(),
-                    "cannot subscribe to address changes; polling the addresses"
-                );
-            })
-            .ok();
-        // Number of consecutive failures to bind each address.
-        let mut failed_attempts = HashMap::new();
+        let mut addresses = None;
         while !stop.is_cancelled() {
-            self.sync_addresses(wildcards, &mut failed_attempts).await;
+            if !self.wildcards.is_empty() {
+                addresses = addresses.or_else(subscribe);
+                self.sync_addresses().await;
+            }
             let pause =
-                if failed_attempts.is_empty() { RESCAN_INTERVAL } else { BIND_RETRY_INTERVAL };
+                if self.failures.is_empty() { RESCAN_INTERVAL } else { BIND_RETRY_INTERVAL };
             let changed = async {
-                match &changes {
-                    Some(changes) => changes.next().await,
+                match &addresses {
+                    Some(addresses) => AddressChanges::next(addresses).await,
                     None => std::future::pending().await,
                 }
             };
             let changed = tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
+                Some(ListenerChange { prepared, _done }) = changes.recv() => {
+                    self.apply(prepared, encrypted).await;
+                    continue;
+                }
+                () = encrypted.quic_freed() => {
+                    if let Err(error) = encrypted.serve_waiting() {
+                        error!(%error, "cannot serve DNS over QUIC");
+                    }
+                    continue;
+                }
                 changed = changed => changed,
                 () = sleep(pause) => continue,
             };
@@ -144,20 +175,45 @@ impl<R: Respond> PlainListeners<R> {
                     interval_s = RESCAN_INTERVAL.as_secs(),
                     "lost the subscription to address changes; polling the addresses"
                 );
-                changes = None;
+                addresses = None;
             }
             sleep(DEBOUNCE).await;
         }
     }
 
-    /// Starts listeners on new addresses and stops listeners on removed ones.
-    async fn sync_addresses(
-        &mut self,
-        wildcards: &[SocketAddr],
-        failed_attempts: &mut HashMap<SocketAddr, u32>,
-    ) {
+    /// Puts a prepared change into operation.
+    ///
+    /// New listeners serve before the old ones end.
+    async fn apply(&mut self, prepared: PreparedListeners, encrypted: &mut EncryptedListeners<R>) {
+        let PreparedListeners { rules, listening, endpoints, encrypted: sockets, .. } = prepared;
+        self.context.rules.replace(&rules);
+        {
+            let mut state = self.state.lock();
+            state.missing.retain(|address, _| listening.covers(address));
+            state.listening = listening.clone();
+        }
+        self.wildcards = listening.wildcards();
+        for endpoint in endpoints {
+            let address = endpoint.address;
+            match self.serve(endpoint).await {
+                Ok(()) => info!(%address, "listening over UDP and TCP"),
+                Err(error) => self.report_missing(address, error),
+            }
+        }
+        let first = listening.tls.iter().chain(&listening.quic).next();
+        if let (Err(error), Some((_, address))) = (encrypted.serve(sockets), first) {
+            self.report_missing(*address, error);
+        }
+        for (address, endpoint) in &mut self.active {
+            endpoint.followed = !listening.names(address);
+        }
+        self.end_where(|address, _| !listening.covers(address), "it is no longer configured").await;
+    }
+
+    /// Starts listeners on new addresses of the machine, and ends listeners on removed ones.
+    async fn sync_addresses(&mut self) {
         let mut present = Vec::new();
-        for wildcard in wildcards {
+        for wildcard in &self.wildcards {
             match local_addresses(*wildcard) {
                 Ok(found) => present.extend(found),
                 Err(error) => {
@@ -168,44 +224,50 @@ impl<R: Respond> PlainListeners<R> {
         let is_removed = |address: &SocketAddr, endpoint: &mut ActiveEndpoint| {
             endpoint.followed && !present.contains(address)
         };
-        let removed: Vec<(SocketAddr, ActiveEndpoint)> =
-            self.active.extract_if(is_removed).collect();
-        if !removed.is_empty() {
-            self.publish_own_addresses();
-        }
-        for (_, endpoint) in &removed {
-            endpoint.stop.cancel();
-        }
-        for (address, ActiveEndpoint { threads, tcp, .. }) in removed {
-            let _ = tcp.await;
-            for mut thread in threads {
-                thread.join().await;
-            }
-            info!(%address, "stopped listening: the address was removed");
-        }
-        failed_attempts.retain(|address, _| present.contains(address));
+        self.end_where(is_removed, "the address was removed").await;
+        self.failures.retain(|address, _| present.contains(address));
         for address in present {
             if self.active.contains_key(&address) {
                 continue;
             }
-            if self
-                .listen_on(address, failed_attempts.get(&address).copied().unwrap_or_default())
-                .await
-            {
-                failed_attempts.remove(&address);
+            if self.listen_on(address).await {
+                self.failures.remove(&address);
                 info!(%address, "listening over UDP and TCP: the address was added");
             } else {
-                *failed_attempts.entry(address).or_default() += 1;
+                *self.failures.entry(address).or_default() += 1;
             }
         }
     }
 
-    /// Binds and serves `address` after earlier `failures`; returns whether it works.
-    async fn listen_on(&mut self, address: SocketAddr, failures: u32) -> bool {
-        let error = match PlainEndpoint::open(
-            address,
-            worker_count(self.udp_thread_count(), self.context.limits.udp_workers),
-        ) {
+    /// Ends the listeners for which `is_ended` holds, after the queries in hand.
+    async fn end_where(
+        &mut self,
+        is_ended: impl FnMut(&SocketAddr, &mut ActiveEndpoint) -> bool,
+        reason: &str,
+    ) {
+        let ended: Vec<(SocketAddr, ActiveEndpoint)> = self.active.extract_if(is_ended).collect();
+        if ended.is_empty() {
+            return;
+        }
+        self.publish_addresses();
+        for (_, endpoint) in &ended {
+            endpoint.stop.cancel();
+            endpoint.udp_stop.cancel();
+        }
+        for (address, ActiveEndpoint { threads, tcp, .. }) in ended {
+            let _ = tcp.await;
+            for mut thread in threads {
+                thread.join().await;
+            }
+            info!(%address, "stopped listening: {reason}");
+        }
+    }
+
+    /// Binds and serves `address`; returns whether it works.
+    async fn listen_on(&mut self, address: SocketAddr) -> bool {
+        let workers = self.context.rules.limit(|limits| limits.udp_workers);
+        let workers = worker_count(self.udp_thread_count(), workers);
+        let error = match PlainEndpoint::open(address, workers, &mut Vec::new()) {
             Ok(endpoint) => match self.serve(PlainEndpoint { followed: true, ..endpoint }).await {
                 Ok(()) => return true,
                 Err(error) => error,
@@ -216,10 +278,16 @@ impl<R: Respond> PlainListeners<R> {
         };
         // Reported once, on the second failure: the server's own closing socket may cause the
         // first.
-        if failures == 1 {
-            (self.on_bind_error)(address, error);
+        if self.failures.get(&address) == Some(&1) {
+            self.report_missing(address, error);
         }
         false
+    }
+
+    /// Tells others that an address is not served.
+    fn report_missing(&self, address: SocketAddr, error: BindError) {
+        self.state.lock().missing.insert(address, error.to_string());
+        (self.on_bind_error)(address, error);
     }
 
     /// Returns the number of running UDP worker threads.
@@ -237,10 +305,28 @@ impl<R: Respond> PlainListeners<R> {
         draining
     }
 
-    /// Tells the UDP workers the server's current addresses.
-    fn publish_own_addresses(&self) {
-        self.shared
-            .own_addresses
-            .store(Arc::new(OwnAddresses::new(self.active.keys().copied().collect())));
+    /// Tells the UDP workers, and others, the server's current addresses.
+    fn publish_addresses(&self) {
+        let own_addresses = OwnAddresses::new(self.active.keys().copied().collect());
+        self.context.rules.set_own_addresses(&own_addresses);
+        let workers = |(address, endpoint): (&SocketAddr, &ActiveEndpoint)| {
+            (*address, endpoint.threads.len())
+        };
+        let mut state = self.state.lock();
+        state.active = self.active.iter().map(workers).collect();
+        state.missing.retain(|address, _| !self.active.contains_key(address));
     }
+}
+
+/// Subscribes to changes of the machine's addresses, if possible.
+fn subscribe() -> Option<AddressChanges> {
+    AddressChanges::subscribe()
+        .inspect_err(|error| {
+            warn!(
+                %error,
+                interval_s = RESCAN_INTERVAL.as_secs(),
+                "cannot subscribe to address changes; polling the addresses"
+            );
+        })
+        .ok()
 }

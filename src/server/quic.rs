@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
@@ -50,15 +51,23 @@ const PENDING_HANDSHAKE_BYTES: u64 = 16 * 1024;
 pub(super) struct QuicListener<R> {
     pub(super) endpoint: Endpoint,
     pub(super) address: SocketAddr,
+    /// A second descriptor of the endpoint's socket, for a successor.
+    socket: UdpSocket,
     /// State shared by all listeners.
     context: Arc<ServerContext<R>>,
+}
+
+impl<R> AsFd for QuicListener<R> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 /// Returns the QUIC settings of a listening socket.
 ///
 /// # Errors
 /// If the TLS library lacks the cipher suite of Initial packets, which is impossible in practice.
-fn server_config(
+pub(super) fn server_config(
     tls: rustls::ServerConfig,
     limits: &Limits,
 ) -> Result<ServerConfig, NoInitialCipherSuite> {
@@ -110,10 +119,10 @@ impl<R: Respond> QuicListener<R> {
         context: Arc<ServerContext<R>>,
         tls: rustls::ServerConfig,
     ) -> io::Result<Self> {
-        let config = server_config(tls, &context.limits).map_err(io::Error::other)?;
-        let endpoint =
-            Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))?;
-        Ok(Self { endpoint, address, context })
+        let config = server_config(tls, &context.rules.load().limits).map_err(io::Error::other)?;
+        let (own, runtime) = (socket.try_clone()?, Arc::new(TokioRuntime));
+        let endpoint = Endpoint::new(EndpointConfig::default(), Some(config), socket, runtime)?;
+        Ok(Self { endpoint, address, socket: own, context })
     }
 
     /// Accepts connections until the server stops.
@@ -140,7 +149,7 @@ impl<R: Respond> QuicListener<R> {
     /// Spawns a connection's task, or refuses the connection before its handshake.
     fn admit(self: &Arc<Self>, incoming: Incoming) {
         let source = incoming.remote_address().ip();
-        if !self.context.access.allows(source) {
+        if !self.context.rules.load().access.allows(source) {
             self.context.counters.quic.refused.increment();
             return incoming.refuse();
         }
@@ -166,7 +175,7 @@ impl<R: Respond> QuicListener<R> {
     /// Serves a connection until it closes; holds its permit meanwhile.
     async fn serve_connection(self: &Arc<Self>, incoming: Incoming, permit: Arc<ConnectionPermit>) {
         let handshake = async { incoming.accept()?.await };
-        let handshake_timeout = self.context.limits.handshake_timeout;
+        let handshake_timeout = self.context.rules.limit(|limits| limits.handshake_timeout);
         let handshake = permit.await_client(timeout(handshake_timeout, handshake));
         let connection = tokio::select! {
             biased;
@@ -216,7 +225,9 @@ impl<R: Respond> QuicListener<R> {
         connection_permit: &Arc<ConnectionPermit>,
         streams: &mut JoinSet<Result<(), ProtocolViolation>>,
     ) -> QuicCloseReason {
-        let permits = Arc::new(Semaphore::new(self.context.limits.in_flight.clamp(1, 1 << 16)));
+        let permits = Arc::new(Semaphore::new(
+            self.context.rules.limit(|limits| limits.in_flight).clamp(1, 1 << 16),
+        ));
         let client = Client {
             source: connection.remote_address(),
             // The connection's address is more exact than the listener's, which may be a wildcard.
@@ -245,7 +256,7 @@ impl<R: Respond> QuicListener<R> {
                 Some(ended) = streams.join_next() => if self.record_stream_end(&ended) {
                     return QuicCloseReason::ProtocolViolation;
                 },
-                next = timeout(self.context.limits.idle_timeout, next) => match next {
+                next = timeout(self.context.rules.limit(|limits| limits.idle_timeout), next) => match next {
                     Ok(Some(((send, receive), permit))) => {
                         let connection = Arc::clone(connection_permit);
                         streams.spawn(
@@ -286,8 +297,10 @@ impl<R: Respond> QuicListener<R> {
         _permit: OwnedSemaphorePermit,
     ) -> Result<(), ProtocolViolation> {
         let mut stream = ResponseStream(send);
-        let read =
-            timeout(self.context.limits.message_timeout, receive.read_to_end(MAX_TCP_BYTES + 2));
+        let read = timeout(
+            self.context.rules.limit(|limits| limits.message_timeout),
+            receive.read_to_end(MAX_TCP_BYTES + 2),
+        );
         let request = match connection.await_client(read).await {
             Ok(Ok(bytes)) => parse_framed(&bytes)?.to_vec(),
             Ok(Err(ReadToEndError::TooLong)) => return Err(ProtocolViolation),
@@ -316,7 +329,8 @@ impl<R: Respond> QuicListener<R> {
         };
         response.splice(0..0, length.to_be_bytes());
         let arrived = self.send(&mut stream.0, &response, &connection);
-        if timeout(self.context.limits.write_timeout, arrived).await.is_err() {
+        if timeout(self.context.rules.limit(|limits| limits.write_timeout), arrived).await.is_err()
+        {
             self.counters().write_timeouts.increment();
         }
         Ok(())
@@ -353,9 +367,9 @@ impl<R: Respond> QuicListener<R> {
         client: Client,
         connection: &Arc<ConnectionPermit>,
     ) -> Option<Vec<u8>> {
-        let ServerContext { tap, responder, .. } = &*self.context;
+        let ServerContext { rules, responder, .. } = &*self.context;
         let sampled = self.counters().count_query();
-        let received = tap.receive();
+        let received = rules.load().tap.receive();
         let mut response = Vec::with_capacity(512);
         let ready = match responder.respond_alone(&request, &client, &mut response) {
             Disposition::Ready => Some(response),
@@ -369,7 +383,7 @@ impl<R: Respond> QuicListener<R> {
             }
         };
         if let Some(received) = received {
-            tap.report(&client, &request, ready.as_deref(), received);
+            rules.load().tap.report(&client, &request, ready.as_deref(), received);
         }
         if let Some(sampled) = sampled {
             self.counters().times.immediate.observe(sampled.elapsed());

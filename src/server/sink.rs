@@ -189,7 +189,7 @@ mod tests {
         let mut bound =
             bind(&Settings { listen, allow_loopback: false, limits, ..Settings::default() })
                 .unwrap();
-        bound.tap = Tap::new(recorder.clone());
+        bound.rules.tap = Tap::new(recorder.clone());
         let (address, stop) = (bound.addresses()[0], CancellationToken::new());
         let serving =
             tokio::spawn(bound.serve(Echo::default(), |_, error| panic!("{error}"), stop.clone()));
@@ -235,7 +235,7 @@ mod tests {
             ..Settings::default()
         })
         .unwrap();
-        bound.tap = Tap::new(recorder.clone());
+        bound.rules.tap = Tap::new(recorder.clone());
         let (address, stop) = (bound.addresses()[0], CancellationToken::new());
         let serving =
             tokio::spawn(bound.serve(Echo::default(), |_, error| panic!("{error}"), stop.clone()));

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::inherited::{Inherited, InheritedSocket, SocketName};
 use crate::wire::Transport;
 
 /// Size of the receive buffer of a UDP socket, in bytes.
@@ -37,16 +38,31 @@ pub(super) struct PlainEndpoint {
 impl PlainEndpoint {
     /// Opens the TCP socket and `workers` UDP sockets of one address.
     ///
+    /// Takes those of `passed` instead if there are any: all of them, because each socket has its
+    /// share of the clients, and none besides, because clients of a new one would be lost with it.
+    ///
     /// # Errors
     /// The transport that failed, and the system's error.
     pub(super) fn open(
         mut address: SocketAddr,
         workers: usize,
+        passed: &mut Vec<Inherited>,
     ) -> Result<Self, (Transport, io::Error)> {
+        let (mut udp, mut tcp) = (Vec::new(), None);
+        let is_wanted = |one: &mut Inherited| one.name == SocketName::Dns && one.address == address;
+        for Inherited { socket, .. } in passed.extract_if(.., is_wanted) {
+            match socket {
+                InheritedSocket::Udp(socket) => udp.push(socket),
+                InheritedSocket::Tcp(socket) => tcp = Some(socket),
+            }
+        }
         let tcp_failed = |error| (Transport::Tcp, error);
-        let tcp = open_tcp(address).map_err(tcp_failed)?;
+        let tcp = tcp.map_or_else(|| open_tcp(address), Ok).map_err(tcp_failed)?;
+        tcp.set_nonblocking(true).map_err(tcp_failed)?;
         address.set_port(tcp.local_addr().map_err(tcp_failed)?.port());
-        let udp = open_udp(address, workers).map_err(|error| (Transport::Udp, error))?;
+        if udp.is_empty() {
+            udp = open_udp(address, workers).map_err(|error| (Transport::Udp, error))?;
+        }
         Ok(Self { address, followed: false, udp, tcp })
     }
 }

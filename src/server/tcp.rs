@@ -2,7 +2,9 @@
 
 use std::io;
 use std::net::{self, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use tokio::net::{TcpListener, TcpStream};
@@ -16,6 +18,11 @@ use super::connection::StreamConnection;
 use super::context::ServerContext;
 use super::{Respond, StreamKind};
 
+/// Pause after which no more connections were complete before the stop.
+const LAST_ACCEPT_PAUSE: Duration = Duration::from_millis(5);
+/// Connections that are accepted after the stop, from clients that make no pause.
+const MAX_LAST_CONNECTIONS: usize = 256;
+
 /// A listening socket and the state of its connections.
 pub(super) struct StreamListener<R> {
     socket: TcpListener,
@@ -24,6 +31,12 @@ pub(super) struct StreamListener<R> {
     context: Arc<ServerContext<R>>,
     /// Performs TLS handshakes (RFC 7858); `None` for plain TCP.
     tls: Option<TlsAcceptor>,
+}
+
+impl<R> AsFd for StreamListener<R> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl<R: Respond> StreamListener<R> {
@@ -46,7 +59,7 @@ impl<R: Respond> StreamListener<R> {
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = self.context.stop.cancelled() => return,
+                () = self.context.stop.cancelled() => return self.accept_rest().await,
                 accepted = self.socket.accept() => accepted,
             };
             match accepted {
@@ -88,9 +101,22 @@ impl<R: Respond> StreamListener<R> {
         }
     }
 
+    /// Accepts the connections that were complete before the stop: a query may have arrived.
+    ///
+    /// Closing the socket would reset them.
+    async fn accept_rest(self: &Arc<Self>) {
+        for _ in 0..MAX_LAST_CONNECTIONS {
+            let Ok(Ok((stream, source))) = timeout(LAST_ACCEPT_PAUSE, self.socket.accept()).await
+            else {
+                return;
+            };
+            self.admit(stream, source);
+        }
+    }
+
     /// Spawns a connection's task, or closes the connection if a limit is reached.
     fn admit(self: &Arc<Self>, stream: TcpStream, source: SocketAddr) {
-        let allowed = self.context.access.allows(source.ip());
+        let allowed = self.context.rules.load().access.allows(source.ip());
         if !allowed {
             self.context.counters.of(self.kind()).refused.increment();
             if self.tls.is_some() {
@@ -142,7 +168,8 @@ impl<R: Respond> StreamListener<R> {
         stream: TcpStream,
     ) {
         let StreamConnection { context, permit, .. } = connection;
-        let handshake = timeout(context.limits.handshake_timeout, tls.accept(stream));
+        let handshake_timeout = context.rules.limit(|limits| limits.handshake_timeout);
+        let handshake = timeout(handshake_timeout, tls.accept(stream));
         let handshake = tokio::select! {
             biased;
             () = permit.closed() => return,
@@ -181,7 +208,6 @@ mod tests {
     use crate::server::context::tests::context;
     use crate::server::echo::Echo;
     use std::io::ErrorKind;
-    use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     struct TcpFixture {
@@ -300,17 +326,51 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn responses_in_flight_are_sent_on_shutdown() {
+    async fn queries_that_arrived_before_the_stop_are_answered() {
+        let mut fixture = connected(Limits::default()).await;
+        fixture.send(&["hold 1"]).await;
+        while fixture.context.counters.tcp.queries.get() < 1 {
+            tokio::task::yield_now().await;
+        }
+        // Nothing of this runtime reads between the two.
+        fixture.send(&["quick 2", "quick 3"]).await;
+        fixture.context.stop.cancel();
+        assert_eq!(fixture.next().await.unwrap(), "tcp quick 2");
+        assert_eq!(fixture.next().await.unwrap(), "tcp quick 3");
+        fixture.context.responder.release();
+        assert_eq!(fixture.next().await.unwrap(), "tcp hold 1, at last");
+        assert_eq!(fixture.next().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
+    }
+
+    #[tokio::test]
+    async fn queries_after_the_stop_are_not_answered_and_not_reset() {
         let mut fixture = connected(Limits::default()).await;
         fixture.send(&["hold 1"]).await;
         while fixture.context.counters.tcp.queries.get() < 1 {
             tokio::task::yield_now().await;
         }
         fixture.context.stop.cancel();
+        // The connection has stopped to read once this time has passed several times.
+        tokio::time::sleep(Duration::from_secs(1)).await;
         fixture.send(&["quick 2"]).await;
         fixture.context.responder.release();
         assert_eq!(fixture.next().await.unwrap(), "tcp hold 1, at last");
         assert_eq!(fixture.next().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
         assert_eq!(fixture.context.counters.tcp.queries.get(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_complete_before_the_stop_is_served() {
+        let socket = net::TcpListener::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let (address, context) = (socket.local_addr().unwrap(), context(Limits::default()));
+        let client = TcpStream::connect(address).await.unwrap();
+        let mut fixture = TcpFixture { context: Arc::clone(&context), client };
+        fixture.send(&["quick 1"]).await;
+        context.stop.cancel();
+        let listener = StreamListener::new(socket, address, context, None).unwrap();
+        Arc::new(listener).run().await;
+        assert_eq!(fixture.next().await.unwrap(), "tcp quick 1");
+        assert_eq!(fixture.next().await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
     }
 }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::Guard;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::LocalRuntime;
@@ -33,9 +33,10 @@ use super::batch::{Batch, MAX_BATCH_DATAGRAMS, RawAddress, ReceiveWait, send_one
 use super::counters::SAMPLED_EVERY;
 use super::heartbeat::{Heartbeat, Heartbeats};
 use super::pace::{AfterFailure, BatchSize, SEND_BUFFER_WAIT, SendRetry};
-use super::sink::Tap;
+use super::rules::{ServingRules, SharedRules};
 use super::tasks::WorkerTasks;
-use super::{Access, Client, Counters, Disposition, DnsTransport, Request, Respond};
+use super::{Client, Counters, Disposition, DnsTransport, Request, Respond};
+use crate::inherited::OpenSockets;
 
 /// Consecutive full batches before the worker yields to its thread's other tasks.
 const MAX_FULL_BATCHES: usize = 2;
@@ -60,11 +61,10 @@ pub(super) struct Worker<R> {
 /// State shared by all UDP workers.
 #[derive(Clone, Debug)]
 pub(super) struct UdpShared {
-    /// All listening addresses of this server.
-    pub(super) own_addresses: Arc<ArcSwap<OwnAddresses>>,
-    pub(super) access: Access,
-    pub(super) tap: Tap,
+    pub(super) rules: SharedRules,
     pub(super) counters: Arc<Counters>,
+    /// The open sockets of the server, among them those of the workers.
+    pub(super) open: OpenSockets,
     pub(super) heartbeats: Arc<Heartbeats>,
     /// One permit for each deferred response, over all sockets.
     pub(super) deferred_permits: Arc<Semaphore>,
@@ -81,6 +81,12 @@ pub(super) struct UdpShared {
 pub(super) struct StoppableSocket {
     pub(super) socket: UdpSocket,
     stopped: AtomicBool,
+}
+
+impl AsFd for StoppableSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl StoppableSocket {
@@ -108,7 +114,7 @@ impl StoppableSocket {
 /// All listening addresses of this server.
 ///
 /// A query from one of these addresses is forged to make the server query itself.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct OwnAddresses {
     /// Distinct ports of the addresses, for a cheap first check: few clients use them.
     ports: Vec<u16>,
@@ -150,7 +156,7 @@ struct WorkerScratch<A> {
 #[derive(Debug)]
 struct BatchContext<A> {
     lookahead: A,
-    own_addresses: Guard<Arc<OwnAddresses>>,
+    rules: Guard<Arc<ServingRules>>,
     now: Instant,
 }
 
@@ -358,15 +364,12 @@ impl<R: Respond> Worker<R> {
     fn respond_to_batch<A: RawAddress>(&self, scratch: &mut WorkerScratch<A>) {
         let WorkerScratch { batch, random, deferred, batches, .. } = scratch;
         let lookahead = self.responder.look_ahead(batch.requests());
-        let context = BatchContext {
-            lookahead,
-            own_addresses: self.shared.own_addresses.load(),
-            now: Instant::now(),
-        };
+        let context =
+            BatchContext { lookahead, rules: self.shared.rules.load(), now: Instant::now() };
         self.heartbeat.beat(context.now);
         let mut queries = 0;
         batch.respond(|index, message, source, out| {
-            let (client, wanted) = (self.client(source), self.shared.tap.wants());
+            let (client, wanted) = (self.client(source), context.rules.tap.wants());
             let request = Request {
                 message,
                 index,
@@ -392,7 +395,7 @@ impl<R: Respond> Worker<R> {
                 },
             };
             if wanted {
-                self.shared.tap.report(&client, message, written.then_some(out), context.now);
+                context.rules.tap.report(&client, message, written.then_some(out), context.now);
             }
             written
         });
@@ -421,13 +424,13 @@ impl<R: Respond> Worker<R> {
         // Borrowed, because the compiler would copy a `SocketAddr` field by field.
         let source = &request.client.source;
         // A response cannot be sent to port 0.
-        if source.port() == 0 || context.own_addresses.contains(source) {
+        if source.port() == 0 || context.rules.own_addresses.contains(source) {
             self.shared.counters.udp_implausible.increment();
             return Disposition::Silent;
         }
         let (responder, message) = (&self.responder, request.message);
         let written = |written| if written { Disposition::Ready } else { Disposition::Silent };
-        if self.shared.access.allows(source.ip()) {
+        if context.rules.access.allows(source.ip()) {
             *queries += 1;
             self.catch_panic(message, || responder.respond(request, &context.lookahead, out))
         } else {
@@ -482,9 +485,10 @@ impl<R: Respond> Worker<R> {
             let worker = Arc::clone(self);
             tasks.deferred.spawn(async move {
                 let _permit = permit;
-                let UdpShared { tap, response_timeout, counters, .. } = &worker.shared;
+                let UdpShared { rules, response_timeout, counters, .. } = &worker.shared;
                 let client = worker.client(source);
-                let pending = is_wanted.then(|| tap.defer(&client, &request, received));
+                let pending =
+                    is_wanted.then(|| rules.load().tap.defer(&client, &request, received));
                 let response =
                     timeout(*response_timeout, worker.responder.respond_later(request, client))
                         .await
@@ -589,6 +593,7 @@ impl Drop for DeferredPermit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::Limits;
     use crate::server::echo::Echo;
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     use nix::sys::socket::SockaddrIn;
@@ -599,19 +604,17 @@ mod tests {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let shared = UdpShared {
-            own_addresses: Arc::new(ArcSwap::from_pointee(OwnAddresses::new(vec![
-                address,
-                SocketAddr::from(([127, 0, 0, 9], 53)),
-            ]))),
-            access: Access::new(&[]),
-            tap: Tap::default(),
+            rules: SharedRules::of(Limits::default()),
             counters: Arc::default(),
+            open: OpenSockets::default(),
             heartbeats: Arc::default(),
             deferred_permits: Arc::new(Semaphore::new(1)),
             response_timeout: Duration::from_secs(5),
             drain_timeout: Duration::ZERO,
             abort: CancellationToken::new(),
         };
+        let own = OwnAddresses::new(vec![address, SocketAddr::from(([127, 0, 0, 9], 53))]);
+        shared.rules.set_own_addresses(&own);
         Worker {
             socket: Arc::new(StoppableSocket::new(socket).unwrap()),
             address,
@@ -634,11 +637,8 @@ mod tests {
 
     fn ask(worker: &Worker<Echo>, source: &str) -> (Disposition, u64, Vec<u8>) {
         let (mut out, mut queries) = (Vec::new(), 0);
-        let context = BatchContext {
-            lookahead: (),
-            own_addresses: worker.shared.own_addresses.load(),
-            now: Instant::now(),
-        };
+        let context =
+            BatchContext { lookahead: (), rules: worker.shared.rules.load(), now: Instant::now() };
         let client = worker.client(source.parse().unwrap());
         let request =
             Request { message: b"query", index: 0, client: &client, now: context.now, random: 0 };

@@ -19,6 +19,7 @@ use super::context::RESTART_DELAY;
 use super::tasks::WorkerTasks;
 use super::udp::{StoppableSocket, UdpShared, Worker};
 use super::{BindError, Respond};
+use crate::inherited::SocketName;
 use crate::wire::Transport;
 
 /// A running UDP worker thread.
@@ -49,6 +50,7 @@ impl WorkerThread {
         let (starting, started) = oneshot::channel();
         let (finishing, finished) = oneshot::channel();
         let stop_on_drop = StopOnDrop(Arc::new(StoppableSocket::new(socket).map_err(failed)?));
+        shared.open.add(SocketName::Dns, address, &stop_on_drop.0);
         let worker = Worker {
             socket: Arc::clone(&stop_on_drop.0),
             address,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::lookahead::Lookahead;
-use crate::name::{Zones, may_be_reverse};
+use crate::name::{Zone, Zones, may_be_reverse};
 use crate::wire::{Parsed, rtype};
 
 /// Limit on the zones that have counts of their own, over the life of the process.
@@ -38,6 +38,7 @@ const TYPE_SLOTS: usize = COUNTED_TYPES.len() + 1;
 const RCODES: usize = 16;
 
 /// The slot of each query type below 256.
+#[expect(clippy::cast_possible_truncation, reason = "there are few slots")]
 const SLOTS_OF_TYPES: [u8; 256] = {
     let mut slots = [COUNTED_TYPES.len() as u8; 256];
     let mut slot = 0;
@@ -222,7 +223,7 @@ impl QueryTallies {
             let slot = u8::try_from(index).ok().filter(|slot| *slot < MAX_COUNTED_ZONES);
             slot.map_or(ZoneSlot::OTHER, ZoneSlot)
         };
-        ZoneSlots(zones.iter().map(|zone| zone.text()).map(slot).collect())
+        ZoneSlots(zones.iter().map(Zone::text).map(slot).collect())
     }
 
     /// Returns the sums by transport.

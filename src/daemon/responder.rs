@@ -33,10 +33,9 @@ enum ResponderTallies {
 impl ResponderTallies {
     fn of(&self, transport: DnsTransport) -> &QueryTally {
         match (self, transport) {
-            (Self::Worker(tally), _)
-            | (Self::Streams { tls: tally, .. }, DnsTransport::Stream(StreamKind::Tls))
-            | (Self::Streams { quic: tally, .. }, DnsTransport::Stream(StreamKind::Quic))
-            | (Self::Streams { tcp: tally, .. }, _) => tally,
+            (Self::Streams { tls, .. }, DnsTransport::Stream(StreamKind::Tls)) => tls,
+            (Self::Streams { quic, .. }, DnsTransport::Stream(StreamKind::Quic)) => quic,
+            (Self::Worker(tally) | Self::Streams { tcp: tally, .. }, _) => tally,
         }
     }
 }

@@ -31,14 +31,10 @@ use crate::config::Config;
 use crate::directory::OwnDirectory;
 use crate::inherited::SocketName;
 use crate::name::Name;
+use crate::server::StopOrder;
 use crate::service::Update;
 use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
 use crate::{admin, checks, descriptors, server};
-
-/// Silence of a UDP worker after which the service manager hears no sign of life.
-///
-/// Even an idle worker moves several times per second.
-const MAX_SILENCE: Duration = Duration::from_secs(10);
 
 impl Server {
     /// Locks the directories, opens all sockets and starts to follow the registries.
@@ -71,10 +67,9 @@ impl Server {
             .map_err(ListenError::with_holder)?;
         let (addresses, counters) = (bound.addresses(), bound.counters());
         let (tls, quic) = (bound.tls_addresses(), bound.quic_addresses());
-        let (open_sockets, heartbeats) = (bound.open_sockets(), bound.heartbeats());
-        let quic_is_free = bound.quic_is_free();
+        let (open_sockets, quic_is_free) = (bound.open_sockets(), bound.quic_is_free());
         let (tracker, stops) = (TaskTracker::new(), Stops::new(stop));
-        let Stops { stop, end } = &stops;
+        let Stops { stop, end, .. } = &stops;
         let port = AdminPort::new(&tracker, stop, passed_port, open_sockets.clone());
         let prepared_port = open_port(&port, config.admin_listen).await;
         let admin = prepared_port.address();
@@ -183,13 +178,13 @@ impl Server {
         if let Some(serve_commands) = serve_commands {
             serve_commands();
         }
-        let (handle, watched) = (bound.handle(), Arc::clone(&heartbeats));
-        parts.admin.sockets.watch(move || socket_report(handle.listening(), &watched));
+        let (handle, heartbeats) = (bound.handle(), bound.heartbeats());
+        parts.admin.sockets.watch(move || socket_report(handle.listening(), &heartbeats));
         let lane = parts.forwarder.lane();
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),
             report_not_listening,
-            stop.clone(),
+            StopOrder { stop: stop.clone(), last: stops.last.clone() },
         ));
         if let Some(succession) = &mut succession {
             succession.serving().await?;
@@ -215,9 +210,7 @@ impl Server {
         });
         parts.notifier.ready();
         let health = Arc::clone(&parts.admin);
-        let status = move || health.health().to_string();
-        let is_alive = move || heartbeats.silent(MAX_SILENCE).is_empty();
-        tracker.spawn(parts.notifier.clone().follow(status, is_alive, stop.clone()));
+        tracker.spawn(parts.notifier.clone().follow(move || health.health(), stop.clone()));
         Ok(Self {
             addresses,
             tls,

@@ -61,7 +61,12 @@ impl Place {
 
     /// Starts a server that takes over, and waits until the old one has ended.
     fn take_over(&self, old: &mut Process, flags: &[&str]) -> Process {
-        let mut new = Process::start(&mut self.command(&[&["--take-over"], flags].concat()));
+        Self::take_over_by(&mut self.command(&[&["--take-over"], flags].concat()), old)
+    }
+
+    /// Runs a command that takes over, and waits until the old server has ended.
+    fn take_over_by(command: &mut Command, old: &mut Process) -> Process {
+        let mut new = Process::start(command);
         let mut is_over = || {
             assert!(new.ended().is_none(), "the successor has ended:\n{}", new.log());
             old.ended()
@@ -137,6 +142,29 @@ fn a_take_over_under_load_loses_no_query() {
     assert!(server.terminate().success(), "{}", server.log());
     let left: Vec<_> = fs::read_dir(place.state.path()).unwrap().collect();
     assert!(left.is_empty(), "the last server has removed its files: {left:?}");
+}
+
+#[test]
+fn the_command_on_the_page_takes_over() {
+    let place = Place::new();
+    let mut server = place.serve(&[]);
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("svcdns.toml").to_str().unwrap().to_owned();
+    let text = format!(
+        "listen = [\"{}\"]\nadmin-listen = \"{}\"\nstate-dir = \"{state}\"\n\
+         runtime-dir = \"{state}\"\nupstream = [\"off\"]\nregistry = [\"{}\"]\n",
+        place.address,
+        place.admin,
+        place.files.url(),
+        state = place.state.path().display()
+    );
+    fs::write(&config, text).unwrap();
+    let page = include_str!("../docs/operations.md");
+    let line = page.lines().find(|line| line.starts_with("svcdns serve --take-over ")).unwrap();
+    let mut command = svcdns::command();
+    command.args(line.replace("/etc/svcdns/svcdns.toml", &config).split(' ').skip(1));
+    let _server = Place::take_over_by(&mut command, &mut server);
+    place.assert_answers("after the take-over");
 }
 
 #[test]

@@ -31,6 +31,7 @@ test: check ## install what the tests need, check, run all tests
 	tests/all.sh
 	cargo test --locked --bench registry --bench forward --bench peers --bench storm \
 		--bench bridge --bench micro -- --short
+	cargo test --locked --bench storm -- --short --scrape
 	@tests/skipped.sh $(SKIPPED_TESTS)
 
 # Consul takes 4 minutes to build, once. Maven fetches releases of ZooKeeper, once.
@@ -71,6 +72,7 @@ bench: ## measure the figures of docs/benchmarks.md and docs/performance.md
 	cargo bench --locked --bench registry
 	cargo bench --locked --bench forward
 	cargo bench --locked --bench storm
+	cargo bench --locked --bench storm -- --scrape
 	cargo bench --locked --bench bridge
 	cargo bench --locked --bench micro
 

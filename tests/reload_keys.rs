@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::etcd::Etcd;
 use support::files::Files;
@@ -57,7 +57,7 @@ struct World {
     second: Files,
     etcd: Etcd,
     /// A server whose names are asked for over TLS.
-    secure: Svcdns,
+    _secure: Svcdns,
     certificates: tempfile::TempDir,
     registries: Vec<FakeRegistry>,
 }
@@ -389,6 +389,8 @@ const NETWORK: &[Case] = &[
     },
 ];
 
+const WAIT: Duration = seconds(8);
+
 /// The port of each kind of registry.
 const ETCD: u16 = 2379;
 const CONSUL: u16 = 8500;
@@ -523,17 +525,17 @@ const RESTARTS: &[(&str, &str, &str)] = &[
 impl World {
     fn start() -> Self {
         let files = Files::new(&[
-            ("default/default/hello.svc/latest/10.0.0.1:80", ""),
-            ("default/default/hello.svc/latest/10.0.0.2:80", ""),
-            ("default/default/docked.svc/latest/172.17.0.1:80", ""),
-            ("default/default/docked.svc/latest/10.0.0.5:80", ""),
-            ("default/default/old.svc/v1/10.0.0.4:80", ""),
-            ("prod/default/deployed.svc/latest/10.0.0.6:80", ""),
-            ("default/team/spaced.svc/latest/10.0.0.7:80", ""),
+            ("default/default/hello.svc/latest/10.0.0.1:80", "{}"),
+            ("default/default/hello.svc/latest/10.0.0.2:80", "{}"),
+            ("default/default/docked.svc/latest/172.17.0.1:80", "{}"),
+            ("default/default/docked.svc/latest/10.0.0.5:80", "{}"),
+            ("default/default/old.svc/v1/10.0.0.4:80", "{}"),
+            ("prod/default/deployed.svc/latest/10.0.0.6:80", "{}"),
+            ("default/team/spaced.svc/latest/10.0.0.7:80", "{}"),
         ]);
         let headed = "other#default#default#headed.svc#latest#10.0.0.8-80";
-        fs::write(folder_of(&files).join(headed), "").unwrap();
-        let second = Files::new(&[("default/default/hello.svc/latest/10.0.0.3:80", "")]);
+        fs::write(folder_of(&files).join(headed), "{}").unwrap();
+        let second = Files::new(&[("default/default/hello.svc/latest/10.0.0.3:80", "{}")]);
         let certificates = tempfile::tempdir().unwrap();
         make_certificates(certificates.path());
         let upstream = Upstream::start();
@@ -560,7 +562,7 @@ impl World {
             files,
             second,
             etcd: Etcd::start(),
-            secure,
+            _secure: secure,
             certificates,
             registries,
         }
@@ -587,7 +589,10 @@ impl World {
     }
 
     /// Reloads both files of a case, and asks each time.
-    fn run(&self, case: &Case) {
+    ///
+    /// # Errors
+    /// Returns what was found instead of the expected result.
+    fn run(&self, case: &Case) -> Result<(), String> {
         for (lines, expected) in case.lines.iter().zip(case.expected) {
             for registry in &self.registries {
                 registry.received.lock().unwrap().clear();
@@ -595,7 +600,7 @@ impl World {
             let printed = self.server.reload_lines(&self.text(lines)).join("\n");
             assert!(!printed.contains("needs a restart"), "{}: {printed}", case.key);
             let mut last = String::new();
-            let found = || {
+            let mut found = || {
                 last = match &case.ask {
                     Ask::Dig(words) => self.dig(words),
                     Ask::Status(pointer) => self.server.status(pointer),
@@ -607,14 +612,18 @@ impl World {
                 let is_part = matches!(case.ask, Ask::Sent(_) | Ask::RegistryError | Ask::Printed);
                 (last == expected || is_part && last.contains(expected)).then_some(())
             };
-            let what = format!("{}, {lines:?}: {expected:?}", case.key);
-            if let Err(error) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                eventually(&what, SOON, found);
-            })) {
-                eprintln!("{what}\nlast: {last:?}\nprinted: {printed}\n{}", self.server.log());
-                std::panic::resume_unwind(error);
+            let start = Instant::now();
+            while found().is_none() {
+                if start.elapsed() > WAIT {
+                    return Err(format!(
+                        "{}, {lines:?}: expected {expected:?}, found {last:?}\n{printed}",
+                        case.key
+                    ));
+                }
+                thread::sleep(Duration::from_millis(20));
             }
         }
+        Ok(())
     }
 
     /// Returns what dig prints, sorted.
@@ -657,7 +666,7 @@ impl World {
     fn loudness(&self) -> String {
         let before = self.server.log().len();
         let key = "default/default/noted.svc/latest/10.0.0.9:80";
-        self.files.put(key, "");
+        self.files.put(key, "{}");
         eventually("the new service", SOON, || {
             (self.dig(&["+short", "noted.svc"]) == "10.0.0.9").then_some(())
         });
@@ -681,7 +690,7 @@ impl World {
         fs::create_dir(&folder).unwrap();
         for last in 1..=20 {
             let name = format!("service#default#default#gone{last}.svc#latest#10.0.1.{last}-80");
-            fs::write(folder.join(name), "").unwrap();
+            fs::write(folder.join(name), "{}").unwrap();
         }
         eventually("the services", SOON, || {
             (self.dig(&["+short", "gone20.svc"]) == "10.0.1.20").then_some(())
@@ -868,10 +877,8 @@ impl FakeRegistry {
 fn run_all(test: &str, cases: &[Case]) {
     netns::inside(test, "127.0.0.1", || {
         let world = World::start();
-        for case in cases {
-            eprintln!("{}", case.key);
-            world.run(case);
-        }
+        let faults: Vec<String> = cases.iter().filter_map(|case| world.run(case).err()).collect();
+        assert!(faults.is_empty(), "{}\n{}", faults.join("\n\n"), world.server.log());
     });
 }
 

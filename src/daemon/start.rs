@@ -177,9 +177,8 @@ impl Server {
         if let Some(serve_commands) = serve_commands {
             serve_commands();
         }
-        let open = addresses.len() + tls.len() + quic.len();
-        let heartbeats = bound.heartbeats();
-        parts.admin.sockets.watch(move || socket_report(open, &heartbeats));
+        let (handle, heartbeats) = (bound.handle(), bound.heartbeats());
+        parts.admin.sockets.watch(move || socket_report(handle.listening(), &heartbeats));
         let lane = parts.forwarder.lane();
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),

@@ -3,6 +3,7 @@
 //! The receiver serves them as they are. It never shuts one down: the other process still has it,
 //! and a successor will.
 
+use std::collections::HashSet;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -174,7 +175,12 @@ impl InheritedSockets {
             let name = SocketName::parse(names.next().unwrap_or_default())?;
             Inherited::new(name, take(&mut passed, at).ok_or(InheritedError::Kind(name))?)
         };
-        let sockets = (0..count).map(take).collect::<Result<_, _>>()?;
+        let sockets: Vec<Inherited> = (0..count).map(take).collect::<Result<_, _>>()?;
+        let tcp = |one: &&Inherited| matches!(one.socket, InheritedSocket::Tcp(_));
+        let mut listeners = HashSet::new();
+        if let Some(twice) = sockets.iter().filter(tcp).find(|one| !listeners.insert(one.address)) {
+            return Err(InheritedError::Twice(twice.address));
+        }
         Ok(Self { sockets, giver: SocketGiver::ServiceManager })
     }
 
@@ -263,6 +269,12 @@ pub enum InheritedError {
         /// Address of the socket.
         address: SocketAddr,
     },
+    /// Several TCP listeners have the same address.
+    #[error(
+        "the socket unit has several ListenStream= for {0}, but svcdns serves one: write several \
+         ListenDatagram= only"
+    )]
+    Twice(SocketAddr),
     /// The socket is bound to every address of the machine.
     #[error(
         "the socket unit listens on {0}, which is every address of the machine: responses could \

@@ -42,6 +42,7 @@ use clap::error::ErrorKind;
 
 use crate::config::{Config, ConfigError, ConfigSource, Flags};
 use crate::daemon::TakeOverError;
+use crate::inherited::InheritedSockets;
 use arguments::{Arguments, CliCommand, KeepArgs};
 use client::NotRunning;
 
@@ -114,7 +115,11 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let Arguments { runtime_dir, state_dir, command } = arguments;
     let location = ServerLocation { runtime_dir, state_dir };
     match command {
-        CliCommand::Serve(command) => block_on(serve::run(&location, command)),
+        CliCommand::Serve(command) => {
+            // Before the process has threads.
+            let inherited = InheritedSockets::from_environment()?;
+            block_on(serve::run(&location, command, inherited))
+        }
         CliCommand::Demo(command) => block_on(demo::run(&location, command)),
         CliCommand::Register(command) => block_on(register::run(command)),
 

@@ -10,8 +10,13 @@ use tracing::{info, warn};
 use super::ServerLocation;
 use super::arguments::ServeArgs;
 use crate::daemon::{HangUp, Launch, Log, Notifier, Predecessor, Server, ShutdownSignals};
+use crate::inherited::InheritedSockets;
 
-pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(
+    location: &ServerLocation,
+    command: ServeArgs,
+    inherited: InheritedSockets,
+) -> anyhow::Result<ExitCode> {
     let source = location.source(command.file.config.as_deref(), command.flags.0);
     let config = source.load()?;
     let log = Log::start(&config.log)?;
@@ -23,8 +28,14 @@ pub(super) async fn run(location: &ServerLocation, command: ServeArgs) -> anyhow
     // A signal during the start also stops the server, so that none takes over afterwards.
     let reloads = Arc::<Notify>::default();
     let ending = tokio::spawn(signals.stop_on(stop.clone(), HangUp::Reload(Arc::clone(&reloads))));
-    let mut launch = Launch { notifier: Notifier::from_environment(), ..Launch::default() };
+    let mut launch =
+        Launch { notifier: Notifier::from_environment(), inherited, ..Launch::default() };
     if command.take_over {
+        anyhow::ensure!(
+            launch.inherited.sockets.is_empty(),
+            "--take-over is for servers that no service manager starts: systemd passes this one \
+             its sockets, so a restart loses no query"
+        );
         let (predecessor, inherited) = Predecessor::find(&config).await?;
         launch = Launch { inherited, predecessor: Some(predecessor), ..launch };
     }

@@ -22,25 +22,21 @@ pub struct Launch {
     pub predecessor: Option<Predecessor>,
 }
 
-/// The two steps of a stop.
+/// The steps of a stop, in their order.
 #[derive(Clone, Debug)]
 pub(super) struct Stops {
     /// Ends the acceptance of new work.
     pub(super) stop: CancellationToken,
+    /// Ends receiving over UDP.
+    pub(super) last: CancellationToken,
     /// Ends what answers still need: the publisher and the forwarder.
     pub(super) end: CancellationToken,
 }
 
 impl Stops {
-    /// Makes both steps follow `stop`.
+    /// Begins with `stop`; the others are taken by [`Server::finish`](super::Server::finish).
     pub(super) fn new(stop: CancellationToken) -> Self {
-        Self { end: stop.child_token(), stop }
-    }
-
-    /// Takes both steps.
-    pub(super) fn cancel(&self) {
-        self.stop.cancel();
-        self.end.cancel();
+        Self { stop, last: CancellationToken::new(), end: CancellationToken::new() }
     }
 }
 

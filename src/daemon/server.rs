@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use super::directories::Directories;
@@ -102,6 +102,7 @@ impl Server {
                 successor = Some(serving);
                 Ok(())
             }
+            () = self.stops.stop.cancelled() => Ok(()),
             ended = &mut self.dns => {
                 ended.map_err(ServerError::Panicked).and_then(|ended| Ok(ended?))
             }
@@ -111,15 +112,12 @@ impl Server {
             }
         };
         self.parts.notifier.stopping();
-        self.stops.cancel();
-        let stopped = tokio::time::Instant::now();
-        if !self.dns.is_finished() {
-            let _ = timeout_at(stopped + SHUTDOWN_TIMEOUT, &mut self.dns).await;
+        self.stops.stop.cancel();
+        if successor.is_some() || ended.is_err() {
+            // Another process receives, or nothing can be answered any more.
+            self.stops.last.cancel();
         }
-        self.tracker.close();
-        if timeout_at(stopped + SHUTDOWN_TIMEOUT, self.tracker.wait()).await.is_err() {
-            tracing::warn!(tasks = self.tracker.len(), "some tasks did not end in time");
-        }
+        let stopped = Instant::now();
         if let Some(snapshots) = self.snapshots
             && timeout_at(stopped + SNAPSHOT_TIMEOUT, snapshots).await.is_err()
         {
@@ -133,6 +131,17 @@ impl Server {
         let limit = self.bridge_drain + SHUTDOWN_TIMEOUT;
         if timeout_at(stopped + limit, self.bridge_tasks.wait()).await.is_err() {
             tracing::warn!("the port bridge did not end in time");
+        }
+        // Clients over UDP are answered until here.
+        self.stops.last.cancel();
+        let limit = Instant::now() + SHUTDOWN_TIMEOUT;
+        if !self.dns.is_finished() {
+            let _ = timeout_at(limit, &mut self.dns).await;
+        }
+        self.stops.end.cancel();
+        self.tracker.close();
+        if timeout_at(limit, self.tracker.wait()).await.is_err() {
+            tracing::warn!(tasks = self.tracker.len(), "some tasks did not end in time");
         }
         ended.map(|()| successor.as_ref().map(|successor| successor.process))
     }

@@ -31,6 +31,7 @@ use crate::config::Config;
 use crate::directory::OwnDirectory;
 use crate::inherited::SocketName;
 use crate::name::Name;
+use crate::server::StopOrder;
 use crate::service::Update;
 use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
 use crate::{admin, checks, descriptors, server};
@@ -68,7 +69,7 @@ impl Server {
         let (tls, quic) = (bound.tls_addresses(), bound.quic_addresses());
         let (open_sockets, quic_is_free) = (bound.open_sockets(), bound.quic_is_free());
         let (tracker, stops) = (TaskTracker::new(), Stops::new(stop));
-        let Stops { stop, end } = &stops;
+        let Stops { stop, end, .. } = &stops;
         let port = AdminPort::new(&tracker, stop, passed_port, open_sockets.clone());
         let prepared_port = open_port(&port, config.admin_listen).await;
         let admin = prepared_port.address();
@@ -183,7 +184,7 @@ impl Server {
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),
             report_not_listening,
-            stop.clone(),
+            StopOrder { stop: stop.clone(), last: stops.last.clone() },
         ));
         if let Some(succession) = &mut succession {
             succession.serving().await?;

@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{
     AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, split,
@@ -29,6 +29,14 @@ use super::{Client, Disposition, DnsTransport, Respond, StreamCounters, StreamKi
 /// Room for a burst of pipelined queries. A larger message is read without it.
 const READ_BUFFER_BYTES: usize = 2048;
 
+/// Pause of the client after which nothing more has arrived before the stop.
+///
+/// What the kernel has received is readable at once, but the runtime may notice it a moment later.
+const LAST_READ_PAUSE: Duration = Duration::from_millis(20);
+
+/// Longest time in which queries are read after the stop, from a client that makes no pause.
+const LAST_READ_TIME: Duration = Duration::from_millis(200);
+
 /// A connection, from the point of view of its task.
 pub(super) struct StreamConnection<'a, R> {
     pub(super) kind: StreamKind,
@@ -38,7 +46,7 @@ pub(super) struct StreamConnection<'a, R> {
     pub(super) destination: SocketAddr,
     /// State shared by all connections.
     pub(super) context: &'a Arc<ServerContext<R>>,
-    /// Once this tells it to close, the connection reads no further message.
+    /// Once this tells it to close, the connection reads only what has arrived.
     pub(super) permit: &'a Arc<ConnectionPermit>,
 }
 
@@ -159,6 +167,7 @@ impl<R: Respond> StreamConnection<'_, R> {
         deferred: &mut JoinSet<()>,
     ) -> CloseReason {
         let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, reading);
+        let mut stopped_at = None;
         loop {
             let next = async {
                 let permit =
@@ -175,13 +184,25 @@ impl<R: Respond> StreamConnection<'_, R> {
                     Err(_) => Err(CloseReason::MessageTimeout),
                 }
             };
-            let (request, permit) = tokio::select! {
+            let mut next = pin!(next);
+            let next = tokio::select! {
                 biased;
-                () = self.permit.closed() => return self.why_closed(),
-                next = next => match next {
-                    Ok(next) => next,
-                    Err(reason) => return reason,
-                },
+                () = self.permit.closed() => {
+                    let stopped = stopped_at.get_or_insert_with(Instant::now).elapsed();
+                    if self.permit.is_evicted() || stopped > LAST_READ_TIME {
+                        return self.why_closed();
+                    }
+                    // The client may have asked before the stop.
+                    match timeout(LAST_READ_PAUSE, next.as_mut()).await {
+                        Ok(next) => next,
+                        Err(_) => return self.why_closed(),
+                    }
+                }
+                next = next.as_mut() => next,
+            };
+            let (request, permit) = match next {
+                Ok(next) => next,
+                Err(reason) => return reason,
             };
             self.permit.touch();
             self.reap_finished(deferred);

@@ -62,21 +62,21 @@ fn systemctl_reload_applies_the_file_and_fails_if_it_is_not_valid() {
         start_service(systemd);
         // `systemctl start` has waited for READY.
         let process = systemd.main_process("svcdns");
-        expect_record(systemd, "hello.svc. 7 IN A 10.9.0.5");
+        expect_record(systemd, "hello.svc. 7 A 10.9.0.5");
         eventually("the status", SOON, || {
             property(systemd, "StatusText").starts_with("ready").then_some(())
         });
 
         write_config("ttl = \"9s\"");
         systemd.ends_with(0, &["systemctl", "reload", "svcdns"]);
-        expect_record(systemd, "hello.svc. 9 IN A 10.9.0.5");
+        expect_record(systemd, "hello.svc. 9 A 10.9.0.5");
         write_config("ttl = \"soon\"");
         systemd.ends_with(1, &["systemctl", "reload", "svcdns"]);
         assert_eq!(property(systemd, "ActiveState"), "active");
-        expect_record(systemd, "hello.svc. 9 IN A 10.9.0.5");
+        expect_record(systemd, "hello.svc. 9 A 10.9.0.5");
         write_config("ttl = \"11s\"");
         systemd.ends_with(0, &["systemctl", "reload", "svcdns"]);
-        expect_record(systemd, "hello.svc. 11 IN A 10.9.0.5");
+        expect_record(systemd, "hello.svc. 11 A 10.9.0.5");
         assert_eq!(systemd.main_process("svcdns"), process, "no restart");
         assert_eq!(property(systemd, "NRestarts"), "0");
     });
@@ -91,13 +91,13 @@ fn the_watchdog_restarts_a_server_that_hangs() {
         let text = "[Service]\nWatchdogSec=5s\nTimeoutAbortSec=5s\n";
         fs::write(format!("{folder}/watchdog.conf"), text).unwrap();
         start_service(systemd);
-        expect_record(systemd, "hello.svc. 7 IN A 10.9.0.5");
+        expect_record(systemd, "hello.svc. 7 A 10.9.0.5");
         let process = systemd.main_process("svcdns");
         systemd.ends_with(0, &["sh", "-c", &format!("kill -STOP {process}")]);
         eventually("a new process", SOON, || {
             (![0, process].contains(&systemd.main_process("svcdns"))).then_some(())
         });
-        expect_record(systemd, "hello.svc. 7 IN A 10.9.0.5");
+        expect_record(systemd, "hello.svc. 7 A 10.9.0.5");
         assert_ne!(property(systemd, "NRestarts"), "0");
     });
 }
@@ -113,6 +113,6 @@ fn a_service_is_not_taken_over() {
         let told = support::machine::said(&told);
         assert!(told.contains("belongs to user") || told.contains("systemctl restart"), "{told}");
         assert_eq!(systemd.main_process("svcdns"), process);
-        expect_record(systemd, "hello.svc. 7 IN A 10.9.0.5");
+        expect_record(systemd, "hello.svc. 7 A 10.9.0.5");
     });
 }

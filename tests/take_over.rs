@@ -197,7 +197,8 @@ fn tcp_clients_of_the_old_server_get_their_answers() {
     let mut server = place.serve(&[]);
     let ask = || {
         // A server may close a connection before it has read the query (RFC 7766 section 6.2.4).
-        let answered = (0..2).any(|_| {
+        // On a busy machine, the old one may accept a second connection before it has stopped.
+        let answered = (0..3).any(|_| {
             let mut stream = TcpStream::connect(place.address).unwrap();
             stream.set_read_timeout(Some(SOON)).unwrap();
             dns::send_tcp(&mut stream, &dns::query(7, "hello.svc", dns::A));
@@ -206,7 +207,7 @@ fn tcp_clients_of_the_old_server_get_their_answers() {
                 true
             })
         });
-        assert!(answered, "two connections were closed without an answer");
+        assert!(answered, "three connections were closed without an answer");
     };
     let calls = meanwhile(ask, || {
         for _ in 0..5 {

@@ -1,5 +1,5 @@
 //! `svcdns serve --take-over`: a new server takes the sockets of the running one.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 mod support;
 
@@ -17,6 +17,7 @@ use nix::sys::signal::Signal;
 use support::dns::Prober;
 use support::files::Files;
 use support::process::Process;
+use support::steady_load::{Ask, SteadyLoad};
 use support::{SOON, dns, eventually, free_address, seconds, skip, svcdns};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
@@ -132,13 +133,20 @@ fn meanwhile(act: impl Fn() + Sync, during: impl FnOnce()) -> usize {
 fn a_take_over_under_load_loses_no_query() {
     let place = Place::new();
     let mut server = place.serve(&[]);
-    let probers: Vec<_> = (0..4).map(|_| Prober::start(place.address, "hello.svc")).collect();
+    let names = [("hello.svc", "10.0.0.1"), ("nothing.svc", "NXDOMAIN")];
+    let names = names.map(|(name, answer)| (name.to_owned(), answer.to_owned())).into();
+    let load = SteadyLoad::start(place.address, Ask { udp_rate: 1000, tcp_rate: 0, names });
     for _ in 0..TAKE_OVERS {
         server = place.take_over(&mut server, &[]);
     }
-    for prober in probers {
-        prober.expect_no_loss();
-    }
+    let report = load.stop();
+    report.expect_no_loss();
+    eprintln!(
+        "{TAKE_OVERS} take-overs: {} of {} queries answered, the slowest after {:?}",
+        report.answered,
+        report.sent,
+        report.response_time(1.0)
+    );
     assert!(server.terminate().success(), "{}", server.log());
     let left: Vec<_> = fs::read_dir(place.state.path()).unwrap().collect();
     assert!(left.is_empty(), "the last server has removed its files: {left:?}");

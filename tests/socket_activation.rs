@@ -142,6 +142,11 @@ fn fewer_sockets_mean_fewer_workers() {
         let mut activator = Activator::start(sockets, None);
         activator.wait_for_answers();
         let process = activator.restart("terminate");
+        // The first worker may answer before the others have started.
+        eventually(&format!("{sockets} workers"), SOON, || {
+            (workers(process) == sockets).then_some(())
+        });
+        activator.wait_for_answers();
         assert_eq!(workers(process), sockets, "{}", activator.log());
     }
 }

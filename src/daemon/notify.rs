@@ -14,6 +14,8 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::HealthReport;
+
 /// Variable with the address of the manager's socket: a path, or `@` and an abstract name.
 const SOCKET_VARIABLE: &str = "NOTIFY_SOCKET";
 
@@ -119,16 +121,10 @@ impl Notifier {
         }
     }
 
-    /// Reports the status, and signs of life, until `stop` is cancelled.
+    /// Reports the health in words, and signs of life, until `stop` is cancelled.
     ///
-    /// `status` returns one line for people. `is_alive` returns whether the server has done its
-    /// work since the previous call; without a sign of life, systemd restarts the server.
-    pub async fn follow(
-        self,
-        status: impl Fn() -> String,
-        mut is_alive: impl FnMut() -> bool,
-        stop: CancellationToken,
-    ) {
+    /// A server that hangs gives no sign of life, and systemd restarts it.
+    pub async fn follow(self, health: impl Fn() -> HealthReport, stop: CancellationToken) {
         let Some(manager) = &self.0 else { return };
         // Half of the limit, as sd_watchdog_enabled(3) recommends.
         let watchdog = manager.watchdog.map(|limit| limit / 2);
@@ -139,7 +135,7 @@ impl Notifier {
         let mut reported = String::new();
         loop {
             manager.resend();
-            let status = one_line(&status());
+            let status = one_line(&health().to_string());
             if status != reported {
                 manager.send(&format!("STATUS={status}"));
                 reported = status;
@@ -147,7 +143,7 @@ impl Notifier {
             tokio::select! {
                 () = stop.cancelled() => return,
                 _ = signs.tick(), if watchdog.is_some() => {
-                    if is_alive() {
+                    if health().is_live() {
                         manager.send("WATCHDOG=1");
                     }
                 }
@@ -301,13 +297,13 @@ mod tests {
         let mut bytes = [0; 1024];
         while socket.recv(&mut bytes).is_ok() {}
         let stop = CancellationToken::new();
-        let follow = notifier.follow(|| "serving".to_owned(), || true, stop.clone());
+        let follow = notifier.follow(HealthReport::default, stop.clone());
         let task = tokio::spawn(follow);
         let read = tokio::task::spawn_blocking(move || {
             socket.set_nonblocking(false).unwrap();
             [next(&socket), next(&socket)]
         });
-        assert_eq!(read.await.unwrap(), ["READY=1", "STATUS=serving"]);
+        assert_eq!(read.await.unwrap(), ["READY=1", "STATUS=ready"]);
         stop.cancel();
         task.await.unwrap();
     }
@@ -327,12 +323,12 @@ mod tests {
         let (stop, alive) = (CancellationToken::new(), Arc::new(AtomicBool::new(true)));
         let (asked, is_alive) = (Arc::new(AtomicUsize::new(0)), Arc::clone(&alive));
         let count = Arc::clone(&asked);
-        let is_alive = move || {
+        let health = move || {
             count.fetch_add(1, Ordering::Relaxed);
-            is_alive.load(Ordering::Relaxed)
+            let hanging = if is_alive.load(Ordering::Relaxed) { vec![] } else { vec!["x".into()] };
+            HealthReport { hanging, ..HealthReport::default() }
         };
-        let task =
-            tokio::spawn(notifier.follow(|| "one\ntwo\n".to_owned(), is_alive, stop.clone()));
+        let task = tokio::spawn(notifier.follow(health, stop.clone()));
         let read = tokio::task::spawn_blocking(move || {
             let messages = [next(&socket), next(&socket), next(&socket)];
             alive.store(false, Ordering::Relaxed);
@@ -350,7 +346,7 @@ mod tests {
             (messages, socket.recv(&mut [0; 64]).is_err())
         });
         let (messages, is_silent) = read.await.unwrap();
-        assert_eq!(messages, ["STATUS=one; two", "WATCHDOG=1", "WATCHDOG=1"]);
+        assert_eq!(messages, ["STATUS=ready", "WATCHDOG=1", "WATCHDOG=1"]);
         assert!(is_silent, "a sign of life of a server that does nothing");
         stop.cancel();
         task.await.unwrap();

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,6 +26,7 @@ use super::snapshots::Snapshots;
 use super::take_over::{PassedFiles, Predecessor};
 use super::{Log, Notifier, Responder, Server, StartError};
 use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo, SocketError, SocketFile};
+use crate::answer::Answerer;
 use crate::bridge::Bridge;
 use crate::checks::CheckMonitor;
 use crate::config::Config;
@@ -36,10 +38,13 @@ use crate::service::Update;
 use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
 use crate::{admin, checks, descriptors, server};
 
-/// Silence of a UDP worker after which the service manager hears no sign of life.
+/// Longest time in which queries wait in sockets that systemd holds, until the registries are read.
 ///
-/// Even an idle worker moves several times per second.
-const MAX_SILENCE: Duration = Duration::from_secs(10);
+/// It is shorter than the patience of most clients, which ask again after 5 s.
+const HELD_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Interval of looks at the registries.
+const REGISTRIES_INTERVAL: Duration = Duration::from_millis(5);
 
 impl Server {
     /// Locks the directories, opens all sockets and starts to follow the registries.
@@ -53,6 +58,7 @@ impl Server {
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
         let Launch { notifier, mut inherited, predecessor } = launch;
+        let is_held = !inherited.sockets.is_empty();
         let (mut succession, passed) =
             predecessor.map(|Predecessor { succession, files }| (succession, files)).unzip();
         // The limit is raised before server, forwarder and bridge divide the descriptors.
@@ -72,8 +78,7 @@ impl Server {
             .map_err(ListenError::with_holder)?;
         let (addresses, counters) = (bound.addresses(), bound.counters());
         let (tls, quic) = (bound.tls_addresses(), bound.quic_addresses());
-        let (open_sockets, heartbeats) = (bound.open_sockets(), bound.heartbeats());
-        let quic_is_free = bound.quic_is_free();
+        let (open_sockets, quic_is_free) = (bound.open_sockets(), bound.quic_is_free());
         let (tracker, stops) = (TaskTracker::new(), Stops::new(stop));
         let Stops { stop, end, .. } = &stops;
         let port = AdminPort::new(&tracker, stop, passed_port, open_sockets.clone());
@@ -135,6 +140,7 @@ impl Server {
         );
         context.bridge = bridge;
         let parts = Parts {
+            dns: bound.handle(),
             pipeline: handle,
             forwarder,
             admin: Arc::new(context),
@@ -180,12 +186,14 @@ impl Server {
         let snapshots = loaded.await.ok().flatten();
         if let Some(succession) = &mut succession {
             succession.wait_for_registries(context, stop).await?;
+        } else if is_held {
+            wait_for_registries(&answerer, stop).await;
         }
         if let Some(serve_commands) = serve_commands {
             serve_commands();
         }
-        let (handle, beats) = (bound.handle(), Arc::clone(&heartbeats));
-        parts.admin.sockets.watch(move || socket_report(&handle, &beats));
+        let (handle, heartbeats) = (bound.handle(), bound.heartbeats());
+        parts.admin.sockets.watch(move || socket_report(handle.listening(), &heartbeats));
         let lane = parts.forwarder.lane();
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),
@@ -216,9 +224,7 @@ impl Server {
         });
         parts.notifier.ready();
         let health = Arc::clone(&parts.admin);
-        let status = move || health.health().to_string();
-        let is_alive = move || heartbeats.silent(MAX_SILENCE).is_empty();
-        tracker.spawn(parts.notifier.clone().follow(status, is_alive, stop.clone()));
+        tracker.spawn(parts.notifier.clone().follow(move || health.health(), stop.clone()));
         Ok(Self {
             addresses,
             tls,
@@ -240,6 +246,19 @@ impl Server {
             files,
             directories,
         })
+    }
+}
+
+/// Waits until the data of every registry is known, at most for [`HELD_TIMEOUT`].
+async fn wait_for_registries(answerer: &Answerer, stop: &CancellationToken) {
+    let known = async {
+        while !answerer.registry_status().is_complete() {
+            sleep(REGISTRIES_INTERVAL).await;
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        _ = timeout(HELD_TIMEOUT, known) => {}
     }
 }
 

@@ -24,14 +24,17 @@ pub(crate) struct Reloading {
 impl Reloading {
     /// Starts a server that listens on `address`, with this file.
     ///
-    /// The state directory is `state` in its folder, which the file must not name.
+    /// Its directories are `state` in its folder, as long as the file names no other.
     pub(crate) fn start(address: SocketAddr, text: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("svcdns.toml");
         fs::write(&file, text).unwrap();
         let mut command = svcdns::command();
         command.arg("serve").arg("--config").arg(&file);
-        command.env("SVCDNS_STATE_DIR", folder.path().join("state"));
+        // As of a service: the file may name directories, too.
+        for variable in ["RUNTIME_DIRECTORY", "STATE_DIRECTORY"] {
+            command.env(variable, folder.path().join("state"));
+        }
         let mut process = Process::start(&mut command);
         eventually("the server to answer", SOON, || {
             assert!(process.ended().is_none(), "svcdns serve ended:\n{}", process.log());

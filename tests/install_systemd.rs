@@ -15,7 +15,7 @@ use support::machine::{NOBODY, assert_as_before, on_a_machine, put_among, said, 
 use support::resolved;
 use support::resolved_route::{self, RESOLVED, ROUTE};
 use support::service_manager::{ServiceManager, StandIn, UNITS};
-use support::systemd::Systemd;
+use support::systemd::{Systemd, can_run_systemd, on_a_machine_with};
 use support::{SOON, eventually, netns, skip};
 use svcdns::system::{KEEP_UNIT, SERVER_UNIT, keep_unit, server_unit};
 
@@ -65,22 +65,11 @@ fn systemd_accepts_the_units() {
     }
 }
 
-/// Returns whether systemd can run on a private machine; skips the test if not.
-fn can_run_systemd(test: &str) -> bool {
-    // on_a_machine() skips the test of another user.
-    !nix::unistd::geteuid().is_root() || netns::is_inside(test) || Systemd::is_available(test)
-}
-
 /// Runs `body` on a private machine with systemd, and passes the state of its /etc.
 fn with_systemd(test: &str, body: impl FnOnce(&Systemd, &BTreeMap<PathBuf, String>)) {
-    if !can_run_systemd(test) {
-        return;
-    }
-    on_a_machine(test, || {
-        let systemd = Systemd::start();
-        fs::copy(env!("CARGO_BIN_EXE_svcdns"), PROGRAM).unwrap();
+    on_a_machine_with(test, PROGRAM, |systemd| {
         former::furnish();
-        body(&systemd, &tree("/etc"));
+        body(systemd, &tree("/etc"));
     });
 }
 

@@ -4,22 +4,19 @@
 mod support;
 
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::path::Path;
-use std::sync::{Arc, OnceLock, mpsc};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
 use std::{fs, thread};
 
 use serde_json::Value;
 use support::dns::Prober;
 use support::etcd::Etcd;
 use support::files::Files;
+use support::svcdns::Svcdns;
 use support::{SOON, dns, eventually};
-use svcdns::config::{Config, Flags};
-use svcdns::daemon::{Launch, Log, Server};
 use tempfile::TempDir;
-use tokio::runtime::Runtime;
-use tokio_util::sync::CancellationToken;
 
 const HTTP: &str = r#"{"protocol":"http"}"#;
 
@@ -28,13 +25,12 @@ fn key(name: &str, last: usize) -> String {
     format!("/service/default/default/{name}/latest/10.0.{}.{}:80", last / 256, last % 256)
 }
 
-/// A server in this process, whose configuration a test replaces.
+/// A server whose configuration a test replaces.
 struct Reloaded {
-    server: Option<Server>,
-    runtime: Runtime,
-    stop: CancellationToken,
+    server: Svcdns,
+    /// The directory of the configuration file.
+    directory: TempDir,
     address: SocketAddr,
-    state: Option<TempDir>,
 }
 
 impl Reloaded {
@@ -45,29 +41,23 @@ impl Reloaded {
 
     /// Starts a server in the state directory of an earlier one.
     fn start_in(state: TempDir, text: &str) -> Self {
-        static LOG: OnceLock<Log> = OnceLock::new();
-        let log = LOG.get_or_init(|| Log::start("info").unwrap());
-        let runtime = Runtime::new().unwrap();
-        let (config, stop) = (load(state.path(), text), CancellationToken::new());
-        let server =
-            runtime.block_on(Server::start(&config, log, Launch::default(), stop.clone())).unwrap();
-        let address = server.addresses[0];
-        Self { server: Some(server), runtime, stop, address, state: Some(state) }
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("svcdns.toml");
+        fs::write(&file, text).unwrap();
+        let server = Svcdns::serve_again(state, &["--config", file.to_str().unwrap()]);
+        Self { address: server.address, server, directory }
     }
 
     /// Applies another configuration.
     fn reload(&self, text: &str) {
-        let config = Arc::new(load(self.state.as_ref().unwrap().path(), text));
-        let server = self.server.as_ref().unwrap();
-        let applied = server.pipeline().reconfigure(config, server.addresses.clone());
-        self.runtime.block_on(applied).unwrap();
+        fs::write(self.directory.path().join("svcdns.toml"), text).unwrap();
+        let output = self.server.run(&["reload"]);
+        assert!(output.status.success(), "{output:?}");
     }
 
     /// Stops the server and returns its state directory.
-    fn stop(mut self) -> TempDir {
-        self.stop.cancel();
-        self.runtime.block_on(self.server.take().unwrap().finish()).unwrap();
-        self.state.take().unwrap()
+    fn stop(self) -> TempDir {
+        self.server.stop_and_keep()
     }
 
     fn addresses(&self, name: &str) -> Result<Vec<IpAddr>, &'static str> {
@@ -82,21 +72,9 @@ impl Reloaded {
         });
     }
 
-    /// Requests a page of the HTTP interface.
-    fn request(&self, path: &str) -> BufReader<TcpStream> {
-        let port = self.server.as_ref().unwrap().admin.unwrap();
-        let mut stream = TcpStream::connect(port).unwrap();
-        let request =
-            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).unwrap();
-        BufReader::new(stream)
-    }
-
     fn status(&self) -> Value {
-        let mut text = String::new();
-        self.request("/v1/status").read_to_string(&mut text).unwrap();
-        let (_, body) = text.split_once("\r\n\r\n").unwrap();
-        serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {text}"))
+        let output = self.server.run(&["status", "--json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
     }
 
     /// Returns the status of a registry, if the server follows it.
@@ -114,7 +92,10 @@ impl Reloaded {
 
     /// Starts to read the stream of changes.
     fn watch(&self) -> mpsc::Receiver<Value> {
-        let mut stream = self.request("/v1/watch");
+        let mut stream = UnixStream::connect(self.server.state_dir().join("svcdns.sock")).unwrap();
+        let request = "GET /v1/watch HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut stream = BufReader::new(stream);
         let mut head = String::new();
         while stream.read_line(&mut head).unwrap() > 2 {}
         let (sender, changes) = mpsc::channel();
@@ -127,23 +108,6 @@ impl Reloaded {
         });
         changes
     }
-}
-
-impl Drop for Reloaded {
-    fn drop(&mut self) {
-        self.stop.cancel();
-        if let Some(server) = self.server.take() {
-            let _ = self.runtime.block_on(server.finish());
-        }
-    }
-}
-
-fn load(state: &Path, text: &str) -> Config {
-    let file = state.join("svcdns.toml");
-    let fixed = "listen = '127.0.0.1:0'\nadmin-listen = '127.0.0.1:0'\nupstream = 'off'\n";
-    let text = format!("{fixed}state-dir = '{}'\n{text}", state.display());
-    fs::write(&file, text).unwrap();
-    Config::load(Some(&file), [], &Flags::default()).unwrap()
 }
 
 /// Returns the sections of these registries.

@@ -97,7 +97,7 @@ impl fmt::Display for HealthReport {
 }
 
 fn lines(sentences: &[String]) -> String {
-    sentences.iter().map(|sentence| format!("{sentence}\n")).collect()
+    sentences.iter().flat_map(|sentence| [sentence, "\n"]).collect()
 }
 
 impl AdminContext {

@@ -77,8 +77,12 @@ impl PipelineRegistry {
     fn new(source: &NamedSource, former: Option<&RegistryState>) -> Self {
         let NamedSource { name, source: registry, removal_grace } = source;
         let state = RegistryState::new(name.clone(), registry.to_string(), *removal_grace);
-        let state = Arc::new(former.map_or(state.clone(), |former| state.continuing(former)));
-        Self { source: source.clone(), state, first: ListKind::Routine, follower: None }
+        let state = match former {
+            Some(former) => state.continuing(former),
+            None => state,
+        };
+        let (source, state) = (source.clone(), Arc::new(state));
+        Self { source, state, first: ListKind::Routine, follower: None }
     }
 }
 

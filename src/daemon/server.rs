@@ -9,11 +9,11 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
+use super::ServerError;
 use super::directories::Directories;
 use super::hand_over::Successor;
 use super::parts::{Parts, Stops};
 use super::reload::Reloader;
-use super::{PipelineHandle, ServerError};
 use crate::admin::{ReloadRequest, SocketFile};
 use crate::answer::Answerer;
 use crate::config::{Config, ConfigSource};
@@ -67,11 +67,6 @@ pub struct Server {
 }
 
 impl Server {
-    /// Returns the handle that applies other configurations to the registries.
-    pub fn pipeline(&self) -> &PipelineHandle {
-        &self.parts.pipeline
-    }
-
     /// Reads the configuration again at each signal and request, from the sources of `config`.
     ///
     /// Without this call, requests are refused.

@@ -132,6 +132,7 @@ impl Server {
         );
         context.bridge = bridge;
         let parts = Parts {
+            dns: bound.handle(),
             pipeline: handle,
             forwarder,
             admin: Arc::new(context),

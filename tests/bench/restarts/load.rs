@@ -1,9 +1,12 @@
 //! Queries in bursts at a steady rate, whether or not the server answers.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::common::batch::Batch;
@@ -21,6 +24,9 @@ const IDS: usize = 1 << 14;
 
 /// Room for the responses that arrive at once after a restart, in bytes.
 const RECEIVE_BUFFER_BYTES: usize = 16 << 20;
+
+/// Pause before each look for responses, unless a burst is due.
+const PAUSE: Duration = Duration::from_micros(20);
 
 /// Time after which a query is lost.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -109,18 +115,14 @@ pub(crate) fn run(
             lane.send(&queries, &mut messages, &mut batch);
             sent += BURST as u64;
             bursts += 1;
-        } else if stopped.is_none() && every.is_some() {
-            std::thread::sleep(Duration::from_micros(50));
+            continue;
         }
-        let lanes: &mut [Lane] = match every {
-            // The burst before the last one of this socket has had the time of all others.
-            Some(_) if stopped.is_none() => {
-                let oldest = (bursts as usize + SOCKETS / 2) % SOCKETS;
-                &mut lanes[oldest..=oldest]
-            }
-            _ => &mut lanes,
-        };
-        for lane in lanes.iter_mut().filter(|lane| lane.pending > 0) {
+        thread::sleep(PAUSE);
+        let mut wanted: Vec<_> =
+            lanes.iter().map(|lane| PollFd::new(lane.socket.as_fd(), PollFlags::POLLIN)).collect();
+        poll(&mut wanted, PollTimeout::ZERO).unwrap();
+        let ready: Vec<bool> = wanted.iter().map(|it| it.any().unwrap_or(false)).collect();
+        for (lane, _) in lanes.iter_mut().zip(ready).filter(|(_, ready)| *ready) {
             lane.receive(&mut batch, |question, time, response| {
                 answered += 1;
                 longest = longest.max(time);

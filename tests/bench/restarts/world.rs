@@ -70,15 +70,18 @@ impl World {
 
     /// Returns a configuration file for a server on this address.
     pub(crate) fn configuration(&self, address: SocketAddr, variant: Variant) -> String {
-        let mut listen = format!("'{address}'");
-        if variant.has_second_address {
-            let second = SocketAddr::from(([127, 0, 0, 2], address.port()));
-            listen += &format!(", '{second}'");
-        }
-        let mut registries = format!("'{}'", self.files.url());
-        if variant.has_second_registry {
-            registries += &format!(", '{}'", self.second.url());
-        }
+        let second = SocketAddr::from(([127, 0, 0, 2], address.port()));
+        let listen = if variant.has_second_address {
+            format!("'{address}', '{second}'")
+        } else {
+            format!("'{address}'")
+        };
+        let [first, second] = [&self.files, &self.second].map(Files::url);
+        let registries = if variant.has_second_registry {
+            format!("'{first}', '{second}'")
+        } else {
+            format!("'{first}'")
+        };
         let Variant { ttl, zones, log, order, .. } = variant;
         format!(
             "listen = [{listen}]\nregistry = [{registries}]\nzone = [{zones}]\nttl = '{ttl}'\n\

@@ -96,8 +96,10 @@ impl HandoverOffer {
                 }
             };
             let attempt = tokio::select! {
-                () = stop.cancelled() => return,
+                // A successor that serves owns the files, even if this server is stopped meanwhile.
+                biased;
                 attempt = attempt => attempt,
+                () = stop.cancelled() => return,
             };
             match attempt {
                 Ok(serving) => {

@@ -167,8 +167,14 @@ fn a_broken_configuration_changes_nothing() {
         ("ttl = '9 apples'", format!("{place}:5:7: ttl: ")),
         ("ttl = '9s'\nmax-keys = 0", format!("{place}:6:12: max-keys: ")),
         ("ttl = '9s'\nlisten = ['0.0.0.0:53']", "is reachable from other machines".to_owned()),
-        ("ttl = '9s'\nlisten = ['{address}', '{taken}']", "the port is in use".to_owned()),
-        ("ttl = '9s'\nadmin-listen = '{taken}'", format!("metrics at {taken}")),
+        (
+            "ttl = '9s'\nlisten = ['{address}', '{taken}']",
+            format!("{place}:5:1: listen: cannot listen on {taken}"),
+        ),
+        (
+            "ttl = '9s'\nadmin-listen = '{taken}'",
+            format!("{place}:5:1: admin-listen: Address already in use"),
+        ),
         (
             "ttl = '9s'\nupstream = ['127.0.0.1']\nupstream-ca-file = '/none/ca.pem'",
             "/none/ca.pem".to_owned(),

@@ -298,7 +298,7 @@ const NETWORK: &[Case] = &[
     Case {
         key: "upstream",
         lines: ["upstream = ['off']", "upstream = ['{upstream}']"],
-        ask: Ask::Test(|world| dns::code(LOCAL, &world.fresh_name(), dns::A).to_owned()),
+        ask: Ask::Test(|_| dns::code(LOCAL, &fresh_name(), dns::A).to_owned()),
         expected: ["REFUSED", "NOERROR"],
     },
     Case {
@@ -361,7 +361,7 @@ const NETWORK: &[Case] = &[
             "upstream = ['{upstream}']\nrebinding-guard = false",
             "upstream = ['{upstream}']\nrebinding-guard = true",
         ],
-        ask: Ask::Test(|world| world.dig(&["+short", &world.fresh_name()])),
+        ask: Ask::Test(|world| world.dig(&["+short", &fresh_name()])),
         expected: ["10.0.0.9", ""],
     },
     Case {
@@ -370,7 +370,7 @@ const NETWORK: &[Case] = &[
             "upstream = ['{upstream}']\nrebinding-guard = true\nrebinding-allow = []",
             "upstream = ['{upstream}']\nrebinding-guard = true\nrebinding-allow = ['example']",
         ],
-        ask: Ask::Test(|world| world.dig(&["+short", &world.fresh_name()])),
+        ask: Ask::Test(|world| world.dig(&["+short", &fresh_name()])),
         expected: ["", "10.0.0.9"],
     },
     Case {
@@ -379,8 +379,8 @@ const NETWORK: &[Case] = &[
             "upstream = ['{upstream}']\nforward-opcodes = false",
             "upstream = ['{upstream}']\nforward-opcodes = true",
         ],
-        ask: Ask::Test(|world| {
-            let mut notify = dns::query(7, &world.fresh_name(), dns::A);
+        ask: Ask::Test(|_| {
+            let mut notify = dns::query(7, &fresh_name(), dns::A);
             notify[2] |= 4 << 3;
             let response = dns::exchange(LOCAL, &notify, seconds(6)).unwrap_or_default();
             dns::code_of(&response).to_owned()
@@ -551,7 +551,7 @@ impl World {
         );
         let registries = [ETCD, CONSUL, ZOOKEEPER, NACOS, POLARIS];
         let registries = registries.map(FakeRegistry::start).into();
-        let text = BASE.iter().map(|(_, line)| format!("{line}\n")).collect::<String>();
+        let text = BASE.iter().map(|(_, line)| *line).collect::<Vec<_>>().join("\n");
         let text = text.replace("{registry}", &files.url());
         let etcd = Etcd::start();
         etcd.put("/service/default/default/kept.svc/latest/10.0.0.1:80", "{}");
@@ -567,7 +567,7 @@ impl World {
         let is_replaced =
             |key: &str| general.lines().any(|line| line.starts_with(&format!("{key} =")));
         let base = BASE.iter().filter(|(key, _)| !is_replaced(key));
-        let base: String = base.map(|(_, line)| format!("{line}\n")).collect();
+        let base = base.map(|(_, line)| *line).collect::<Vec<_>>().join("\n");
         let emptied = self.server.folder().join("emptied");
         [
             ("{registry}", self.files.url()),
@@ -579,7 +579,7 @@ impl World {
             ("{certs}", self.certificates.path().display().to_string()),
         ]
         .into_iter()
-        .fold(format!("{base}{lines}\n"), |text, (word, value)| text.replace(word, &value))
+        .fold(format!("{base}\n{lines}\n"), |text, (word, value)| text.replace(word, &value))
     }
 
     /// Reloads both files of a case, and asks each time.
@@ -640,12 +640,6 @@ impl World {
         String::from_utf8_lossy(&registry.received.lock().unwrap()).into_owned()
     }
 
-    /// Returns a name that no query had before, below `example`.
-    fn fresh_name(&self) -> String {
-        static LAST: AtomicU32 = AtomicU32::new(0);
-        format!("abcdefghijkl{}.example", LAST.fetch_add(1, Ordering::Relaxed))
-    }
-
     /// Returns whether the explanation of a name contains a text.
     fn explained(&self, name: &str, text: &str) -> String {
         let output = self.server.run(&["explain", name]);
@@ -670,7 +664,7 @@ impl World {
     }
 
     fn logs_queries(&self) -> String {
-        let name = self.fresh_name();
+        let name = fresh_name();
         dns::ask(self.server.address, &name, dns::A);
         thread::sleep(Duration::from_millis(50));
         if self.server.log().contains(&name) { "logged" } else { "silent" }.to_owned()
@@ -707,7 +701,7 @@ impl World {
 
     /// Returns the letter case of a query at the upstream.
     fn case_of_queries(&self) -> String {
-        let name = self.fresh_name();
+        let name = fresh_name();
         dns::ask(self.server.address, &name, dns::A);
         let queries = self.upstream.queries();
         let mut queries =
@@ -721,12 +715,18 @@ impl World {
 
     /// Returns the code of the answer after its TTL, when the upstream fails.
     fn code_of_an_expired_answer(&self) -> String {
-        let name = self.fresh_name();
+        let name = fresh_name();
         assert_eq!(dns::code(LOCAL, &name, dns::A), "NOERROR");
         self.upstream.on(&name, Behaviour::code(2));
         thread::sleep(Duration::from_millis(1_200));
         dns::code(LOCAL, &name, dns::A).to_owned()
     }
+}
+
+/// Returns a name that no query had before, below `example`.
+fn fresh_name() -> String {
+    static LAST: AtomicU32 = AtomicU32::new(0);
+    format!("abcdefghijkl{}.example", LAST.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Returns the folder of a file registry.

@@ -141,6 +141,12 @@ impl Config {
         })
     }
 
+    /// Returns the source of the value of a key, with the key, as messages begin.
+    pub fn place_of(&self, path: &str) -> String {
+        let value = self.effective.iter().find(|value| value.path == path);
+        format!("{}: {path}", value.map_or(&Origin::Default, |value| &value.origin))
+    }
+
     /// Returns the source of the value of a key.
     fn origin_of(&self, key: &Key) -> Origin {
         let mut values = self.effective.iter();

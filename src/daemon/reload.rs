@@ -3,6 +3,7 @@
 //! A reload has two steps: everything that may fail is prepared beside the running parts, then the
 //! prepared parts take their place. A configuration that does not hold therefore changes nothing.
 
+use std::error::Error;
 use std::sync::Arc;
 
 use tokio::sync::{Notify, mpsc};
@@ -15,7 +16,7 @@ use super::log::LogFilter;
 use super::parts::Parts;
 use crate::admin::{ConfigChangeView, ReloadRequest, ReloadView, ServerInfo};
 use crate::config::{Config, ConfigChange, ConfigError, ConfigSource, Effect, SecretDigests};
-use crate::server::PreparedListeners;
+use crate::server::{BindError, PreparedListeners};
 use crate::upstream;
 
 /// Reloads the configuration of a server, one reload at a time.
@@ -46,26 +47,52 @@ enum ReloadRefusal {
     /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The filter of the log is invalid.
-    #[error("log: {0}")]
-    Log(#[from] tracing_subscriber::filter::ParseError),
-    /// Reading the CA certificates for upstreams failed.
-    #[error(transparent)]
-    CaFile(#[from] upstream::CaFileError),
-    /// Opening a listener failed.
-    #[error(transparent)]
-    Listen(#[from] ListenError),
-    /// Opening the port of the HTTP interface failed.
-    #[error("cannot serve health and metrics at {address}: {error}; choose another admin-listen")]
-    AdminPort {
-        /// The address.
-        address: std::net::SocketAddr,
-        /// The error of the system.
-        error: std::io::Error,
+    /// A part of the server cannot work with a value.
+    #[error("{place}: {reason}")]
+    Unusable {
+        /// Source of the value, and its key.
+        place: String,
+        /// Description of the error, with its causes.
+        reason: String,
     },
     /// The task that reads the files panicked.
     #[error("reading the configuration panicked; please report this: {0}")]
     Panicked(#[from] tokio::task::JoinError),
+}
+
+impl ReloadRefusal {
+    /// Creates the refusal of the value of a key.
+    fn of(config: &Config, key: &str, error: &dyn Error) -> Self {
+        let (mut reason, mut cause) = (error.to_string(), error.source());
+        while let Some(error) = cause {
+            reason = format!("{reason}: {error}");
+            cause = error.source();
+        }
+        Self::Unusable { place: config.place_of(key), reason }
+    }
+}
+
+/// Returns the key of the value because of which a socket cannot be opened.
+fn key_of(error: &ListenError, config: &Config) -> &'static str {
+    let address = match error {
+        ListenError::Taken { taken, .. } | ListenError::Bind(BindError::InUse(taken)) => {
+            taken.address
+        }
+        ListenError::Bind(
+            BindError::NotPermitted { address, .. }
+            | BindError::NoSuchAddress { address }
+            | BindError::System { address, .. },
+        ) => *address,
+        ListenError::Bind(BindError::Certificate(_)) => return "tls.cert-file",
+        ListenError::Bind(BindError::Settings(_)) => return "listen",
+    };
+    if config.encrypted.tls.contains(&address) {
+        "tls.listen"
+    } else if config.encrypted.quic.contains(&address) {
+        "tls.quic-listen"
+    } else {
+        "listen"
+    }
 }
 
 impl Reloader {
@@ -148,19 +175,21 @@ impl Reloader {
             warnings: config.warnings.iter().map(ToString::to_string).collect(),
         };
         let config = config.keeping_restart_keys(&self.config);
-        let log = LogFilter::parse(&config.log)?;
+        let refusal = |key: &str, error: &dyn Error| ReloadRefusal::of(&config, key, error);
+        let log = LogFilter::parse(&config.log).map_err(|error| refusal("log", &error))?;
         let (dns, settings) = (self.parts.dns.clone(), config.server());
         let open = move || dns.prepare(&settings).map_err(ListenError::with_holder);
         // Loads certificates, and looks for the process that uses a port.
-        let listeners = tokio::task::spawn_blocking(open).await??;
+        let listeners = tokio::task::spawn_blocking(open).await?;
+        let listeners = listeners.map_err(|error| refusal(key_of(&error, &config), &error))?;
         let upstream = config.upstream(listeners.addresses());
         if let Some(settings) = &upstream {
             let settings = settings.clone();
-            tokio::task::spawn_blocking(move || settings.check()).await??;
+            let checked = tokio::task::spawn_blocking(move || settings.check()).await?;
+            checked.map_err(|error| refusal("upstream-ca-file", &error))?;
         }
         let admin = self.parts.port.prepare(config.admin_listen).await;
-        let admin =
-            admin.map_err(|(address, error)| ReloadRefusal::AdminPort { address, error })?;
+        let admin = admin.map_err(|(_, error)| refusal("admin-listen", &error))?;
         Ok(PreparedReload { config, secrets, view, log, upstream, admin, listeners })
     }
 

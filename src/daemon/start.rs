@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,6 +26,7 @@ use super::snapshots::Snapshots;
 use super::take_over::{PassedFiles, Predecessor};
 use super::{Log, Notifier, Responder, Server, StartError};
 use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo, SocketError, SocketFile};
+use crate::answer::Answerer;
 use crate::bridge::Bridge;
 use crate::checks::CheckMonitor;
 use crate::config::Config;
@@ -35,6 +37,14 @@ use crate::server::StopOrder;
 use crate::service::Update;
 use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
 use crate::{admin, checks, descriptors, server};
+
+/// Longest time in which queries wait in sockets that systemd holds, until the registries are read.
+///
+/// It is shorter than the patience of most clients, which ask again after 5 s.
+const HELD_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Interval of looks at the registries.
+const REGISTRIES_INTERVAL: Duration = Duration::from_millis(5);
 
 impl Server {
     /// Locks the directories, opens all sockets and starts to follow the registries.
@@ -48,6 +58,7 @@ impl Server {
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
         let Launch { notifier, mut inherited, predecessor } = launch;
+        let is_held = !inherited.sockets.is_empty();
         let (mut succession, passed) =
             predecessor.map(|Predecessor { succession, files }| (succession, files)).unzip();
         // The limit is raised before server, forwarder and bridge divide the descriptors.
@@ -175,6 +186,8 @@ impl Server {
         let snapshots = loaded.await.ok().flatten();
         if let Some(succession) = &mut succession {
             succession.wait_for_registries(context, stop).await?;
+        } else if is_held {
+            wait_for_registries(&answerer, stop).await;
         }
         if let Some(serve_commands) = serve_commands {
             serve_commands();
@@ -233,6 +246,19 @@ impl Server {
             files,
             directories,
         })
+    }
+}
+
+/// Waits until the data of every registry is known, at most for [`HELD_TIMEOUT`].
+async fn wait_for_registries(answerer: &Answerer, stop: &CancellationToken) {
+    let known = async {
+        while !answerer.registry_status().is_complete() {
+            sleep(REGISTRIES_INTERVAL).await;
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        _ = timeout(HELD_TIMEOUT, known) => {}
     }
 }
 

@@ -49,7 +49,9 @@ impl IntoResponse for RefusedRequest {
     }
 }
 
-/// Passes on requests that only read, and those that change something; marks the connection as busy.
+/// Passes on requests that only read, and those that change something.
+///
+/// Marks the connection as busy.
 pub(super) async fn check(request: Request, next: Next) -> Response {
     let busy = request.extensions().get::<AdminConnection>().map(AdminConnection::begin);
     let mut response = match allowed(&request) {

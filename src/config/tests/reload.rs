@@ -65,9 +65,8 @@ fn versions_of_one_static_service_are_one_change() {
     let (one, two) = (version("v1", "80"), version("v2", "80"));
     assert_eq!(
         changes(&format!("{one}{two}"), &format!("{one}{}", version("v2", "81"))),
-        [
-            r#"static.old.endpoints: ["10.0.0.7:80"], ["10.0.0.7:80"] > ["10.0.0.7:80"], ["10.0.0.7:81"] (svcdns.toml:4:1)"#
-        ]
+        ["static.old.endpoints: [\"10.0.0.7:80\"], [\"10.0.0.7:80\"] > [\"10.0.0.7:80\"], \
+             [\"10.0.0.7:81\"] (svcdns.toml:4:1)"]
     );
 }
 

@@ -321,6 +321,39 @@ fn a_third_server_finds_the_port_and_the_directory_taken() {
     place.serve(&[]);
 }
 
+/// Returns what kdig prints of a query over TLS (`+tls`) or QUIC (`+quic`).
+fn kdig(server: SocketAddr, certificate: &str, transport: &str) -> String {
+    let mut command = Command::new("kdig");
+    command.args([&format!("@{}", server.ip()), "-p", &server.port().to_string()]);
+    command.args([&format!("+tls-ca={certificate}"), "+tls-hostname=localhost", transport]);
+    let output = command.args(["hello.svc", "A", "+timeout=15"]).output();
+    support::machine::said(&output.expect("kdig should be installed: tests/setup.sh test"))
+}
+
+#[test]
+fn encrypted_listeners_are_taken_over() {
+    let place = Place::new();
+    let (tls, quic) = (free_address(), free_address());
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let (certificate, key) = (path("cert.pem"), path("key.pem"));
+    fs::write(&certificate, made.cert.pem()).unwrap();
+    fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let addresses = [tls.to_string(), quic.to_string()];
+    let flags = ["--tls-listen", &addresses[0], "--tls-quic-listen", &addresses[1]];
+    let flags = [&flags[..], &["--tls-cert-file", &certificate, "--tls-key-file", &key]].concat();
+    let mut server = place.serve(&flags);
+    for _ in 0..2 {
+        server = place.take_over(&mut server, &flags);
+        for (address, transport) in [(tls, "+tls"), (quic, "+quic")] {
+            let response = kdig(address, &certificate, transport);
+            assert!(response.contains("10.0.0.1"), "{transport}: {response}");
+        }
+        assert!(!server.log().contains("cannot listen"), "{}", server.log());
+    }
+}
+
 #[test]
 fn a_successor_with_other_addresses_closes_the_rest() {
     let place = Place::new();

@@ -46,6 +46,9 @@ const HELD_TIMEOUT: Duration = Duration::from_secs(3);
 /// Interval of looks at the registries.
 const REGISTRIES_INTERVAL: Duration = Duration::from_millis(5);
 
+/// Interval at which the start looks whether all sockets are read.
+const SERVED_INTERVAL: Duration = Duration::from_millis(2);
+
 impl Server {
     /// Locks the directories, opens all sockets and starts to follow the registries.
     ///
@@ -189,18 +192,23 @@ impl Server {
         } else if is_held {
             wait_for_registries(&answerer, stop).await;
         }
-        if let Some(serve_commands) = serve_commands {
-            serve_commands();
-        }
         let (handle, heartbeats) = (bound.handle(), bound.heartbeats());
-        parts.admin.sockets.watch(move || socket_report(handle.listening(), &heartbeats));
+        let watched = handle.clone();
+        parts.admin.sockets.watch(move || socket_report(watched.listening(), &heartbeats));
         let lane = parts.forwarder.lane();
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),
             report_not_listening,
             StopOrder { stop: stop.clone(), last: stops.last.clone() },
         ));
-        if let Some(succession) = &mut succession {
+        while handle.addresses().len() < addresses.len() && !dns.is_finished() {
+            tokio::time::sleep(SERVED_INTERVAL).await;
+        }
+        if let Some(serve_commands) = serve_commands {
+            serve_commands();
+        }
+        // If serving has failed, the running server goes on, and `finish` reports the failure.
+        if let Some(succession) = succession.as_mut().filter(|_| !dns.is_finished()) {
             succession.serving().await?;
             directories.take_over();
             files.iter_mut().for_each(SocketFile::take_over);

@@ -548,7 +548,7 @@ fn servers_on_one_machine_need_separate_ports_and_state_directories() {
     let directory = first.state_dir().to_owned();
     assert_eq!(code(&first.run(&["status"])), 0);
     let files_left = || fs::read_dir(&directory).map_or(0, Iterator::count);
-    assert_eq!(files_left(), 2, "socket and lock");
+    assert_eq!(files_left(), 3, "two sockets and a lock");
     first.stop();
     assert_eq!(files_left(), 0);
     assert_eq!(code(&second.run(&["status"])), 0);
@@ -609,7 +609,7 @@ fn runtime_and_state_directory_can_be_configured_separately() {
         (status["runtime-dir"].as_str(), status["state-dir"].as_str()),
         (Some(&*runtime), Some(&*state))
     );
-    assert_eq!(directories.files("runtime"), ["svcdns.lock", "svcdns.sock"]);
+    assert_eq!(directories.files("runtime"), ["svcdns.lock", "svcdns.sock", "take-over.sock"]);
     assert_eq!(directories.files("state"), ["svcdns.lock"]);
 
     // Commands look in the runtime directory; a flag takes precedence over a variable.
@@ -653,7 +653,7 @@ fn one_directory_can_serve_as_runtime_and_state_directory() {
         Process::start(&mut serve_command(&files, &["--runtime-dir", &link, "--state-dir", &real]));
     let status = wait_for_status(&mut server, &real);
     assert!(status["state-dir"].is_string(), "{status}");
-    assert_eq!(directories.files("real"), ["svcdns.lock", "svcdns.sock"]);
+    assert_eq!(directories.files("real"), ["svcdns.lock", "svcdns.sock", "take-over.sock"]);
     assert!(server.terminate().success());
 }
 

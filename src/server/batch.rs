@@ -93,9 +93,9 @@ impl<A: RawAddress> Batch<A> {
 
     /// Receives up to `max` datagrams in place of the last batch; returns the count.
     ///
-    /// `max` is at most [`MAX_BATCH_DATAGRAMS`]. The socket must be a blocking one; the method waits
-    /// for the first datagram only. To wait for one datagram, it calls `recvfrom`, which is cheaper
-    /// than `recvmmsg`.
+    /// `max` is at most [`MAX_BATCH_DATAGRAMS`]. The socket must be a blocking one; the method
+    /// waits for the first datagram only. To wait for one datagram, it calls `recvfrom`, which is
+    /// cheaper than `recvmmsg`.
     ///
     /// # Errors
     /// Errors of the socket; `WouldBlock` if it stayed empty.

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::encrypted::EncryptedSockets;
 use super::handle::{ListenerChange, ServerHandle};
-use super::listening::{HeldAddresses, ListenState, Listening, SharedListenState};
+use super::listening::{HeldAddresses, ListenSet, ListenState, SharedListenState};
 use super::rules::ServingRules;
 use super::sockets::PlainEndpoint;
 use super::{BindError, Counters, Heartbeats, Settings};
@@ -103,10 +103,10 @@ pub fn bind_or_inherit(
     let (endpoints, plain) =
         state.open_plain(&settings.listen, settings.limits.udp_workers, passed)?;
     let encrypted =
-        EncryptedSockets::open(&settings.encrypted, &mut inherited, &Listening::default())?;
+        EncryptedSockets::open(&settings.encrypted, &mut inherited, &ListenSet::default())?;
     let workers = |endpoint: &PlainEndpoint| (endpoint.address, endpoint.udp.len());
     state.active = endpoints.iter().map(workers).collect();
-    state.listening = Listening { plain, ..encrypted.listening.clone() };
+    state.listening = ListenSet { plain, ..encrypted.listening.clone() };
     let (sender, changes) = mpsc::channel(1);
     let shared = SharedListenState::new(state);
     Ok(Bound {

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::bind_error::{LISTEN_QUIC, LISTEN_TLS};
 use super::certificate::{Certificate, TlsPurpose};
 use super::context::ServerContext;
-use super::listening::{Listening, resolved};
+use super::listening::{ListenSet, resolved};
 use super::quic::{QuicListener, server_config};
 use super::sockets::{canonical, open_tcp, open_udp};
 use super::{BindError, EncryptedSettings, Respond, StreamKind, tcp};
@@ -32,7 +32,7 @@ pub(super) struct EncryptedSockets {
     /// The certificate, if its files are not those in operation.
     certificate: Option<Certificate>,
     /// All encrypted addresses of the configuration, and the files of their certificate.
-    pub(super) listening: Listening,
+    pub(super) listening: ListenSet,
 }
 
 impl EncryptedSockets {
@@ -43,14 +43,14 @@ impl EncryptedSockets {
     pub(super) fn open(
         settings: &EncryptedSettings,
         inherited: &mut InheritedSockets,
-        active: &Listening,
+        active: &ListenSet,
     ) -> Result<Self, BindError> {
         let files = settings.certificate.clone().filter(|_| settings.addresses().next().is_some());
         let mut opened = Self {
             tls: Vec::new(),
             quic: Vec::new(),
             certificate: None,
-            listening: Listening { certificate: files.clone(), ..Listening::default() },
+            listening: ListenSet { certificate: files.clone(), ..ListenSet::default() },
         };
         let Some(files) = files else { return Ok(opened) };
         if active.certificate.as_ref() != Some(&files) {

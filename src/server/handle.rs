@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use tokio::sync::{mpsc, oneshot};
 
 use super::encrypted::EncryptedSockets;
-use super::listening::{ListenReport, Listening, SharedListenState};
+use super::listening::{ListenReport, ListenSet, SharedListenState};
 use super::rules::ServingRules;
 use super::sockets::PlainEndpoint;
 use super::{BindError, Settings};
@@ -24,7 +24,7 @@ pub struct ServerHandle {
 #[derive(Debug)]
 pub struct PreparedListeners {
     pub(super) rules: ServingRules,
-    pub(super) listening: Listening,
+    pub(super) listening: ListenSet,
     pub(super) endpoints: Vec<PlainEndpoint>,
     pub(super) encrypted: EncryptedSockets,
     /// Addresses for plain DNS once the change is in operation.
@@ -65,7 +65,7 @@ impl ServerHandle {
             &mut InheritedSockets::default(),
             &state.listening,
         )?;
-        let listening = Listening { plain, ..encrypted.listening.clone() };
+        let listening = ListenSet { plain, ..encrypted.listening.clone() };
         let kept = state.active.keys().filter(|address| listening.covers(address)).copied();
         let addresses = kept.chain(endpoints.iter().map(|endpoint| endpoint.address)).collect();
         let rules = ServingRules::new(&settings);

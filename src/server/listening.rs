@@ -20,7 +20,7 @@ pub(super) type ListenPair = (SocketAddr, SocketAddr);
 
 /// The addresses of one configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Listening {
+pub(super) struct ListenSet {
     /// Addresses for plain DNS; an unspecified one stands for every address of the machine.
     pub(super) plain: Vec<ListenPair>,
     /// Addresses for DNS over TLS.
@@ -31,7 +31,7 @@ pub(super) struct Listening {
     pub(super) certificate: Option<CertificateFiles>,
 }
 
-impl Listening {
+impl ListenSet {
     /// Returns the unspecified addresses for plain DNS.
     pub(super) fn wildcards(&self) -> Vec<SocketAddr> {
         let resolved = self.plain.iter().map(|(_, address)| *address);
@@ -106,7 +106,7 @@ impl HeldAddresses {
 #[derive(Debug, Default)]
 pub(super) struct ListenState {
     /// The configuration in operation.
-    pub(super) listening: Listening,
+    pub(super) listening: ListenSet,
     pub(super) held: HeldAddresses,
     /// Addresses of plain DNS that are served, with their numbers of UDP workers.
     pub(super) active: BTreeMap<SocketAddr, usize>,
@@ -142,7 +142,7 @@ pub struct ListenReport {
 impl ListenState {
     /// Returns what is served and what is missing.
     pub(super) fn report(&self) -> ListenReport {
-        let Self { listening: Listening { tls, quic, .. }, active, missing, .. } = self;
+        let Self { listening: ListenSet { tls, quic, .. }, active, missing, .. } = self;
         ListenReport {
             open: active.len() + tls.len() + quic.len(),
             missing: missing.iter().map(|(address, why)| (*address, why.clone())).collect(),

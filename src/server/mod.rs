@@ -28,6 +28,7 @@ mod interfaces;
 mod limits;
 mod listeners;
 mod listening;
+mod own_addresses;
 mod pace;
 mod padding;
 mod query_log;

@@ -238,6 +238,7 @@ impl<R: Respond> QuicListener<R> {
             transport: DnsTransport::Stream(StreamKind::Quic),
         };
         loop {
+            let idle_timeout = self.context.rules.limit(|limits| limits.idle_timeout);
             let next = async {
                 // The permit outlives a cancelled stream, so cancelling queries does not raise the
                 // number in flight.
@@ -256,7 +257,7 @@ impl<R: Respond> QuicListener<R> {
                 Some(ended) = streams.join_next() => if self.record_stream_end(&ended) {
                     return QuicCloseReason::ProtocolViolation;
                 },
-                next = timeout(self.context.rules.limit(|limits| limits.idle_timeout), next) => match next {
+                next = timeout(idle_timeout, next) => match next {
                     Ok(Some(((send, receive), permit))) => {
                         let connection = Arc::clone(connection_permit);
                         streams.spawn(

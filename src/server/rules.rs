@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
 
+use super::own_addresses::OwnAddresses;
 use super::query_log::QueryLog;
 use super::sink::Tap;
-use super::udp::OwnAddresses;
 use super::{Access, Limits, Settings};
 use crate::descriptors;
 

@@ -111,35 +111,6 @@ impl StoppableSocket {
     }
 }
 
-/// All listening addresses of this server.
-///
-/// A query from one of these addresses is forged to make the server query itself.
-#[derive(Clone, Debug, Default)]
-pub(super) struct OwnAddresses {
-    /// Distinct ports of the addresses, for a cheap first check: few clients use them.
-    ports: Vec<u16>,
-    addresses: Vec<SocketAddr>,
-}
-
-impl OwnAddresses {
-    /// Creates the set, indexed by port.
-    pub(super) fn new(addresses: Vec<SocketAddr>) -> Self {
-        let mut ports: Vec<u16> = addresses.iter().map(SocketAddr::port).collect();
-        ports.sort_unstable();
-        ports.dedup();
-        Self { ports, addresses }
-    }
-
-    /// Returns whether `source` is one of the addresses.
-    fn contains(&self, source: &SocketAddr) -> bool {
-        self.ports.iter().any(|port| *port == source.port())
-            && self
-                .addresses
-                .iter()
-                .any(|own| own.port() == source.port() && own.ip() == source.ip().to_canonical())
-    }
-}
-
 /// Buffers and state that a worker reuses for every batch.
 #[derive(Debug)]
 struct WorkerScratch<A> {
@@ -595,6 +566,7 @@ mod tests {
     use super::*;
     use crate::server::Limits;
     use crate::server::echo::Echo;
+    use crate::server::own_addresses::OwnAddresses;
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     use nix::sys::socket::SockaddrIn;
     use tokio::net;

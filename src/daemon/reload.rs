@@ -96,11 +96,12 @@ impl Reloader {
             };
             match request {
                 Some(ReloadRequest { check, reply }) => {
-                    let result = if check { self.check().await } else { self.reload().await };
+                    let result =
+                        if check { self.check().await } else { Box::pin(self.reload()).await };
                     // A client that has gone away needs no reply.
                     let _ = reply.send(result.map_err(|refusal| refusal.to_string()));
                 }
-                None => drop(self.reload().await),
+                None => drop(Box::pin(self.reload()).await),
             }
         }
     }

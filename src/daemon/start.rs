@@ -202,7 +202,7 @@ impl Server {
             StopOrder { stop: stop.clone(), last: stops.last.clone() },
         ));
         while handle.addresses().len() < addresses.len() && !dns.is_finished() {
-            tokio::time::sleep(SERVED_INTERVAL).await;
+            sleep(SERVED_INTERVAL).await;
         }
         if let Some(serve_commands) = serve_commands {
             serve_commands();

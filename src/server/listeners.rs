@@ -156,8 +156,9 @@ impl<R: Respond> PlainListeners<R> {
             let changed = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                Some(ListenerChange { prepared, _done }) = changes.recv() => {
+                Some(ListenerChange { prepared, done }) = changes.recv() => {
                     self.apply(prepared, encrypted).await;
+                    let _ = done.send(());
                     continue;
                 }
                 () = encrypted.quic_freed() => {

@@ -224,7 +224,7 @@ impl Opening<'_> {
             addresses = self.endpoints.len() - before,
             "listening on every address of the machine, current and future"
         );
-        Ok(SocketAddr::new(listen.ip(), port.unwrap_or(listen.port())))
+        Ok(SocketAddr::new(listen.ip(), port.unwrap_or_else(|| listen.port())))
     }
 
     /// Opens `addresses`, which share one port; port 0 becomes one that all have free.

@@ -327,7 +327,7 @@ fn kdig(server: SocketAddr, certificate: &str, transport: &str) -> String {
     command.args([&format!("@{}", server.ip()), "-p", &server.port().to_string()]);
     command.args([&format!("+tls-ca={certificate}"), "+tls-hostname=localhost", transport]);
     let output = command.args(["hello.svc", "A", "+timeout=15"]).output();
-    support::machine::said(&output.expect("kdig should be installed: tests/setup.sh test"))
+    support::machine::said(&output.unwrap_or_else(|error| panic!("kdig: {error}")))
 }
 
 #[test]

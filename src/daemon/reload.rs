@@ -96,8 +96,11 @@ impl Reloader {
             };
             match request {
                 Some(ReloadRequest { check, reply }) => {
-                    let result =
-                        if check { self.check().await } else { Box::pin(self.reload()).await };
+                    let result = if check {
+                        Box::pin(self.check()).await
+                    } else {
+                        Box::pin(self.reload()).await
+                    };
                     // A client that has gone away needs no reply.
                     let _ = reply.send(result.map_err(|refusal| refusal.to_string()));
                 }

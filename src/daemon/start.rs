@@ -38,6 +38,9 @@ use crate::service::Update;
 use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
 use crate::{admin, checks, descriptors, server};
 
+/// Interval at which the start looks whether all sockets are read.
+const SERVED_INTERVAL: Duration = Duration::from_millis(2);
+
 /// Longest time in which queries wait in sockets that systemd holds, until the registries are read.
 ///
 /// It is shorter than the patience of most clients, which ask again after 5 s.
@@ -45,9 +48,6 @@ const HELD_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Interval of looks at the registries.
 const REGISTRIES_INTERVAL: Duration = Duration::from_millis(5);
-
-/// Interval at which the start looks whether all sockets are read.
-const SERVED_INTERVAL: Duration = Duration::from_millis(2);
 
 impl Server {
     /// Locks the directories, opens all sockets and starts to follow the registries.

@@ -158,6 +158,7 @@ impl<R: Respond> PlainListeners<R> {
                 () = stop.cancelled() => return,
                 Some(ListenerChange { prepared, done }) = changes.recv() => {
                     self.apply(prepared, encrypted).await;
+                    // Nobody waits any more if the reload has been given up.
                     let _ = done.send(());
                     continue;
                 }

@@ -104,12 +104,13 @@ fn main() {
 /// Measures a way and prints it; returns whether each query got its right answer.
 fn measure<W: Way>(world: &World, scale: &Scale) -> bool {
     let mut way = W::start(world);
-    let flat_out = run_for(scale.flat_out, way.address(), &world.questions, None);
+    let address = way.address();
+    let flat_out = run_for(scale.flat_out, address, &world.questions, None);
     let highest = flat_out.answered as f64 / flat_out.elapsed.as_secs_f64();
     let rate = ((highest / 2.0) as u32).clamp(1, scale.max_rate);
     let stop = AtomicBool::new(false);
     let outcome = thread::scope(|scope| {
-        let load = scope.spawn(|| load::run(way.address(), &world.questions, Some(rate), &stop));
+        let load = scope.spawn(|| load::run(address, &world.questions, Some(rate), &stop));
         let (begun, pause) = (Instant::now(), scale.period / (scale.events + 1));
         for number in 0..scale.events {
             let due = begun + pause * (number + 1);

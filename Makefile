@@ -30,7 +30,7 @@ test: check ## install what the tests need, check, run all tests
 	@rm -rf $(SKIPPED_TESTS) && mkdir -p $(SKIPPED_TESTS)
 	tests/all.sh
 	cargo test --locked --bench registry --bench forward --bench peers --bench storm \
-		--bench bridge --bench micro -- --short
+		--bench bridge --bench restarts --bench micro -- --short
 	cargo test --locked --bench storm -- --short --scrape
 	@tests/skipped.sh $(SKIPPED_TESTS)
 
@@ -74,6 +74,7 @@ bench: ## measure the figures of docs/benchmarks.md and docs/performance.md
 	cargo bench --locked --bench storm
 	cargo bench --locked --bench storm -- --scrape
 	cargo bench --locked --bench bridge
+	cargo bench --locked --bench restarts
 	cargo bench --locked --bench micro
 
 micro: ## measure single steps, and how they grow with the registry: part of make bench

@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::{env, fmt, io, process};
 
@@ -202,7 +203,14 @@ fn take(passed: &mut ListenFd, at: usize) -> Option<OwnedFd> {
 ///
 /// Listeners come and go while the server runs. The list does not keep a socket open.
 #[derive(Clone, Default)]
-pub struct OpenSockets(Arc<Mutex<Vec<PassableSocket>>>);
+pub struct OpenSockets(Arc<PassableSockets>);
+
+/// The sockets, and whether they were passed.
+#[derive(Default)]
+struct PassableSockets {
+    open: Mutex<Vec<PassableSocket>>,
+    are_handed_over: AtomicBool,
+}
 
 /// A socket with its purpose and address.
 struct PassableSocket {
@@ -218,9 +226,19 @@ impl OpenSockets {
         S: AsFd + Send + Sync + 'static,
     {
         let socket: Weak<S> = Arc::downgrade(socket);
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|known| known.socket.strong_count() > 0);
         open.push(PassableSocket { name, address, socket });
+    }
+
+    /// Leaves what has not been received yet to a successor, which reads the sockets.
+    pub fn hand_over(&self) {
+        self.0.are_handed_over.store(true, Ordering::Release);
+    }
+
+    /// Returns whether a successor reads the sockets.
+    pub fn are_handed_over(&self) -> bool {
+        self.0.are_handed_over.load(Ordering::Acquire)
     }
 
     /// Returns a second descriptor of each socket that is open now.
@@ -228,7 +246,7 @@ impl OpenSockets {
     /// # Errors
     /// If the system has no further descriptors.
     pub fn duplicates(&self) -> io::Result<Vec<(SocketName, SocketAddr, OwnedFd)>> {
-        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
         let owned = open.iter().filter_map(|known| Some((known, known.socket.upgrade()?)));
         let duplicate = |(known, socket): (&PassableSocket, Arc<dyn AsFd + Send + Sync>)| {
             Ok((known.name, known.address, socket.as_fd().try_clone_to_owned()?))
@@ -239,7 +257,7 @@ impl OpenSockets {
 
 impl fmt::Debug for OpenSockets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
         f.debug_list().entries(open.iter().map(|known| (known.name, known.address))).finish()
     }
 }

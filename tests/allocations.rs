@@ -6,9 +6,7 @@ mod support;
 use std::time::Instant;
 
 use allocation_counter::measure;
-use svcdns::answer::{
-    AliasTarget, Aliases, AnswerOutcome, Answerer, Answers, Publisher, Settings, ZoneSlot,
-};
+use svcdns::answer::{AliasTarget, Aliases, AnswerOutcome, Answerer, Answers, Publisher, Settings};
 use svcdns::catalog;
 use svcdns::name::{Name, Zones};
 use svcdns::registry::gsvc;
@@ -124,7 +122,7 @@ fn find_allocations(answerer: &Answerer, queries: &[ExpectedResponse<'_>]) -> Ve
         let ask = |draw: u64, out: &mut Vec<u8>| {
             let (ahead, parsed) =
                 (answerer.look_ahead([&packet[..]; 2].into_iter()), Query::parse(&packet));
-            tally.count_question(ZoneSlot::of(&parsed, (&ahead, 1)), parsed.qtype());
+            tally.count_question(ahead.zone_slot(&parsed, 1), parsed.qtype());
             let outcome = answerer.respond(&parsed, (&ahead, 1), *transport, draw, out);
             if let AnswerOutcome::Answered(source) = outcome {
                 tally.count_response(source, out);

@@ -9,13 +9,15 @@ use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use support::dns;
 use support::files::Files;
 use support::former;
 use support::machine::{NOBODY, assert_as_before, on_a_machine, put_among, said, tree, unpacked};
 use support::resolved;
 use support::resolved_route::{self, RESOLVED, ROUTE};
 use support::service_manager::{ServiceManager, StandIn, UNITS};
-use support::systemd::Systemd;
+use support::steady_load::{Ask, SteadyLoad};
+use support::systemd::{Systemd, can_run_systemd, on_a_machine_with};
 use support::{SOON, eventually, netns, skip};
 use svcdns::system::{KEEP_UNIT, SERVER_UNIT, keep_unit, server_unit};
 
@@ -65,22 +67,36 @@ fn systemd_accepts_the_units() {
     }
 }
 
-/// Returns whether systemd can run on a private machine; skips the test if not.
-fn can_run_systemd(test: &str) -> bool {
-    // on_a_machine() skips the test of another user.
-    !nix::unistd::geteuid().is_root() || netns::is_inside(test) || Systemd::is_available(test)
+#[test]
+fn systemd_accepts_the_socket_unit() {
+    const TEST: &str = "systemd_accepts_the_socket_unit";
+    if !support::on_path("systemd-analyze") {
+        return skip(TEST, "no systemd-analyze on PATH");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // The socket unit starts the service of its name, which must exist.
+    let service = distributed_unit().replace(PROGRAM, "/bin/true");
+    fs::write(folder.path().join(SERVER_UNIT), service).unwrap();
+    let verify = |text: &str| {
+        let unit = folder.path().join("svcdns.socket");
+        fs::write(&unit, text).unwrap();
+        let mut command = Command::new("systemd-analyze");
+        said(&command.args(["verify", "--man=no"]).arg(&unit).output().unwrap())
+    };
+    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/svcdns.socket"));
+    let text = text.unwrap();
+    assert_eq!(verify(&text), "", "{text}");
+    for key in ["ReusePort", "TriggerLimitIntervalSec", "FileDescriptorName", "ListenDatagram"] {
+        let misspelt = text.replace(&format!("\n{key}="), &format!("\n{key}x="));
+        assert!(verify(&misspelt).contains(&format!("{key}x")), "{key}");
+    }
 }
 
 /// Runs `body` on a private machine with systemd, and passes the state of its /etc.
 fn with_systemd(test: &str, body: impl FnOnce(&Systemd, &BTreeMap<PathBuf, String>)) {
-    if !can_run_systemd(test) {
-        return;
-    }
-    on_a_machine(test, || {
-        let systemd = Systemd::start();
-        fs::copy(env!("CARGO_BIN_EXE_svcdns"), PROGRAM).unwrap();
+    on_a_machine_with(test, PROGRAM, |systemd| {
         former::furnish();
-        body(&systemd, &tree("/etc"));
+        body(systemd, &tree("/etc"));
     });
 }
 
@@ -162,6 +178,56 @@ fn the_state_directory_exists_until_uninstall() {
         systemd.ends_with(0, &INSTALL);
         systemd.ends_with(0, &[PROGRAM, "uninstall"]);
         assert_nothing_left(before, "after uninstall");
+    });
+}
+
+#[test]
+fn restarts_with_the_socket_unit_lose_no_query() {
+    const TEST: &str = "restarts_with_the_socket_unit_lose_no_query";
+    with_systemd(TEST, |systemd, _| {
+        let key = ("default/default/hello.svc/latest/10.0.0.1:80", "{}");
+        let files = Files::readable_in(Path::new("/run"), &[key]);
+        let (url, flags) = (files.url(), INSTALL.split_last().unwrap().1);
+        systemd.ends_with(0, &[flags, &[&url, "--listen", "127.0.0.1:53"]].concat());
+        // As the comment says for port 53.
+        let unit = include_str!("../deploy/svcdns.socket").replace(":5300\n", ":53\n");
+        fs::write(Path::new(UNITS).join("svcdns.socket"), &unit).unwrap();
+        // The commands at the top of the unit.
+        let commands: Vec<&str> = unit
+            .lines()
+            .take_while(|line| line.starts_with('#'))
+            .filter_map(|line| line.strip_prefix("# systemctl "))
+            .flat_map(|line| line.split(" && "))
+            .map(|command| command.trim_start_matches("systemctl "))
+            .collect();
+        assert_eq!(commands.len(), 4, "{commands:?}");
+        let systemctl = |command: &str| {
+            let line: Vec<&str> = ["systemctl"].into_iter().chain(command.split(' ')).collect();
+            systemd.ends_with(0, &line);
+        };
+        commands.into_iter().for_each(systemctl);
+        wait_for_server(systemd);
+        let address = "127.0.0.1:53".parse().unwrap();
+        eventually("an answer", SOON, || {
+            (dns::code(address, "hello.svc", dns::A) == "NOERROR").then_some(())
+        });
+        let names = vec![("hello.svc".to_owned(), "10.0.0.1".to_owned())];
+        let load = SteadyLoad::start(address, Ask { udp_rate: 200, tcp_rate: 10, names });
+        for command in ["daemon-reload", "restart svcdns", "daemon-reexec", "restart svcdns"] {
+            systemctl(command);
+            wait_for_server(systemd);
+        }
+        let report = load.stop();
+        report.expect_no_loss();
+        assert_eq!(report.tcp_resets, 0, "{report:?}");
+        // Each socket of the unit still has its worker.
+        let process = systemd.main_process("svcdns");
+        let list = format!("cat /proc/{process}/task/*/comm");
+        let threads = systemd.ends_with(0, &["sh", "-c", &list]);
+        let workers = threads.lines().filter(|name| name.starts_with("udp-")).count();
+        assert_eq!(workers, unit.matches("\nListenDatagram=").count(), "{threads}");
+        systemctl("stop svcdns.socket svcdns");
+        assert_eq!(dns::code(address, "hello.svc", dns::A), "no answer");
     });
 }
 

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixDatagram;
 
@@ -73,6 +74,30 @@ fn the_status_follows_the_registries() {
     assert_eq!(manager.next(), "READY=1");
     server.wait_for("hello.svc", &["127.0.0.1"]);
     manager.wait_for(|message| message.starts_with("STATUS=ready"));
+    server.stop();
+}
+
+#[test]
+fn a_reload_ends_with_ready_even_if_it_was_refused() {
+    let manager = Manager::new();
+    let config = manager.folder.path().join("svcdns.toml");
+    fs::write(&config, "ttl = \"7s\"\n").unwrap();
+    let flags = [&unreachable()[..], &["--config", config.to_str().unwrap()]].concat();
+    let server = manager.serve(&flags, None);
+    assert_eq!(manager.next(), "READY=1");
+    let mut last_time = 0;
+    for (text, is_valid) in [("ttl = \"9s\"\n", true), ("ttl = \"soon\"\n", false)] {
+        fs::write(&config, text).unwrap();
+        let output = server.run(&["reload"]);
+        assert_eq!(output.status.success(), is_valid, "{text}: {output:?}");
+        let is_state = |message: &str| !message.starts_with("STATUS=");
+        let message = manager.wait_for(is_state);
+        let time = message.strip_prefix("RELOADING=1\nMONOTONIC_USEC=");
+        let time: u64 = time.unwrap_or_else(|| panic!("{message}")).parse().unwrap();
+        assert!(time > last_time, "{time} after {last_time}");
+        last_time = time;
+        assert_eq!(manager.wait_for(is_state), "READY=1", "{text}");
+    }
     server.stop();
 }
 

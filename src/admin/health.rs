@@ -97,7 +97,7 @@ impl fmt::Display for HealthReport {
 }
 
 fn lines(sentences: &[String]) -> String {
-    sentences.iter().map(|sentence| format!("{sentence}\n")).collect()
+    sentences.iter().flat_map(|sentence| [sentence, "\n"]).collect()
 }
 
 impl AdminContext {
@@ -117,17 +117,14 @@ impl AdminContext {
                 health.problems.push(format!("{registry}: {error}"));
             }
         }
-        match self.sockets.report() {
-            Some(SocketReport { open: 1.., missing, hanging }) => {
-                let missing = missing
-                    .iter()
-                    .map(|(address, reason)| format!("not listening on {address}: {reason}"));
-                health.unready.extend(missing);
-                health.hanging = hanging;
-            }
-            _ => health.unready.push("no socket is served yet".to_owned()),
+        let SocketReport { open, missing, hanging } = self.sockets.report().unwrap_or_default();
+        if open == 0 {
+            health.unready.push("no socket is served yet".to_owned());
         }
-        health
+        let missing =
+            missing.iter().map(|(address, reason)| format!("not listening on {address}: {reason}"));
+        health.unready.extend(missing);
+        HealthReport { hanging, ..health }
     }
 }
 

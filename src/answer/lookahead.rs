@@ -11,8 +11,8 @@ use arc_swap::Guard;
 
 use super::table::{Snapshot, to_lower_case};
 use super::tally::ZoneSlot;
-use crate::name::Zones;
-use crate::wire::question_name;
+use crate::name::{Zones, may_be_reverse};
+use crate::wire::{Parsed, question_name};
 
 /// Maximum queries in one lookahead.
 const MAX_KEYS: usize = 32;
@@ -62,9 +62,16 @@ impl Lookahead {
         self.keys.get(number).copied().flatten()
     }
 
-    /// Returns the slot of the zone of a message's name, if it is in a served zone.
-    pub(super) fn zone_slot(&self, number: usize) -> Option<ZoneSlot> {
-        Some(self.snapshot.zone_slots.get(self.key(number)?.zone_index))
+    /// Returns the place of a message in the counts of questions.
+    ///
+    /// `parsed` and `number` are as in [`super::Answerer::respond`].
+    pub fn zone_slot(&self, parsed: &Parsed<'_>, number: usize) -> ZoneSlot {
+        match (parsed, self.key(number)) {
+            (Parsed::Query(_), Some(key)) => self.snapshot.zone_slots.get(key.zone_index),
+            (Parsed::Query(query), None) if may_be_reverse(query.name()) => ZoneSlot::REVERSE,
+            (Parsed::Query(_), None) => ZoneSlot::OTHER,
+            _ => ZoneSlot::MALFORMED,
+        }
     }
 }
 

@@ -7,9 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::lookahead::Lookahead;
-use crate::name::{Zones, may_be_reverse};
-use crate::wire::{Parsed, rtype};
+use crate::name::{Zone, Zones};
+use crate::wire::rtype;
 
 /// Limit on the zones that have counts of their own, over the life of the process.
 const MAX_COUNTED_ZONES: u8 = 16;
@@ -38,6 +37,7 @@ const TYPE_SLOTS: usize = COUNTED_TYPES.len() + 1;
 const RCODES: usize = 16;
 
 /// The slot of each query type below 256.
+#[expect(clippy::cast_possible_truncation, reason = "there are few slots")]
 const SLOTS_OF_TYPES: [u8; 256] = {
     let mut slots = [COUNTED_TYPES.len() as u8; 256];
     let mut slot = 0;
@@ -102,19 +102,11 @@ pub struct ZoneSlot(u8);
 
 impl ZoneSlot {
     /// Names below `arpa.` outside the served zones.
-    const REVERSE: Self = Self(MAX_COUNTED_ZONES);
+    pub(super) const REVERSE: Self = Self(MAX_COUNTED_ZONES);
     /// Other names outside the served zones, and zones beyond [`MAX_COUNTED_ZONES`].
-    const OTHER: Self = Self(MAX_COUNTED_ZONES + 1);
+    pub(super) const OTHER: Self = Self(MAX_COUNTED_ZONES + 1);
     /// Messages that are no valid query.
-    const MALFORMED: Self = Self(MAX_COUNTED_ZONES + 2);
-
-    /// Returns the slot of a message; `ahead` and `number` are as in [`super::Answerer::respond`].
-    pub fn of(parsed: &Parsed<'_>, (ahead, number): (&Lookahead, usize)) -> Self {
-        let Parsed::Query(query) = parsed else { return Self::MALFORMED };
-        ahead.zone_slot(number).unwrap_or_else(|| {
-            if may_be_reverse(query.name()) { Self::REVERSE } else { Self::OTHER }
-        })
-    }
+    pub(super) const MALFORMED: Self = Self(MAX_COUNTED_ZONES + 2);
 }
 
 /// The slot of each served zone, in the order of the zones.
@@ -175,11 +167,11 @@ impl QueryTally {
 pub struct QueryTallies {
     /// The served zones that have slots, in the order of their slots.
     zones: Mutex<Vec<Box<str>>>,
-    workers: Mutex<Workers>,
+    workers: Mutex<TallyList>,
 }
 
 #[derive(Debug, Default)]
-struct Workers {
+struct TallyList {
     running: Vec<(&'static str, Arc<TallyCells>)>,
     /// What the ended ones have counted, by transport.
     ended: BTreeMap<&'static str, QueryCounts>,
@@ -222,7 +214,7 @@ impl QueryTallies {
             let slot = u8::try_from(index).ok().filter(|slot| *slot < MAX_COUNTED_ZONES);
             slot.map_or(ZoneSlot::OTHER, ZoneSlot)
         };
-        ZoneSlots(zones.iter().map(|zone| zone.text()).map(slot).collect())
+        ZoneSlots(zones.iter().map(Zone::text).map(slot).collect())
     }
 
     /// Returns the sums by transport.
@@ -277,7 +269,7 @@ pub struct QuestionCount {
     pub count: u64,
 }
 
-impl Workers {
+impl TallyList {
     /// Adds the counts of ended workers to `ended`, and forgets their cells.
     fn collect_ended(&mut self) {
         let Self { running, ended } = self;

@@ -35,7 +35,8 @@ pub(super) struct RegistryReading {
 pub(super) async fn read(config: &Config) -> anyhow::Result<RegistryReading> {
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
     let _stop_at_the_end = stop.clone().drop_guard();
-    let (mut pipeline, PipelineHandles { answerer, states, .. }) =
+    // Without a sender of updates, the pipeline would follow nothing.
+    let (mut pipeline, PipelineHandles { answerer, states, updates: _updates, .. }) =
         RegistryPipeline::new(config, &config.listen, UpdateChannel::default(), None, None);
     pipeline.start(&tracker, &stop);
     let states = states.load();

@@ -101,6 +101,7 @@ impl HandoverOffer {
             };
             match attempt {
                 Ok(serving) => {
+                    self.sockets.hand_over();
                     let _ = successor.send(serving);
                     return;
                 }

@@ -9,6 +9,7 @@ use super::log::LogFilter;
 use super::{Notifier, PipelineHandle, Predecessor};
 use crate::admin::AdminContext;
 use crate::inherited::InheritedSockets;
+use crate::server::ServerHandle;
 use crate::upstream::Forwarder;
 
 /// What the process that started this one gave it.
@@ -45,6 +46,8 @@ impl Stops {
 pub(super) struct Parts {
     /// The registries and their services.
     pub(super) pipeline: PipelineHandle,
+    /// The listeners, access rules and limits of DNS.
+    pub(super) dns: ServerHandle,
     /// The forwarder, which may be off.
     pub(super) forwarder: Arc<Forwarder>,
     /// What the HTTP interface shows.

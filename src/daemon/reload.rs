@@ -9,11 +9,13 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+use super::ListenError;
 use super::admin_port::PreparedPort;
 use super::log::LogFilter;
 use super::parts::Parts;
-use crate::admin::{ConfigChangeView, ReloadRequest, ReloadView};
+use crate::admin::{ConfigChangeView, ReloadRequest, ReloadView, ServerInfo};
 use crate::config::{Config, ConfigChange, ConfigError, ConfigSource, Effect, SecretDigests};
+use crate::server::PreparedListeners;
 use crate::upstream;
 
 /// Reloads the configuration of a server, one reload at a time.
@@ -35,6 +37,7 @@ struct PreparedReload {
     /// The settings of the forwarder; `None` turns forwarding off.
     upstream: Option<upstream::Settings>,
     admin: PreparedPort,
+    listeners: PreparedListeners,
 }
 
 /// Reason why a configuration is not put into operation.
@@ -49,6 +52,9 @@ enum ReloadRefusal {
     /// Reading the CA certificates for upstreams failed.
     #[error(transparent)]
     CaFile(#[from] upstream::CaFileError),
+    /// Opening a listener failed.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// Opening the port of the HTTP interface failed.
     #[error("cannot serve health and metrics at {address}: {error}; choose another admin-listen")]
     AdminPort {
@@ -90,11 +96,15 @@ impl Reloader {
             };
             match request {
                 Some(ReloadRequest { check, reply }) => {
-                    let result = if check { self.check().await } else { self.reload().await };
+                    let result = if check {
+                        Box::pin(self.check()).await
+                    } else {
+                        Box::pin(self.reload()).await
+                    };
                     // A client that has gone away needs no reply.
                     let _ = reply.send(result.map_err(|refusal| refusal.to_string()));
                 }
-                None => drop(self.reload().await),
+                None => drop(Box::pin(self.reload()).await),
             }
         }
     }
@@ -139,7 +149,11 @@ impl Reloader {
         };
         let config = config.keeping_restart_keys(&self.config);
         let log = LogFilter::parse(&config.log)?;
-        let upstream = config.upstream(&self.parts.admin.info.load().listen);
+        let (dns, settings) = (self.parts.dns.clone(), config.server());
+        let open = move || dns.prepare(&settings).map_err(ListenError::with_holder);
+        // Loads certificates, and looks for the process that uses a port.
+        let listeners = tokio::task::spawn_blocking(open).await??;
+        let upstream = config.upstream(listeners.addresses());
         if let Some(settings) = &upstream {
             let settings = settings.clone();
             tokio::task::spawn_blocking(move || settings.check()).await??;
@@ -147,12 +161,13 @@ impl Reloader {
         let admin = self.parts.port.prepare(config.admin_listen).await;
         let admin =
             admin.map_err(|(address, error)| ReloadRefusal::AdminPort { address, error })?;
-        Ok(PreparedReload { config, secrets, view, log, upstream, admin })
+        Ok(PreparedReload { config, secrets, view, log, upstream, admin, listeners })
     }
 
     /// Puts what was prepared into operation, which cannot fail.
     async fn commit(&mut self, prepared: PreparedReload) {
-        let PreparedReload { config, secrets, view: _, log, upstream, admin } = prepared;
+        let PreparedReload { config, secrets, view: _, log, upstream, admin, listeners } = prepared;
+        let dns = &self.parts.dns;
         if config.log != self.config.log {
             self.parts.log.replace(log);
         }
@@ -161,7 +176,16 @@ impl Reloader {
         if !ends {
             self.parts.forwarder.replace(upstream);
         }
-        let (config, listen) = (Arc::new(config), self.parts.admin.info.load().listen.clone());
+        dns.commit(listeners).await;
+        let info = ServerInfo::clone(&self.parts.admin.info.load());
+        let listen = dns.addresses();
+        self.parts.admin.info.store(Arc::new(ServerInfo {
+            listen: listen.clone(),
+            tls: dns.tls_addresses(),
+            quic: dns.quic_addresses(),
+            ..info
+        }));
+        let config = Arc::new(config);
         // Fails only if the server is stopping.
         let _ = self.parts.pipeline.reconfigure(Arc::clone(&config), listen).await;
         if ends {

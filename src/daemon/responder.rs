@@ -5,9 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::answer::{
-    AnswerOutcome, Answerer, Lookahead, QueryTally, Recipient, ResponseSource, ZoneSlot,
-};
+use crate::answer::{AnswerOutcome, Answerer, Lookahead, QueryTally, Recipient, ResponseSource};
 use crate::server::{Client, Disposition, DnsTransport, Request, Respond, StreamKind};
 use crate::upstream::{AliasChain, Lane, LaneOutcome, LaneSlot, Resolution};
 use crate::wire::{Parsed, Query, Transport};
@@ -33,10 +31,9 @@ enum ResponderTallies {
 impl ResponderTallies {
     fn of(&self, transport: DnsTransport) -> &QueryTally {
         match (self, transport) {
-            (Self::Worker(tally), _)
-            | (Self::Streams { tls: tally, .. }, DnsTransport::Stream(StreamKind::Tls))
-            | (Self::Streams { quic: tally, .. }, DnsTransport::Stream(StreamKind::Quic))
-            | (Self::Streams { tcp: tally, .. }, _) => tally,
+            (Self::Streams { tls, .. }, DnsTransport::Stream(StreamKind::Tls)) => tls,
+            (Self::Streams { quic, .. }, DnsTransport::Stream(StreamKind::Quic)) => quic,
+            (Self::Worker(tally) | Self::Streams { tcp: tally, .. }, _) => tally,
         }
     }
 }
@@ -206,8 +203,7 @@ impl Respond for Responder {
         let recipient = recipient(client);
         let transport = recipient.transport;
         let parsed = Query::parse(message);
-        let (zone, tally) =
-            (ZoneSlot::of(&parsed, (ahead, index)), self.tallies.of(client.transport));
+        let (zone, tally) = (ahead.zone_slot(&parsed, index), self.tallies.of(client.transport));
         tally.count_question(zone, parsed.qtype());
         if let Parsed::Bad { query, .. } = &parsed
             && self.lane.load().as_ref().is_some_and(|lane| lane.passes(query))

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,6 +26,7 @@ use super::snapshots::Snapshots;
 use super::take_over::{PassedFiles, Predecessor};
 use super::{Log, Notifier, Responder, Server, StartError};
 use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo, SocketError, SocketFile};
+use crate::answer::Answerer;
 use crate::bridge::Bridge;
 use crate::checks::CheckMonitor;
 use crate::config::Config;
@@ -35,6 +37,17 @@ use crate::server::StopOrder;
 use crate::service::Update;
 use crate::upstream::{Forwarder, HostRequests, LookupFailed, follow_hosts};
 use crate::{admin, checks, descriptors, server};
+
+/// Interval at which the start looks whether all sockets are read.
+const SERVED_INTERVAL: Duration = Duration::from_millis(2);
+
+/// Longest time in which queries wait in sockets that systemd holds, until the registries are read.
+///
+/// It is shorter than the patience of most clients, which ask again after 5 s.
+const HELD_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Interval of looks at the registries.
+const REGISTRIES_INTERVAL: Duration = Duration::from_millis(5);
 
 impl Server {
     /// Locks the directories, opens all sockets and starts to follow the registries.
@@ -48,6 +61,7 @@ impl Server {
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
         let Launch { notifier, mut inherited, predecessor } = launch;
+        let is_held = !inherited.sockets.is_empty();
         let (mut succession, passed) =
             predecessor.map(|Predecessor { succession, files }| (succession, files)).unzip();
         // The limit is raised before server, forwarder and bridge divide the descriptors.
@@ -129,6 +143,7 @@ impl Server {
         );
         context.bridge = bridge;
         let parts = Parts {
+            dns: bound.handle(),
             pipeline: handle,
             forwarder,
             admin: Arc::new(context),
@@ -174,19 +189,26 @@ impl Server {
         let snapshots = loaded.await.ok().flatten();
         if let Some(succession) = &mut succession {
             succession.wait_for_registries(context, stop).await?;
-        }
-        if let Some(serve_commands) = serve_commands {
-            serve_commands();
+        } else if is_held {
+            wait_for_registries(&answerer, stop).await;
         }
         let (handle, heartbeats) = (bound.handle(), bound.heartbeats());
-        parts.admin.sockets.watch(move || socket_report(handle.listening(), &heartbeats));
+        let watched = handle.clone();
+        parts.admin.sockets.watch(move || socket_report(watched.listening(), &heartbeats));
         let lane = parts.forwarder.lane();
         let dns = tokio::spawn(bound.serve(
             Responder::new(Arc::clone(&answerer), lane),
             report_not_listening,
             StopOrder { stop: stop.clone(), last: stops.last.clone() },
         ));
-        if let Some(succession) = &mut succession {
+        while handle.addresses().len() < addresses.len() && !dns.is_finished() {
+            sleep(SERVED_INTERVAL).await;
+        }
+        if let Some(serve_commands) = serve_commands {
+            serve_commands();
+        }
+        // If serving has failed, the running server goes on, and `finish` reports the failure.
+        if let Some(succession) = succession.as_mut().filter(|_| !dns.is_finished()) {
             succession.serving().await?;
             directories.take_over();
             files.iter_mut().for_each(SocketFile::take_over);
@@ -232,6 +254,19 @@ impl Server {
             files,
             directories,
         })
+    }
+}
+
+/// Waits until the data of every registry is known, at most for [`HELD_TIMEOUT`].
+async fn wait_for_registries(answerer: &Answerer, stop: &CancellationToken) {
+    let known = async {
+        while !answerer.registry_status().is_complete() {
+            sleep(REGISTRIES_INTERVAL).await;
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        _ = timeout(HELD_TIMEOUT, known) => {}
     }
 }
 

@@ -104,6 +104,8 @@ pub fn bind_or_inherit(
         state.open_plain(&settings.listen, settings.limits.udp_workers, passed)?;
     let encrypted =
         EncryptedSockets::open(&settings.encrypted, &mut inherited, &Listening::default())?;
+    let workers = |endpoint: &PlainEndpoint| (endpoint.address, endpoint.udp.len());
+    state.active = endpoints.iter().map(workers).collect();
     state.listening = Listening { plain, ..encrypted.listening.clone() };
     let (sender, changes) = mpsc::channel(1);
     let shared = SharedListenState::new(state);

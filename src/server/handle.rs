@@ -42,8 +42,8 @@ impl PreparedListeners {
 #[derive(Debug)]
 pub(super) struct ListenerChange {
     pub(super) prepared: PreparedListeners,
-    /// Closed when the change is in operation.
-    pub(super) _done: oneshot::Sender<()>,
+    /// Told when the change is in operation.
+    pub(super) done: oneshot::Sender<()>,
 }
 
 impl ServerHandle {
@@ -76,9 +76,9 @@ impl ServerHandle {
     ///
     /// Queries in progress are answered. If the server is stopping, the change has no effect.
     pub async fn commit(&self, prepared: PreparedListeners) {
-        let (_done, done) = oneshot::channel();
-        if self.changes.send(ListenerChange { prepared, _done }).await.is_ok() {
-            let _ = done.await;
+        let (done, is_done) = oneshot::channel();
+        if self.changes.send(ListenerChange { prepared, done }).await.is_ok() {
+            let _ = is_done.await;
         }
     }
 

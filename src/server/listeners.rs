@@ -156,8 +156,10 @@ impl<R: Respond> PlainListeners<R> {
             let changed = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                Some(ListenerChange { prepared, _done }) = changes.recv() => {
+                Some(ListenerChange { prepared, done }) = changes.recv() => {
                     self.apply(prepared, encrypted).await;
+                    // Nobody waits any more if the reload has been given up.
+                    let _ = done.send(());
                     continue;
                 }
                 () = encrypted.quic_freed() => {

@@ -164,12 +164,14 @@ impl ListenState {
     ) -> Result<(Vec<PlainEndpoint>, Vec<ListenPair>), BindError> {
         let mut opening = Opening { state: self, passed, udp_workers, endpoints: Vec::new() };
         let mut pairs: Vec<ListenPair> = Vec::new();
+        let mut known = self.listening.plain.clone();
         for listen in listen.iter().copied().map(canonical) {
-            if resolved(&pairs, listen).is_some() {
+            // Port 0 means another port each time.
+            if listen.port() != 0 && resolved(&pairs, listen).is_some() {
                 continue;
             }
-            let address = match resolved(&self.listening.plain, listen) {
-                Some(address) => address,
+            let address = match known.iter().position(|(configured, _)| *configured == listen) {
+                Some(at) => known.remove(at).1,
                 None if listen.ip().is_unspecified() => opening.open_wildcard(listen)?,
                 // `0.0.0.0:53` and `127.0.0.1:53` together would cover one address twice.
                 None if opening.is_open(&listen) => listen,
@@ -222,7 +224,7 @@ impl Opening<'_> {
             addresses = self.endpoints.len() - before,
             "listening on every address of the machine, current and future"
         );
-        Ok(SocketAddr::new(listen.ip(), port.unwrap_or(listen.port())))
+        Ok(SocketAddr::new(listen.ip(), port.unwrap_or_else(|| listen.port())))
     }
 
     /// Opens `addresses`, which share one port; port 0 becomes one that all have free.

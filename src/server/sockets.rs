@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::inherited::{Inherited, InheritedSocket, SocketName};
 use crate::wire::Transport;
@@ -18,6 +18,8 @@ const UDP_RECEIVE_BUFFER_BYTES: usize = 1024 * 1024;
 /// It limits the memory that a client can pin by never reading. Connections inherit the size from
 /// their listener.
 const TCP_SEND_BUFFER_BYTES: usize = 128 * 1024;
+/// Size of the receive buffer of a connection to an inherited listener, in bytes.
+const TCP_RECEIVE_BUFFER_BYTES: usize = 128 * 1024;
 /// Connections that may wait in the accept queue; the kernel limits it to `net.core.somaxconn`.
 ///
 /// Beyond this, the kernel drops a client's SYN, and the client tries again only after a second.
@@ -57,6 +59,12 @@ impl PlainEndpoint {
             }
         }
         let tcp_failed = |error| (Transport::Tcp, error);
+        if let Some(tcp) = &tcp {
+            let tcp = SockRef::from(tcp);
+            // ReceiveBuffer= of a socket unit is meant for UDP, but applies to every connection.
+            let _ = tcp.set_recv_buffer_size(TCP_RECEIVE_BUFFER_BYTES);
+            let _ = tcp.set_send_buffer_size(TCP_SEND_BUFFER_BYTES);
+        }
         let tcp = tcp.map_or_else(|| open_tcp(address), Ok).map_err(tcp_failed)?;
         tcp.set_nonblocking(true).map_err(tcp_failed)?;
         address.set_port(tcp.local_addr().map_err(tcp_failed)?.port());

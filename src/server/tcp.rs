@@ -103,8 +103,11 @@ impl<R: Respond> StreamListener<R> {
 
     /// Accepts the connections that were complete before the stop: a query may have arrived.
     ///
-    /// Closing the socket would reset them.
+    /// Closing the socket would reset them, unless a successor has it, too.
     async fn accept_rest(self: &Arc<Self>) {
+        if self.context.open.are_handed_over() {
+            return;
+        }
         for _ in 0..MAX_LAST_CONNECTIONS {
             let Ok(Ok((stream, source))) = timeout(LAST_ACCEPT_PAUSE, self.socket.accept()).await
             else {

@@ -147,13 +147,10 @@ impl Forwarder {
         let known = known.map(|old| old.routing.upstreams.borrow().clone());
         let routing = follow::start(&settings, known.unwrap_or_default(), &self.tracker, stop);
         let rebinding = RebindingGuard::of(&settings);
-        let resolver = match old.filter(|old| old.settings.has_same_answers(&settings)) {
-            Some(old) => Arc::clone(&old.resolver),
-            None => {
-                let counters = Arc::clone(&self.counters);
-                Resolver::new(settings.cache_bytes, settings.stale, counters)
-            }
-        };
+        let kept = old.filter(|old| old.settings.has_same_answers(&settings));
+        let new =
+            || Resolver::new(settings.cache_bytes, settings.stale, Arc::clone(&self.counters));
+        let resolver = kept.map_or_else(new, |old| Arc::clone(&old.resolver));
         let loops = DomainLoops::new(routing.clone(), Arc::clone(resolver.in_flight()));
         self.tracker.spawn(loops.run(stop.clone()));
         let shared = Arc::new(ForwarderShared { settings, routing, rebinding, resolver });

@@ -36,7 +36,7 @@ impl Kind for StaticKind {
     }
 
     fn programs(&mut self) -> Result<&mut dyn Programs, Inapplicable> {
-        Err("svcdns reads the configuration at startup: a change needs a restart")
+        Err("a change takes effect with a reload, not by itself")
     }
 
     fn store(&mut self) -> Result<&mut dyn Store, Inapplicable> {

@@ -6,10 +6,10 @@ use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::machine::said;
+use super::machine::{on_a_machine, said};
 use super::process::Process;
 use super::service_manager::{self, ServiceManager, UNITS};
-use super::{SOON, eventually, on_path, seconds, skip, skip_without_kernel_feature};
+use super::{SOON, eventually, netns, on_path, seconds, skip, skip_without_kernel_feature};
 
 /// The path of systemd in Debian's package `systemd`.
 const PROGRAM: &str = "/lib/systemd/systemd";
@@ -30,6 +30,24 @@ const NAMESPACES: [&str; 6] =
 pub(crate) struct Systemd {
     process: Process,
     group: PathBuf,
+}
+
+/// Returns whether systemd can run on a private machine; skips the test if not.
+pub(crate) fn can_run_systemd(test: &str) -> bool {
+    // on_a_machine() skips the test of another user.
+    !nix::unistd::geteuid().is_root() || netns::is_inside(test) || Systemd::is_available(test)
+}
+
+/// Runs `body` on a private machine with systemd, and with a copy of svcdns for its services.
+pub(crate) fn on_a_machine_with(test: &str, program: &str, body: impl FnOnce(&Systemd)) {
+    if !can_run_systemd(test) {
+        return;
+    }
+    on_a_machine(test, || {
+        let systemd = Systemd::start();
+        fs::copy(env!("CARGO_BIN_EXE_svcdns"), program).unwrap();
+        body(&systemd);
+    });
 }
 
 impl Systemd {

@@ -99,7 +99,9 @@ pub(crate) fn send(arguments: &[String]) {
         lane.receive(shape, &mut batch, &mut counts);
     }
     print!("{} {} {}", counts.0, counts.1, begun.elapsed().as_nanos());
-    times.iter().for_each(|time| print!(" {}", time.as_nanos()));
+    for time in times {
+        print!(" {}", time.as_nanos());
+    }
     println!();
 }
 

@@ -56,14 +56,13 @@ pub(crate) fn run(scale: &ScrapeScale) {
 
     let unlimited = Load { lanes: 2, rate: None };
     let found = load::run(unlimited, server.address, SHAPE, scale.period * 2);
-    let maximum = found.right as f64 / found.elapsed.as_secs_f64();
-    let load = Load { lanes: 1, rate: Some((maximum / 2.0) as u32) };
+    let maximum = u128::from(found.right) * 1_000_000 / found.elapsed.as_micros();
+    let half = u32::try_from(maximum / 2).unwrap();
+    let load = Load { lanes: 1, rate: Some(half) };
     println!(
-        "{} static services of {} instances, A queries over UDP in bursts of 64: {maximum:.0} \
-         responses per second at most, {:.0} asked",
-        SHAPE.services,
-        SHAPE.instances,
-        maximum / 2.0
+        "{} static services of {} instances, A queries over UDP in bursts of 64: {maximum} \
+         responses per second at most, {half} asked",
+        SHAPE.services, SHAPE.instances
     );
     let (mut quiet, mut scraped, mut ratios) = (Seen::default(), Seen::default(), Vec::new());
     for pair in 0..scale.pairs {

@@ -10,7 +10,9 @@ use nix::unistd::Pid;
 use svcdns::answer::Answerer;
 use svcdns::daemon::Responder;
 use svcdns::server::{self, Limits, Settings};
+use svcdns::upstream::Forwarder;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::common::cores;
 use super::support::{SOON, dns, eventually};
@@ -36,7 +38,10 @@ impl InProcessServer {
         };
         let bound = server::bind(&settings).unwrap();
         let (address, stop) = (bound.addresses()[0], CancellationToken::new());
-        let (responder, stopped) = (Responder::new(Arc::clone(answerer), None), stop.clone());
+        // Names outside the zone are refused.
+        let forwarder = Forwarder::start(None, &TaskTracker::new(), &stop);
+        let responder = Responder::new(Arc::clone(answerer), forwarder.lane());
+        let stopped = stop.clone();
         let serve = thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -152,6 +152,10 @@ fn a_registry_is_added_and_removed_under_load() {
         assert!(now > lists, "counters of a kept registry go on");
         lists = now;
     }
+    // Under another name, it is still the same registry.
+    server.reload(&sections(&[("renamed", main.1)]));
+    server.wait_until_connected("renamed");
+    assert!(server.registry("renamed").unwrap()["lists"].as_u64().unwrap() > lists);
     prober.expect_no_loss();
 }
 

@@ -107,10 +107,10 @@ pub struct PipelineEnded;
 impl PipelineHandle {
     /// Applies another configuration; returns once all answers are from it.
     ///
-    /// Answers are from the former configuration until then. Registries of the same name and kind
-    /// keep their names, even if they cannot be reached; their next list is judged as after a
-    /// reconnect. The names of other registries are gone. `listen` are the addresses that the
-    /// server listens at.
+    /// Answers are from the former configuration until then. A registry of the same settings, or of
+    /// the same name and kind, keeps its names, even if it cannot be reached; its next list is
+    /// judged as after a reconnect. The names of other registries are gone. `listen` are the
+    /// addresses that the server listens at.
     ///
     /// # Errors
     /// If the server is stopping.
@@ -353,12 +353,15 @@ impl RegistryPipeline {
     /// Applies any other configuration, and starts to follow its registries.
     async fn rebuild(&mut self, request: ReconfigureRequest, now: Instant) -> Published {
         let (catalog, settings) = self.settings_of(&request);
+        let sources = &request.config.registries;
+        let former: Vec<&NamedSource> = self.registries.iter().map(|one| &one.source).collect();
         let (mut registries, mut kept) = (Vec::new(), Vec::new());
-        for (after, source) in RegistryId::first(MAX_REGISTRIES).zip(&request.config.registries) {
-            let mut former = RegistryId::first(MAX_REGISTRIES).zip(&self.registries);
-            let former = former.find(|(_, former)| is_same_registry(&former.source, source));
-            kept.extend(former.map(|(before, _)| KeptRegistry { before, after }));
-            registries.push(PipelineRegistry::new(source, former.map(|(_, one)| &*one.state)));
+        let ids = || RegistryId::first(MAX_REGISTRIES);
+        for ((after, source), index) in ids().zip(sources).zip(former_indexes(&former, sources)) {
+            let before = index.and_then(RegistryId::new);
+            kept.extend(before.map(|before| KeptRegistry { before, after }));
+            let state = index.and_then(|index| Some(&*self.registries.get(index)?.state));
+            registries.push(PipelineRegistry::new(source, state));
         }
         let mut publication = self.publisher.rebuild(catalog.clone(), settings, &kept, now);
         while publication.compile_next() {
@@ -420,7 +423,50 @@ fn states_of(registries: &[PipelineRegistry]) -> Vec<Arc<RegistryState>> {
     registries.iter().map(|registry| Arc::clone(&registry.state)).collect()
 }
 
-/// Returns whether a registry of a new configuration continues one of the former.
-fn is_same_registry(former: &NamedSource, new: &NamedSource) -> bool {
-    former.name == new.name && former.source.kind() == new.source.kind()
+/// Returns for each registry of a configuration which one of the former it continues.
+///
+/// It is the one with the same settings, even under another name, or else the one of the same name
+/// and kind.
+fn former_indexes(former: &[&NamedSource], new: &[NamedSource]) -> Vec<Option<usize>> {
+    let mut found: Vec<Option<usize>> = vec![None; new.len()];
+    let is_same: [fn(&NamedSource, &NamedSource) -> bool; 2] = [
+        |former, new| former.source == new.source,
+        |former, new| former.name == new.name && former.source.kind() == new.source.kind(),
+    ];
+    for is_same in is_same {
+        for index in 0..new.len() {
+            let is_free = |candidate: &usize| !found.contains(&Some(*candidate));
+            let mut candidates = (0..former.len()).filter(is_free);
+            let next = candidates.find(|candidate| is_same(former[*candidate], &new[index]));
+            found[index] = found[index].or(next);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Flags;
+
+    /// Returns the registries of a configuration with these URLs.
+    fn sources(text: &str) -> Vec<NamedSource> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Config::load(Some(file.path()), [], &Flags::default()).unwrap().registries
+    }
+
+    #[test]
+    fn a_registry_continues_the_one_of_its_settings_or_else_of_its_name() {
+        let former = sources("registry = ['etcd://a', 'etcd://b', 'file:///c']");
+        let indexes =
+            |text: &str| former_indexes(&former.iter().collect::<Vec<_>>(), &sources(text));
+        // The names in a list depend on the order: here, `etcd` and `etcd2`.
+        assert_eq!(indexes("registry = ['etcd://b', 'etcd://a']"), [Some(1), Some(0)]);
+        assert_eq!(indexes("registry = ['etcd://new', 'etcd://a']"), [None, Some(0)]);
+        assert_eq!(indexes("registry = ['etcd://a', 'etcd://new']"), [Some(0), Some(1)]);
+        assert_eq!(indexes("[registry.main]\nurl = 'etcd://b'"), [Some(1)]);
+        assert_eq!(indexes("[registry.etcd]\nurl = 'file:///d'"), [None]);
+        assert_eq!(indexes("registry = 'file:///d'"), [Some(2)]);
+    }
 }

@@ -90,7 +90,7 @@ pub enum HandoverError {
          too low"
     )]
     Truncated,
-    /// The message exceeds [`MAX_LINE_BYTES`] or [`MAX_DESCRIPTORS`].
+    /// The message exceeds 64 KiB or [`MAX_DESCRIPTORS`].
     #[error("a message of the take-over is too long")]
     TooLong,
     /// The message is not valid.

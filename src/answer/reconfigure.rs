@@ -28,7 +28,8 @@ impl Publisher {
 
     /// Rebuilds the catalog with other settings, and begins a publication of the result.
     ///
-    /// Readers have the former table until the end of the publication. See [`Catalog::rebuild`].
+    /// Readers have the former table until the end of the publication. See
+    /// [`Catalog::rebuild`](crate::catalog::Catalog::rebuild).
     pub fn rebuild(
         &mut self,
         catalog: catalog::Settings,

@@ -86,7 +86,7 @@ pub struct StreamCounters {
 /// Times from the receipt of a query until its response was ready to be sent.
 #[derive(Debug, Default)]
 pub struct ResponseTimes {
-    /// Responses that were available at once, sampled: see [`SAMPLED_EVERY`].
+    /// Responses that were available at once; one of 64 is timed.
     pub immediate: DurationHistogram,
     /// All deferred responses.
     pub deferred: DurationHistogram,

@@ -61,6 +61,8 @@ pub(crate) struct Outcome {
     pub(crate) sent: u64,
     pub(crate) answered: u64,
     pub(crate) wrong: u64,
+    /// The first wrong answer: the name, and the header of the response.
+    pub(crate) first_wrong: Option<(String, Vec<u8>)>,
     pub(crate) elapsed: Duration,
     /// Response times of every 64th answered query, and the longest of all.
     pub(crate) times: Spread,
@@ -94,6 +96,7 @@ pub(crate) fn run(
     let mut lanes: Vec<Lane> = (0..SOCKETS).map(|_| Lane::new(server)).collect();
     let (mut batch, mut messages) = (Batch::new(BURST), vec![Vec::new(); BURST]);
     let (mut sent, mut answered, mut wrong) = (0, 0, 0);
+    let mut first_wrong = None;
     let (mut times, mut longest) = (Vec::new(), Duration::ZERO);
     let every = rate.map(|rate| Duration::from_secs(1) * BURST as u32 / rate);
     let (begun, mut bursts, mut stopped) = (Instant::now(), 0, None);
@@ -130,12 +133,17 @@ pub(crate) fn run(
                     times.push(time);
                 }
                 let right = questions[question].is_right(&queries[question], response);
-                wrong += u64::from(!right);
+                if !right {
+                    wrong += 1;
+                    let head = response[..response.len().min(12)].to_vec();
+                    first_wrong.get_or_insert_with(|| (questions[question].name.clone(), head));
+                }
             });
         }
     }
     times.push(longest);
-    Outcome { sent, answered, wrong, elapsed: begun.elapsed(), times: Spread::of(times), longest }
+    let (elapsed, times) = (begun.elapsed(), Spread::of(times));
+    Outcome { sent, answered, wrong, first_wrong, elapsed, times, longest }
 }
 
 impl Lane {

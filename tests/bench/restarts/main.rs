@@ -44,21 +44,21 @@ struct Scale {
     events: u32,
     /// Time in which the highest rate is measured.
     flat_out: Duration,
-    /// Limit on the rate of the load, in queries per second.
-    max_rate: u32,
+    /// Rate of the load in queries per second; `None` for half of the highest.
+    rate: Option<u32>,
 }
 
 const FULL: Scale = Scale {
     period: Duration::from_secs(60),
     events: 10,
     flat_out: Duration::from_secs(5),
-    max_rate: u32::MAX,
+    rate: None,
 };
 const SHORT: Scale = Scale {
     period: Duration::from_secs(3),
     events: 5,
     flat_out: Duration::from_millis(200),
-    max_rate: 1_000,
+    rate: Some(1_000),
 };
 
 /// A server and what happens to it under load.
@@ -108,7 +108,7 @@ fn measure<W: Way>(world: &World, scale: &Scale) -> bool {
     let address = way.address();
     let flat_out = run_for(scale.flat_out, address, &world.questions, None);
     let highest = flat_out.answered as f64 / flat_out.elapsed.as_secs_f64();
-    let rate = ((highest / 2.0) as u32).clamp(1, scale.max_rate);
+    let rate = scale.rate.unwrap_or((highest / 2.0) as u32);
     let stop = AtomicBool::new(false);
     let outcome = thread::scope(|scope| {
         let load = scope.spawn(|| load::run(address, &world.questions, Some(rate), &stop));
@@ -132,6 +132,9 @@ fn measure<W: Way>(world: &World, scale: &Scale) -> bool {
         outcome.lost(),
         longest.as_secs_f64() * 1e3
     );
+    for (name, head) in flat_out.first_wrong.iter().chain(&outcome.first_wrong) {
+        println!("wrong: {name}: header {head:02x?}");
+    }
     outcome.lost() == 0 && wrong == 0 && flat_out.wrong == 0
 }
 

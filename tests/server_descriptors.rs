@@ -39,6 +39,8 @@ fn limit_descriptors(soft: usize) {
 static LIMIT: Mutex<()> = Mutex::new(());
 
 fn start(runtime: &Runtime) -> (SocketAddr, Arc<Counters>, DropGuard) {
+    // Its worker may wait for a datagram for a moment, and then frees descriptors.
+    until("the server of the test before has ended", || udp_workers() == 0);
     let long = Duration::from_secs(600);
     // With a single worker, its first response shows that no thread is still starting.
     let limits =
@@ -83,6 +85,14 @@ fn sockets(count: usize) -> Vec<Socket> {
 
 fn open_descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Returns the number of UDP workers of this process.
+fn udp_workers() -> usize {
+    let threads = fs::read_dir("/proc/self/task").unwrap();
+    let names =
+        threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());
+    names.filter(|name| name.starts_with("udp-")).count()
 }
 
 fn until(what: &str, holds: impl Fn() -> bool) {

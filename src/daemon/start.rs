@@ -23,7 +23,7 @@ use super::parts::{Launch, Parts, Stops};
 use super::publisher::start_publisher;
 use super::resolv_conf::follow_line;
 use super::snapshots::Snapshots;
-use super::take_over::{PassedFiles, Predecessor};
+use super::take_over::{PassedFiles, Predecessor, TakeOverError};
 use super::{Log, Notifier, Responder, Server, StartError};
 use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo, SocketError, SocketFile};
 use crate::answer::Answerer;
@@ -209,6 +209,10 @@ impl Server {
         }
         // If serving has failed, the running server goes on, and `finish` reports the failure.
         if let Some(succession) = succession.as_mut().filter(|_| !dns.is_finished()) {
+            // The stop may have come since the registries were read.
+            if stop.is_cancelled() {
+                return Err(TakeOverError::Stopped.into());
+            }
             succession.serving().await?;
             directories.take_over();
             files.iter_mut().for_each(SocketFile::take_over);

@@ -87,6 +87,9 @@ impl Server {
         let port = AdminPort::new(&tracker, stop, passed_port, open_sockets.clone());
         let prepared_port = open_port(&port, config.admin_listen).await;
         let admin = prepared_port.address();
+        if succession.is_none() {
+            port.warn_of_unserved(config.admin_listen);
+        }
 
         let upstream = config.upstream(&addresses);
         if let Some(settings) = &upstream {
@@ -214,6 +217,7 @@ impl Server {
                 return Err(TakeOverError::Stopped.into());
             }
             succession.serving().await?;
+            parts.port.close_passed();
             directories.take_over();
             files.iter_mut().for_each(SocketFile::take_over);
         }

@@ -91,6 +91,26 @@ fn ttl(server: &Reloading) -> String {
 }
 
 #[test]
+fn a_server_whose_http_port_was_taken_at_its_start_reloads() {
+    let (files, address) = (hello(), free_address());
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = format!("admin-listen = '{}'", taken.local_addr().unwrap());
+    let server = Reloading::start(address, &file(address, &files, &port));
+    eventually("hello.svc", SOON, || {
+        (dns::addresses(address, "hello.svc").ok()?.len() == 1).then_some(())
+    });
+    let lines = server.reload_lines(&file(address, &files, &format!("ttl = '9s'\n{port}")));
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!(ttl(&server), "9");
+    // Once the port is free, a reload opens it.
+    let port = taken.local_addr().unwrap();
+    drop(taken);
+    let text = format!("ttl = '9s'\nadmin-listen = '{port}'");
+    server.reload_lines(&file(address, &files, &text));
+    eventually("the HTTP port", SOON, || std::net::TcpStream::connect(port).ok());
+}
+
+#[test]
 fn the_command_prints_each_change_and_its_place() {
     let files = hello();
     let server = start(&files);

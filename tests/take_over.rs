@@ -356,17 +356,19 @@ fn encrypted_listeners_are_taken_over() {
 
 #[test]
 fn a_successor_with_other_addresses_closes_the_rest() {
-    let place = Place::new();
+    let mut place = Place::new();
     let (dropped, added) = (free_address(), free_address());
     let mut server = place.serve(&["--listen", &dropped.to_string()]);
     eventually("an answer on the second address", SOON, || {
         (dns::code(dropped, "hello.svc", dns::A) == "NOERROR").then_some(())
     });
+    let dropped_admin = std::mem::replace(&mut place.admin, free_address());
     let server = place.take_over(&mut server, &["--listen", &added.to_string()]);
     place.assert_answers("on the common address");
     assert_eq!(dns::code(added, "hello.svc", dns::A), "NOERROR");
     UdpSocket::bind(dropped).unwrap();
     TcpListener::bind(dropped).unwrap();
+    TcpListener::bind(dropped_admin).unwrap();
     drop(server);
 }
 

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, AdminContext, AdminListener, ServerInfo};
-use crate::inherited::{Inherited, OpenSockets, SocketName};
+use crate::inherited::{Inherited, InheritedSocket, OpenSockets, SocketName};
 
 /// The port of the HTTP interface.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(super) struct AdminPort {
     tracker: TaskTracker,
     stop: CancellationToken,
     current: Mutex<OpenPort>,
-    /// Listeners that another process passed and that are not used yet.
+    /// Listeners that another process passed.
     passed: Mutex<Vec<Inherited>>,
     /// The sockets for a successor, to which each listener is added.
     sockets: OpenSockets,
@@ -78,8 +78,11 @@ impl AdminPort {
             return Ok(PreparedPort::Unchanged);
         }
         let Some(address) = address else { return Ok(PreparedPort::Changed(None)) };
-        let listener = match self.take_passed(address) {
-            Some(passed) => passed.set_nonblocking(true).and_then(|()| passed.try_into()),
+        let listener = match self.passed_at(address) {
+            Some(passed) => passed.and_then(|passed| {
+                passed.set_nonblocking(true)?;
+                passed.try_into()
+            }),
             None => TcpListener::bind(address).await,
         };
         match listener {
@@ -88,11 +91,33 @@ impl AdminPort {
         }
     }
 
-    /// Takes the listener of an address that another process passed.
-    fn take_passed(&self, address: SocketAddr) -> Option<std::net::TcpListener> {
-        let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = passed.iter().position(|one| one.address == address)?;
-        passed.swap_remove(at).socket.tcp()
+    /// Returns the listener of an address that another process passed.
+    ///
+    /// It is a duplicate: what is prepared is not always put into operation.
+    fn passed_at(&self, address: SocketAddr) -> Option<io::Result<std::net::TcpListener>> {
+        let passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        passed.iter().find_map(|one| match &one.socket {
+            InheritedSocket::Tcp(listener) if one.address == address => Some(listener.try_clone()),
+            _ => None,
+        })
+    }
+
+    /// Closes the passed listeners that are not served, when their giver is about to end.
+    pub(super) fn close_passed(&self) {
+        self.passed.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Warns of passed listeners that nobody serves, whose clients would wait for ever.
+    pub(super) fn warn_of_unserved(&self, configured: Option<SocketAddr>) {
+        let passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        for Inherited { address, .. } in passed.iter().filter(|one| Some(one.address) != configured)
+        {
+            tracing::warn!(
+                %address,
+                "nobody serves the passed socket for the HTTP interface: set admin-listen to its \
+                 address, or remove the socket"
+            );
+        }
     }
 
     /// Serves a prepared port, and closes the port before.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::Answerer;
@@ -33,6 +34,9 @@ pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum time in which a successor reads its snapshots and registries.
 const SUCCESSOR_START_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Maximum wait of a server that is told to stop for a message that is on its way.
+const LAST_STEP_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Pause after a failed accept, which usually means that file descriptors ran out.
 const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -86,20 +90,29 @@ impl HandoverOffer {
     /// Waits for a successor that serves; keeps the server as it is until then.
     pub(super) async fn run(self, successor: oneshot::Sender<Successor>, stop: CancellationToken) {
         loop {
-            let attempt = async {
-                match self.listener.accept().await {
-                    Ok((stream, _)) => self.attempt(HandoverChannel::new(stream)).await,
-                    Err(error) => {
-                        tokio::time::sleep(ACCEPT_RETRY_PAUSE).await;
-                        Err(error.into())
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                accepted = self.listener.accept() => accepted,
+            };
+            let attempt = match accepted {
+                Ok((stream, _)) => {
+                    let attempt = self.attempt(HandoverChannel::new(stream));
+                    tokio::pin!(attempt);
+                    tokio::select! {
+                        biased;
+                        attempt = &mut attempt => attempt,
+                        // A successor that serves owns the files, even if its message came last.
+                        () = stop.cancelled() => match timeout(LAST_STEP_TIMEOUT, attempt).await {
+                            Ok(attempt) => attempt,
+                            Err(_) => return,
+                        },
                     }
                 }
-            };
-            let attempt = tokio::select! {
-                // A successor that serves owns the files, even if this server is stopped meanwhile.
-                biased;
-                attempt = attempt => attempt,
-                () = stop.cancelled() => return,
+                Err(error) => {
+                    tokio::time::sleep(ACCEPT_RETRY_PAUSE).await;
+                    Err(error.into())
+                }
             };
             match attempt {
                 Ok(serving) => {

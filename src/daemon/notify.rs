@@ -115,9 +115,11 @@ impl Notifier {
 
     /// Reports that the server is shutting down; later reports of its start are not sent.
     pub fn stopping(&self) {
-        self.state("STOPPING=1");
         if let Some(manager) = &self.0 {
-            manager.lock().is_stopping = true;
+            let mut known = manager.lock();
+            if !std::mem::replace(&mut known.is_stopping, true) {
+                manager.send_state(&mut known, "STOPPING=1");
+            }
         }
     }
 
@@ -181,13 +183,17 @@ impl Manager {
     /// Sends a change of state, which replaces one that was not sent yet.
     fn state(&self, state: &str) {
         let mut known = self.lock();
-        if known.is_stopping {
-            return;
+        if !known.is_stopping {
+            self.send_state(&mut known, state);
         }
+    }
+
+    /// Sends a change of state while no other thread can decide to send one.
+    fn send_state(&self, known: &mut NotifiedState, state: &str) {
         known.unsent = match self.socket.send_to_addr(state.as_bytes(), &self.address) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Some(state.to_owned()),
             sent => {
-                note_failure(&mut known, sent);
+                note_failure(known, sent);
                 None
             }
         };
@@ -195,9 +201,9 @@ impl Manager {
 
     /// Sends the last change of state, if the queue of the manager had no room for it.
     fn resend(&self) {
-        let unsent = self.lock().unsent.take();
-        if let Some(unsent) = unsent {
-            self.state(&unsent);
+        let mut known = self.lock();
+        if let Some(unsent) = known.unsent.take() {
+            self.send_state(&mut known, &unsent);
         }
     }
 

@@ -188,8 +188,15 @@ impl Reloader {
             let checked = tokio::task::spawn_blocking(move || settings.check()).await?;
             checked.map_err(|error| refusal("upstream-ca-file", &error))?;
         }
-        let admin = self.parts.port.prepare(config.admin_listen).await;
-        let admin = admin.map_err(|(_, error)| refusal("admin-listen", &error))?;
+        let admin = match self.parts.port.prepare(config.admin_listen).await {
+            Ok(admin) => admin,
+            // As at the start: a port that could not be opened then prevents no other change.
+            Err((address, error)) if config.admin_listen == self.config.admin_listen => {
+                tracing::warn!(%address, %error, "the HTTP interface still has no port");
+                PreparedPort::Unchanged
+            }
+            Err((_, error)) => return Err(refusal("admin-listen", &error)),
+        };
         Ok(PreparedReload { config, secrets, view, log, upstream, admin, listeners })
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use super::ServerError;
@@ -21,6 +21,9 @@ use crate::server::BindError;
 
 /// Maximum time from the stop until the DNS server and its tasks have ended.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Maximum time from the stop until it is known whether there is a successor.
+const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Maximum time from the stop until the snapshots are written.
 ///
@@ -89,11 +92,9 @@ impl Server {
         // The successor waits until its end of the channel is closed, after all other parts.
         let mut successor = None;
         let ended = tokio::select! {
+            // A successor that serves owns the files, even if this server is stopped meanwhile.
+            biased;
             Ok(serving) = &mut self.successor => {
-                for file in &mut self.files {
-                    file.hand_over();
-                }
-                self.directories.hand_over();
                 successor = Some(serving);
                 Ok(())
             }
@@ -108,6 +109,17 @@ impl Server {
         };
         self.parts.notifier.stopping();
         self.stops.stop.cancel();
+        // One that began to serve meanwhile; the wait is short, as the offer ends with the stop.
+        if successor.is_none() && !self.successor.is_terminated() {
+            let last = timeout(SUCCESSOR_TIMEOUT, &mut self.successor).await;
+            successor = last.ok().and_then(Result::ok);
+        }
+        if successor.is_some() {
+            for file in &mut self.files {
+                file.hand_over();
+            }
+            self.directories.hand_over();
+        }
         if successor.is_some() || ended.is_err() {
             // Another process receives, or nothing can be answered any more.
             self.stops.last.cancel();

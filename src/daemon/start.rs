@@ -23,7 +23,7 @@ use super::parts::{Launch, Parts, Stops};
 use super::publisher::start_publisher;
 use super::resolv_conf::follow_line;
 use super::snapshots::Snapshots;
-use super::take_over::{PassedFiles, Predecessor};
+use super::take_over::{PassedFiles, Predecessor, TakeOverError};
 use super::{Log, Notifier, Responder, Server, StartError};
 use crate::admin::{AdminContext, AdminListener, BridgeState, ServerInfo, SocketError, SocketFile};
 use crate::answer::Answerer;
@@ -87,6 +87,9 @@ impl Server {
         let port = AdminPort::new(&tracker, stop, passed_port, open_sockets.clone());
         let prepared_port = open_port(&port, config.admin_listen).await;
         let admin = prepared_port.address();
+        if succession.is_none() {
+            port.warn_of_unserved(config.admin_listen);
+        }
 
         let upstream = config.upstream(&addresses);
         if let Some(settings) = &upstream {
@@ -209,7 +212,12 @@ impl Server {
         }
         // If serving has failed, the running server goes on, and `finish` reports the failure.
         if let Some(succession) = succession.as_mut().filter(|_| !dns.is_finished()) {
+            // The stop may have come since the registries were read.
+            if stop.is_cancelled() {
+                return Err(TakeOverError::Stopped.into());
+            }
             succession.serving().await?;
+            parts.port.close_passed();
             directories.take_over();
             files.iter_mut().for_each(SocketFile::take_over);
         }

@@ -75,7 +75,9 @@ fn sockets(server: &Reloading) -> Vec<String> {
             }
         }
     }
+    // The table can show a socket twice while others change.
     inodes.sort();
+    inodes.dedup();
     inodes
 }
 
@@ -224,6 +226,10 @@ fn a_broken_configuration_changes_nothing() {
             (server.log().matches("the configuration was not reloaded").count() > number)
                 .then_some(())
         });
+        // `check` knows it, too, also of what only the running server can find out.
+        let checked = server.run(&["check", "--config", &place]);
+        assert_eq!(checked.status.code(), Some(1), "{lines}: {checked:?}");
+        assert!(stderr(&checked).contains(reason), "{lines}\n{}", stderr(&checked));
         assert_eq!(ttl(&server), "5", "{lines}");
         assert_eq!(sockets(&server), before, "{lines}");
     }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use super::arguments::CheckArgs;
-use super::client::AdminClient;
+use super::client::{AdminClient, ReloadCheck};
 use super::{ServerLocation, client, output, reload};
 use crate::admin::ReloadView;
 use crate::config::{ConfiguredSecret, EffectiveValue};
@@ -29,26 +29,33 @@ pub(super) async fn run(location: &ServerLocation, command: CheckArgs) -> anyhow
     for warning in &config.warnings {
         output::complain(&format!("warning: {warning}"));
     }
-    describe_reload(location).await?;
-    Ok(ExitCode::SUCCESS)
+    describe_reload(location).await
 }
 
 /// Prints what a reload of the running server would change; prints nothing if none is running.
 ///
 /// The server has its own file, flags and environment, which need not be those of this command.
-async fn describe_reload(location: &ServerLocation) -> anyhow::Result<()> {
-    let Ok(client) = AdminClient::find(location).await else { return Ok(()) };
-    match client.post_patiently("/v1/reload?check=true").await {
-        Ok(text) => {
+/// The exit code is that of `svcdns reload`.
+async fn describe_reload(location: &ServerLocation) -> anyhow::Result<ExitCode> {
+    let Ok(client) = AdminClient::find(location).await else { return Ok(ExitCode::SUCCESS) };
+    match client.check_reload().await {
+        Ok(ReloadCheck::Accepted(text)) => {
             let view: ReloadView = client::decode(&text)?;
             output::print(&format!(
                 "\nA reload of the running server, with its own file, flags and environment:\n{}",
                 reload::format_changes(&view)
             ))?;
         }
-        Err(error) => {
-            output::complain(&format!("a reload of the running server is not possible: {error}"));
+        Ok(ReloadCheck::Refused(reason)) => {
+            output::complain(&format!("a reload of the running server would fail: {reason}"));
+            return Ok(ExitCode::FAILURE);
         }
+        Ok(ReloadCheck::NotPermitted) => output::complain(
+            "the running server tells only root and its own user what a reload would change",
+        ),
+        Err(error) => output::complain(&format!(
+            "the running server does not say what a reload would change: {error:#}"
+        )),
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

@@ -98,6 +98,17 @@ impl AdminClient {
         read_text(self.send(Method::POST, path).await?).await
     }
 
+    /// Asks the server what a reload would change; the server changes nothing.
+    pub(super) async fn check_reload(&self) -> anyhow::Result<ReloadCheck> {
+        let response = self.request(Method::POST, "/v1/reload?check=true").await?;
+        let status = response.status();
+        match (status, read_text(response).await) {
+            (StatusCode::FORBIDDEN, _) => Ok(ReloadCheck::NotPermitted),
+            (StatusCode::CONFLICT, Err(refusal)) => Ok(ReloadCheck::Refused(refusal.to_string())),
+            (_, text) => Ok(ReloadCheck::Accepted(text?)),
+        }
+    }
+
     async fn request_text(&self, method: Method, path: &str) -> anyhow::Result<String> {
         read_text(self.request(method, path).await?).await
     }
@@ -176,6 +187,17 @@ async fn read_text(response: Response<Incoming>) -> anyhow::Result<String> {
 pub(super) fn decode<T: DeserializeOwned>(text: &str) -> anyhow::Result<T> {
     serde_json::from_str(text)
         .context("the response of the running svcdns, which is another version, cannot be decoded")
+}
+
+/// The server's reply to the question what a reload would change.
+#[derive(Debug)]
+pub(super) enum ReloadCheck {
+    /// The JSON of the changes.
+    Accepted(String),
+    /// The configuration does not hold, for this reason.
+    Refused(String),
+    /// The user has no right to ask.
+    NotPermitted,
 }
 
 /// The lines of an endless response.

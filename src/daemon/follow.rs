@@ -108,9 +108,10 @@ impl PipelineHandle {
     /// Applies another configuration; returns once all answers are from it.
     ///
     /// Answers are from the former configuration until then. A registry of the same settings, or of
-    /// the same name and kind, keeps its names, even if it cannot be reached; its next list is
-    /// judged as after a reconnect. The names of other registries are gone. `listen` are the
-    /// addresses that the server listens at.
+    /// the same name and kind, keeps its names, even if it cannot be reached. All registries, the
+    /// static services too, are read again afterwards, and their lists judged as after a reconnect.
+    /// The names of other registries are gone. `listen` are the addresses that the server listens
+    /// at.
     ///
     /// # Errors
     /// If the server is stopping.

@@ -204,7 +204,7 @@ impl Server {
             report_not_listening,
             StopOrder { stop: stop.clone(), last: stops.last.clone() },
         ));
-        while handle.addresses().len() < addresses.len() && !dns.is_finished() {
+        while !handle.is_serving() && !dns.is_finished() {
             sleep(SERVED_INTERVAL).await;
         }
         if let Some(serve_commands) = serve_commands {

@@ -55,7 +55,8 @@ impl ServerHandle {
     /// If the settings are invalid, or a certificate cannot be loaded or a socket opened. No new
     /// socket stays open in that case.
     pub fn prepare(&self, settings: &Settings) -> Result<PreparedListeners, BindError> {
-        let state = self.state.lock();
+        // A copy, because opening may wait for a file system, and others read the state meanwhile.
+        let state = self.state.lock().clone();
         let settings = state.held.added_to(settings);
         settings.check()?;
         let workers = settings.limits.udp_workers;
@@ -80,6 +81,11 @@ impl ServerHandle {
         if self.changes.send(ListenerChange { prepared, done }).await.is_ok() {
             let _ = is_done.await;
         }
+    }
+
+    /// Returns whether the server reads its sockets.
+    pub fn is_serving(&self) -> bool {
+        self.state.lock().is_serving
     }
 
     /// Returns what the server listens on.

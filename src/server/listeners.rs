@@ -17,7 +17,7 @@ use super::context::ServerContext;
 use super::encrypted::EncryptedListeners;
 use super::handle::{ListenerChange, PreparedListeners};
 use super::interfaces::{AddressChanges, local_addresses};
-use super::listening::SharedListenState;
+use super::listening::{ListenState, SharedListenState};
 use super::own_addresses::OwnAddresses;
 use super::sockets::{PlainEndpoint, worker_count};
 use super::udp::UdpShared;
@@ -229,6 +229,12 @@ impl<R: Respond> PlainListeners<R> {
         };
         self.end_where(is_removed, "the address was removed").await;
         self.failures.retain(|address, _| present.contains(address));
+        {
+            let mut state = self.state.lock();
+            let ListenState { listening, missing, .. } = &mut *state;
+            // An address that the machine has lost is not missing, unless it is configured itself.
+            missing.retain(|address, _| present.contains(address) || listening.names(address));
+        }
         for address in present {
             if self.active.contains_key(&address) {
                 continue;

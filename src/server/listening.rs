@@ -103,7 +103,7 @@ impl HeldAddresses {
 }
 
 /// What a server listens on at the moment.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct ListenState {
     /// The configuration in operation.
     pub(super) listening: ListenSet,
@@ -112,6 +112,8 @@ pub(super) struct ListenState {
     pub(super) active: BTreeMap<SocketAddr, usize>,
     /// Addresses that should be served but are not, each with the reason.
     pub(super) missing: BTreeMap<SocketAddr, String>,
+    /// Whether the sockets are read; they are open before.
+    pub(super) is_serving: bool,
 }
 
 /// The state, shared by the server and those who change it.
@@ -143,8 +145,9 @@ impl ListenState {
     /// Returns what is served and what is missing.
     pub(super) fn report(&self) -> ListenReport {
         let Self { listening: ListenSet { tls, quic, .. }, active, missing, .. } = self;
+        let open = active.len() + tls.len() + quic.len();
         ListenReport {
-            open: active.len() + tls.len() + quic.len(),
+            open: if self.is_serving { open } else { 0 },
             missing: missing.iter().map(|(address, why)| (*address, why.clone())).collect(),
         }
     }

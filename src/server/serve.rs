@@ -106,6 +106,7 @@ impl Bound {
         for endpoint in endpoints {
             listeners.serve(endpoint).await?;
         }
+        handle.state.lock().is_serving = true;
 
         listeners.follow(changes, &mut encrypted_listeners).await;
         let threads = listeners.join_tcp().await;

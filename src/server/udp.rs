@@ -6,10 +6,10 @@
 //! and turns of the event loop. While deferred responses or other tasks are pending, the worker
 //! runs its runtime, which also watches the socket.
 //!
-//! A worker leaves what its socket shares with other processes as it is: systemd or a successor may
-//! have the same one. At its start, it sets the mode and the receive time-out, as they all do; later
-//! it neither changes them nor shuts the socket down. Instead, the receive call times out now and
-//! then, and the worker looks whether it must stop.
+//! A worker leaves what its socket shares with other processes as it is: systemd or a successor
+//! may have the same one. At its start, it sets the mode and the receive time-out, as they all do;
+//! later, it neither changes them nor shuts the socket down. Instead, the receive call times out
+//! now and then, and the worker looks whether it must stop.
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
